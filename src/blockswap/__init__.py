@@ -1,0 +1,36 @@
+"""Block swap for Wan video transformers: blocks stream to the device, every copy under compute.
+
+from blockswap import BlockSwapArgs, open_transformer, swap_blocks
+
+with swap_blocks(transformer, BlockSwapArgs(vram_budget="8GiB"), device="cuda") as swap:
+    video = pipe(prompt)
+    print(swap.report())
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from blockswap.errors import BlockSwapError
+from blockswap.plan import SwapPlan
+from blockswap.selection import BlockSwapArgs
+
+if TYPE_CHECKING:
+    from blockswap.swap import Swap, open_transformer, swap_blocks
+
+__version__ = "0.1.0"
+__all__ = [
+    "BlockSwapArgs",
+    "BlockSwapError",
+    "Swap",
+    "SwapPlan",
+    "open_transformer",
+    "swap_blocks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the torch side on first use, so that planning and the command line start quickly."""
+    if name in {"Swap", "open_transformer", "swap_blocks"}:
+        import blockswap.swap
+
+        return getattr(blockswap.swap, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

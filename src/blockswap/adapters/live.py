@@ -1,0 +1,143 @@
+"""A live module's layout: which tensors each unit has, what they consist of, where they hang.
+
+Streamed are the parameters that belong to one unit alone. Everything else is *rest* and stays on
+the compute device: parameters outside the units, tensors shared between modules, and all buffers
+(a buffer may change during a forward, and what changes cannot be fetched again from a store).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from blockswap.adapters.families import UnitModule, bare, unit_modules
+from blockswap.errors import ModelError
+from blockswap.layout.values import ModelLayout, TensorSpec, UnitLayout
+from blockswap.store.leaves import leaf_tensors, spec_of
+from blockswap.stream.binding import Place
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTensor:
+    """A tensor of a live module with every place in which it hangs."""
+
+    spec: TensorSpec
+    tensor: torch.Tensor
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveUnit:
+    """A unit of a live module; `tensors` are in the order of `layout.tensors`."""
+
+    layout: UnitLayout
+    module: torch.nn.Module
+    tensors: tuple[LiveTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModel:
+    """A live module as the engine sees it."""
+
+    root: torch.nn.Module
+    layout: ModelLayout
+    units: tuple[LiveUnit, ...]
+    rest: tuple[LiveTensor, ...]
+
+
+def describe_module(model: torch.nn.Module) -> LiveModel:
+    """The layout of a live model. Raises ModelError for one without blocks."""
+    root = bare(model)
+    found = unit_modules(root)
+    owned = _tensors_by_owner(root, found)
+    units = tuple(
+        _live_unit(unit, owned.pop(number)) for number, unit in enumerate(found) if number in owned
+    )
+    rest = tuple(_live(places[0].label, places) for places in owned.get(-1, ()))
+    layout = ModelLayout(
+        label=type(root).__name__,
+        units=tuple(unit.layout for unit in units),
+        rest=tuple(tensor.spec for tensor in rest),
+    )
+    return LiveModel(root=root, layout=layout, units=units, rest=rest)
+
+
+def places_of(model: torch.nn.Module) -> Iterator[Place]:
+    """Every place in which a parameter or buffer hangs, duplicates of shared tensors included."""
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for table, is_parameter in ((module._parameters, True), (module._buffers, False)):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    yield Place(module, name, is_parameter, prefix + name)
+
+
+def _tensors_by_owner(
+    root: torch.nn.Module, units: Sequence[UnitModule]
+) -> dict[int, list[tuple[Place, ...]]]:
+    """Groups of places (one group a tensor) by the number of the unit that owns it; -1 is rest."""
+    unit_of = {module: n for n, unit in enumerate(units) for module in unit.module.modules()}
+    groups: dict[int, list[Place]] = {}
+    for place in places_of(root):
+        groups.setdefault(id(place.table[place.name]), []).append(place)
+    memory = _users_of_memory(groups, unit_of)
+    owned: dict[int, list[tuple[Place, ...]]] = {n: [] for n in range(len(units))}
+    owned[-1] = []
+    for group in groups.values():
+        tensor = group[0].table[group[0].name]
+        owners = set().union(*(memory[key] for key in _memory_keys(tensor)))
+        alone = len(owners) == 1 and all(place.is_parameter for place in group)
+        owned[owners.pop() if alone else -1].append(tuple(group))
+    return owned
+
+
+def _users_of_memory(
+    groups: dict[int, list[Place]], unit_of: dict[torch.nn.Module, int]
+) -> dict[tuple[int, int], set[int]]:
+    """Which units use each piece of memory: different tensors may be views of the same bytes."""
+    users: dict[tuple[int, int], set[int]] = {}
+    for group in groups.values():
+        owners = {unit_of.get(place.module, -1) for place in group}
+        for key in _memory_keys(group[0].table[group[0].name]):
+            users.setdefault(key, set()).update(owners)
+    return users
+
+
+def _memory_keys(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    """What identifies the memory of each leaf: its first byte, or its own identity without one."""
+    keys = []
+    for _, leaf in leaf_tensors(tensor):
+        empty = leaf.device.type == "meta" or leaf.numel() == 0
+        keys.append((0, id(leaf)) if empty else (1, leaf.data_ptr()))
+    return keys or [(0, id(tensor))]
+
+
+def _live_unit(unit: UnitModule, groups: list[tuple[Place, ...]]) -> LiveUnit:
+    prefix = f"{unit.name}."
+    tensors = tuple(_live(group[0].label.removeprefix(prefix), group) for group in groups)
+    layout = UnitLayout(unit.name, unit.kind, unit.index, tuple(t.spec for t in tensors))
+    return LiveUnit(layout=layout, module=unit.module, tensors=tensors)
+
+
+def _live(name: str, places: tuple[Place, ...]) -> LiveTensor:
+    tensor = places[0].table[places[0].name]
+    return LiveTensor(spec=spec_of(name, tensor), tensor=tensor, places=places)
+
+
+def refuse_unloaded(model: LiveModel) -> None:
+    """Raises ModelError unless every tensor of the units has data in host memory."""
+    for unit in model.units:
+        for live in unit.tensors:
+            for _, leaf in leaf_tensors(live.tensor):
+                if leaf.device.type == "cpu":
+                    continue
+                where = f"{unit.layout.name}.{live.spec.name}"
+                if leaf.device.type == "meta":
+                    raise ModelError(
+                        f"{where} has no data (it is on the meta device): load the model's weights "
+                        "first, or open its checkpoint with open_transformer"
+                    )
+                raise ModelError(
+                    f"{where} is on {leaf.device}, and weights are never copied back from a device:"
+                    " call model.to('cpu') before swapping its blocks"
+                )

@@ -1,0 +1,61 @@
+"""Models without weights: diffusers' Wan classes built on the meta device from a file's geometry.
+
+Parameters are meta tensors; buffers that are computed and not stored (rope tables) are real.
+"""
+
+from typing import Any
+
+import torch
+
+from blockswap.errors import ModelError
+from blockswap.layout.geometry import WanGeometry
+
+
+def build_skeleton(geometry: WanGeometry) -> torch.nn.Module:
+    """A `WanTransformer3DModel` or `WanVACETransformer3DModel` of this geometry, in eval mode.
+
+    Raises ModelError where diffusers is not installed or too old for the model.
+    """
+    try:
+        from accelerate import init_empty_weights
+        from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
+    except ImportError as error:
+        raise ModelError(
+            "opening a transformer needs diffusers, which could not be imported "
+            f'({error}): pip install "wanvideo-blockswap[diffusers]", or give a skeleton of your own'
+        ) from error
+    config = _config(geometry)
+    wanted: Any = WanVACETransformer3DModel if geometry.vace_layers else WanTransformer3DModel
+    with init_empty_weights(include_buffers=False):
+        model: torch.nn.Module = wanted(**config)
+    return model.eval()
+
+
+def keeps_fp32(model: torch.nn.Module, name: str) -> bool:
+    """Whether the model's class wants tensor `name` in fp32 whatever the compute dtype is."""
+    kept = getattr(type(model), "_keep_in_fp32_modules", None) or ()
+    return any(part in name.split(".") for part in kept)
+
+
+def _config(geometry: WanGeometry) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "patch_size": geometry.patch_size,
+        "num_attention_heads": geometry.num_heads,
+        "attention_head_dim": geometry.head_dim,
+        "in_channels": geometry.in_channels,
+        "out_channels": geometry.out_channels,
+        "text_dim": geometry.text_dim,
+        "freq_dim": geometry.freq_dim,
+        "ffn_dim": geometry.ffn_dim,
+        "num_layers": geometry.num_layers,
+        "cross_attn_norm": geometry.cross_attn_norm,
+        "qk_norm": "rms_norm_across_heads" if geometry.qk_norm else None,
+        "eps": geometry.eps,
+        "image_dim": geometry.image_dim,
+        "added_kv_proj_dim": geometry.dim if geometry.added_kv else None,
+        "pos_embed_seq_len": geometry.pos_embed_seq_len,
+    }
+    if geometry.vace_layers:
+        config["vace_layers"] = list(geometry.vace_layers)
+        config["vace_in_channels"] = geometry.vace_in_channels
+    return config

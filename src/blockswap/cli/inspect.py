@@ -1,0 +1,120 @@
+"""Owns `blockswap inspect`: which model a file is, and what its blocks weigh."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blockswap.cli.console import new_console, new_table, print_facts
+from blockswap.cli.inspection import Inspection, Part, equal_runs, inspect_checkpoint
+from blockswap.layout.checkpoint import open_checkpoint
+from blockswap.layout.geometry import WanGeometry
+from blockswap.layout.summary import CheckpointSummary
+from blockswap.report.words import count_of
+from blockswap.units import format_bytes
+
+_NAMED = 3
+_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float8_e4m3fn": "fp8"}
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|FOLDER",
+            help="A .safetensors file, a sharded checkpoint's index, or its folder.",
+            show_default=False,
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show which Wan model a checkpoint is, its geometry, dtypes and bytes per block.
+
+    Only headers are read, so it takes no time however large the file is.
+    """
+    found = inspect_checkpoint(open_checkpoint(path))
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    console = new_console()
+    print_facts(console, str(path), _facts(found))
+    table = new_table("part", "count", "each", "tensors", "dtypes", "align", "ranges", "files")
+    for run in equal_runs(found.units):
+        table.add_row(*_row(run))
+    table.add_section()
+    table.add_row(*_row((found.rest,)))
+    console.print(table)
+    console.print(_gain(found.summary), soft_wrap=True)
+
+
+def _facts(found: Inspection) -> tuple[tuple[str, str], ...]:
+    summary, geometry = found.summary, found.summary.geometry
+    files = count_of(len(found.files), "file")
+    values = f"{summary.parameters / 1e9:.3g} B parameters"
+    sizes = summary.dtype_bytes.items()
+    facts = [
+        ("model", " or ".join(summary.variants) or "a Wan transformer of no published geometry"),
+        ("size", f"{format_bytes(summary.nbytes)} in {files}, {values}"),
+        ("dtypes", ", ".join(f"{dtype} {format_bytes(nbytes)}" for dtype, nbytes in sizes)),
+        ("names", geometry.naming + (f", prefix {found.prefix}" if found.prefix else "")),
+        ("blocks", _blocks(geometry)),
+        ("channels", f"{geometry.in_channels} in, {geometry.out_channels} out"),
+        ("patch", " x ".join(map(str, geometry.patch_size))),
+        ("text", f"{geometry.text_dim} wide"),
+        ("aligned", f"{_share(summary.aligned_16)} of tensors to 16 bytes, "
+                    f"{_share(summary.aligned_4096)} to 4096"),
+    ]  # fmt: skip
+    if geometry.image_dim is not None:
+        facts.append(("image", f"{geometry.image_dim} wide"))
+    notes = (
+        ("extras", geometry.extras, "scales of a quantised file"),
+        ("unused", geometry.unused, "read by no forward"),
+        ("left out", found.left_out, "no part of the transformer"),
+    )
+    facts.extend((what, f"{_some(names)}: {why}") for what, names, why in notes if names)
+    return tuple(facts)
+
+
+def _share(share: float) -> str:
+    return f"{share * 100:.0f} %"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _gain(summary: CheckpointSummary) -> str:
+    blocks = sum(size for name, size in summary.unit_bytes.items() if name.startswith("blocks."))
+    return (
+        f"Each streamed block keeps {format_bytes(summary.block_bytes_max)} off the device; "
+        f"all {summary.block_count} blocks are {format_bytes(blocks)}."
+    )
+
+
+def _blocks(geometry: WanGeometry) -> str:
+    words = f"{geometry.num_layers} of {geometry.dim} wide, {geometry.num_heads} heads"
+    words += f" of {geometry.head_dim}, ffn {geometry.ffn_dim}"
+    if geometry.num_vace_blocks:
+        words += f"; {geometry.num_vace_blocks} VACE blocks beside them"
+    return words
+
+
+def _row(run: tuple[Part, ...]) -> tuple[str, ...]:
+    part = run[0]
+    stem, _, last = part.name.rpartition(".")
+    # The path to an embedder is long and says nothing more; that to a block is its list's name.
+    name = part.name if last.isdecimal() else last
+    if len(run) > 1:
+        name = f"{stem}.{last}-{run[-1].name.rpartition('.')[2]}"
+    return (
+        name,
+        str(len(run)),
+        format_bytes(part.nbytes),
+        str(part.tensors),
+        " + ".join(_SHORT.get(dtype, dtype) for dtype in part.dtypes),
+        f"{part.alignment} B",
+        str(part.ranges),
+        str(part.shards),
+    )

@@ -1,0 +1,118 @@
+"""What a checkpoint says of itself: this module owns reading metadata and config.json as claims.
+
+Head count and VACE positions cannot be seen in shapes; everything else that is stated is a claim
+that the shapes must bear out. Official files state nothing and need nothing.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blockswap.errors import GeometryError
+from blockswap.layout.checkpoint import Checkpoint
+from blockswap.layout.geometry.values import WanGeometry
+from blockswap.layout.quoting import quote
+
+HEADS_KEY = "wan.num_heads"
+VACE_KEY = "wan.vace_layers"
+_COUNT = re.compile(r"[1-9][0-9]{0,5}")
+_COUNTS = re.compile(r"[0-9]{1,6}(,[0-9]{1,6})*")
+# field of WanGeometry -> its names in a vendor's or diffusers' config.json
+_CLAIMS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("dim", ("dim",)),
+    ("ffn_dim", ("ffn_dim",)),
+    ("num_layers", ("num_layers",)),
+    ("in_channels", ("in_dim", "in_channels")),
+    ("out_channels", ("out_dim", "out_channels")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What shapes cannot show, where the checkpoint says it; None where it does not."""
+
+    num_heads: int | None = None
+    vace_layers: tuple[int, ...] | None = None
+    eps: float | None = None
+
+
+def stated_by(checkpoint: Checkpoint) -> Stated:
+    """Reads metadata and config. Raises GeometryError where they are malformed or disagree."""
+    config = checkpoint.config or {}
+    label, metadata = checkpoint.label, checkpoint.metadata
+    heads = _agreed(label, "heads", _metadata_heads(label, metadata), _config_heads(label, config))
+    layers = _agreed(
+        label, "VACE layers", _metadata_layers(label, metadata), _config_layers(label, config)
+    )
+    eps = config.get("eps")
+    if eps is not None and not (isinstance(eps, float) and 0 < eps < 1):
+        raise _malformed(label, "eps", eps, "a small positive number")
+    return Stated(heads, layers, eps)
+
+
+def check_claims(checkpoint: Checkpoint, geometry: WanGeometry) -> None:
+    """Raises GeometryError where config.json states sizes that the tensors do not have."""
+    config = checkpoint.config or {}
+    for field, names in _CLAIMS:
+        true = getattr(geometry, field)
+        for name in names:
+            claim = config.get(name)
+            # diffusers writes null for "as the input".
+            if claim is not None and claim != true:
+                raise GeometryError(
+                    f"{checkpoint.label}: config.json says {name} = {quote(claim)}, the tensors "
+                    f"have {true}: the config belongs to another model, remove or replace it"
+                )
+
+
+def _agreed(label: str, what: str, metadata: Any, config: Any) -> Any:
+    if metadata is not None and config is not None and metadata != config:
+        raise GeometryError(
+            f"{label}: the file's metadata says {what} = {metadata}, config.json {config}: "
+            "remove the one that is wrong"
+        )
+    return config if metadata is None else metadata
+
+
+def _metadata_heads(label: str, metadata: Mapping[str, str]) -> int | None:
+    text = metadata.get(HEADS_KEY)
+    if text is None:
+        return None
+    if not _COUNT.fullmatch(text):
+        raise _malformed(label, HEADS_KEY, text, "a number of heads")
+    return int(text)
+
+
+def _metadata_layers(label: str, metadata: Mapping[str, str]) -> tuple[int, ...] | None:
+    text = metadata.get(VACE_KEY)
+    if text is None:
+        return None
+    if not _COUNTS.fullmatch(text):
+        raise _malformed(label, VACE_KEY, text, "a list of layers such as 0,5,10")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _config_heads(label: str, config: Mapping[str, Any]) -> int | None:
+    for name in ("num_heads", "num_attention_heads"):
+        value = config.get(name)
+        if value is not None:
+            if type(value) is not int or value < 1:
+                raise _malformed(label, name, value, "a number of heads")
+            return value
+    return None
+
+
+def _config_layers(label: str, config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    value = config.get("vace_layers")
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise _malformed(label, "vace_layers", value, "a list of layers such as [0, 5, 10]")
+    return tuple(value)
+
+
+def _malformed(label: str, key: str, value: object, wanted: str) -> GeometryError:
+    return GeometryError(
+        f"{label} states {key} = {quote(value)}, which is not {wanted}: correct it or remove it"
+    )

@@ -1,0 +1,68 @@
+"""Verification: this module owns comparing a checkpoint with the tensors its geometry demands."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from blockswap.errors import GeometryError
+from blockswap.layout.checkpoint import StoredTensor
+from blockswap.layout.geometry.naming import to_diffusers_key
+from blockswap.layout.geometry.tensors import tensor_names
+from blockswap.layout.geometry.values import WanGeometry
+from blockswap.layout.quoting import quote, some
+
+# What quantised files add beside a layer's weight, or once for the file.
+_SCALES = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
+_FILE_MARKS = ("scaled_fp8",)
+# Early diffusers I2V files hold it; the model itself never reads it.
+_UNUSED = ".norm_added_q.weight"
+
+
+def verify_tensors(
+    label: str, tensors: Mapping[str, StoredTensor], geometry: WanGeometry
+) -> WanGeometry:
+    """Compares `tensors` (by original key) with the full list of names and shapes.
+
+    Returns the geometry with `extras` and `unused` filled in. Raises GeometryError.
+    """
+    expected = tensor_names(geometry)
+    model = f"a Wan transformer of {geometry.num_layers} blocks, {geometry.dim} wide,"
+    missing = [key for key in expected if key not in tensors]
+    if missing:
+        if geometry.naming == "diffusers":
+            missing = [to_diffusers_key(key) for key in missing]
+        raise GeometryError(
+            f"{label} lacks {_tensors(missing)}, which {model} has: give the whole checkpoint"
+        )
+    for key, shape in expected.items():
+        if tensors[key].shape != shape:
+            raise GeometryError(
+                f"{label}: {quote(tensors[key].name)} is {quote(list(tensors[key].shape))}, "
+                f"{model} has {list(shape)} there: the file is packed by a quantiser or is "
+                "another model's"
+            )
+    beside = [key for key in tensors if key not in expected]
+    extras = [key for key in beside if _is_scale(key, expected)]
+    unused = [key for key in beside if key.endswith(_UNUSED)]
+    known = {*extras, *unused}
+    strange = [tensors[key].name for key in beside if key not in known]
+    if strange:
+        raise GeometryError(
+            f"{label} holds {_tensors(strange)} too many, which {model} does not have: "
+            "it is another model's or holds more than a transformer"
+        )
+    return replace(
+        geometry,
+        extras=tuple(tensors[key].key for key in extras),
+        unused=tuple(tensors[key].key for key in unused),
+    )
+
+
+def _tensors(names: list[str]) -> str:
+    if len(names) == 1:
+        return f"tensor {quote(names[0])}"
+    return f"{len(names)} tensors ({some(names)})"
+
+
+def _is_scale(key: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
+    layer, _, last = key.rpartition(".")
+    return key in _FILE_MARKS or (last in _SCALES and f"{layer}.weight" in expected)

@@ -1,0 +1,182 @@
+"""Finding files: this module owns which files make up a checkpoint that a person names by one path.
+
+A path is one `.safetensors` file, an index (`*.safetensors.index.json`), or a folder that holds
+an index, one `.safetensors` file, or all shards of one set.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockswap.errors import CheckpointError
+from blockswap.layout.header import MAX_HEADER_BYTES
+from blockswap.layout.quoting import quote, some
+from blockswap.layout.strictjson import JsonRefused, parse_object
+
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+CONFIG_NAME = "config.json"
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFiles:
+    """The files of a checkpoint, in shard order; `index` maps each tensor to a place in `files`."""
+
+    label: str
+    files: tuple[Path, ...]
+    index: Mapping[str, int] | None
+    config: Mapping[str, Any] | None
+
+
+def find_files(path: Path) -> FoundFiles:
+    """Resolves one path to the files to open. Raises CheckpointError."""
+    if "\0" in str(path):
+        raise CheckpointError(f"{quote(str(path))} has a zero byte in its name: check the path")
+    if not os.path.exists(path):
+        raise CheckpointError(f"{path} is not there: check the path")
+    if path.is_dir():
+        return _in_folder(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return _from_index(path, path.name.removesuffix(INDEX_SUFFIX))
+    shard = _SHARD.fullmatch(path.name)
+    if shard and int(shard["count"]) > 1:
+        raise CheckpointError(
+            f"{path} is shard {int(shard['number'])} of {int(shard['count'])}: "
+            f"give its index or its folder {path.parent}"
+        )
+    # A config beside a file of a model folder is that model's; beside any other file, where
+    # many models share a folder, it would be a stranger's.
+    config = _config(path.parent) if path.name.startswith(DIFFUSERS_STEM) else None
+    return FoundFiles(path.stem, (path,), None, config)
+
+
+def _in_folder(folder: Path) -> FoundFiles:
+    names = sorted(entry.name for entry in _entries(folder))
+    indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    if len(indices) == 1:
+        return _from_index(folder / indices[0], folder.name)
+    if indices:
+        raise CheckpointError(
+            f"{folder} holds {len(indices)} indices ({some(indices)}): give the one that is meant"
+        )
+    files = [name for name in names if name.endswith(SUFFIX)]
+    named = [name for name in files if name.startswith(DIFFUSERS_STEM)]
+    chosen = named or files
+    if not chosen:
+        raise _no_weights(folder)
+    if len(chosen) > 1:
+        _check_one_set(folder, chosen)
+    return FoundFiles(folder.name, tuple(folder / name for name in chosen), None, _config(folder))
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be listed ({error.strerror}): check its permissions"
+        ) from error
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    inside = sorted(
+        entry.name
+        for entry in _entries(folder)
+        if entry.is_dir() and any(child.name.endswith(SUFFIX) for child in _entries(entry))
+    )
+    if inside:
+        return CheckpointError(
+            f"{folder} holds no {SUFFIX} file itself, its folders {some(inside)} do: "
+            "give the folder of the transformer"
+        )
+    return CheckpointError(f"{folder} holds no {SUFFIX} file: give a checkpoint or its folder")
+
+
+def _check_one_set(folder: Path, names: list[str]) -> None:
+    """Several files without an index are accepted only as the complete shards of one set."""
+    shards = [_SHARD.fullmatch(name) for name in names]
+    sets = {(shard["stem"], int(shard["count"])) if shard else None for shard in shards}
+    if len(sets) != 1 or None in sets:
+        raise CheckpointError(
+            f"{folder} holds {len(names)} {SUFFIX} files ({some(names)}) and no index: "
+            "give the file that is meant"
+        )
+    count = next(iter(sets))[1]  # type: ignore[index]
+    missing = set(range(1, count + 1)) - {int(shard["number"]) for shard in shards if shard}
+    if missing:
+        raise CheckpointError(
+            f"{folder} holds {len(names)} of {count} shards, shard {min(missing)} is missing: "
+            "download it"
+        )
+
+
+def _from_index(path: Path, label: str) -> FoundFiles:
+    weight_map = _read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{path} has no weight_map that says which shard holds what: "
+            "download it again, or give a .safetensors file"
+        )
+    names = []
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f"{path} names no shard for tensor {quote(tensor)}: download it again"
+            )
+        names.append(name)
+    files = sorted(set(names))
+    for name in files:
+        _check_shard_name(path, name)
+    places = {name: place for place, name in enumerate(files)}
+    return FoundFiles(
+        label=label,
+        files=tuple(path.parent / name for name in files),
+        index={tensor: places[name] for tensor, name in weight_map.items()},
+        config=_config(path.parent),
+    )
+
+
+def _check_shard_name(index: Path, name: str) -> None:
+    # A downloaded index is a stranger's text: it may name files in its own folder, nothing else.
+    if name in ("", ".", "..") or any(mark in name for mark in "/\\:\0"):
+        raise CheckpointError(
+            f"{index} points outside its own folder, at {quote(name)}: "
+            "put the shards beside their index and name them plainly, or do not trust it"
+        )
+    if not name.endswith(SUFFIX):
+        raise CheckpointError(
+            f"{index} names {quote(name)}, which is no {SUFFIX} file: use a safetensors checkpoint"
+        )
+    if not (index.parent / name).exists():
+        raise CheckpointError(f"{index} needs the shard {quote(name)}, it is missing: download it")
+
+
+def _config(folder: Path) -> Mapping[str, Any] | None:
+    path = folder / CONFIG_NAME
+    return _read_json(path) if path.is_file() else None
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a regular file: give a checkpoint")
+        with open(path, "rb") as file:
+            data = file.read(MAX_HEADER_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): check its permissions and its disk"
+        ) from error
+    if len(data) > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{path} has more than {MAX_HEADER_BYTES:,} bytes, too many for such a file: "
+            "download it again"
+        )
+    try:
+        return parse_object(data)
+    except JsonRefused as error:
+        raise CheckpointError(f"{path} {error}: download it again") from error

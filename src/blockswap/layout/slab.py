@@ -1,0 +1,37 @@
+"""A slab is one flat run of bytes that holds all leaves of a unit; this room owns their offsets.
+
+slab of "blocks.3"   |q.weight      |q.bias|..|k.weight      |..|modulation|
+offsets              0              A      .. B                 Z          nbytes
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blockswap.layout.values import Leaf
+
+# CUDA's allocator aligns to 512 and kernels are chosen by alignment up to 256: views of a slab
+# start where a tensor of their own could have started, so the same kernels run.
+LEAF_ALIGNMENT = 256
+
+
+def align_up(nbytes: int, alignment: int) -> int:
+    """The least multiple of `alignment` that is not below `nbytes`."""
+    return -(-nbytes // alignment) * alignment
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """Byte offset of each leaf of a unit, in the unit's leaf order, and the slab's size in bytes."""
+
+    nbytes: int
+    offsets: tuple[int, ...]
+
+
+def pack(leaves: Sequence[Leaf], alignment: int = LEAF_ALIGNMENT) -> Slab:
+    """Lays leaves one behind the other, each at a multiple of `alignment` bytes."""
+    offsets, end = [], 0
+    for leaf in leaves:
+        start = align_up(end, alignment)
+        offsets.append(start)
+        end = start + leaf.nbytes
+    return Slab(nbytes=align_up(end, alignment), offsets=tuple(offsets))

@@ -1,0 +1,64 @@
+"""The plan as an immutable value: which blocks stay, which visit, and what that costs in bytes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Tier = Literal["resident", "ram", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedUnit:
+    """One unit in execution order.
+
+    `slab_bytes` is what its slab takes where it rests (device slab when resident, host or file
+    slab when streamed), before the allocator rounds it.
+    """
+
+    name: str
+    tier: Tier
+    slab_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwapPlan:
+    """The decision, made once and then executed without policy. All sizes in bytes.
+
+    `device_bytes` = rest + residents + slots (+ decode buffer), each rounded up as the device
+    allocator does; it is exact for weights and slots. `reserve_bytes` is left to activations.
+    `sentences` explain the decision to a person.
+    """
+
+    device: str
+    units: tuple[PlannedUnit, ...]
+    slots: int
+    slot_bytes: int
+    prefetch: int
+    rest_bytes: int
+    decode_bytes: int
+    device_bytes: int
+    reserve_bytes: int
+    pinned_bytes: int
+    staging_buffers: int
+    staging_bytes: int
+    copied_bytes_per_forward: int  # host to device
+    read_bytes_per_forward: int  # from the checkpoint file
+    sentences: tuple[str, ...]
+
+    @property
+    def residents(self) -> tuple[str, ...]:
+        return tuple(unit.name for unit in self.units if unit.tier == "resident")
+
+    @property
+    def streamed(self) -> tuple[str, ...]:
+        return tuple(unit.name for unit in self.units if unit.tier != "resident")
+
+    def tier_of(self, name: str) -> Tier:
+        """Where the unit's bytes rest between forwards. Raises KeyError for an unknown name."""
+        for unit in self.units:
+            if unit.name == name:
+                return unit.tier
+        raise KeyError(name)
+
+    def block_map(self) -> str:
+        """One letter a unit in execution order: R resident, m streamed from RAM, d from disk."""
+        return "".join({"resident": "R", "ram": "m", "disk": "d"}[unit.tier] for unit in self.units)

@@ -1,0 +1,129 @@
+"""Block lists: from the text a person writes, "0,2,3-5", to indices that keep their own words.
+
+    list  = [ part ] { ( "," | newline ) [ part ] }     blanks around a part are skipped
+    part  = index | index "-" index                     a range is inclusive
+    index = one or more ASCII digits, at most 9999      "0-5" is six blocks, "5-0" a mistake
+
+A mistake is told in the user's words: `Invalid range: '3-1'`, `Invalid integer: 'a'`.
+"""
+
+import operator
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import SupportsIndex
+
+from blockswap.errors import SelectionError
+
+# No transformer has this many blocks; the bound keeps "0-99999999999" from filling memory.
+MOST_INDEX = 9999
+
+_DIGITS = re.compile(r"[0-9]+")
+_MOST_QUOTED = 80
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPart:
+    """One part of a list, as written, and the first and last block that it names."""
+
+    text: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockList:
+    """The parts of a list in the order written; `indices` is what they come to."""
+
+    parts: tuple[BlockPart, ...]
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The blocks named: ascending, each once."""
+        named = {index for part in self.parts for index in range(part.first, part.last + 1)}
+        return tuple(sorted(named))
+
+    @property
+    def text(self) -> str:
+        """The list written again: the user's parts, joined by commas."""
+        return ",".join(part.text for part in self.parts)
+
+    def check_against_model(self, count: int) -> None:
+        """Raises SelectionError, quoting the part, if the model of `count` >= 1 blocks lacks it."""
+        for part in self.parts:
+            if part.last >= count:
+                has = f"blocks 0-{count - 1}" if count > 1 else "only block 0"
+                raise _invalid_range(part.text, f"the model has {has}")
+
+
+def parse_block_list(text: str) -> tuple[int, ...]:
+    """The block indices that `text` names: ascending, each once; empty for an empty text.
+
+    Raises SelectionError: "Invalid range: '3-1': ..." or "Invalid integer: 'a': ...".
+    """
+    return read_text(text).indices
+
+
+def read_text(text: str) -> BlockList:
+    """Reads a list as text. Errors as `parse_block_list`."""
+    stripped = (part.strip() for part in re.split(r"[,\n]", text))
+    return BlockList(tuple(_read_part(part) for part in stripped if part))
+
+
+def read_indices(values: Iterable[SupportsIndex]) -> BlockList:
+    """Takes a list that already is numbers; a part is then one index. Raises SelectionError."""
+    return BlockList(tuple(_read_index(value) for value in values))
+
+
+def _read_part(part: str) -> BlockPart:
+    if "-" not in part:
+        if not _DIGITS.fullmatch(part):
+            raise _invalid_integer(part)
+        index = _bounded(part, part)
+        return BlockPart(part, index, index)
+    ends = [end.strip() for end in part.split("-")]
+    if len(ends) != 2 or not all(_DIGITS.fullmatch(end) for end in ends):
+        raise _invalid_range(part, "a range is two block numbers such as 3-5")
+    first, last = _bounded(ends[0], part), _bounded(ends[1], part)
+    if first > last:
+        raise _invalid_range(part, f"it runs backwards, write {last}-{first}")
+    return BlockPart(part, first, last)
+
+
+def _bounded(digits: str, part: str) -> int:
+    significant = digits.lstrip("0") or "0"
+    if len(significant) > len(str(MOST_INDEX)):  # before int(), which refuses very long texts
+        raise _invalid_range(part, f"block numbers go up to {MOST_INDEX}")
+    return int(significant)
+
+
+def whole_number(value: object) -> int | None:
+    """The integer that `value` is, also numpy's or a tensor's; None for truth values and others."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # a tensor of fractions has __index__ and refuses when asked
+        return None
+
+
+def _read_index(value: object) -> BlockPart:
+    index = whole_number(value)
+    if index is None:
+        raise _invalid_integer(str(value))
+    if not 0 <= index <= MOST_INDEX:
+        raise _invalid_range(str(index), f"block numbers go from 0 to {MOST_INDEX}")
+    return BlockPart(str(index), index, index)
+
+
+def _invalid_range(part: str, reason: str) -> SelectionError:
+    return SelectionError(f"Invalid range: '{_quoted(part)}': {reason}")
+
+
+def _invalid_integer(part: str) -> SelectionError:
+    reason = "a block is a whole number, a list of them looks like 0,2,3-5"
+    return SelectionError(f"Invalid integer: '{_quoted(part)}': {reason}")
+
+
+def _quoted(part: str) -> str:
+    return part if len(part) <= _MOST_QUOTED else part[:_MOST_QUOTED] + "..."

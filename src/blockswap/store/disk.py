@@ -1,0 +1,111 @@
+"""The disk store: streamed units rest in the checkpoint file itself and are read from there.
+
+No second copy exists, on disk or in RAM. A unit is a few large sector-aligned reads, split into
+pieces so that several can be under way at once; what comes back is the unit's slab (`FileSlab`).
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blockswap.errors import ReadError
+from blockswap.store.file_io import StreamedFile, memory_at
+from blockswap.store.file_slab import Extent, FileRun, FileSlab, file_slab
+from blockswap.store.readers import Piece
+
+PIECE_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUnit:
+    """A unit's name (for messages) and the place of each of its leaves in the checkpoint."""
+
+    name: str
+    extents: tuple[Extent, ...]
+
+
+class DiskStore:
+    """Streamed units of a checkpoint. Owns the open files; knows nothing of devices."""
+
+    def __init__(self, paths: Sequence[str], units: Sequence[DiskUnit], *, direct: bool = True):
+        self._units = tuple(units)
+        self.slabs: tuple[FileSlab, ...] = tuple(file_slab(unit.extents) for unit in self._units)
+        self._files: list[StreamedFile] = []
+        try:
+            for path in paths:
+                self._files.append(StreamedFile(path, direct=direct))
+        except ReadError:
+            self.close()
+            raise
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """How each shard is read at present: "direct", "buffered" or "plain"."""
+        return tuple(file.mode for file in self._files)
+
+    def slab_offsets(self, index: int) -> tuple[int, ...]:
+        """Byte offset of each leaf in the unit's slab."""
+        return self.slabs[index].slab.offsets
+
+    def pieces(self, index: int, address: int) -> list[Piece]:
+        """Reads that together bring the unit's runs to `address` (sector-aligned host memory).
+
+        Each raises ReadError naming file, unit and offset. The memory must stay valid and
+        untouched until all have run; then `settle` completes the slab.
+        """
+        pieces: list[Piece] = []
+        for run in self.slabs[index].runs:
+            for start in range(0, run.nbytes, PIECE_BYTES):
+                size = min(PIECE_BYTES, run.nbytes - start)
+                pieces.append(_ReadPiece(self, index, run, (start, size), address))
+        return pieces
+
+    def settle(self, index: int, address: int) -> int:
+        """Moves what the file laid unaligned; returns the bytes moved.
+
+        Raises ReadError if a file was written to since it was opened.
+        """
+        slab = self.slabs[index]
+        for shard in {run.shard for run in slab.runs}:
+            self._files[shard].check_unchanged()
+        for move in slab.moves:
+            ctypes.memmove(address + move.target, address + move.source, move.nbytes)
+        return sum(move.nbytes for move in slab.moves)
+
+    def read_into(self, index: int, address: int) -> int:
+        """Reads the whole unit in the calling thread; returns the bytes moved."""
+        for piece in self.pieces(index, address):
+            piece()
+        return self.settle(index, address)
+
+    def read_piece(self, index: int, run: FileRun, span: tuple[int, int], address: int) -> None:
+        """Reads `span` = (start, size) of `run`; see `pieces`."""
+        file = self._files[run.shard]
+        start, size = span
+        needed = max(0, min(size, run.needed - start))
+        target = memory_at(address + run.slab_offset + start, size)
+        try:
+            file.read(run.offset + start, target, needed)
+        except OSError as error:
+            cause = str(error) if isinstance(error, ReadError) else error.strerror or str(error)
+            raise ReadError(
+                f"reading {self._units[index].name} from {file.path} at byte "
+                f"{run.offset + start} failed: {cause}"
+            ) from error
+
+    def close(self) -> None:
+        """Closes every file. No read may be under way."""
+        for file in self._files:
+            file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadPiece:
+    store: DiskStore
+    index: int
+    run: FileRun
+    span: tuple[int, int]
+    address: int
+
+    def __call__(self) -> None:
+        self.store.read_piece(self.index, self.run, self.span, self.address)

@@ -1,0 +1,143 @@
+"""Positional reads of one file into raw memory, by the best means the platform has.
+
+    direct     O_DIRECT + preadv: the disk writes into our memory, the page cache is not touched
+    buffered   preadv, and the pages read are dropped behind (posix_fadvise)
+    plain      seek + readinto on a handle of each thread's own (no os.preadv: Windows)
+
+Opened once, used by several reader threads at a time.
+"""
+
+import contextlib
+import ctypes
+import errno
+import io
+import os
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+from blockswap.errors import ReadError
+from blockswap.store.file_slab import SECTOR
+
+Mode = Literal["direct", "buffered", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What must not change while a file is streamed from: size in bytes, mtime in ns."""
+
+    nbytes: int
+    mtime_ns: int
+
+
+def memory_at(address: int, nbytes: int) -> memoryview:
+    """Writable bytes at `address`. The caller keeps the memory alive while the view is used."""
+    return memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
+
+
+class StreamedFile:
+    """A file open for positional reads. `close()` gives back every descriptor."""
+
+    def __init__(self, path: str, *, direct: bool = True) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._handles: list[io.FileIO] = []
+        self._direct: int | None = None
+        self._buffered: int | None = None
+        self.mode: Mode = "plain"
+        try:
+            self._open(direct)
+            self.stamp = self._stamp_now()
+        except OSError as error:
+            self.close()
+            raise ReadError(f"{path} cannot be opened: {error.strerror or error}") from error
+
+    def read(self, offset: int, target: memoryview, needed: int) -> None:
+        """Fills `target` from byte `offset`; at least `needed` bytes must come.
+
+        Raises ReadError (truncated) or OSError (the disk's own error).
+        """
+        done = 0
+        while done < len(target):
+            count = self._read_once(offset + done, target[done:])
+            done += count
+            if count == 0:
+                break
+        if done < needed:
+            raise ReadError(
+                f"{self.path} ends at byte {offset + done}, {needed - done} bytes before the data "
+                "that its header promises: the file was cut short, fetch it again"
+            )
+
+    def check_unchanged(self) -> None:
+        """Raises ReadError when the file was written to or cut since it was opened."""
+        now = self._stamp_now()
+        if now != self.stamp:
+            what = "size" if now.nbytes != self.stamp.nbytes else "modification time"
+            raise ReadError(
+                f"{self.path} was changed while it was open (its {what} differs): close the model "
+                "and open it again"
+            )
+
+    def close(self) -> None:
+        for descriptor in (self._direct, self._buffered):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._direct = self._buffered = None
+        with self._lock:
+            for handle in self._handles:
+                handle.close()
+            self._handles.clear()
+
+    def _open(self, direct: bool) -> None:
+        if not hasattr(os, "preadv"):
+            self._handle()
+            return
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+        self._buffered = os.open(self.path, flags)
+        self.mode = "buffered"
+        if direct and hasattr(os, "O_DIRECT"):
+            with contextlib.suppress(OSError):  # tmpfs and some network mounts: stay buffered
+                self._direct = os.open(self.path, flags | os.O_DIRECT)
+                self.mode = "direct"
+
+    def _read_once(self, offset: int, target: memoryview) -> int:
+        if self._buffered is None:
+            handle = self._handle()
+            handle.seek(offset)
+            return handle.readinto(target) or 0
+        # A short direct read leaves an odd offset behind: the rest of the piece goes buffered.
+        if self._direct is not None and offset % SECTOR == 0 and len(target) % SECTOR == 0:
+            try:
+                return os.preadv(self._direct, [target], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._give_up_direct()
+        count = os.preadv(self._buffered, [target], offset)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._buffered, offset, count, os.POSIX_FADV_DONTNEED)
+        return count
+
+    def _give_up_direct(self) -> None:
+        """The file system took the flag but refuses the reads: go on buffered."""
+        with self._lock:
+            self.mode = "buffered"
+            descriptor, self._direct = self._direct, None
+            if descriptor is not None:
+                # Another thread may be inside a read: the number must stay ours until close().
+                self._handles.append(io.FileIO(descriptor, closefd=True))
+
+    def _handle(self) -> io.FileIO:
+        handle: io.FileIO | None = getattr(self._local, "handle", None)
+        if handle is None:
+            handle = io.FileIO(self.path, "rb")
+            self._local.handle = handle
+            with self._lock:
+                self._handles.append(handle)
+        return handle
+
+    def _stamp_now(self) -> FileStamp:
+        status = os.fstat(self._buffered if self._buffered is not None else self._handle().fileno())
+        return FileStamp(status.st_size, status.st_mtime_ns)

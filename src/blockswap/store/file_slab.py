@@ -1,0 +1,117 @@
+"""Where a unit's bytes lie in a checkpoint file, and the slab that direct reads make of them.
+
+A direct read (O_DIRECT) fixes address = file offset modulo the sector, so the slab of a unit from
+disk is made of sector-aligned pieces of the file, padding and small gaps included:
+
+    file   ...|####q.weight####|#q.bias#|..other..|##k.weight##|...
+    slab      [sector ... sector) run 0  [sector ... sector) run 1
+
+safetensors pads its header to 8 bytes only. A leaf that would lie below `LEAST_ALIGNMENT` is
+moved up once after the read, into room the slab keeps for it (fp32 kernels on the CPU differ in
+the last bit for tensors at 4- or 8-byte offsets).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from blockswap.layout.slab import Slab, align_up
+
+SECTOR = 4096
+LEAST_ALIGNMENT = 16
+# Reading a gap of this size costs less than another request to the disk.
+JOIN_GAP_BYTES = 128 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A leaf's bytes in the checkpoint: shard number, byte offset in that file, size in bytes."""
+
+    shard: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRun:
+    """One contiguous read: whole sectors from `offset`; bytes up to `needed` must be there."""
+
+    shard: int
+    offset: int
+    nbytes: int
+    needed: int
+    slab_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """`nbytes` bytes of the slab to move from `source` up to `target` once they are read."""
+
+    source: int
+    target: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlab:
+    """The slab of a unit from disk. `moves` are in the order in which they must be made."""
+
+    slab: Slab
+    runs: tuple[FileRun, ...]
+    moves: tuple[Move, ...]
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(run.nbytes for run in self.runs)
+
+
+def file_slab(extents: Sequence[Extent]) -> FileSlab:
+    """Lays out the slab for leaves at `extents`, given in the unit's leaf order."""
+    offsets = [0] * len(extents)
+    runs: list[FileRun] = []
+    moves: list[Move] = []
+    end = 0
+    for group in _joined(extents):
+        first = extents[group[0]]
+        start = first.offset // SECTOR * SECTOR
+        needed = max(extents[i].offset + extents[i].nbytes for i in group) - start
+        base = end
+        end, moved = _settle(group, extents, base - start, offsets)
+        moves = moved + moves  # within a run the last leaf moves first: it makes room
+        size = align_up(needed, SECTOR)
+        if needed:
+            runs.append(FileRun(first.shard, start, size, needed, base))
+        end = align_up(max(end, base + size), SECTOR)
+    return FileSlab(Slab(nbytes=end, offsets=tuple(offsets)), tuple(runs), tuple(moves))
+
+
+def _joined(extents: Sequence[Extent]) -> Iterator[list[int]]:
+    """Leaf numbers grouped into runs, in file order. Empty leaves join the run they lie in."""
+    order = sorted(range(len(extents)), key=lambda i: (extents[i].shard, extents[i].offset, i))
+    group: list[int] = []
+    reach = 0
+    for i in order:
+        extent = extents[i]
+        apart = extent.offset - reach > JOIN_GAP_BYTES
+        if group and (apart or extent.shard != extents[group[0]].shard):
+            yield group
+            group = []
+        group.append(i)
+        reach = extent.offset + extent.nbytes
+    if group:
+        yield group
+
+
+def _settle(
+    group: Sequence[int], extents: Sequence[Extent], shift: int, offsets: list[int]
+) -> tuple[int, list[Move]]:
+    """Gives each leaf of a run its final offset; returns the end and the moves, last leaf first."""
+    moves: list[Move] = []
+    end = 0
+    for i in group:
+        raw = extents[i].offset + shift
+        final = align_up(max(raw, end), LEAST_ALIGNMENT)
+        offsets[i] = final
+        end = final + extents[i].nbytes
+        if final != raw and extents[i].nbytes:
+            moves.insert(0, Move(raw, final, extents[i].nbytes))
+    return end, moves

@@ -1,0 +1,119 @@
+"""Between a tensor and its leaves: taken apart into plain strided arrays, and put together again.
+
+An ordinary tensor is its own leaf. A traceable wrapper subclass (quantised tensors of torchao,
+comfy-kitchen and others) says through torch's `__tensor_flatten__` protocol which inner tensors
+it consists of; those are taken apart in turn. The engine moves leaves and never asks what a
+tensor means.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from blockswap.errors import ModelError
+from blockswap.layout.dtypes import ITEM_BYTES
+from blockswap.layout.values import Leaf, Recipe, TensorSpec, contiguous_stride
+
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.bfloat16` -> `"bfloat16"`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """`"bfloat16"` -> `torch.bfloat16`. Raises ModelError for a type this torch does not have."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ModelError(f"dtype {name} is stored, but torch {torch.__version__} does not know it")
+    return dtype
+
+
+def leaf_tensors(tensor: torch.Tensor) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    """Yields (path, plain tensor) for every leaf, in the order of `spec_of(...).leaves`."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield (), tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        for path, leaf in leaf_tensors(getattr(tensor, name)):
+            yield (name, *path), leaf
+
+
+def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
+    """Describes a live tensor. Raises ModelError for a subclass that cannot be taken apart."""
+    _refuse_opaque(name, tensor)
+    leaves = tuple(_leaf_of(name, path, leaf) for path, leaf in leaf_tensors(tensor))
+    return TensorSpec(name=name, leaves=leaves, recipe=_recipe_of(tensor))
+
+
+def rebuild(spec: TensorSpec, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensor that `spec` describes, over `leaves` given in the order of `spec.leaves`."""
+    remaining = iter(leaves)
+    if spec.recipe is None:
+        return next(remaining)
+    return _assemble(spec.recipe, remaining)
+
+
+def _assemble(recipe: Recipe, remaining: Iterator[torch.Tensor]) -> torch.Tensor:
+    parts: dict[str, torch.Tensor] = {}
+    for name, part in recipe.parts:
+        parts[name] = next(remaining) if part is None else _assemble(part, remaining)
+    wrapper: Any = recipe.wrapper
+    tensor: torch.Tensor = wrapper.__tensor_unflatten__(
+        parts, recipe.context, recipe.shape, recipe.stride
+    )
+    return tensor
+
+
+def _recipe_of(tensor: torch.Tensor) -> Recipe | None:
+    if not is_traceable_wrapper_subclass(tensor):
+        return None
+    names, context = tensor.__tensor_flatten__()
+    return Recipe(
+        wrapper=type(tensor),
+        context=context,
+        shape=tuple(tensor.shape),
+        stride=tuple(tensor.stride()),
+        parts=tuple((name, _recipe_of(getattr(tensor, name))) for name in names),
+    )
+
+
+def _leaf_of(name: str, path: tuple[str, ...], leaf: torch.Tensor) -> Leaf:
+    _refuse_opaque(".".join((name, *path)), leaf)
+    dtype = dtype_name(leaf.dtype)
+    if dtype not in ITEM_BYTES or leaf.layout is not torch.strided:
+        raise ModelError(
+            f"{name} is a {leaf.layout} tensor of {dtype}, which cannot be laid out in bytes: "
+            "leave its block resident"
+        )
+    shape = tuple(leaf.shape)
+    # The strides that a clone would have: dense tensors keep theirs, so that the same kernels run.
+    stride = tuple(torch.empty_like(leaf, device="meta").stride())
+    return Leaf(
+        path=path,
+        dtype=dtype,
+        shape=shape,
+        stride=contiguous_stride(shape) if leaf.numel() == 0 else stride,
+    )
+
+
+def _refuse_opaque(name: str, tensor: torch.Tensor) -> None:
+    if type(tensor) in _PLAIN_TYPES or is_traceable_wrapper_subclass(tensor):
+        return
+    unchanged = type(tensor).__torch_function__ is torch.Tensor.__torch_function__
+    if unchanged and not vars(tensor):
+        return  # a subclass in name only: its bytes mean what a plain tensor's bytes mean
+    raise ModelError(
+        f"{name} is a {type(tensor).__qualname__}, a tensor subclass that does not say what it "
+        "consists of (no __tensor_flatten__): leave its block resident"
+    )
+
+
+def view_leaf(slab: torch.Tensor, offset: int, leaf: Leaf) -> torch.Tensor:
+    """A view of `slab` (uint8 `[bytes]`) at byte `offset` with the leaf's dtype, shape, stride."""
+    flat = slab.narrow(0, offset, leaf.nbytes).view(torch_dtype(leaf.dtype))
+    return flat.as_strided(leaf.shape, leaf.stride)

@@ -1,0 +1,232 @@
+"""The only file that names an accelerator API: streams, events and memory of the compute device.
+
+Two kinds of device stand behind one face. An `Accelerator` is whatever `torch.accelerator` knows
+(CUDA, ROCm, XPU, ...): copies run on a stream of their own and events order them against compute.
+A `Host` is the CPU: nothing is asynchronous, so a stream is a token and an event a time stamp.
+"""
+
+import contextlib
+import mmap
+import time
+from typing import Any, Protocol
+
+import torch
+
+from blockswap.errors import DeviceError
+from blockswap.store.file_slab import SECTOR
+
+
+class Event(Protocol):
+    """A point in a stream's work. The same object is recorded again and again."""
+
+    def record(self, stream: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool: ...
+
+    def elapsed_time(self, end: Any) -> float: ...
+
+
+class Device(Protocol):
+    """Where blocks compute. Streams are opaque to everyone but the device."""
+
+    torch_device: torch.device
+    on_host: bool
+    granularity: int  # bytes to which the allocator rounds
+
+    def current_stream(self) -> Any: ...
+
+    def new_stream(self) -> Any: ...
+
+    def new_event(self, *, timing: bool) -> Event: ...
+
+    def wait(self, stream: Any, event: Event) -> None: ...
+
+    def on(self, stream: Any) -> contextlib.AbstractContextManager[Any]: ...
+
+    def allocate(self, nbytes: int) -> torch.Tensor: ...
+
+    def pin(self, nbytes: int) -> torch.Tensor | None: ...
+
+    def synchronize(self) -> None: ...
+
+    def release_cached_host_memory(self) -> None: ...
+
+    def free_bytes(self) -> int | None: ...
+
+    def reset_peak(self) -> None: ...
+
+    def peak_bytes(self) -> int | None: ...
+
+
+def host_buffer(nbytes: int) -> torch.Tensor:
+    """Page-aligned host memory, uint8 `[nbytes]`, that goes back to the system when dropped."""
+    if nbytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+
+
+def aligned(memory: torch.Tensor, nbytes: int) -> torch.Tensor:
+    """The first `nbytes` of `memory` that begin at a sector boundary."""
+    return memory.narrow(0, -memory.data_ptr() % SECTOR, nbytes)
+
+
+class HostEvent:
+    """A time stamp that looks like a device event."""
+
+    __slots__ = ("_seconds",)
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def record(self, stream: Any) -> None:
+        self._seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """On the host everything recorded has already happened."""
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: "HostEvent") -> float:
+        return (end._seconds - self._seconds) * 1e3
+
+
+class Host:
+    """The CPU as compute device: blocks run where they are read or where they lie."""
+
+    on_host = True
+    granularity = SECTOR
+
+    def __init__(self) -> None:
+        self.torch_device = torch.device("cpu")
+
+    def current_stream(self) -> None:
+        return None
+
+    def new_stream(self) -> None:
+        return None
+
+    def new_event(self, *, timing: bool) -> Event:
+        return HostEvent()
+
+    def wait(self, stream: Any, event: Event) -> None:
+        """Nothing to wait for: work on the host is done when the call returns."""
+
+    def on(self, stream: Any) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        return host_buffer(nbytes)
+
+    def pin(self, nbytes: int) -> torch.Tensor | None:
+        return None
+
+    def synchronize(self) -> None:
+        """Nothing is under way."""
+
+    def release_cached_host_memory(self) -> None:
+        """Host buffers go back to the system by themselves."""
+
+    def free_bytes(self) -> int | None:
+        return free_host_bytes()
+
+    def reset_peak(self) -> None:
+        """The host keeps no peak that could be reset."""
+
+    def peak_bytes(self) -> int | None:
+        return None
+
+
+class Accelerator:
+    """The device that `torch.accelerator` speaks for."""
+
+    on_host = False
+    granularity = 512
+
+    def __init__(self, device: torch.device) -> None:
+        self.torch_device = device
+
+    def current_stream(self) -> torch.Stream:
+        return torch.accelerator.current_stream(self.torch_device)
+
+    def new_stream(self) -> torch.Stream:
+        return torch.Stream(self.torch_device)
+
+    def new_event(self, *, timing: bool) -> Event:
+        event: Event = torch.Event(self.torch_device, enable_timing=timing)
+        return event
+
+    def wait(self, stream: torch.Stream, event: Any) -> None:
+        stream.wait_event(event)
+
+    def on(self, stream: torch.Stream) -> contextlib.AbstractContextManager[Any]:
+        context: contextlib.AbstractContextManager[Any] = stream
+        return context
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
+
+    def pin(self, nbytes: int) -> torch.Tensor | None:
+        """Pinned host memory, uint8 `[nbytes]`; None when the system will not lock that much."""
+        try:
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:
+            return None
+
+    def synchronize(self) -> None:
+        torch.accelerator.synchronize(self.torch_device)
+
+    def release_cached_host_memory(self) -> None:
+        """Unpins what torch's host allocator keeps for later (torch 2.12 and newer can)."""
+        empty = getattr(torch.accelerator, "empty_host_cache", None)
+        if empty is not None:
+            empty()
+
+    def free_bytes(self) -> int | None:
+        free, _total = torch.accelerator.get_memory_info(self.torch_device)
+        return int(free)
+
+    def reset_peak(self) -> None:
+        torch.accelerator.reset_peak_memory_stats(self.torch_device)
+
+    def peak_bytes(self) -> int | None:
+        return int(torch.accelerator.max_memory_allocated(self.torch_device))
+
+
+def open_device(device: str | torch.device) -> Device:
+    """The device to compute on. Raises DeviceError when it is not there."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(
+            f'device "{device}" was asked for, which torch does not know: name one such as "cpu" '
+            'or "cuda:0"'
+        ) from error
+    if wanted.type == "cpu":
+        return Host()
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if present is None or present.type != wanted.type:
+        there = "only the CPU is there" if present is None else f"{present.type} is there"
+        raise DeviceError(f"device {wanted} was asked for, but {there}: name a device that exists")
+    count = torch.accelerator.device_count()
+    index = wanted.index if wanted.index is not None else torch.accelerator.current_device_index()
+    if index >= count:
+        raise DeviceError(
+            f"device {wanted} was asked for, but there are {count} {wanted.type} devices, numbered "
+            f"from 0: name one of them"
+        )
+    return Accelerator(torch.device(wanted.type, index))
+
+
+def free_host_bytes() -> int | None:
+    """Host memory that can be had without swapping, in bytes; None where the system hides it."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None

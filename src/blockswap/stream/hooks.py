@@ -1,0 +1,152 @@
+"""The hooks that connect a model to the engine, and the guards that keep foreign code honest.
+
+All of them are instance attributes or torch hooks: `remove()` leaves the module as it was found.
+They are invisible to the compiler: a compiled model breaks its graph around a block, never in it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from blockswap.errors import StateError
+from blockswap.stream.streamer import Streamer
+
+
+class Hooks:
+    """Everything that is installed on a model while it is swapped."""
+
+    def __init__(self, root: torch.nn.Module) -> None:
+        self._root = root
+        self._handles: list[Any] = []
+        self._guarded: list[torch.nn.Module] = []
+
+    def connect(self, streamer: Streamer, modules: Sequence[torch.nn.Module]) -> None:
+        """`modules[i]` is the module of unit i; `root` is the model whose forward runs them."""
+        begin = _invisible(_Begin(streamer).pre)
+        self._handles.append(self._root.register_forward_pre_hook(begin))
+        for index, module in enumerate(modules):
+            unit = _UnitHooks(streamer, index)
+            self._handles.append(module.register_forward_pre_hook(_invisible(unit.pre)))
+            # Always called: a forward that raises must give its slot back, too.
+            self._handles.append(
+                module.register_forward_hook(_invisible(unit.post), always_call=True)
+            )
+
+    def guard(self, modules: Sequence[torch.nn.Module], moves: "Moves") -> None:
+        """Makes `.to()`, `.cuda()`, `.half()` and their like harmless or refused on `modules`."""
+        for module in dict.fromkeys((self._root, *modules)):
+            if "_apply" not in vars(module):
+                guard = _MoveGuard(module, moves)
+                module._apply = guard.apply  # type: ignore[method-assign, assignment]
+                self._guarded.append(module)
+
+    def refuse_state_dict(self, modules: Sequence[torch.nn.Module], sentence: str) -> None:
+        """`state_dict()` of a module whose weights are on disk raises `sentence`."""
+        for module in modules:
+            hook = _Refusal(sentence).hook
+            self._handles.append(module.register_state_dict_pre_hook(hook))
+
+    def after_forward(self, call: Callable[[], None]) -> None:
+        """Calls `call` whenever the whole model's forward has returned."""
+
+        def post(module: torch.nn.Module, args: Any, output: Any) -> None:
+            call()
+
+        self._handles.append(self._root.register_forward_hook(_invisible(post)))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for module in self._guarded:
+            del module._apply
+        self._handles.clear()
+        self._guarded.clear()
+
+
+def _invisible(hook: Callable[..., None]) -> Callable[..., None]:
+    disabled: Callable[..., None] = torch.compiler.disable(hook)
+    return disabled
+
+
+class _Uncopyable:
+    """A hook owner that `copy.deepcopy` of the model runs into."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Uncopyable":
+        raise StateError(
+            "a copy of a swapped model was asked for, and its hooks and weights cannot be shared "
+            "that way: close the swap, copy the model, then swap both"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise StateError("a swapped model cannot be pickled: close the swap first")
+
+
+class _Begin(_Uncopyable):
+    def __init__(self, streamer: Streamer) -> None:
+        self._streamer = streamer
+
+    def pre(self, module: torch.nn.Module, args: Any) -> None:
+        self._streamer.begin_forward()
+
+
+class _UnitHooks(_Uncopyable):
+    def __init__(self, streamer: Streamer, index: int) -> None:
+        self._streamer = streamer
+        self._index = index
+
+    def pre(self, module: torch.nn.Module, args: Any) -> None:
+        self._streamer.enter(self._index)
+
+    def post(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        self._streamer.leave(self._index)
+
+
+class _Refusal(_Uncopyable):
+    def __init__(self, sentence: str) -> None:
+        self._sentence = sentence
+
+    def hook(self, module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
+        raise StateError(self._sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """What a swapped model may be moved to: its own device and the dtypes it has already."""
+
+    label: str
+    device: torch.device
+    dtypes: frozenset[torch.dtype]
+
+
+class _MoveGuard(_Uncopyable):
+    """Stands in for `Module._apply`, through which every move and cast of weights goes."""
+
+    def __init__(self, module: torch.nn.Module, moves: Moves) -> None:
+        self._module = module
+        self._moves = moves
+
+    def apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> torch.nn.Module:
+        """A move to the device of the swap does nothing, for everything is there or on its way.
+
+        Any other change is refused: it would move, cast or replace weights behind the engine.
+        """
+        moves = self._moves
+        for dtype in moves.dtypes:
+            changed = fn(torch.zeros((), dtype=dtype))
+            if changed.dtype is not dtype:
+                raise StateError(
+                    f"{moves.label} was to be cast to {changed.dtype} while its blocks are "
+                    "swapped: close the swap, cast the model, then swap it again"
+                )
+        # A dtype-only call leaves a probe on the swap's device where it is; a move would not.
+        moved = fn(torch.empty(0, dtype=next(iter(moves.dtypes)), device=moves.device)).device
+        if moved != moves.device:
+            raise StateError(
+                f"{moves.label} was to be moved to {moved} while its blocks are swapped to "
+                f"{moves.device}: close the swap before moving it"
+            )
+        return self._module

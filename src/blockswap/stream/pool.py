@@ -1,0 +1,161 @@
+"""The pool: device memory and helpers that a swap borrows, and that outlive it.
+
+    slots      a few device buffers, each as large as the largest streamed unit
+    staging    pinned host buffers between a file (or pageable memory) and a slot
+    decode     one device buffer for weights whose stored form is not their compute form
+    copies     the copy stream;  readers: the threads that read files
+
+Two experts or two clones of a model can share one pool: a slot's occupant names its swap too.
+"""
+
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from blockswap.store.file_slab import SECTOR
+from blockswap.store.readers import Job, ReaderPool
+from blockswap.stream.device import Device, Event, aligned
+from blockswap.stream.marks import Mark
+
+Occupant = tuple[int, int]  # (id of the swap, number of the unit)
+
+
+class Slot:
+    """A device buffer and the two events that order its use.
+
+    `ready` says that the slot holds the occupant's bytes, `free` that the last forward is done
+    with them. `freed_on` is the stream on which `free` was recorded, None before the first time.
+    """
+
+    __slots__ = (
+        "free",
+        "freed_on",
+        "in_use",
+        "index",
+        "job",
+        "last_used",
+        "mark",
+        "memory",
+        "occupant",
+        "ready",
+    )
+
+    def __init__(self, index: int, memory: torch.Tensor, device: Device) -> None:
+        self.index = index
+        self.memory = memory
+        self.ready: Event = device.new_event(timing=False)
+        self.free: Event = device.new_event(timing=False)
+        self.freed_on: Any = None
+        self.occupant: Occupant | None = None
+        self.job: Job | None = None  # None when ready was recorded by the forward thread itself
+        self.mark: Mark | None = None  # of the copy under way, until a visit takes it over
+        self.in_use = False
+        self.last_used = 0
+
+
+class Staging:
+    """A pinned host buffer. `copied` says that its last copy to the device is done."""
+
+    __slots__ = ("copied", "job", "memory", "used")
+
+    def __init__(self, memory: torch.Tensor, device: Device) -> None:
+        self.memory = memory
+        self.copied: Event = device.new_event(timing=False)
+        self.job: Job | None = None
+        self.used = False
+
+    @property
+    def address(self) -> int:
+        return self.memory.data_ptr()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSizes:
+    """How much memory a pool holds; all sizes in bytes."""
+
+    slots: int
+    slot_bytes: int
+    staging_buffers: int = 0
+    staging_bytes: int = 0
+    decode_bytes: int = 0
+
+
+class Pool:
+    """Slots, staging and decode memory on one device, with a copy stream and reader threads."""
+
+    def __init__(self, device: Device, sizes: PoolSizes) -> None:
+        self.device = device
+        self.sizes = sizes
+        self.copies = device.new_stream()
+        self.readers = ReaderPool()
+        self.sentences: list[str] = []
+        # Memory made in inference mode could not be written outside it (and the other way round).
+        with torch.inference_mode(False):
+            self.slots = [
+                Slot(i, device.allocate(sizes.slot_bytes), device) for i in range(sizes.slots)
+            ]
+            self.staging = [self._staging(sizes) for _ in range(sizes.staging_buffers)]
+            self.decode = device.allocate(sizes.decode_bytes) if sizes.decode_bytes else None
+        self.decoded: Event = device.new_event(timing=False)
+        self.decoded_on: Any = None
+        # Readers and the forward thread both enqueue on the copy stream, one unit at a time.
+        self.enqueue_lock = threading.Lock()
+        self._turn = 0
+        self._uses = 0
+
+    @property
+    def pinned_bytes(self) -> int:
+        return sum(s.memory.numel() for s in self.staging if s.memory.is_pinned())
+
+    def find(self, occupant: Occupant) -> Slot | None:
+        """The slot that holds, or is about to hold, the unit."""
+        for slot in self.slots:
+            if slot.occupant == occupant:
+                return slot
+        return None
+
+    def evictable(self, keep: frozenset[Occupant] | set[Occupant]) -> Slot | None:
+        """The slot that has been free longest, of those not running and not in `keep`."""
+        candidates = [s for s in self.slots if not s.in_use and s.occupant not in keep]
+        return min(candidates, key=lambda slot: slot.last_used, default=None)
+
+    def touch(self, slot: Slot) -> None:
+        """Notes that the slot was used just now."""
+        self._uses += 1
+        slot.last_used = self._uses
+
+    def next_staging(self) -> Staging:
+        """The staging buffer whose turn it is; its earlier job may still be under way."""
+        staging = self.staging[self._turn % len(self.staging)]
+        self._turn += 1
+        return staging
+
+    def add_staging(self, nbytes: int) -> None:
+        """Makes two staging buffers where there are none: some blocks could not be pinned."""
+        if self.staging:
+            return
+        sizes = replace(self.sizes, staging_buffers=2, staging_bytes=nbytes)
+        self.sizes = sizes
+        with torch.inference_mode(False):
+            self.staging = [self._staging(sizes) for _ in range(sizes.staging_buffers)]
+
+    def close(self) -> list[str]:
+        """Stops the readers and drops all memory; names reader threads that a disk still holds."""
+        stuck = self.readers.close()
+        self.slots.clear()
+        self.staging.clear()
+        self.decode = None
+        return stuck
+
+    def _staging(self, sizes: PoolSizes) -> Staging:
+        # A direct read wants sector-aligned memory, a pinned allocation promises less.
+        memory = self.device.pin(sizes.staging_bytes + SECTOR)
+        if memory is None:
+            self.sentences.append(
+                f"pinning {sizes.staging_bytes} bytes of staging memory failed: copies from it "
+                "are not hidden under compute"
+            )
+            memory = torch.empty(sizes.staging_bytes + SECTOR, dtype=torch.uint8)
+        return Staging(aligned(memory, sizes.staging_bytes), self.device)

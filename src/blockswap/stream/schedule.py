@@ -1,0 +1,52 @@
+"""Which streamed unit is needed next: the expected order, and what is learnt when it differs.
+
+The order is cyclic: after the last unit of one forward comes the first of the next. A unit that
+is skipped, repeated or run alone only moves the cursor; the order itself is learnt anew when a
+whole forward has shown another one (VACE blocks run interleaved in some implementations).
+"""
+
+from collections.abc import Sequence
+
+
+class Schedule:
+    """A cursor on the expected cyclic order of units (numbers)."""
+
+    def __init__(self, order: Sequence[int], streamed: frozenset[int]) -> None:
+        self._units = frozenset(order)
+        self._streamed = streamed
+        self._observed: list[int] = []
+        self._adopt(tuple(order))
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The order that is expected now."""
+        return self._order
+
+    def begin_forward(self) -> None:
+        """A forward of the whole model starts; an order seen once in full is expected again."""
+        seen, self._observed = tuple(self._observed), []
+        if seen != self._order and self._units.issubset(seen):
+            self._adopt(seen)
+
+    def entered(self, unit: int) -> None:
+        """Moves the cursor to the next place in the cycle where `unit` is expected."""
+        if len(self._observed) < 4 * len(self._order):
+            self._observed.append(unit)
+        count = len(self._order)
+        for step in range(1, count + 1):
+            position = (self._cursor + step) % count
+            if self._order[position] == unit:
+                self._cursor = position
+                return
+
+    def upcoming(self) -> tuple[int, ...]:
+        """The streamed units after the cursor, nearest first, each once, one turn of the cycle."""
+        return self._after[self._cursor]
+
+    def _adopt(self, order: tuple[int, ...]) -> None:
+        self._order = order
+        self._cursor = len(order) - 1
+        turns = [order[i + 1 :] + order[: i + 1] for i in range(len(order))]
+        self._after = [
+            tuple(dict.fromkeys(unit for unit in turn if unit in self._streamed)) for turn in turns
+        ]

@@ -1,0 +1,271 @@
+"""The engine: on entering a block its weights are in a slot, on leaving the slot is on its way on.
+
+Three slots a, b, c and six streamed blocks; copies (top) run ahead of compute (bottom):
+
+    copy stream     |0>a |1>b |2>c |3>a      |4>b      |5>c      |0>a      |1>b ...
+    compute stream       |0         |1        |2        |3        |4        |5      |0 ...
+                         ^ waits ready(a)     ^ free(a) was recorded when 0 ended: 3 may come
+
+Host to device only: nothing is ever copied back. The forward thread never waits for the device;
+it may wait for a file read (`slot.job`).
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from blockswap.errors import BlockSwapError, ReadError, StateError
+from blockswap.stream.binding import Binding
+from blockswap.stream.decode import Decode
+from blockswap.stream.marks import Mark, Recorder
+from blockswap.stream.pool import Occupant, Pool, Slot
+from blockswap.stream.schedule import Schedule
+from blockswap.stream.transfer import Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedUnit:
+    """What the engine needs to run a streamed unit.
+
+    `values[s]` are the tensors to hang in the model when the unit is in slot s; with a `decode`
+    they are views of the decode buffer.
+    """
+
+    binding: Binding
+    transfer: Transfer
+    values: tuple[tuple[torch.Tensor, ...], ...]
+    decode: Decode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit in execution order; `streamed` is None for one that stays where it is."""
+
+    name: str
+    tier: str
+    streamed: StreamedUnit | None
+
+
+@dataclass(slots=True)
+class _Run:
+    """The unit that is between enter and leave."""
+
+    index: int
+    thread: threading.Thread
+    stream: Any
+    slot: Slot | None
+    mark: Mark
+    bound: bool = False  # the unit's weights (may) hang in the model
+
+
+class Streamer:
+    """Runs a plan. One unit at a time is between `enter` and `leave`."""
+
+    def __init__(
+        self, units: Sequence[Unit], pool: Pool, *, prefetch: int, recorder: Recorder
+    ) -> None:
+        self.units = tuple(units)
+        self.recorder = recorder
+        self._pool = pool
+        self._device = pool.device
+        self._prefetch = prefetch
+        streamed = frozenset(i for i, unit in enumerate(self.units) if unit.streamed)
+        self._schedule = Schedule(range(len(self.units)), streamed)
+        self._keys: list[Occupant] = [(id(self), i) for i in range(len(self.units))]
+        self._run: _Run | None = None
+        self._entry = threading.Lock()
+        self._closed = False
+
+    def begin_forward(self) -> None:
+        """The whole model's forward starts."""
+        self.recorder.counters.forwards += 1
+        self._schedule.begin_forward()
+
+    def enter(self, index: int) -> None:
+        """Makes unit `index` ready to run on the current stream.
+
+        Raises StateError under grad, after close, or while another thread runs a unit of this
+        swap; ReadError when the unit's bytes could not be read. After an error the unit's idle
+        tensors hang in the model and the next attempt starts afresh.
+        """
+        if torch.is_grad_enabled():
+            raise StateError(
+                f"{self.units[index].name} was run with gradients enabled, but its weights leave "
+                "the device after use: run the model under torch.no_grad() or inference_mode()"
+            )
+        run = self._claim(index)
+        try:
+            self._make_ready(run)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def leave(self, index: int) -> None:
+        """The unit's forward is enqueued, or failed: its slot is free after that work."""
+        run = self._run
+        if run is None or run.index != index or run.thread is not threading.current_thread():
+            return  # entering failed, and said why
+        run.mark.ended.record(run.stream)
+        self._release(run)
+        self.recorder.completed(run.mark)
+        # Whatever comes next is in a slot already: look one further than on entering.
+        self._fetch_ahead(self._prefetch + 1)
+
+    def drain(self) -> None:
+        """Ends all work of this swap, so that its memory may go; later entries are refused."""
+        self._closed = True
+        if self._run is not None:
+            self._abandon()
+        for slot in self._pool.slots:
+            if slot.occupant is not None and slot.occupant[0] == id(self):
+                self._empty(slot)
+        self._device.synchronize()
+
+    def _claim(self, index: int) -> _Run:
+        with self._entry:
+            if self._closed:
+                raise StateError(
+                    f"{self.units[index].name} was run after its swap was closed: swap or open the "
+                    "model again"
+                )
+            earlier = self._run
+            here = threading.current_thread()
+            if earlier is not None:
+                if earlier.thread is not here and earlier.thread.is_alive():
+                    raise StateError(
+                        f"{self.units[index].name} was run while another thread runs "
+                        f"{self.units[earlier.index].name} of the same swap: run one forward at a "
+                        "time, or swap a second copy of the model"
+                    )
+                # An interrupt ended that forward without telling anyone.
+                self._abandon()
+            # The compute stream is read here, once, and passed on from here.
+            run = _Run(index, here, self._device.current_stream(), None, self.recorder.take())
+            self._run = run
+            return run
+
+    def _make_ready(self, run: _Run) -> None:
+        unit = self.units[run.index]
+        self._schedule.entered(run.index)
+        if unit.streamed is None:
+            run.mark.arrived.record(run.stream)
+            self._fetch_ahead(self._prefetch + 1)
+        else:
+            slot = self._slot_of(run.index)
+            run.slot = slot
+            slot.in_use = True
+            self._pool.touch(slot)
+            self._fetch_ahead(self._prefetch)
+            # The visit that a copy was made for carries that copy's times.
+            mark = slot.mark or run.mark
+            mark.arrived.record(run.stream)
+            self._wait_ready(run, slot, unit.streamed)
+            mark.started.record(run.stream)
+            mark.waited = True
+            mark.slot = slot.index
+            if mark is slot.mark:
+                self.recorder.discard(run.mark)
+                run.mark, slot.mark = mark, None
+        run.mark.forward = self.recorder.counters.forwards
+        run.mark.unit = unit.name
+        run.mark.tier = unit.tier
+
+    def _slot_of(self, index: int) -> Slot:
+        slot = self._pool.find(self._keys[index])
+        if slot is not None and (slot.job is None or slot.job.error is None):
+            return slot
+        # Nobody asked for the unit, or its read failed after it was asked for: read it now.
+        self.recorder.counters.on_demand += 1
+        slot = slot or self._pool.evictable(frozenset())
+        assert slot is not None, "one unit runs at a time, so a slot that is not running exists"
+        self._load(index, slot)
+        return slot
+
+    def _fetch_ahead(self, distance: int) -> None:
+        """Starts copies of the next `distance` streamed units that are in no slot yet."""
+        if not self._prefetch:
+            return
+        wanted = self._schedule.upcoming()[:distance]
+        keys = frozenset(self._keys[i] for i in wanted)
+        for index in wanted:
+            if self._pool.find(self._keys[index]) is None:
+                slot = self._pool.evictable(keys)
+                if slot is None:
+                    return
+                self._load(index, slot)
+
+    def _load(self, index: int, slot: Slot) -> None:
+        unit = self.units[index].streamed
+        assert unit is not None
+        self._empty(slot)
+        slot.mark = self.recorder.take()
+        slot.mark.copied_bytes = unit.transfer.copied_bytes
+        self._pool.touch(slot)
+        unit.transfer.start(slot, slot.mark)
+        # Last, so that an interrupt before this line leaves a slot that holds nothing.
+        slot.occupant = self._keys[index]
+
+    def _empty(self, slot: Slot) -> None:
+        """Forgets what a slot holds; a read still under way into it is waited for first."""
+        slot.occupant = None
+        if slot.job is not None:
+            slot.job.wait()
+            slot.job = None
+        if slot.mark is not None:
+            self.recorder.discard(slot.mark)
+            slot.mark = None
+
+    def _wait_ready(self, run: _Run, slot: Slot, unit: StreamedUnit) -> None:
+        job = slot.job
+        if job is not None:
+            if not job.done:
+                self.recorder.counters.host_waits += 1
+                while not job.wait(1.0):  # in slices: some systems deliver Ctrl-C only between
+                    pass
+            if job.error is not None:
+                self._raise_read_error(run.index, job.error)
+            slot.job = None
+        # The copy engine writes the slot; the compute stream reads it after that copy.
+        self._device.wait(run.stream, slot.ready)
+        if slot.freed_on is not None and slot.freed_on != run.stream:
+            # The slot's last reader ran on another stream. `free` is about to be recorded on this
+            # one, and must go on covering that reader.
+            self._device.wait(run.stream, slot.free)
+        run.bound = True  # before the first exchange: an interrupt in the middle is undone
+        if unit.decode is not None:
+            unit.decode.run(self._pool, slot.index, run.stream)
+        unit.binding.bind(unit.values[slot.index])
+
+    def _raise_read_error(self, index: int, error: BaseException) -> None:
+        if isinstance(error, BlockSwapError):
+            raise error
+        raise ReadError(f"reading {self.units[index].name} failed: {error}") from error
+
+    def _release(self, run: _Run) -> None:
+        """Takes the unit's weights out of the model and its slot out of use.
+
+        May run twice for one visit, when an interrupt came in the middle: `_run` is cleared last.
+        """
+        unit = self.units[run.index].streamed
+        if run.slot is not None and unit is not None:
+            if run.bound:
+                # The forward enqueued so far reads the slot; whoever overwrites it waits for this.
+                run.slot.free.record(run.stream)
+                run.slot.freed_on = run.stream
+                if unit.decode is not None:
+                    self._pool.decoded.record(run.stream)
+                    self._pool.decoded_on = run.stream
+                unit.binding.unbind()
+            run.slot.in_use = False
+            self._pool.touch(run.slot)
+        self._run = None
+
+    def _abandon(self) -> None:
+        """Ends a run whose forward never came or never returned, leaving nothing bound."""
+        run = self._run
+        if run is not None:
+            self._release(run)
+            self.recorder.discard(run.mark)

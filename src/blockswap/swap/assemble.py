@@ -1,0 +1,166 @@
+"""Wiring: a plan, a model and its stores become a running engine."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from blockswap.adapters.live import LiveModel, LiveUnit
+from blockswap.layout.slab import pack
+from blockswap.layout.values import Leaf
+from blockswap.plan import SwapPlan
+from blockswap.store.leaves import view_leaf
+from blockswap.store.ram import RamStore
+from blockswap.stream.binding import Binding
+from blockswap.stream.decode import Decode
+from blockswap.stream.device import Device
+from blockswap.stream.hooks import Hooks, Moves
+from blockswap.stream.marks import Recorder
+from blockswap.stream.pool import Pool, PoolSizes
+from blockswap.stream.streamer import StreamedUnit, Streamer, Unit
+from blockswap.stream.transfer import PinnedCopy, Source, StagedCopy, Transfer
+from blockswap.swap.handle import Swap
+from blockswap.swap.place import values_from
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every step of opening needs; `undo` collects how each is taken back."""
+
+    live: LiveModel
+    plan: SwapPlan
+    device: Device
+    pool: Pool
+    recorder: Recorder
+    undo: ExitStack
+
+
+def make_parts(live: LiveModel, plan: SwapPlan, device: Device, undo: ExitStack) -> Parts:
+    """Allocates what the plan says, first of all, so that too little memory shows at once."""
+    recorder = Recorder(device, marks=max(64, 4 * len(plan.units)))
+    pool = Pool(
+        device,
+        PoolSizes(
+            slots=plan.slots,
+            slot_bytes=plan.slot_bytes,
+            staging_buffers=_staging_buffers(plan, device),
+            staging_bytes=plan.staging_bytes or plan.slot_bytes,
+            decode_bytes=plan.decode_bytes,
+        ),
+    )
+    undo.callback(pool.close)
+    return Parts(live, plan, device, pool, recorder, undo)
+
+
+def _staging_buffers(plan: SwapPlan, device: Device) -> int:
+    if device.on_host or not plan.slots:
+        return 0
+    return plan.staging_buffers
+
+
+def unit_views(
+    leaves: Sequence[Leaf], offsets: Sequence[int], pool: Pool
+) -> list[list[torch.Tensor]]:
+    """Views of every slot for a unit's leaves; `views[s][i]` is leaf i in slot s."""
+    return [
+        [view_leaf(slot.memory, at, leaf) for at, leaf in zip(offsets, leaves, strict=True)]
+        for slot in pool.slots
+    ]
+
+
+def decoded_values(
+    unit: LiveUnit,
+    slots: Sequence[Sequence[torch.Tensor]],
+    numbers: Sequence[int],
+    pool: Pool,
+) -> tuple[tuple[tuple[torch.Tensor, ...], ...], Decode | None]:
+    """What hangs in the model for each slot, and the decoding of leaves `numbers`, if any."""
+    if not numbers or pool.decode is None:
+        return tuple(values_from(unit.tensors, views) for views in slots), None
+    leaves = [unit.layout.leaves[i] for i in numbers]
+    offsets = pack(leaves).offsets
+    computed = [view_leaf(pool.decode, at, leaf) for at, leaf in zip(offsets, leaves, strict=True)]
+    place = dict(zip(numbers, computed, strict=True))
+    mixed = [[place.get(i, view) for i, view in enumerate(views)] for views in slots]
+    stored = [[views[i] for i in numbers] for views in slots]
+    values = tuple(values_from(unit.tensors, views) for views in mixed)
+    return values, Decode(stored, computed)
+
+
+def ram_transfer(parts: Parts, store: RamStore, index: int) -> Transfer:
+    """How a unit in the RAM store reaches a slot: by itself if pinned, else through staging."""
+    runs = store.runs(index)
+    if store.is_pinned(index) or not parts.pool.staging:
+        return PinnedCopy(parts.pool, runs, parts.recorder)
+    source: Source = PageableSource(runs)
+    nbytes = sum(memory.numel() for memory, _ in runs)
+    return StagedCopy(parts.pool, source, nbytes, parts.recorder)
+
+
+class PageableSource:
+    """A unit in host memory that could not be pinned: reader threads copy it to staging."""
+
+    read_bytes = 0
+
+    def __init__(self, runs: Sequence[tuple[torch.Tensor, int]]) -> None:
+        self._runs = list(runs)
+
+    def pieces(self, address: int) -> list[Callable[[], None]]:
+        return [_HostCopy(memory, address + at) for memory, at in self._runs]
+
+    def settle(self, address: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _HostCopy:
+    memory: torch.Tensor
+    address: int
+
+    def __call__(self) -> None:
+        torch.frombuffer(
+            (ctypes.c_char * self.memory.numel()).from_address(self.address), dtype=torch.uint8
+        ).copy_(self.memory)
+
+
+def start_engine(
+    parts: Parts, streamed: dict[str, StreamedUnit], *, debug: bool
+) -> tuple[Swap, Hooks]:
+    """Connects the engine to the model; from here on a forward streams."""
+    live, plan, undo = parts.live, parts.plan, parts.undo
+    units = [Unit(u.name, u.tier, streamed.get(u.name)) for u in plan.units]
+    streamer = Streamer(units, parts.pool, prefetch=plan.prefetch, recorder=parts.recorder)
+    undo.callback(streamer.drain)
+    swap = Swap(live.root, plan, parts.device, parts.recorder)
+    hooks = Hooks(live.root)
+    undo.callback(hooks.remove)
+    hooks.connect(streamer, [unit.module for unit in live.units])
+    hooks.guard([unit.module for unit in live.units], _moves(parts))
+    if debug:
+        swap.print_visits()
+        hooks.after_forward(swap.flush_visits)
+    live.root.blockswap = swap  # type: ignore[assignment]
+    undo.callback(_forget_swap, live.root)
+    parts.device.synchronize()
+    parts.device.reset_peak()
+    parts.recorder.restart()
+    return swap, hooks
+
+
+def _moves(parts: Parts) -> Moves:
+    specs = [t.spec for unit in parts.live.units for t in unit.tensors]
+    specs += [t.spec for t in parts.live.rest]
+    dtypes = {getattr(torch, leaf.dtype) for spec in specs for leaf in spec.leaves}
+    floating = frozenset(dtype for dtype in dtypes if dtype.is_floating_point)
+    return Moves(parts.live.layout.label, parts.device.torch_device, floating)
+
+
+def _forget_swap(root: torch.nn.Module) -> None:
+    vars(root).pop("blockswap", None)
+
+
+def idle_binding(unit: LiveUnit) -> Binding:
+    """The unit's places with what hangs there now as its idle tensors."""
+    return Binding([t.places for t in unit.tensors], [t.tensor for t in unit.tensors])

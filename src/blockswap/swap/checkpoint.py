@@ -1,0 +1,211 @@
+"""`open_transformer`: a transformer that runs from its checkpoint file and is never whole anywhere."""
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from blockswap.adapters.live import LiveTensor, LiveUnit
+from blockswap.adapters.skeleton import build_skeleton
+from blockswap.adapters.stored import StoredModel, match_checkpoint
+from blockswap.errors import GeometryError
+from blockswap.layout.checkpoint import Checkpoint, open_checkpoint
+from blockswap.layout.geometry import infer_geometry
+from blockswap.layout.values import contiguous_stride
+from blockswap.plan import make_plan
+from blockswap.selection import BlockSwapArgs, select
+from blockswap.store.disk import DiskStore, DiskUnit
+from blockswap.store.ram import RamStore
+from blockswap.store.readers import Piece
+from blockswap.stream.device import open_device
+from blockswap.stream.hooks import Hooks
+from blockswap.stream.streamer import StreamedUnit
+from blockswap.stream.transfer import DirectRead, StagedCopy, Transfer
+from blockswap.swap.assemble import (
+    Parts,
+    decoded_values,
+    idle_binding,
+    make_parts,
+    ram_transfer,
+    start_engine,
+    unit_views,
+)
+from blockswap.swap.facts import decoded_leaves, extents_of, facts_of_checkpoint
+from blockswap.swap.loading import Loader
+from blockswap.swap.module import UNLIMITED, as_args
+from blockswap.swap.place import hang_on_device, host_leaves
+
+
+def open_transformer(  # noqa: PLR0913 - the public door: each argument stands alone
+    path: str | os.PathLike[str],
+    args: BlockSwapArgs | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype | None = None,
+    skeleton: torch.nn.Module | None = None,
+) -> torch.nn.Module:
+    """Opens a Wan checkpoint with its blocks streamed from the file; reads only what stays.
+
+    `path` is a `.safetensors` file, an index, or a folder, in original or diffusers names. The
+    model is diffusers' Wan class for the file's geometry, or `skeleton`: a module of yours with
+    its parameters on the meta device. Without `dtype` every tensor computes in the dtype it is
+    stored in; with it, weights are cast on the device each time they arrive.
+
+    The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
+    CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
+    """
+    wanted = as_args(args)
+    where = open_device(device)
+    checkpoint = open_checkpoint(path)
+    model = _matched(checkpoint, skeleton, dtype)
+    facts = facts_of_checkpoint(model, where)
+    plan = make_plan(facts, select(wanted, model.live.layout), wanted)
+    with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
+        parts = make_parts(model.live, plan, where, undo)
+        opening = _Opening(parts, model, checkpoint)
+        opening.load_rest()
+        opening.load_residents()
+        streamed = opening.ram_units() | opening.disk_units()
+        swap, hooks = start_engine(parts, streamed, debug=wanted.block_swap_debug)
+        opening.refuse_saving(hooks)
+        swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences), opening.reading_sentences])
+    return model.live.root
+
+
+def _matched(
+    checkpoint: Checkpoint, skeleton: torch.nn.Module | None, dtype: torch.dtype | None
+) -> StoredModel:
+    if skeleton is None:
+        geometry = infer_geometry(checkpoint)
+        if geometry.extras:
+            raise GeometryError(
+                f"{checkpoint.label} is quantised ({len(geometry.extras)} scales such as "
+                f"{geometry.extras[0]}), and diffusers' Wan class computes without scales: open a "
+                "bf16, fp16 or fp32 checkpoint, or give a skeleton that knows the scales"
+            )
+        skeleton = build_skeleton(geometry)
+    return match_checkpoint(skeleton, checkpoint, dtype)
+
+
+class _Opening:
+    """The steps of opening a checkpoint, in order."""
+
+    def __init__(self, parts: Parts, model: StoredModel, checkpoint: Checkpoint) -> None:
+        self._parts = parts
+        self._model = model
+        self._label = checkpoint.label
+        self._paths = [str(path) for path in checkpoint.paths]
+        self._loader = Loader(model, self._paths, parts.pool.readers)
+        self._store: DiskStore | None = None
+
+    def load_rest(self) -> None:
+        """Reads what lies outside the units, and puts it and all computed buffers in place."""
+        rest = self._parts.live.rest
+        stored = [t for t in rest if self._model.stored_form(t) is not None]
+        computed = [t for t in rest if self._model.stored_form(t) is None]
+        self._hang("the rest of the model", stored)
+        if not self._parts.device.on_host:
+            hang_on_device(self._parts.undo, computed, host_leaves(computed), self._parts.device)
+
+    def load_residents(self) -> None:
+        for unit in self._units("resident"):
+            self._hang(unit.layout.name, unit.tensors)
+
+    def ram_units(self) -> dict[str, StreamedUnit]:
+        """Reads the RAM tier into pinned memory, in compute form."""
+        parts, units = self._parts, self._units("ram")
+        store = RamStore([u.layout for u in units], pin=parts.device.pin, pin_budget=UNLIMITED)
+        streamed = {}
+        for index, unit in enumerate(units):
+            parts.undo.callback(store.give_back, index)
+            homes = store.fill(index, self._loader.read(unit.layout.name, unit.tensors))
+            binding = idle_binding(unit)
+            parts.undo.callback(binding.rest_on, [t.tensor for t in unit.tensors])
+            binding.rest_on([torch.nn.Parameter(home, requires_grad=False) for home in homes])
+            views = unit_views(unit.layout.leaves, store.slab_offsets(index), parts.pool)
+            values, _ = decoded_values(unit, views, (), parts.pool)
+            transfer = ram_transfer(parts, store, index)
+            streamed[unit.layout.name] = StreamedUnit(binding, transfer, values)
+        return streamed
+
+    def disk_units(self) -> dict[str, StreamedUnit]:
+        """Opens the files for streaming. A unit on disk shows meta tensors between forwards."""
+        units = self._units("disk")
+        if not units:
+            return {}
+        self._store = DiskStore(
+            self._paths,
+            [DiskUnit(u.layout.name, extents_of(self._model, u)) for u in units],
+        )
+        self._parts.undo.callback(self._store.close)
+        # Readers must have stopped before their files are closed under them.
+        self._parts.undo.callback(self._parts.pool.readers.close)
+        return {
+            unit.layout.name: self._disk_unit(self._store, index, unit)
+            for index, unit in enumerate(units)
+        }
+
+    def refuse_saving(self, hooks: Hooks) -> None:
+        """`state_dict()` would hand out tensors without data: say where the data is instead."""
+        modules = [unit.module for unit in self._units("disk")]
+        hooks.refuse_state_dict(
+            modules,
+            f"the weights of this transformer are streamed from {self._label} and not in memory: "
+            "copy that file instead of saving the model",
+        )
+
+    def reading_sentences(self) -> tuple[str, ...]:
+        """How the files are read, where it is not the best way."""
+        modes = set(self._store.modes) if self._store is not None else set()
+        if "plain" in modes:
+            return ("blocks are read by plain reads: this platform has no os.preadv",)
+        if "buffered" in modes:
+            return ("blocks are read through the page cache: this file system has no O_DIRECT",)
+        return ()
+
+    def _units(self, tier: str) -> list[LiveUnit]:
+        plan = self._parts.plan
+        return [u for u in self._parts.live.units if plan.tier_of(u.layout.name) == tier]
+
+    def _hang(self, name: str, tensors: tuple[LiveTensor, ...] | list[LiveTensor]) -> None:
+        hang_on_device(
+            self._parts.undo, tensors, self._loader.read(name, tensors), self._parts.device
+        )
+
+    def _disk_unit(self, store: DiskStore, index: int, unit: LiveUnit) -> StreamedUnit:
+        parts = self._parts
+        stored = [self._model.stored_form(tensor) for tensor in unit.tensors]
+        leaves = [
+            replace(leaf, dtype=form.dtype, stride=contiguous_stride(form.shape))
+            for leaf, form in zip(unit.layout.leaves, stored, strict=True)
+            if form is not None
+        ]
+        views = unit_views(leaves, store.slab_offsets(index), parts.pool)
+        numbers = decoded_leaves(self._model, unit).numbers
+        values, decode = decoded_values(unit, views, numbers, parts.pool)
+        source = DiskSource(store, index)
+        transfer: Transfer
+        if parts.device.on_host:
+            transfer = DirectRead(parts.pool, source, parts.recorder)
+        else:
+            nbytes = store.slabs[index].slab.nbytes
+            transfer = StagedCopy(parts.pool, source, nbytes, parts.recorder)
+        return StreamedUnit(idle_binding(unit), transfer, values, decode)
+
+
+class DiskSource:
+    """One unit of a disk store as the engine's transfers see it."""
+
+    def __init__(self, store: DiskStore, index: int) -> None:
+        self._store = store
+        self._index = index
+        self.read_bytes = store.slabs[index].read_bytes
+
+    def pieces(self, address: int) -> list[Piece]:
+        return self._store.pieces(self._index, address)
+
+    def settle(self, address: int) -> int:
+        return self._store.settle(self._index, address)

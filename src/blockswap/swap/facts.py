@@ -1,0 +1,92 @@
+"""From a model and a device to the byte counts that the planner decides with."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from blockswap.adapters.live import LiveModel, LiveUnit
+from blockswap.adapters.stored import StoredModel, extent_of
+from blockswap.layout.slab import pack
+from blockswap.layout.values import Leaf, TensorSpec
+from blockswap.plan import Facts, UnitFacts
+from blockswap.store.file_slab import Extent, file_slab
+from blockswap.stream.device import Device, free_host_bytes
+
+
+def leaves_of(specs: Iterable[TensorSpec]) -> tuple[Leaf, ...]:
+    """All leaves of some tensors, in order."""
+    return tuple(leaf for spec in specs for leaf in spec.leaves)
+
+
+def facts_of_module(live: LiveModel, device: Device) -> Facts:
+    """Facts of a live module whose weights are in host memory."""
+    units = tuple(
+        UnitFacts(
+            name=unit.layout.name,
+            kind=unit.layout.kind,
+            resident_bytes=pack(unit.layout.leaves).nbytes,
+            ram_slab_bytes=pack(unit.layout.leaves).nbytes,
+        )
+        for unit in live.units
+    )
+    return _facts(live, device, units, from_checkpoint=False)
+
+
+def facts_of_checkpoint(model: StoredModel, device: Device) -> Facts:
+    """Facts of a skeleton whose weights are in a checkpoint."""
+    units = tuple(
+        UnitFacts(
+            name=unit.layout.name,
+            kind=unit.layout.kind,
+            resident_bytes=pack(unit.layout.leaves).nbytes,
+            ram_slab_bytes=pack(unit.layout.leaves).nbytes,
+            disk_slab_bytes=file_slab(extents_of(model, unit)).slab.nbytes,
+            decode_bytes=pack(decoded_leaves(model, unit).leaves).nbytes,
+        )
+        for unit in model.live.units
+    )
+    return _facts(model.live, device, units, from_checkpoint=True)
+
+
+def extents_of(model: StoredModel, unit: LiveUnit) -> tuple[Extent, ...]:
+    """Where the bytes of each leaf of the unit lie in the checkpoint, in leaf order."""
+    extents = []
+    for tensor in unit.tensors:
+        stored = model.stored_form(tensor)
+        assert stored is not None, "a unit's parameters are all on meta, so all were matched"
+        extents.append(extent_of(stored))
+    return tuple(extents)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedLeaves:
+    """The leaves of a unit whose stored dtype is not the one they compute with."""
+
+    numbers: tuple[int, ...]  # positions among the unit's leaves
+    leaves: tuple[Leaf, ...]  # in compute form
+
+
+def decoded_leaves(model: StoredModel, unit: LiveUnit) -> DecodedLeaves:
+    """Which leaves of the unit need decoding when they come from the file."""
+    numbers, leaves = [], []
+    for number, tensor in enumerate(unit.tensors):
+        stored, leaf = model.stored_form(tensor), tensor.spec.leaves[0]
+        if stored is not None and stored.dtype != leaf.dtype:
+            numbers.append(number)
+            leaves.append(leaf)
+    return DecodedLeaves(tuple(numbers), tuple(leaves))
+
+
+def _facts(
+    live: LiveModel, device: Device, units: tuple[UnitFacts, ...], *, from_checkpoint: bool
+) -> Facts:
+    return Facts(
+        label=live.layout.label,
+        device=str(device.torch_device),
+        on_host=device.on_host,
+        units=units,
+        rest_bytes=pack(leaves_of(live.layout.rest)).nbytes,
+        device_free_bytes=device.free_bytes(),
+        host_free_bytes=free_host_bytes(),
+        granularity=device.granularity,
+        from_checkpoint=from_checkpoint,
+    )

@@ -1,0 +1,119 @@
+"""`Swap`: what a caller holds of a swapped model. Tells what it does, and ends it."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from blockswap.errors import StateError
+from blockswap.events import Measured, Visit
+from blockswap.plan import SwapPlan
+from blockswap.report import Summary, debug_line, draw_timeline, summarise, write_trace
+from blockswap.stream.device import Device
+from blockswap.stream.marks import Recorder
+from blockswap.swap.host_memory import peak_host_bytes
+
+
+class Swap:
+    """A model that runs with its blocks streamed, until `close()` or the end of its `with`.
+
+    `plan` is what was decided, `model` what to run. Not made by callers: see `swap_blocks` and
+    `open_transformer`.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, plan: SwapPlan, device: Device, recorder: Recorder
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self._device = device
+        self._recorder = recorder
+        self._undo = ExitStack()
+        self._entered = False
+        self._told: tuple[Callable[[], tuple[str, ...]], ...] = ()
+        self._final: Measured | None = None
+
+    def keep(self, undo: ExitStack, told: Sequence[Callable[[], tuple[str, ...]]]) -> None:
+        """Takes over how everything is undone, and who has something to say in the report."""
+        self._undo = undo
+        self._told = tuple(told)
+
+    @property
+    def closed(self) -> bool:
+        return self._final is not None
+
+    def __enter__(self) -> "Swap":
+        if self.closed or self._entered:
+            state = "closed" if self.closed else "in use"
+            raise StateError(
+                f"this swap of {type(self.model).__name__} was entered a second time, and it is "
+                f"already {state}: call swap_blocks again for another round"
+            )
+        self._entered = True
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Swap":
+        raise StateError(
+            f"a copy of a swapped {type(self.model).__name__} was asked for, and its weights are "
+            "partly elsewhere: close the swap, copy the model, then swap both"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise StateError("a swap cannot be pickled: close it first")
+
+    def close(self) -> None:
+        """Gives the model back as it was and returns every byte. Closing twice does nothing.
+
+        After `swap_blocks` the parameters are the same objects with the same values as before.
+        After `open_transformer` the model has no weights any more.
+        """
+        if self.closed:
+            return
+        self._final = self.measured()
+        self._undo.close()
+        self._device.release_cached_host_memory()
+
+    def measured(self) -> Measured:
+        """What happened so far. Waits for the device, so call it between forwards."""
+        if self._final is not None:
+            return self._final
+        self._device.synchronize()
+        sentences = tuple(sentence for tell in self._told for sentence in tell())
+        return Measured(
+            visits=self._recorder.visits(),
+            counters=self._recorder.counters.copy(),
+            device_peak_bytes=self._device.peak_bytes(),
+            host_peak_bytes=peak_host_bytes(),
+            sentences=sentences,
+        )
+
+    def report(self) -> Summary:
+        """The plan beside what was measured; `print(swap.report())`. Waits for the device."""
+        return summarise(self.plan, self.measured())
+
+    def timeline(self, path: str | os.PathLike[str]) -> None:
+        """Draws the last forwards as a PNG. Raises OutputError when it cannot be written."""
+        draw_timeline(self.plan, self.measured(), path)
+
+    def trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes a trace for Perfetto or chrome://tracing. Raises OutputError likewise."""
+        write_trace(self.plan, self.measured(), path)
+
+    def print_visits(self) -> None:
+        """Prints a line per block from now on, with true times (`block_swap_debug`)."""
+        self._recorder.on_visit = _print_line
+
+    def flush_visits(self) -> None:
+        """Waits for the device and prints what is not printed yet; ends each debugged forward."""
+        self._device.synchronize()
+        self._recorder.visits()
+
+
+def _print_line(visit: Visit) -> None:
+    print(debug_line(visit), file=sys.stderr)

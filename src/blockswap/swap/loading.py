@@ -1,0 +1,57 @@
+"""Reading whole units of a checkpoint once, at opening: residents, the rest, and the RAM tier."""
+
+from collections.abc import Sequence
+
+import torch
+
+from blockswap.adapters.live import LiveTensor
+from blockswap.adapters.stored import StoredModel, extent_of
+from blockswap.errors import BlockSwapError, ReadError
+from blockswap.layout.values import Leaf, contiguous_stride
+from blockswap.store.disk import DiskStore, DiskUnit
+from blockswap.store.leaves import view_leaf
+from blockswap.store.readers import Job, ReaderPool
+from blockswap.stream.device import host_buffer
+
+
+class Loader:
+    """Reads tensors of a checkpoint into scratch memory with the pool's readers."""
+
+    def __init__(self, model: StoredModel, paths: Sequence[str], readers: ReaderPool) -> None:
+        self._model = model
+        self._paths = paths
+        self._readers = readers
+
+    def read(self, name: str, tensors: Sequence[LiveTensor]) -> list[torch.Tensor]:
+        """The stored leaves of `tensors`, as the file holds them, in memory of their own.
+
+        The memory goes when the last of the returned views goes. Raises ReadError.
+        """
+        stored = [self._model.stored_form(tensor) for tensor in tensors]
+        found = [tensor for tensor in stored if tensor is not None]
+        store = DiskStore(self._paths, [DiskUnit(name, tuple(extent_of(t) for t in found))])
+        try:
+            scratch = host_buffer(store.slabs[0].slab.nbytes)
+            self._fill(store, name, scratch)
+        finally:
+            store.close()
+        leaves = [Leaf((), t.dtype, t.shape, contiguous_stride(t.shape)) for t in found]
+        return [
+            view_leaf(scratch, at, leaf)
+            for at, leaf in zip(store.slab_offsets(0), leaves, strict=True)
+        ]
+
+    def _fill(self, store: DiskStore, name: str, scratch: torch.Tensor) -> None:
+        address = scratch.data_ptr()
+        job = Job(store.pieces(0, address), lambda: _settle(store, address))
+        self._readers.submit(job)
+        while not job.wait(1.0):
+            pass
+        if job.error is not None:
+            if isinstance(job.error, BlockSwapError):
+                raise job.error
+            raise ReadError(f"reading {name} failed: {job.error}") from job.error
+
+
+def _settle(store: DiskStore, address: int) -> None:
+    store.settle(0, address)

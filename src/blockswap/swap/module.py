@@ -1,0 +1,115 @@
+"""`swap_blocks`: block swap for a model that is loaded already."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from blockswap.adapters.families import bare
+from blockswap.adapters.live import LiveModel, describe_module, refuse_unloaded
+from blockswap.errors import StateError
+from blockswap.plan import SwapPlan, make_plan
+from blockswap.selection import BlockSwapArgs, select
+from blockswap.store.ram import RamStore
+from blockswap.stream.device import open_device
+from blockswap.stream.streamer import StreamedUnit
+from blockswap.swap.assemble import (
+    Parts,
+    decoded_values,
+    idle_binding,
+    make_parts,
+    ram_transfer,
+    start_engine,
+    unit_views,
+)
+from blockswap.swap.facts import facts_of_module
+from blockswap.swap.handle import Swap
+from blockswap.swap.place import hang_on_device, host_leaves
+
+UNLIMITED = 1 << 62
+
+
+def as_args(args: BlockSwapArgs | Mapping[str, Any] | None) -> BlockSwapArgs:
+    """The caller's arguments, whichever way they were given; None means automatic."""
+    if args is None:
+        return BlockSwapArgs()
+    return args if isinstance(args, BlockSwapArgs) else BlockSwapArgs.from_mapping(args)
+
+
+def refuse_swapped(model: torch.nn.Module) -> None:
+    """Raises StateError when another swap of this model is open."""
+    swap = vars(bare(model)).get("blockswap")
+    if isinstance(swap, Swap) and not swap.closed:
+        raise StateError(
+            f"this {type(bare(model)).__name__} is swapped already: close that swap first"
+        )
+
+
+def swap_blocks(
+    model: torch.nn.Module,
+    args: BlockSwapArgs | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device,
+) -> Swap:
+    """Streams chosen blocks of a loaded model to `device`; everything else is put there.
+
+    The model's weights must be in host memory and stay there: streamed blocks move unit by unit
+    into pinned memory (never more than the model and about one block), residents and the rest
+    are copied to the device. On the CPU nothing moves. `args` is a `BlockSwapArgs`, a dictionary
+    of another pack, or None for an automatic plan.
+
+    Use it as a context manager or call `close()`. Raises ArgsError, ModelError, PlanError,
+    DeviceError or StateError, and leaves the model as it was. Output is equal to the last bit to
+    that of the whole model on the same device.
+    """
+    wanted = as_args(args)
+    where = open_device(device)
+    refuse_swapped(model)
+    live = describe_module(model)
+    refuse_unloaded(live)
+    plan = make_plan(facts_of_module(live, where), select(wanted, live.layout), wanted)
+    pin_budget = UNLIMITED if wanted.ram_budget_bytes is None else wanted.ram_budget_bytes
+    with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
+        parts = make_parts(live, plan, where, undo)
+        streamed: dict[str, StreamedUnit] = {}
+        if not where.on_host:
+            _place_residents(parts)
+            streamed = _rehome(parts, plan, pin_budget)
+        swap, _ = start_engine(parts, streamed, debug=wanted.block_swap_debug)
+        swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
+    return swap
+
+
+def _place_residents(parts: Parts) -> None:
+    live: LiveModel = parts.live
+    hang_on_device(parts.undo, live.rest, host_leaves(live.rest), parts.device)
+    for unit in live.units:
+        if parts.plan.tier_of(unit.layout.name) == "resident":
+            hang_on_device(parts.undo, unit.tensors, host_leaves(unit.tensors), parts.device)
+
+
+def _rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, StreamedUnit]:
+    """Moves the streamed units into the RAM store, one at a time."""
+    names = set(plan.streamed)
+    units = [unit for unit in parts.live.units if unit.layout.name in names]
+    store = RamStore([u.layout for u in units], pin=parts.device.pin, pin_budget=pin_budget)
+    streamed = {}
+    for index, unit in enumerate(units):
+        parts.undo.callback(store.give_back, index)
+        store.adopt(index, [live.tensor for live in unit.tensors])
+    if store.pageable_bytes:
+        parts.pool.sentences.append(
+            f"{store.pageable_bytes} bytes of streamed blocks are not pinned (the RAM budget or the "
+            "system allows no more): their copies go through staging"
+        )
+        parts.pool.add_staging(plan.slot_bytes)
+    for index, unit in enumerate(units):
+        views = unit_views(unit.layout.leaves, store.slab_offsets(index), parts.pool)
+        values, _ = decoded_values(unit, views, (), parts.pool)
+        streamed[unit.layout.name] = StreamedUnit(
+            binding=idle_binding(unit),
+            transfer=ram_transfer(parts, store, index),
+            values=values,
+        )
+    return streamed

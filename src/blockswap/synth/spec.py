@@ -1,0 +1,65 @@
+"""What to synthesise: this module owns the request, checked, as one value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from blockswap.errors import ArgsError
+from blockswap.layout.geometry import Naming, WanGeometry, to_diffusers_key
+from blockswap.layout.prefix import PREFIXES
+
+# torch's name -> safetensors' code, for the element types that Wan checkpoints come in
+CODES: Mapping[str, str] = MappingProxyType(
+    {
+        "float32": "F32",
+        "float16": "F16",
+        "bfloat16": "BF16",
+        "float8_e4m3fn": "F8_E4M3",
+        "float8_e5m2": "F8_E5M2",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SynthSpec:
+    """A checkpoint to be: geometry, spelling and element types of its tensors.
+
+    `mixed` keeps norms and modulation in float32, as many repackaged files do. Raises ArgsError
+    for a dtype, naming or prefix that no Wan checkpoint has.
+    """
+
+    geometry: WanGeometry
+    dtype: str = "bfloat16"
+    naming: Naming = "original"
+    prefix: str = ""
+    mixed: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in CODES:
+            raise ArgsError(f"Unknown dtype: {self.dtype!r}: use one of {', '.join(CODES)}")
+        if self.naming not in ("original", "diffusers"):
+            raise ArgsError(f"Unknown naming: {self.naming!r}: use original or diffusers")
+        if self.prefix not in ("", *PREFIXES):
+            raise ArgsError(f"Unknown prefix: {self.prefix!r}: use one of {', '.join(PREFIXES)}")
+
+    def name_of(self, key: str) -> str:
+        """How the file spells an original key."""
+        return self.prefix + (to_diffusers_key(key) if self.naming == "diffusers" else key)
+
+    def dtype_of(self, key: str) -> str:
+        """The element type of the tensor with this original key."""
+        return "float32" if self.mixed and stays_float32(key) else self.dtype
+
+
+def stays_float32(key: str) -> bool:
+    """Whether mixed files keep the tensor with this original key in float32."""
+    return is_norm(key) or key.endswith("modulation")
+
+
+def is_norm(key: str) -> bool:
+    """Whether the tensor with this original key belongs to a normalisation layer."""
+    layer = key.rpartition(".")[0]
+    return layer in ("img_emb.proj.0", "img_emb.proj.4") or layer.rpartition(".")[2].startswith(
+        "norm"
+    )

@@ -1,0 +1,192 @@
+"""Writing: this module owns bringing a synthesised checkpoint to disk, whole or not at all.
+
+Everything is written under temporary names beside its destination and put in place at the very
+end, shards first and their index last. Memory stays under 150 MB whatever the model's size.
+"""
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockswap.errors import ArgsError, OutputError
+from blockswap.layout.geometry import Naming, WanGeometry, find_variant
+from blockswap.layout.shards import DIFFUSERS_STEM, INDEX_SUFFIX, SUFFIX
+from blockswap.synth.draw import Drawer
+from blockswap.synth.files import NewFile, index_json, plan_files
+from blockswap.synth.spec import SynthSpec
+from blockswap.units import format_bytes
+
+Progress = Callable[[int, int], None]
+
+INDEX_NAME = DIFFUSERS_STEM + INDEX_SUFFIX
+_OWN_SHARD = re.compile(rf"{DIFFUSERS_STEM}-\d{{5}}-of-\d{{5}}{re.escape(SUFFIX)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: `path` is what to open (the file, or the folder of the shards)."""
+
+    path: Path
+    files: tuple[Path, ...]
+    tensors: int
+    nbytes: int
+
+
+def synth(  # noqa: PLR0913 - one keyword for each option of the command of the same name
+    variant: str | WanGeometry,
+    out: str | os.PathLike[str],
+    *,
+    dtype: str = "bfloat16",
+    naming: Naming = "original",
+    prefix: str = "",
+    mixed: bool = False,
+    shard_bytes: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Written:
+    """Writes a checkpoint with random weights in a model's true geometry.
+
+    `out` is a `.safetensors` file, or with `shard_bytes` a folder for shards and their index.
+    Equal arguments give equal bytes; weights of a seed do not depend on naming, prefix or
+    shards. `progress` is called with bytes written and bytes in all. Raises ArgsError for
+    an unknown variant or option; OutputError when there is no room, when something is there
+    already and `overwrite` is not set, or when the disk fails: nothing is left behind then.
+    """
+    geometry = find_variant(variant) if isinstance(variant, str) else variant
+    spec = SynthSpec(geometry, dtype, naming, prefix, mixed, seed)
+    if shard_bytes is not None and shard_bytes < 1:
+        raise ArgsError(f"shard_bytes={shard_bytes} holds nothing: give at least 1 byte")
+    target = Path(os.path.abspath(out))
+    files = plan_files(spec, target.name, shard_bytes)
+    sharded = shard_bytes is not None
+    _check_target(target, sharded=sharded, overwrite=overwrite)
+    _check_room(target.parent, files)
+    try:
+        with _folder(target if sharded else target.parent) as folder:
+            written = _write_all(folder, files, Drawer(spec), progress, sharded=sharded)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error}, nothing was left there, "
+            "choose a folder with room that you may write to"
+        ) from error
+    return Written(
+        path=target,
+        files=tuple(written),
+        tensors=sum(len(file.tensors) for file in files),
+        nbytes=sum(file.nbytes for file in files),
+    )
+
+
+def _check_target(target: Path, *, sharded: bool, overwrite: bool) -> None:
+    if not target.parent.is_dir():
+        raise OutputError(
+            f"cannot write {target}: the folder {target.parent} is not there, create it first"
+        )
+    if sharded == target.name.endswith(SUFFIX):
+        raise OutputError(
+            f"cannot write shards to {target}: they go into a folder, leave out {SUFFIX}"
+            if sharded
+            else f"cannot write {target}: end the file's name with {SUFFIX}, or ask for shards"
+        )
+    if target.exists() and target.is_dir() != sharded:
+        raise OutputError(
+            f"cannot write {target}: a {'file' if sharded else 'folder'} of this name is there, "
+            "choose another name"
+        )
+    occupied = target.exists() and (not sharded or any(target.iterdir()))
+    if occupied and not overwrite:
+        raise OutputError(
+            f"cannot write {target}: it is there already, choose another name or allow overwriting"
+        )
+
+
+def _check_room(folder: Path, files: Sequence[NewFile]) -> None:
+    # What is overwritten stays until the new files are whole, so its room does not count.
+    needed, free = sum(file.nbytes for file in files), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"the checkpoint takes {format_bytes(needed)}, {folder} has {format_bytes(free)} "
+            f"free: free {format_bytes(needed - free)} or choose another disk"
+        )
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """The folder to write in; one that was made here goes again on failure."""
+    made = not path.exists()
+    path.mkdir(exist_ok=True)
+    try:
+        yield path
+    except BaseException:
+        if made:
+            # It stays only where something else was put into it meanwhile.
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _write_all(
+    folder: Path,
+    files: Sequence[NewFile],
+    drawer: Drawer,
+    progress: Progress | None,
+    *,
+    sharded: bool,
+) -> list[Path]:
+    """Writes under temporary names, then renames; on failure no temporary file stays."""
+    mark = secrets.token_hex(4)
+    partial = {folder / f".{file.name}.{mark}": folder / file.name for file in files}
+    meter = _Meter(sum(file.nbytes for file in files), progress)
+    index = folder / INDEX_NAME
+    try:
+        for path, file in zip(partial, files, strict=True):
+            _write_file(path, file, drawer, meter)
+        if sharded:
+            partial[folder / f".{INDEX_NAME}.{mark}"] = index
+            (folder / f".{INDEX_NAME}.{mark}").write_bytes(index_json(files))
+        for path, final in partial.items():
+            path.replace(final)
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
+    if sharded:
+        _drop_older_shards(folder, keep={file.name for file in files})
+    return list(partial.values())
+
+
+def _write_file(path: Path, file: NewFile, drawer: Drawer, meter: "_Meter") -> None:
+    with path.open("xb") as stream:
+        meter.add(stream.write(file.header))
+        for tensor in file.tensors:
+            for piece in drawer.draw(tensor.key, tensor.shape):
+                meter.add(stream.write(piece))
+
+
+def _drop_older_shards(folder: Path, keep: set[str]) -> None:
+    """Removes shards of an overwritten set that had more of them: their index is gone."""
+    for path in folder.iterdir():
+        if _OWN_SHARD.fullmatch(path.name) and path.name not in keep:
+            path.unlink()
+
+
+class _Meter:
+    """Counts bytes and tells whoever asked, at most once for each part in a thousand."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total, self._progress = total, progress
+        self._done = self._told = 0
+
+    def add(self, nbytes: int) -> None:
+        self._done += nbytes
+        due = (self._done - self._told) * 1000 >= self._total or self._done == self._total
+        if self._progress is not None and due:
+            self._told = self._done
+            self._progress(self._done, self._total)
