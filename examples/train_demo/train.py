@@ -22,7 +22,7 @@ from diffusers import WanTransformer3DModel
 from muon import Muon
 from torch import Tensor
 
-from blockswap.demo.latents import CHANNELS, pack
+from blockswap.demo.latents import CHANNELS, COORDINATES, pack, with_coordinates
 from blockswap.demo.prompt import NULL_TOKEN, TEXT_DIM, encode_tokens
 from blockswap.demo.shapes import draw_scenes, random_scenes, random_tokens
 
@@ -30,7 +30,7 @@ MODEL = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 3,
     "attention_head_dim": 64,
-    "in_channels": CHANNELS,
+    "in_channels": CHANNELS + COORDINATES,
     "out_channels": CHANNELS,
     "text_dim": TEXT_DIM,
     "freq_dim": 64,
@@ -116,11 +116,14 @@ def set_out(model: WanTransformer3DModel, generator: torch.Generator) -> None:
     _, spread, basis = torch.linalg.svd(patches / len(patches) ** 0.5, full_matrices=False)
     rows = basis * (spread**2 / (spread**2 + 0.15**2)).unsqueeze(1)
     into, out = model.patch_embedding, model.proj_out
-    into.weight.copy_(rows.reshape(into.weight.shape))
+    torch.nn.init.zeros_(into.weight)
+    into.weight[:, :CHANNELS] = rows.reshape(-1, CHANNELS, 1, 2, 2)
     # In as (channel, frame, row, column), out as (frame, row, column, channel).
-    out.weight.copy_(into.weight.permute(2, 3, 4, 1, 0).reshape(out.weight.shape))
+    out.weight.copy_(into.weight[:, :CHANNELS].permute(2, 3, 4, 1, 0).reshape(out.weight.shape))
     for zero in (into.bias, out.bias):
         zero.zero_()
+    # Coordinates go where the patches leave room.
+    torch.nn.init.normal_(into.weight[64:, CHANNELS:], std=0.07, generator=generator)
     # A constant in the faintest direction lets patches keep their strength through layer norms.
     into.bias[-1] = 4.0
     model.scale_shift_table[:, 1] = -0.5
@@ -182,7 +185,7 @@ def loss_of(model: WanTransformer3DModel, settings: Settings, generator: torch.G
     level = draw_noise_levels(settings.batch, generator)
     mix = level[:, None, None, None, None]
     noisy = (1 - mix) * clean + mix * torch.randn(clean.shape, generator=generator)
-    (guess,) = model(noisy, level * 1000, text, return_dict=False)
+    (guess,) = model(with_coordinates(noisy), level * 1000, text, return_dict=False)
     # Dividing by the level makes it a loss of velocities; its floor keeps faint noise from ruling.
     return ((guess - clean) / mix.clamp(min=0.25)).square().mean()
 

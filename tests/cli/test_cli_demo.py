@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from blockswap import BlockSwapArgs
 from blockswap.cli import demo_run
 from blockswap.cli.app import app
+from blockswap.demo.latents import CHANNELS
 from blockswap.demo.weights import weights_path
 from blockswap.errors import PlanError
 from blockswap.events import Counters, Measured
@@ -54,7 +55,7 @@ class Model(torch.nn.Module):
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         if self.error is not None:
             raise self.error
-        return (hidden_states * 0.5 + self.offset,)
+        return (hidden_states[:, :CHANNELS] * 0.5 + self.offset,)
 
 
 @dataclass
@@ -119,16 +120,16 @@ def test_the_model_is_opened_loaded_first_and_streamed_from_its_file_after(
     (first, loaded, _), (second, streamed, device) = engine.asked
     assert first == second == weights_path()
     assert loaded == BlockSwapArgs(blocks_to_swap=0)
-    assert streamed == BlockSwapArgs(blocks_to_swap=6, ram_budget=0)
+    assert streamed == BlockSwapArgs(blocks_to_swap=6)
     assert device == "cpu"
 
 
 @pytest.mark.parametrize(
     ("options", "args"),
     [
-        (["--blocks", "0,2-3"], BlockSwapArgs(blocks="0,2-3", ram_budget=0)),
-        (["--blocks-to-swap", "3"], BlockSwapArgs(blocks_to_swap=3, ram_budget=0)),
-        (["--vram", "4MiB"], BlockSwapArgs(vram_budget="4MiB", ram_budget=0)),
+        (["--blocks", "0,2-3"], BlockSwapArgs(blocks="0,2-3")),
+        (["--blocks-to-swap", "3"], BlockSwapArgs(blocks_to_swap=3)),
+        (["--vram", "4MiB"], BlockSwapArgs(vram_budget="4MiB")),
         (
             ["--ram", "2MiB", "--prefetch", "0", "--debug"],
             BlockSwapArgs(
@@ -144,6 +145,21 @@ def test_options_become_arguments_of_the_engine(
     result = runner.invoke(app, ["demo", "--out", str(tmp_path), "--steps", "1", *options])
     assert result.exit_code == 0, result.output
     assert engine.asked[1][1] == args
+
+
+def test_an_accelerator_streams_from_the_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[demo_run.DemoRequest] = []
+
+    def refuse(request: demo_run.DemoRequest, progress: demo_run.Progress) -> None:
+        asked.append(request)
+        raise PlanError("enough seen")
+
+    monkeypatch.setattr(demo_run, "run_demo", refuse)
+    runner.invoke(app, ["demo", "--out", str(tmp_path), "--device", "cuda"])
+    runner.invoke(app, ["demo", "--out", str(tmp_path), "--device", "cuda", "--ram", "1GiB"])
+    assert [request.args.ram_budget for request in asked] == [0, 2**30]
 
 
 def test_a_difference_in_the_last_bit_is_loud_and_exit_code_1(

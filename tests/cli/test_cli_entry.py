@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import blockswap.cli
 from blockswap.cli import app as app_module
 from blockswap.cli.app import Commands, app
-from blockswap.cli.console import print_error
+from blockswap.cli.console import new_console, print_error
 from blockswap.errors import ArgsError
 
 runner = CliRunner()
@@ -97,6 +97,15 @@ def test_errors_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "error: something\n"
+
+
+@pytest.mark.parametrize(("terminal", "width"), [("1", 80), ("0", 120)])
+def test_a_table_is_as_wide_as_the_terminal_and_wider_in_a_file(
+    terminal: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE", terminal)
+    assert new_console().width == width
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])

@@ -96,5 +96,5 @@ def test_malformed_vace_layers_in_the_config_are_refused(tmp_path: Path, value: 
 
 @pytest.mark.parametrize("value", [0.0, -1e-6, 1.5, "1e-6", 1, True])
 def test_a_malformed_eps_is_refused(tmp_path: Path, value: object) -> None:
-    with pytest.raises(GeometryError, match="eps = .*which is not a small positive number"):
+    with pytest.raises(GeometryError, match=r"eps = .*which is not a small positive number"):
         inferred(tmp_path, {"num_heads": 2, "eps": value})

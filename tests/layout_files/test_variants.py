@@ -91,5 +91,5 @@ def test_a_variant_is_found_however_it_is_written(text: str) -> None:
 def test_an_unknown_variant_gets_the_closest_and_the_list() -> None:
     with pytest.raises(ArgsError, match=r"'wan2.1-t2v-13b': did you mean 'wan2.1-t2v-1.3b', of"):
         find_variant("wan2.1-t2v-13b")
-    with pytest.raises(ArgsError, match="Unknown variant: 'flux': use one of wan2.1-t2v-1.3b, "):
+    with pytest.raises(ArgsError, match=r"Unknown variant: 'flux': use one of wan2.1-t2v-1.3b, "):
         find_variant("flux")

@@ -18,7 +18,7 @@ import torch
 MODULE_NAME = "_simaccel"
 SOURCE_FOLDER = Path(__file__).parent / "csrc"
 CACHE_VARIABLE = "SIMACCEL_BUILD_DIR"
-COMPILE_FLAGS = ["-O1", "-std=c++20", "-fvisibility=hidden", "-Wall"]
+COMPILE_FLAGS = ["-O1", "-fvisibility=hidden", "-Wall"]
 
 # Compiled as two units: most of the time goes into torch's headers, read once per unit.
 UNITS = {

@@ -14,7 +14,7 @@ from blockswap.adapters.families import UnitModule, bare, unit_modules
 from blockswap.errors import ModelError
 from blockswap.layout.values import ModelLayout, TensorSpec, UnitLayout
 from blockswap.store.leaves import leaf_tensors, spec_of
-from blockswap.stream.binding import Place
+from blockswap.store.places import Place
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ def build_skeleton(geometry: WanGeometry) -> torch.nn.Module:
         from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
     except ImportError as error:
         raise ModelError(
-            "opening a transformer needs diffusers, which could not be imported "
-            f'({error}): pip install "wanvideo-blockswap[diffusers]", or give a skeleton of your own'
+            f"opening a transformer needs diffusers, which could not be imported ({error}): "
+            'pip install "wanvideo-blockswap[diffusers]", or give a skeleton of your own'
         ) from error
     config = _config(geometry)
     wanted: Any = WanVACETransformer3DModel if geometry.vace_layers else WanTransformer3DModel

@@ -43,9 +43,12 @@ def demo(  # noqa: PLR0913, PLR0917
         typer.Option(help="Device memory for weights, as 4MiB.", show_default=False),
     ] = None,
     ram: Annotated[
-        str,
-        typer.Option(help="Host memory for streamed blocks; 0 streams them from the file."),
-    ] = "0",
+        str | None,
+        typer.Option(
+            help="Host memory for streamed blocks; without it they stay in the file.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, xpu ...")] = "cpu",
     prefetch: Annotated[
         int | None,
@@ -72,7 +75,7 @@ def demo(  # noqa: PLR0913, PLR0917
         prefetch_blocks=prefetch,
         block_swap_debug=debug,
         vram_budget=vram,
-        ram_budget=ram,
+        ram_budget=_ram_budget(ram, device),
     )
     settings = SamplingSettings(seed=seed)
     if steps is not None:
@@ -83,6 +86,12 @@ def demo(  # noqa: PLR0913, PLR0917
     _tell(console, request, result)
     if result.differing:
         raise typer.Exit(1)
+
+
+def _ram_budget(asked: str | None, device: str) -> str | None:
+    # The demo streams from the file. The CPU does so anyway, and there a budget of nothing would
+    # mean the memory that it computes in.
+    return "0" if asked is None and not device.startswith("cpu") else asked
 
 
 def _run_with_bar(console: Console, request: "DemoRequest", run: Any) -> "DemoResult":

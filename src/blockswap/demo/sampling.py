@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockswap.demo.latents import CELL, CHANNELS, unpack
+from blockswap.demo.latents import CELL, CHANNELS, unpack, with_coordinates
 from blockswap.demo.prompt import Prompt, encode_tokens, parse_prompt, tokens_of
 from blockswap.demo.shapes import ClipSize
 from blockswap.errors import ArgsError
@@ -108,9 +108,11 @@ def _guided(
 ) -> Tensor:
     """The clean clip seen in noisy latents: float32 `[1, 48, frames, rows, columns]`."""
 
+    noisy = with_coordinates(latents)
+
     def ask(text: Tensor) -> Tensor:
         (clean,) = transformer(
-            hidden_states=latents,
+            hidden_states=noisy,
             timestep=timestep.expand(1),
             encoder_hidden_states=text,
             return_dict=False,

@@ -42,12 +42,12 @@ class ClipSize:
 class Ranges:
     """Uniform ranges from which a scene is drawn, in pixels and grey levels of 0 to 1."""
 
-    radius: tuple[float, float] = (5.5, 6.5)
-    speed: tuple[float, float] = (1.5, 2.0)
+    radius: tuple[float, float] = (6.0, 6.0)
+    speed: tuple[float, float] = (2.0, 2.0)
     # Distance of the middle of the path from the middle of the picture.
-    along: tuple[float, float] = (-1.0, 1.0)
+    along: tuple[float, float] = (0.0, 0.0)
     across: tuple[float, float] = (-8.0, 8.0)
-    background: tuple[float, float] = (0.0, 0.12)
+    background: tuple[float, float] = (0.05, 0.05)
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,12 @@ class Placement:
     kept_off_bytes: int
 
     @property
-    def units(self) -> int:
-        return len(self.block_map)
+    def streamed(self) -> tuple[str, ...]:
+        return self.ram.names + self.disk.names
 
     @property
-    def streamed(self) -> int:
-        return len(self.ram.names) + len(self.disk.names)
+    def units(self) -> tuple[str, ...]:
+        return self.resident.names + self.streamed
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from blockswap.events import Measured, Visit
 from blockswap.report.spans import copy_span, last_forwards, read_span
+from blockswap.report.words import is_block
 
 BarKind = Literal["resident", "streamed", "waiting", "copy", "read"]
 
@@ -36,10 +37,10 @@ class Lane:
 
 
 def short_label(unit: str) -> str:
-    """`blocks.12` -> `12`, `vace_blocks.3` -> `v3`, `text_embedding` -> `te`."""
+    """`blocks.12` -> `12`, `vace_blocks.3` -> `v3`, `condition_embedder.text_embedder` -> `te`."""
     prefix, _, index = unit.rpartition(".")
-    if not (prefix and index.isdecimal()):
-        return unit[:2]
+    if not is_block(unit):
+        return index[:2]
     return index if prefix.rpartition(".")[2] == "blocks" else f"{prefix[0]}{index}"
 
 

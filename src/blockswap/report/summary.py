@@ -19,6 +19,7 @@ from blockswap.report.figures import (
 from blockswap.report.words import (
     NOT_MEASURED,
     count_of,
+    is_block,
     name_runs,
     say_bytes,
     say_rate,
@@ -50,10 +51,8 @@ class Summary:
         kept = "kept on disk" if place.device.startswith("cpu") else "kept off the device"
         share = self.times.waiting_share
         waiting = "waiting not measured" if share is None else f"{say_share(share)} waiting"
-        return (
-            f"{place.streamed} of {count_of(place.units, 'block')} streamed"
-            f" · {say_bytes(place.kept_off_bytes)} {kept} · {waiting}"
-        )
+        kept_off = f"{say_bytes(place.kept_off_bytes)} {kept}"
+        return f"{_streamed_words(place)} streamed · {kept_off} · {waiting}"
 
     def rows(self) -> tuple[tuple[str, str], ...]:
         """Pairs of (what, figures), the same that `text` prints; a table can be made of them."""
@@ -94,6 +93,14 @@ def summarise(plan: SwapPlan, measured: Measured) -> Summary:
         plan_sentences=plan.sentences,
         measured_sentences=measured.sentences,
     )
+
+
+def _streamed_words(place: Placement) -> str:
+    blocks = sum(is_block(name) for name in place.units)
+    streamed = sum(is_block(name) for name in place.streamed)
+    words = f"{streamed} of {count_of(blocks, 'block')}"
+    embedders = len(place.streamed) - streamed
+    return f"{words} and {count_of(embedders, 'embedder')}" if embedders else words
 
 
 def _placement_rows(place: Placement) -> list[tuple[str, str]]:

@@ -49,8 +49,8 @@ _LEGEND: tuple[tuple[BarKind, str], ...] = (
 _MARGIN, _LEFT, _RIGHT = 32.0, 150.0, PAGE_WIDTH - 40.0
 _TITLE_Y, _SUBTITLE_Y, _LEGEND_Y, _FORWARD_Y, _LANES_TOP = 38.0, 70.0, 106.0, 144.0, 162.0
 _COMPUTE_HEIGHT, _ROW_HEIGHT, _ROW_GAP, _LANE_GAP, _AXIS_HEIGHT = 64.0, 40.0, 4.0, 20.0, 62.0
+_LEAST_WAIT = 0.25  # points
 _LABEL_SIZES, _LABEL_AIR = (17.0, 14.0, 12.0, 10.5), 3.0
-_LEAST_WAIT_WIDTH = 1.0  # points: the shortest wait must not vanish
 
 
 def draw_timeline(
@@ -63,8 +63,8 @@ def draw_timeline(
 ) -> None:
     """Draws the last `forwards` forwards on record as a PNG `width` pixels wide.
 
-    Bars are in true proportion; only a wait shorter than a pixel is drawn a pixel wide. Where no
-    visit was timed the picture says so. Raises OutputError where the file cannot be written or
+    Bars are in true proportion: a wait shorter than a quarter of a pixel is not drawn, so that
+    many tiny ones do not look like a few long ones. Where no visit was timed the picture says so. Raises OutputError where the file cannot be written or
     Pillow is not there.
     """
     summary = summarise(plan, measured)
@@ -177,13 +177,12 @@ def _draw_lane(canvas: Canvas, axis: _Axis, lane: Lane, top: float) -> None:
     canvas.write((_LEFT - 14, middle), lane.title, size=18, colour=_INK, anchor="rm")
     size = _label_size(canvas, axis, lane)
     for row in lane.rows:
-        # Waits last: the least width of a short one must not be painted over by the block after it.
-        for bar in sorted(row, key=lambda bar: bar.kind == "waiting"):
+        for bar in row:
             box = Box(axis.x(bar.start), top, axis.x(bar.end), top + height)
-            if bar.kind == "waiting":
-                _draw_wait(canvas, box)
-            else:
+            if bar.kind != "waiting":
                 _draw_bar(canvas, bar, box, size)
+            elif box.right - box.left >= _LEAST_WAIT:
+                canvas.fill(box, _COLOURS["waiting"])
         top += height + _ROW_GAP
 
 
@@ -201,11 +200,6 @@ def _label_size(canvas: Canvas, axis: _Axis, lane: Lane) -> float:
 
 def _fits(canvas: Canvas, label: str, size: float, width: float) -> bool:
     return canvas.width_of(label, size) + _LABEL_AIR <= width
-
-
-def _draw_wait(canvas: Canvas, box: Box) -> None:
-    right = max(box.right, box.left + _LEAST_WAIT_WIDTH)
-    canvas.fill(Box(box.left, box.top, right, box.bottom), _COLOURS["waiting"])
 
 
 def _draw_bar(canvas: Canvas, bar: Bar, box: Box, size: float) -> None:

@@ -36,12 +36,18 @@ def count_of(number: int, singular: str, plural: str | None = None) -> str:
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
 
 
+def is_block(name: str) -> bool:
+    """Whether a unit is one of a list of blocks, as `blocks.3` is and an embedder is not."""
+    prefix, _, index = name.rpartition(".")
+    return bool(prefix) and index.isdecimal()
+
+
 def name_runs(names: Iterable[str]) -> str:
     """`("blocks.0", "blocks.1", "blocks.4", "img_emb")` as `"blocks 0-1, 4; img_emb"`."""
     groups: dict[str, list[int]] = {}
     for name in names:
         prefix, _, index = name.rpartition(".")
-        if prefix and index.isdecimal():
+        if is_block(name):
             groups.setdefault(prefix, []).append(int(index))
         else:
             groups.setdefault(name, [])

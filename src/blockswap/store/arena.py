@@ -1,4 +1,4 @@
-"""The arena: host memory in power-of-two chunks, pinned where that succeeds, lent out unit by unit."""
+"""The arena: host memory in power-of-two chunks, pinned where that succeeds, lent by the unit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,6 +96,6 @@ class Arena:
     ) -> tuple[torch.Tensor, int]:
         for run in runs:
             inside = slab_offset - run.slab_offset
-            if 0 <= inside and inside + nbytes <= run.nbytes:
+            if inside >= 0 and inside + nbytes <= run.nbytes:
                 return self._memory(run), run.chunk_offset + inside
         return torch.empty(0, dtype=torch.uint8), 0  # an empty leaf of a unit without any bytes

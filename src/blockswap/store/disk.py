@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockswap.errors import ReadError
+from blockswap.layout.stamp import Stamped
 from blockswap.store.file_io import StreamedFile, memory_at
 from blockswap.store.file_slab import Extent, FileRun, FileSlab, file_slab
 from blockswap.store.readers import Piece
@@ -27,13 +28,16 @@ class DiskUnit:
 class DiskStore:
     """Streamed units of a checkpoint. Owns the open files; knows nothing of devices."""
 
-    def __init__(self, paths: Sequence[str], units: Sequence[DiskUnit], *, direct: bool = True):
+    def __init__(
+        self, headers: Sequence[Stamped], units: Sequence[DiskUnit], *, direct: bool = True
+    ) -> None:
+        """Opens the files of `headers`; extents name them by position. Raises ReadError."""
         self._units = tuple(units)
         self.slabs: tuple[FileSlab, ...] = tuple(file_slab(unit.extents) for unit in self._units)
         self._files: list[StreamedFile] = []
         try:
-            for path in paths:
-                self._files.append(StreamedFile(path, direct=direct))
+            for header in headers:
+                self._files.append(StreamedFile(header, direct=direct))
         except ReadError:
             self.close()
             raise

@@ -13,21 +13,13 @@ import errno
 import io
 import os
 import threading
-from dataclasses import dataclass
 from typing import Literal
 
 from blockswap.errors import ReadError
+from blockswap.layout.stamp import Stamped, verify_unchanged
 from blockswap.store.file_slab import SECTOR
 
 Mode = Literal["direct", "buffered", "plain"]
-
-
-@dataclass(frozen=True, slots=True)
-class FileStamp:
-    """What must not change while a file is streamed from: size in bytes, mtime in ns."""
-
-    nbytes: int
-    mtime_ns: int
 
 
 def memory_at(address: int, nbytes: int) -> memoryview:
@@ -38,8 +30,10 @@ def memory_at(address: int, nbytes: int) -> memoryview:
 class StreamedFile:
     """A file open for positional reads. `close()` gives back every descriptor."""
 
-    def __init__(self, path: str, *, direct: bool = True) -> None:
-        self.path = path
+    def __init__(self, header: Stamped, *, direct: bool = True) -> None:
+        """Opens the file that `header` was read from. Raises ReadError if it is another by now."""
+        self.path = str(header.path)
+        self._header = header
         self._lock = threading.Lock()
         self._local = threading.local()
         self._handles: list[io.FileIO] = []
@@ -48,10 +42,16 @@ class StreamedFile:
         self.mode: Mode = "plain"
         try:
             self._open(direct)
-            self.stamp = self._stamp_now()
+            self.check_unchanged()
+        except ReadError:
+            self.close()
+            raise
         except OSError as error:
             self.close()
-            raise ReadError(f"{path} cannot be opened: {error.strerror or error}") from error
+            raise ReadError(
+                f"{self.path} cannot be opened ({error.strerror or error}): close other files or "
+                "put it back, then open the model again"
+            ) from error
 
     def read(self, offset: int, target: memoryview, needed: int) -> None:
         """Fills `target` from byte `offset`; at least `needed` bytes must come.
@@ -71,14 +71,8 @@ class StreamedFile:
             )
 
     def check_unchanged(self) -> None:
-        """Raises ReadError when the file was written to or cut since it was opened."""
-        now = self._stamp_now()
-        if now != self.stamp:
-            what = "size" if now.nbytes != self.stamp.nbytes else "modification time"
-            raise ReadError(
-                f"{self.path} was changed while it was open (its {what} differs): close the model "
-                "and open it again"
-            )
+        """Raises ReadError when the file was written to or cut since its header was read."""
+        verify_unchanged(self._header, fd=self._descriptor())
 
     def close(self) -> None:
         for descriptor in (self._direct, self._buffered):
@@ -138,6 +132,5 @@ class StreamedFile:
                 self._handles.append(handle)
         return handle
 
-    def _stamp_now(self) -> FileStamp:
-        status = os.fstat(self._buffered if self._buffered is not None else self._handle().fileno())
-        return FileStamp(status.st_size, status.st_mtime_ns)
+    def _descriptor(self) -> int:
+        return self._buffered if self._buffered is not None else self._handle().fileno()

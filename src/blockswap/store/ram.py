@@ -53,7 +53,7 @@ class RamStore:
             leaf.data = home
 
     def fill(self, index: int, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Copies `leaves` (cast where dtypes differ) into the unit's place; returns the host views."""
+        """Copies `leaves`, cast where dtypes differ, into the unit's place; returns its views."""
         homes = self._arena.take(index)
         for home, leaf in zip(homes, leaves, strict=True):
             home.copy_(leaf)

@@ -5,27 +5,11 @@ subclasses and across devices, and `setattr` would register a new parameter each
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from blockswap.errors import StateError
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One name in one module: `module._parameters[name]` or `module._buffers[name]`."""
-
-    module: torch.nn.Module
-    name: str
-    is_parameter: bool
-    label: str  # full dotted name, for messages
-
-    @property
-    def table(self) -> dict[str, Any]:
-        """The module's own dictionary in which the tensor hangs."""
-        return self.module._parameters if self.is_parameter else self.module._buffers
+from blockswap.store.places import Place
 
 
 class Binding:

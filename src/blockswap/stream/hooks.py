@@ -39,14 +39,15 @@ class Hooks:
         for module in dict.fromkeys((self._root, *modules)):
             if "_apply" not in vars(module):
                 guard = _MoveGuard(module, moves)
-                module._apply = guard.apply  # type: ignore[method-assign, assignment]
+                module._apply = guard.apply  # type: ignore[method-assign]
                 self._guarded.append(module)
 
     def refuse_state_dict(self, modules: Sequence[torch.nn.Module], sentence: str) -> None:
         """`state_dict()` of a module whose weights are on disk raises `sentence`."""
         for module in modules:
             hook = _Refusal(sentence).hook
-            self._handles.append(module.register_state_dict_pre_hook(hook))
+            register: Any = module.register_state_dict_pre_hook
+            self._handles.append(register(hook))
 
     def after_forward(self, call: Callable[[], None]) -> None:
         """Calls `call` whenever the whole model's forward has returned."""
@@ -66,7 +67,8 @@ class Hooks:
 
 
 def _invisible(hook: Callable[..., None]) -> Callable[..., None]:
-    disabled: Callable[..., None] = torch.compiler.disable(hook)
+    disable: Any = torch.compiler.disable
+    disabled: Callable[..., None] = disable(hook)
     return disabled
 
 

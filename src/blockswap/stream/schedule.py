@@ -15,6 +15,9 @@ class Schedule:
         self._units = frozenset(order)
         self._streamed = streamed
         self._observed: list[int] = []
+        self._order: tuple[int, ...] = ()
+        self._after: list[tuple[int, ...]] = []
+        self._cursor = -1
         self._adopt(tuple(order))
 
     @property

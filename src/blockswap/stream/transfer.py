@@ -115,7 +115,7 @@ class DirectRead:
         self._pool.readers.submit(slot.job)
 
 
-def _enqueue(  # noqa: PLR0913 - the parts of one copy
+def _enqueue(
     pool: Pool,
     slot: Slot,
     mark: Mark,

@@ -1,4 +1,4 @@
-"""`open_transformer`: a transformer that runs from its checkpoint file and is never whole anywhere."""
+"""`open_transformer`: a transformer that runs from its checkpoint file, never whole anywhere."""
 
 import os
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ from blockswap.swap.module import UNLIMITED, as_args
 from blockswap.swap.place import hang_on_device, host_leaves
 
 
-def open_transformer(  # noqa: PLR0913 - the public door: each argument stands alone
+def open_transformer(
     path: str | os.PathLike[str],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
@@ -97,8 +97,8 @@ class _Opening:
         self._parts = parts
         self._model = model
         self._label = checkpoint.label
-        self._paths = [str(path) for path in checkpoint.paths]
-        self._loader = Loader(model, self._paths, parts.pool.readers)
+        self._headers = checkpoint.headers
+        self._loader = Loader(model, self._headers, parts.pool.readers)
         self._store: DiskStore | None = None
 
     def load_rest(self) -> None:
@@ -137,7 +137,7 @@ class _Opening:
         if not units:
             return {}
         self._store = DiskStore(
-            self._paths,
+            self._headers,
             [DiskUnit(u.layout.name, extents_of(self._model, u)) for u in units],
         )
         self._parts.undo.callback(self._store.close)

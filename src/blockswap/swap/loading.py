@@ -7,6 +7,7 @@ import torch
 from blockswap.adapters.live import LiveTensor
 from blockswap.adapters.stored import StoredModel, extent_of
 from blockswap.errors import BlockSwapError, ReadError
+from blockswap.layout.stamp import Stamped
 from blockswap.layout.values import Leaf, contiguous_stride
 from blockswap.store.disk import DiskStore, DiskUnit
 from blockswap.store.leaves import view_leaf
@@ -17,9 +18,9 @@ from blockswap.stream.device import host_buffer
 class Loader:
     """Reads tensors of a checkpoint into scratch memory with the pool's readers."""
 
-    def __init__(self, model: StoredModel, paths: Sequence[str], readers: ReaderPool) -> None:
+    def __init__(self, model: StoredModel, headers: Sequence[Stamped], readers: ReaderPool) -> None:
         self._model = model
-        self._paths = paths
+        self._headers = headers
         self._readers = readers
 
     def read(self, name: str, tensors: Sequence[LiveTensor]) -> list[torch.Tensor]:
@@ -29,7 +30,7 @@ class Loader:
         """
         stored = [self._model.stored_form(tensor) for tensor in tensors]
         found = [tensor for tensor in stored if tensor is not None]
-        store = DiskStore(self._paths, [DiskUnit(name, tuple(extent_of(t) for t in found))])
+        store = DiskStore(self._headers, [DiskUnit(name, tuple(extent_of(t) for t in found))])
         try:
             scratch = host_buffer(store.slabs[0].slab.nbytes)
             self._fill(store, name, scratch)

@@ -100,8 +100,8 @@ def _rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, Streamed
         store.adopt(index, [live.tensor for live in unit.tensors])
     if store.pageable_bytes:
         parts.pool.sentences.append(
-            f"{store.pageable_bytes} bytes of streamed blocks are not pinned (the RAM budget or the "
-            "system allows no more): their copies go through staging"
+            f"{store.pageable_bytes} bytes of streamed blocks are not pinned (the RAM budget or "
+            "the system allows no more): their copies go through staging"
         )
         parts.pool.add_staging(plan.slot_bytes)
     for index, unit in enumerate(units):

@@ -85,8 +85,7 @@ def _packed(values: torch.Tensor, dtype: str) -> memoryview:
     """The bytes of `values` cast to `dtype`."""
     element: torch.dtype = getattr(torch, dtype)
     buffer = bytearray(values.numel() * element.itemsize)
-    if buffer:
-        torch.frombuffer(buffer, dtype=element).copy_(values)
+    torch.frombuffer(buffer, dtype=element).copy_(values)
     return memoryview(buffer).toreadonly()
 
 

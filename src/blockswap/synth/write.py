@@ -71,8 +71,6 @@ def synth(  # noqa: PLR0913 - one keyword for each option of the command of the 
         with _folder(target if sharded else target.parent) as folder:
             written = _write_all(folder, files, Drawer(spec), progress, sharded=sharded)
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
         raise OutputError(
             f"cannot write {target}: {error.strerror or error}, nothing was left there, "
             "choose a folder with room that you may write to"

@@ -83,7 +83,7 @@ class Key {
 
   // False if the argument is of a kind that cannot be part of a key.
   bool add_argument(const IValue& value) {
-    text_ += static_cast<char>('A' + value.type()->kind() % 64);
+    text_ += value.tagKind();
     if (value.isNone() || value.isGenerator()) return true;
     if (value.isTensor() || value.isTensorList() || value.isOptionalTensorList()) {
       visit_tensors(value, [&](const at::Tensor& tensor) { add(tensor); });

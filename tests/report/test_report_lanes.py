@@ -22,6 +22,7 @@ EVER = (float("-inf"), float("inf"))
         ("vace_blocks.3", "v3"),
         ("text_embedding", "te"),
         ("img_emb", "im"),
+        ("condition_embedder.image_embedder", "im"),
     ],
 )
 def test_labels_are_short(unit: str, label: str) -> None:

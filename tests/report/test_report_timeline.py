@@ -47,10 +47,16 @@ def test_waiting_is_drawn_in_red_in_proportion(tmp_path: Path) -> None:
     assert found[WAITING] / found[STREAMED] == pytest.approx(waited / computed, rel=0.1)
 
 
-def test_the_shortest_wait_is_still_seen(tmp_path: Path) -> None:
-    visit = Visit(0, "blocks.0", "ram", 0, 1, 0.0, 1e-9, 10.0, copy_started=0.0, copy_ended=1e-9)
-    draw_timeline(plan_of("m"), Measured((visit,)), tmp_path / "t.png")
-    assert colours_of(tmp_path / "t.png")[WAITING] >= 50
+@pytest.mark.parametrize(("waited", "seen"), [(0.05, True), (0.01, True), (0.0001, False)])
+def test_a_wait_is_seen_from_a_quarter_of_a_pixel(
+    tmp_path: Path, waited: float, seen: bool
+) -> None:
+    measured = measured_of(plan_of("RR"), speeds=Speeds(compute=10.0))
+    late = replace(measured.visits[1], started=10.0 + waited)
+    visits = (measured.visits[0], late, *measured.visits[2:])
+    draw_timeline(plan_of("RR"), replace(measured, visits=visits), tmp_path / "t.png")
+    red = [colour for colour in colours_of(tmp_path / "t.png") if colour[0] > colour[1] + 40]
+    assert bool(red) == seen
 
 
 def test_disk_reads_are_drawn(tmp_path: Path) -> None:

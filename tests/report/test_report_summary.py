@@ -69,6 +69,13 @@ def test_on_the_cpu_only_blocks_on_disk_are_kept_away() -> None:
     assert summary.placement.kept_off_bytes == 100 * MIB
 
 
+def test_a_resident_embedder_is_not_counted_as_a_block() -> None:
+    plan = plan_of("Rm")
+    embedder = PlannedUnit("condition_embedder.text_embedder", "resident", MIB)
+    plan = replace(plan, units=(embedder, *plan.units))
+    assert summarise(plan, Measured(())).status_line().startswith("1 of 2 blocks streamed · ")
+
+
 def test_nothing_streamed_keeps_nothing_off() -> None:
     summary = summarise(plan_of("RRR", slots=0, prefetch=0), Measured(()))
     assert summary.status_line() == (
@@ -135,6 +142,8 @@ def test_a_visit_of_a_unit_outside_the_plan_does_no_harm() -> None:
 def test_embedders_are_named_beside_blocks() -> None:
     plan = plan_of("mm")
     plan = replace(plan, units=(PlannedUnit("text_embedding", "ram", MIB), *plan.units))
+    status = summarise(plan, Measured(())).status_line()
+    assert status.startswith("2 of 2 blocks and 1 embedder streamed · ")
     assert ("from RAM", "3 (201.0 MiB): text_embedding; blocks 0-1") in summarise(
         plan, Measured(())
     ).rows()

@@ -1,0 +1,21 @@
+"""Where in a model a tensor hangs: the one thing a name in a module dictionary means here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One name in one module: `module._parameters[name]` or `module._buffers[name]`."""
+
+    module: torch.nn.Module
+    name: str
+    is_parameter: bool
+    label: str  # full dotted name, for messages
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The module's own dictionary in which the tensor hangs."""
+        return self.module._parameters if self.is_parameter else self.module._buffers
