@@ -10,12 +10,12 @@ A run that was stopped goes on where its last snapshot stands when it is started
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -50,7 +50,7 @@ class Settings:
     seed: int
     compiled: bool
     warmup_steps: int = 50
-    ema: float = 0.998
+    ema: float = 0.995
     snapshot_minutes: float = 3.0
     log_steps: int = 20
     drop_prompt: float = 0.1
@@ -217,25 +217,29 @@ def advance(run: Run, settings: Settings) -> float:
     return float(loss.detach())
 
 
+def open_log(run: Run, settings: Settings) -> TextIO:
+    """The log, less any rows of steps that came after the snapshot and were lost."""
+    path = settings.out / "log.csv"
+    rows = path.read_text().splitlines()[1:] if path.exists() else []
+    kept = [row for row in rows if int(row.split(",")[0]) <= run.step]
+    file = path.open("w", newline="")
+    file.write("\n".join(["step,minutes,loss,pace", *kept]) + "\n")
+    return file
+
+
 def train(run: Run, settings: Settings) -> None:
     """Trains until the time is up, logging and saving along the way."""
-    log = settings.out / "log.csv"
-    fresh = not log.exists()
     losses: list[float] = []
     saved = run.minutes
-    with log.open("a", newline="") as file:
-        rows = csv.writer(file)
-        if fresh:
-            rows.writerow(["step", "minutes", "loss", "pace"])
+    with open_log(run, settings) as log:
         while run.minutes < settings.minutes:
             began = time.monotonic()
             losses.append(advance(run, settings))
             run.minutes += (time.monotonic() - began) / 60
             if run.step % settings.log_steps == 0:
-                mean = sum(losses) / len(losses)
-                rate = pace(run, settings)
-                rows.writerow([run.step, f"{run.minutes:.2f}", f"{mean:.5f}", f"{rate:.4f}"])
-                file.flush()
+                mean, rate = sum(losses) / len(losses), pace(run, settings)
+                log.write(f"{run.step},{run.minutes:.2f},{mean:.5f},{rate:.4f}\n")
+                log.flush()
                 losses.clear()
             if run.minutes - saved > settings.snapshot_minutes:
                 save(run, settings)

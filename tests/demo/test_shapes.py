@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blockswap.demo.judge import judge
-from blockswap.demo.latents import CHANNELS, pack, unpack
+from blockswap.demo.latents import CHANNELS, COORDINATES, pack, unpack, with_coordinates
 from blockswap.demo.prompt import COLOURS, DIRECTIONS, SHAPES, Prompt, tokens_of
 from blockswap.demo.shapes import (
     RGB,
@@ -77,8 +77,8 @@ def test_edges_are_anti_aliased_and_follow_fractions_of_a_pixel() -> None:
     here, there = still("ball", 6.0), still("ball", 6.0, (16.25, 16.0))
     assert bool(((here > 0.05) & (here < 0.95)).any())
     columns = torch.arange(32) + 0.5
-    shift = ((there - here).sum(dim=0) * columns).sum() / here.sum()
-    assert float(shift) == pytest.approx(0.25, abs=0.02)
+    middles = [float((ball.sum(dim=0) * columns).sum() / ball.sum()) for ball in (here, there)]
+    assert middles == pytest.approx([16.0, 16.25], abs=0.02)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -119,13 +119,24 @@ def test_latents_hold_the_pixels_and_nothing_else() -> None:
     torch.testing.assert_close(unpack(latents), clips)
     # The first cell of latents is the top left 4 x 4 pixels of the frame.
     corner = latents[0, :, 0, 0, 0].reshape(3, 4, 4)
-    torch.testing.assert_close((corner + 1) / 2, clips[0, 0, :, :4, :4])
+    torch.testing.assert_close(corner / 2 + 0.12, clips[0, 0, :, :4, :4])
+
+
+def test_coordinates_tell_every_place_apart_and_leave_the_latents_alone() -> None:
+    latents = pack(draw(EVERY_PROMPT[:2]))
+    joined = with_coordinates(latents)
+    assert joined.shape == (2, CHANNELS + COORDINATES, 9, 8, 8)
+    assert torch.equal(joined[:, :CHANNELS], latents)
+    places = joined[0, CHANNELS:].reshape(COORDINATES, -1).T
+    gaps = torch.cdist(places, places) + 10 * torch.eye(len(places))
+    assert float(gaps.min()) > 0.2
 
 
 def test_judge_reads_every_drawn_prompt_right() -> None:
-    clips = (draw(EVERY_PROMPT, 11) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2)
+    prompts = EVERY_PROMPT[::3]
+    clips = (draw(prompts, 11) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2)
     verdicts = [judge(clip) for clip in clips]
-    assert [verdict.prompt for verdict in verdicts] == EVERY_PROMPT
+    assert [verdict.prompt for verdict in verdicts] == prompts
     assert min(verdict.overlap for verdict in verdicts) > 0.85
 
 

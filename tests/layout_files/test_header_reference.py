@@ -109,7 +109,7 @@ entries = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.dictionaries(st.sampled_from("abc"), entries, max_size=3), st.integers(0, 32))
 def test_a_random_header_is_accepted_exactly_when_the_reference_accepts_it(
     header: dict[str, object], data_bytes: int
@@ -118,7 +118,7 @@ def test_a_random_header_is_accepted_exactly_when_the_reference_accepts_it(
     assert (ours(data) is not None) == reference_accepts(data)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_a_fitting_header_with_one_lie_is_judged_as_the_reference_does(data: st.DataObject) -> None:
     header, end = {}, 0
@@ -136,14 +136,14 @@ def test_a_fitting_header_with_one_lie_is_judged_as_the_reference_does(data: st.
     assert (ours(file) is not None) == reference_accepts(file)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.binary(max_size=64))
 def test_random_bytes_never_surprise(data: bytes) -> None:
     accepted = ours(data) is not None
     assert accepted == reference_accepts(data)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.binary(max_size=64))
 def test_random_bytes_as_a_header_never_surprise(raw: bytes) -> None:
     accepted = ours(packed(raw)) is not None

@@ -91,7 +91,8 @@ def test_a_ram_budget_limits_what_is_pinned_and_says_the_remainder():
     plan = planned(machine(blocks(8)), blocks_to_swap=4, ram_budget=150)
     assert plan.pinned_bytes == 150
     assert plan.block_map() == "RmRmRmRm"
-    assert "the remaining 250 B is copied from pageable memory" in said(plan)
+    assert "the remaining 250 B goes through 2 staging buffers of 100 B" in said(plan)
+    assert (plan.staging_buffers, plan.staging_bytes) == (2, 100)
 
 
 def test_without_pinned_memory_the_summary_does_not_speak_of_it():
@@ -224,6 +225,20 @@ def test_where_sizes_differ_as_many_as_possible_stay():
     units = (block(0, 100), block(1, 40), block(2, 100), block(3, 40), block(4, 100), block(5, 100))
     plan = planned(machine(units), vram_budget=440)
     assert plan.block_map() == "mRmRmm"
+
+
+@pytest.mark.parametrize("form", [{"decode_bytes": 500}, {"disk_slab_bytes": 500}])
+def test_the_unit_with_the_largest_buffer_stays_beside_the_cheapest(form):
+    units = (block(0, 120, **({"disk_slab_bytes": 100} | form)), block(1, 10), *blocks(6)[2:])
+    plan = planned(machine(units, **FILE), vram_budget=490)
+    assert plan.block_map() == "RRdddd"
+
+
+def test_slots_of_a_plan_with_both_tiers_hold_the_larger_form():
+    units = blocks(8, 100, disk_slab_bytes=50)
+    plan = planned(machine(units, **FILE), vram_budget=300, ram_budget=500)
+    assert set(plan.block_map()) == {"m", "d"}
+    assert (plan.slots, plan.slot_bytes, plan.device_bytes) == (2, 100, 260)
 
 
 def test_a_single_large_unit_stays_where_that_takes_less_than_its_slot():

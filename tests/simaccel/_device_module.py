@@ -40,6 +40,7 @@ def make(extension: ModuleType) -> ModuleType:
     module.manual_seed_all = manual_seed_all
     module.Stream = Stream
     module.Event = Event
+    module.device = device
     return module
 
 
@@ -51,6 +52,19 @@ def Stream(device=None, priority=0):  # noqa: N802
 def Event(enable_timing=False, blocking=False, interprocess=False):  # noqa: N802
     """A new event of the simulated device."""
     return torch.Event("sim", enable_timing=enable_timing)
+
+
+class device:  # noqa: N801
+    """A context in which the given device is current: there is only one."""
+
+    def __init__(self, device):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return False
 
 
 def stream(stream):

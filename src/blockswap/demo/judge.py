@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from blockswap.demo.prompt import COLOURS, DIRECTIONS, SHAPES, Prompt
-from blockswap.demo.shapes import DROP, RGB, STEP, ClipSize, Ranges, Scenes, draw_scenes
+from blockswap.demo.shapes import DROP, RGB, STEP, ClipSize, Scenes, draw_scenes
 
-# Where the best template is looked for around the centroid, in pixels.
-_OFFSETS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+# Which radii the best template may have, and where it is looked for around the centroid, in pixels.
+_RADII = (5.5, 6.0, 6.5)
+_OFFSETS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,9 @@ def _centroids(cover: Tensor) -> Tensor:
 def _shape(cover: Tensor, centre: Tensor) -> tuple[str, float]:
     """The shape whose drawing overlaps the cover best, and by how much (intersection by union)."""
     _, height, width = cover.shape
-    low, high = Ranges().radius
     grid = torch.cartesian_prod(
         torch.arange(len(SHAPES), dtype=torch.float32),
-        torch.tensor([low, (low + high) / 2, high]),
+        torch.tensor(_RADII),
         torch.tensor(_OFFSETS),
         torch.tensor(_OFFSETS),
     )
@@ -83,8 +83,10 @@ def _shape(cover: Tensor, centre: Tensor) -> tuple[str, float]:
     )
     drawn = draw_scenes(scenes, ClipSize(len(cover), height, width))[:, :, 0]
     both = torch.minimum(drawn, cover).sum(dim=(2, 3))
-    either = torch.maximum(drawn, cover).sum(dim=(2, 3))
+    either = drawn.sum(dim=(2, 3)) + cover.sum(dim=(1, 2)) - both
     # Each frame may choose its place, but shape and size must hold through the whole clip.
-    overlap = (both / either).reshape(len(SHAPES), 3, -1, len(cover)).amax(dim=2).mean(dim=2)
+    overlap = (
+        (both / either).reshape(len(SHAPES), len(_RADII), -1, len(cover)).amax(dim=2).mean(dim=2)
+    )
     best = overlap.amax(dim=1)
     return SHAPES[int(best.argmax())], float(best.max())

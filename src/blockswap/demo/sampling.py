@@ -117,7 +117,7 @@ def _guided(
             encoder_hidden_states=text,
             return_dict=False,
         )
-        return clean.float()
+        return torch.as_tensor(clean, dtype=torch.float32)
 
     with_words, without = texts
     if guidance == 1.0:

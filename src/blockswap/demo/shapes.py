@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -128,5 +129,5 @@ def _signed_distance(x: Tensor, y: Tensor, shape: Tensor, radius: Tensor) -> Ten
     )[0]
 
 
-def _rows(table: dict[str, tuple[float, ...]], names: tuple[str, ...]) -> Tensor:
+def _rows(table: Mapping[str, tuple[float, ...]], names: tuple[str, ...]) -> Tensor:
     return torch.tensor([table[name] for name in names])

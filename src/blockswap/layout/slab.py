@@ -21,7 +21,7 @@ def align_up(nbytes: int, alignment: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """Byte offset of each leaf of a unit, in the unit's leaf order, and the slab's size in bytes."""
+    """Byte offset of each leaf of a unit, in the unit's leaf order, and the slab's size."""
 
     nbytes: int
     offsets: tuple[int, ...]

@@ -1,6 +1,7 @@
 """Where streamed units rest between forwards: pinned RAM or the checkpoint file.
 
-accelerator, live module   all in RAM; `ram_budget` limits how much of it is pinned
+accelerator, live module   all in RAM; `ram_budget` limits how much of it is pinned, the others
+                           are copied through staging buffers
 accelerator, checkpoint    in the file; with a `ram_budget`, as many as fit rest in pinned RAM,
                            beside the staging buffers that the others are read through
 CPU, checkpoint            in the file, read straight into slots: no staging, nothing pinned
@@ -28,7 +29,7 @@ class HostRoom:
 
     @classmethod
     def of(cls, facts: Facts, ram_budget_bytes: int | None, *, copies_ahead: bool) -> "HostRoom":
-        staging = 0 if facts.on_host or not facts.from_checkpoint else 2 if copies_ahead else 1
+        staging = 0 if facts.on_host else 2 if copies_ahead else 1
         return cls(facts.on_host, facts.from_checkpoint, ram_budget_bytes, staging)
 
     def buffers(self, streamed: Sequence[UnitFacts]) -> list[tuple[int, int]]:
@@ -65,10 +66,14 @@ class HostRoom:
         pairs = zip(streamed, tiers, strict=True)
         return sum(unit.ram_slab_bytes for unit, tier in pairs if tier == "ram")
 
-    def staging(self, streamed: Sequence[UnitFacts], tiers: Sequence[Tier]) -> "Staging":
-        """The staging buffers that the units on disk need; none where all rest in RAM."""
+    def staging(
+        self, streamed: Sequence[UnitFacts], tiers: Sequence[Tier], *, pageable_bytes: int = 0
+    ) -> "Staging":
+        """The staging buffers that units on disk, or in RAM that is not pinned, come through."""
         pairs = zip(streamed, tiers, strict=True)
         sizes = [_disk_bytes(unit) for unit, tier in pairs if tier == "disk"]
+        if pageable_bytes:
+            sizes += [unit.ram_slab_bytes for unit in streamed]
         buffers = min(self.staging_wanted, len(sizes))
         return Staging(buffers, max(sizes) if buffers else 0)
 

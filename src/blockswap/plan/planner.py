@@ -36,7 +36,9 @@ def _plan_streaming(question: Question, choice: Choice) -> tuple[SwapPlan, tuple
     """Turns the chosen option into a plan, and says what it means."""
     facts, room, streamed = question.facts, question.room, choice.option.streamed
     tiers = room.tiers(streamed)
-    ram_bytes, staging = room.ram_bytes(streamed, tiers), room.staging(streamed, tiers)
+    ram_bytes = room.ram_bytes(streamed, tiers)
+    pinned_bytes = _pinned_bytes(question, ram_bytes)
+    staging = room.staging(streamed, tiers, pageable_bytes=ram_bytes - pinned_bytes)
     units = _planned(facts, dict(zip((unit.name for unit in streamed), tiers, strict=True)))
     visiting = [unit for unit in units if unit.tier != "resident"]
     slots = min(choice.slots, len(streamed))
@@ -54,7 +56,7 @@ def _plan_streaming(question: Question, choice: Choice) -> tuple[SwapPlan, tuple
             decode_bytes=_decode_bytes(streamed, tiers),
             device_bytes=0,
             reserve_bytes=choice.reserve_bytes,
-            pinned_bytes=_pinned_bytes(question, ram_bytes),
+            pinned_bytes=pinned_bytes,
             staging_buffers=staging.buffers,
             staging_bytes=staging.buffer_bytes,
             copied_bytes_per_forward=0 if facts.on_host else sum(u.slab_bytes for u in moving),

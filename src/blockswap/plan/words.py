@@ -102,7 +102,7 @@ def ram_sentences(question: Question, plan: SwapPlan, staging: Staging) -> tuple
         return (
             f"ram_budget={format_bytes(plan.pinned_bytes)} pins less than the "
             f"{format_bytes(needed)} of streamed blocks: the remaining "
-            f"{format_bytes(needed - plan.pinned_bytes)} is copied from pageable memory, slower",
+            f"{format_bytes(needed - plan.pinned_bytes)} goes through {_buffers(staging)}",
         )
     said = [_checkpoint_sentence(budget, plan, staging)]
     wanted, free = plan.pinned_bytes + staging.nbytes, facts.host_free_bytes
@@ -114,9 +114,13 @@ def ram_sentences(question: Question, plan: SwapPlan, staging: Staging) -> tuple
     return tuple(said)
 
 
+def _buffers(staging: Staging) -> str:
+    count = f"{staging.buffers} staging buffer{'s' * (staging.buffers != 1)}"
+    return f"{count} of {format_bytes(staging.buffer_bytes)}"
+
+
 def _checkpoint_sentence(budget: int | None, plan: SwapPlan, staging: Staging) -> str:
-    buffers = f"{staging.buffers} staging buffer{'s' * (staging.buffers != 1)}"
-    through = f"{buffers} of {format_bytes(staging.buffer_bytes)}"
+    through = _buffers(staging)
     if not budget:
         return f"no RAM was given to streamed blocks: they are read through {through}"
     asked = f"ram_budget={format_bytes(budget)}"

@@ -64,8 +64,8 @@ def draw_timeline(
     """Draws the last `forwards` forwards on record as a PNG `width` pixels wide.
 
     Bars are in true proportion: a wait shorter than a quarter of a pixel is not drawn, so that
-    many tiny ones do not look like a few long ones. Where no visit was timed the picture says so. Raises OutputError where the file cannot be written or
-    Pillow is not there.
+    many tiny ones do not look like a few long ones. Where no visit was timed the picture says so.
+    Raises OutputError where the file cannot be written or Pillow is not there.
     """
     summary = summarise(plan, measured)
     window = window_of(measured, forwards)

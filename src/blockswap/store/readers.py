@@ -9,7 +9,12 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
+from blockswap.errors import StateError
+
 Piece = Callable[[], None]
+
+# How long closing waits for a disk that does not answer before it goes on without it.
+STUCK_SECONDS = 30.0
 
 
 class Job:
@@ -19,8 +24,10 @@ class Job:
     the job raises nothing, `error` tells.
     """
 
-    def __init__(self, pieces: Sequence[Piece], finish: Piece) -> None:
+    def __init__(self, pieces: Sequence[Piece], finish: Piece, *, keep: object = None) -> None:
+        """`keep` is held as long as the job: the memory that its pieces write to."""
         self.pieces = pieces
+        self._keep = keep
         self.error: BaseException | None = None
         self._finish = finish
         self._left = len(pieces)
@@ -73,20 +80,25 @@ class ReaderPool:
         self._closed = False
 
     def submit(self, job: Job) -> None:
-        """Queues every piece of `job`, together and in order."""
+        """Queues every piece of `job`, together and in order. After close the job just fails."""
+        if self._closed:
+            job.cancel(StateError("a read was asked for after its swap was closed: open it again"))
+            return
         if not self._threads:
             self._start()
         for piece in job.pieces or (None,):
             self._queue.put((job, piece))
 
-    def close(self, timeout: float = 30.0) -> list[str]:
+    def close(self, timeout: float = STUCK_SECONDS) -> list[str]:
         """Lets queued work finish, stops the threads; names those a stuck disk still holds."""
         self._closed = True
         for _ in self._threads:
             self._queue.put(None)
+        here = threading.current_thread()  # the garbage collector may close us from anywhere
         for thread in self._threads:
-            thread.join(timeout)
-        stuck = [thread.name for thread in self._threads if thread.is_alive()]
+            if thread is not here:
+                thread.join(timeout)
+        stuck = [t.name for t in self._threads if t is not here and t.is_alive()]
         self._threads.clear()
         return stuck
 

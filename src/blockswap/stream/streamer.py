@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from blockswap.errors import BlockSwapError, ReadError, StateError
+from blockswap.store.readers import STUCK_SECONDS
 from blockswap.stream.binding import Binding
 from blockswap.stream.decode import Decode
 from blockswap.stream.marks import Mark, Recorder
@@ -115,12 +116,18 @@ class Streamer:
         self._fetch_ahead(self._prefetch + 1)
 
     def drain(self) -> None:
-        """Ends all work of this swap, so that its memory may go; later entries are refused."""
+        """Ends all work of this swap, so that its memory may go; later entries are refused.
+
+        A read that a stuck disk does not finish is given up after a while: its memory stays with
+        the job, nobody else gets it.
+        """
         self._closed = True
         if self._run is not None:
             self._abandon()
         for slot in self._pool.slots:
             if slot.occupant is not None and slot.occupant[0] == id(self):
+                if slot.job is not None and not slot.job.wait(STUCK_SECONDS):
+                    slot.job = None
                 self._empty(slot)
         self._device.synchronize()
 

@@ -81,7 +81,8 @@ class StagedCopy:
             _enqueue(self._pool, slot, mark, [pair], self._recorder.counters, staging=staging)
 
         pieces = _timed(self._source.pieces(staging.address), mark, self._recorder.host_now, guard)
-        slot.job = staging.job = Job(pieces, finish)
+        # The job keeps the memory it writes to alive, whatever becomes of the pool meanwhile.
+        slot.job = staging.job = Job(pieces, finish, keep=staging.memory)
         self._pool.readers.submit(slot.job)
 
     def _wait_until_writable(self, staging: Staging, earlier: Job | None) -> None:
@@ -111,7 +112,7 @@ class DirectRead:
             _note_read(self._recorder, mark, self._source, address)
 
         pieces = _timed(self._source.pieces(address), mark, self._recorder.host_now, None)
-        slot.job = Job(pieces, finish)
+        slot.job = Job(pieces, finish, keep=slot.memory)
         self._pool.readers.submit(slot.job)
 
 

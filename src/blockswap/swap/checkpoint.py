@@ -1,6 +1,7 @@
 """`open_transformer`: a transformer that runs from its checkpoint file, never whole anywhere."""
 
 import os
+import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 from blockswap.adapters.live import LiveTensor, LiveUnit
 from blockswap.adapters.skeleton import build_skeleton
 from blockswap.adapters.stored import StoredModel, match_checkpoint
-from blockswap.errors import GeometryError
+from blockswap.errors import GeometryError, StateError
 from blockswap.layout.checkpoint import Checkpoint, open_checkpoint
 from blockswap.layout.geometry import infer_geometry
 from blockswap.layout.values import contiguous_stride
@@ -19,7 +20,7 @@ from blockswap.plan import make_plan
 from blockswap.selection import BlockSwapArgs, select
 from blockswap.store.disk import DiskStore, DiskUnit
 from blockswap.store.ram import RamStore
-from blockswap.store.readers import Piece
+from blockswap.store.readers import Piece, ReaderPool
 from blockswap.stream.device import open_device
 from blockswap.stream.hooks import Hooks
 from blockswap.stream.streamer import StreamedUnit
@@ -71,8 +72,24 @@ def open_transformer(
         streamed = opening.ram_units() | opening.disk_units()
         swap, hooks = start_engine(parts, streamed, debug=wanted.block_swap_debug)
         opening.refuse_saving(hooks)
-        swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences), opening.reading_sentences])
+        closing = ExitStack()
+        closing.callback(_refuse_closed, model.live.root, checkpoint.label)
+        closing.push(undo.pop_all())
+        swap.keep(closing, [lambda: tuple(parts.pool.sentences), opening.reading_sentences])
+    opening.stop_with(model.live.root)
     return model.live.root
+
+
+def _refuse_closed(root: torch.nn.Module, label: str) -> None:
+    """From now on a forward says why there are no weights any more."""
+
+    def refuse(module: torch.nn.Module, args: Any) -> None:
+        raise StateError(
+            f"this transformer was streamed from {label} and is closed, so it has no weights: "
+            "open it again with open_transformer"
+        )
+
+    root.register_forward_pre_hook(refuse, prepend=True)
 
 
 def _matched(
@@ -157,6 +174,10 @@ class _Opening:
             "copy that file instead of saving the model",
         )
 
+    def stop_with(self, root: torch.nn.Module) -> None:
+        """Stops threads and closes files when the model goes without having been closed."""
+        weakref.finalize(root, _stop, self._parts.pool.readers, self._store)
+
     def reading_sentences(self) -> tuple[str, ...]:
         """How the files are read, where it is not the best way."""
         modes = set(self._store.modes) if self._store is not None else set()
@@ -194,6 +215,12 @@ class _Opening:
             nbytes = store.slabs[index].slab.nbytes
             transfer = StagedCopy(parts.pool, source, nbytes, parts.recorder)
         return StreamedUnit(idle_binding(unit), transfer, values, decode)
+
+
+def _stop(readers: ReaderPool, store: DiskStore | None) -> None:
+    readers.close()
+    if store is not None:
+        store.close()
 
 
 class DiskSource:

@@ -77,6 +77,7 @@ class Swap:
             return
         self._final = self.measured()
         self._undo.close()
+        self._told = ()
         self._device.release_cached_host_memory()
 
     def measured(self) -> Measured:

@@ -26,6 +26,7 @@ from blockswap.swap.assemble import (
 from blockswap.swap.facts import facts_of_module
 from blockswap.swap.handle import Swap
 from blockswap.swap.place import hang_on_device, host_leaves
+from blockswap.units import format_bytes
 
 UNLIMITED = 1 << 62
 
@@ -98,10 +99,11 @@ def _rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, Streamed
     for index, unit in enumerate(units):
         parts.undo.callback(store.give_back, index)
         store.adopt(index, [live.tensor for live in unit.tensors])
-    if store.pageable_bytes:
+    if store.pageable_bytes and not parts.pool.staging:
+        # The plan counted on pinned memory, and the system would not lock so much.
         parts.pool.sentences.append(
-            f"{store.pageable_bytes} bytes of streamed blocks are not pinned (the RAM budget or "
-            "the system allows no more): their copies go through staging"
+            f"pinning failed for {format_bytes(store.pageable_bytes)} of streamed blocks: their "
+            "copies go through 2 staging buffers"
         )
         parts.pool.add_staging(plan.slot_bytes)
     for index, unit in enumerate(units):

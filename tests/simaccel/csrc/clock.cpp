@@ -33,6 +33,7 @@ double Engine::reserve(double earliest, double seconds) {
 namespace {
 
 std::atomic<uint64_t> g_epoch{1};
+std::atomic<bool> g_stop_sleeping{false};
 
 struct ThreadClock {
   uint64_t epoch = 0;
@@ -68,8 +69,13 @@ double real_now() {
 }
 
 void real_sleep_until(double real_seconds) {
-  const double remaining = real_seconds - real_now();
-  if (remaining > 0) std::this_thread::sleep_for(std::chrono::duration<double>(remaining));
+  while (!g_stop_sleeping.load()) {
+    const double remaining = real_seconds - real_now();
+    if (remaining <= 0) return;
+    std::this_thread::sleep_for(std::chrono::duration<double>(std::min(remaining, 0.05)));
+  }
 }
+
+void stop_real_sleeps() { g_stop_sleeping = true; }
 
 }  // namespace simaccel

@@ -37,5 +37,6 @@ void restart_host_clocks();         // every thread's "now" becomes 0
 // Wall-clock seconds since the process's first call, for clock="real".
 double real_now();
 void real_sleep_until(double real_seconds);
+void stop_real_sleeps();  // at exit: nobody may keep the process waiting
 
 }  // namespace simaccel

@@ -92,6 +92,15 @@ void record_stream(Tensor& self, c10::Stream stream) {
   device_allocator()->recordStream(self.storage().data_ptr(), stream);
 }
 
+// Lets `host_tensor.data = device_tensor` through, as CUDA does; asked before any such assignment.
+bool may_share_impl(const Tensor& self, const Tensor& from) {
+  auto is_plain = [](const Tensor& tensor) {
+    return tensor.layout() == c10::Layout::Strided && (is_sim(tensor) || tensor.is_cpu()) &&
+           !tensor.key_set().has(c10::DispatchKey::Python);
+  };
+  return is_plain(self) && is_plain(from);
+}
+
 // ---- attention -------------------------------------------------------------------------------
 
 // The fused kernel where the CPU has one, else the composite of matmuls and a softmax.
@@ -186,7 +195,16 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
 }
 
+TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse1, m) {
+  m.impl("_has_compatible_shallow_copy_type", &may_share_impl);
+}
+
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  m.impl("_has_compatible_shallow_copy_type", &may_share_impl);
+  // Operators with a kernel for all backends that would take them apart: one op here, as on CUDA.
+  for (const char* name : {"native_layer_norm", "native_group_norm", "_stack", "_stack.out"}) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
+  }
   m.impl("empty.memory_format", &empty);
   m.impl("empty_strided", &empty_strided);
   m.impl("resize_", &resize_);

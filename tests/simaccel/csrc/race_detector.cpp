@@ -43,8 +43,20 @@ std::string describe_side(const Side& side) {
 
 }  // namespace
 
+// Always raises: there are no bytes that the operation could touch.
+void RaceDetector::refuse_freed(const Access& access, int component, const std::string& op) {
+  const Side later{op, stream_name(component), access.write, 0, static_cast<int64_t>(access.hi)};
+  const std::string message = "use after free: " + describe_side(later) +
+                              " of a tensor whose storage was resized to less than that";
+  races_.push_back({"use-after-free", message, "", Side(), later});
+  TORCH_CHECK(false, message);
+}
+
 void RaceDetector::check(const std::vector<Access>& accesses, int component,
                          const VectorClock& clock, const std::string& op) {
+  for (const Access& access : accesses) {
+    if (!access.block) refuse_freed(access, component, op);
+  }
   if (state().config.races == RaceMode::kOff) return;
   for (const Access& access : accesses) {
     const Block& block = *access.block;
@@ -52,14 +64,6 @@ void RaceDetector::check(const std::vector<Access>& accesses, int component,
     const Side later{op, stream_name(component), access.write, offset(access.lo),
                      offset(access.hi)};
     const std::string label = label_of(block, access.lo, access.hi);
-    if (!block.live) {
-      report({"use-after-free",
-              "use after free: " + describe_side(later) + " of " + describe_block(block, label) +
-                  ", which was freed",
-              label, Side(), later},
-             false);
-      continue;
-    }
     for (const AccessRecord& record : block.accesses) {
       if (!record.write && !access.write) continue;
       if (record.component == component || clock.covers(record.component, record.tick)) continue;

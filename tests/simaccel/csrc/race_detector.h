@@ -13,7 +13,7 @@
 namespace simaccel {
 
 struct Access {
-  BlockPtr block;
+  BlockPtr block;    // null: the memory is gone, and hi is the number of bytes that were wanted
   uintptr_t lo, hi;  // addresses; lo < hi
   bool write;
 };
@@ -58,6 +58,8 @@ class RaceDetector {
   void clear();
 
  private:
+  void refuse_freed(const Access& access, int component, const std::string& op);
+
   std::vector<Race> races_;
   std::string deferred_;
   std::string stream_names_[kComponents];

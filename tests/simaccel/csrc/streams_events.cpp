@@ -146,6 +146,7 @@ void Streams::shutdown() {
   {
     Lock lock(state().mutex);
     stopping_ = true;
+    stop_real_sleeps();
     for (StreamState& stream : streams_) stream.wake.notify_all();
     completion_.notify_all();
   }

@@ -57,9 +57,11 @@ void add_access(std::vector<Access>& accesses, const at::Tensor& tensor, bool wr
   }
   const int64_t item = tensor.element_size();
   const int64_t end = (tensor.storage_offset() + last + 1) * item;
-  TORCH_CHECK(end <= static_cast<int64_t>(tensor.storage().nbytes()),
-              "use after free: a tensor needs ", end, " bytes of a storage that has ",
-              tensor.storage().nbytes());
+  if (end > static_cast<int64_t>(tensor.storage().nbytes())) {
+    // The storage was resized under the view: the detector reports an access to nothing.
+    accesses.push_back({nullptr, 0, static_cast<uintptr_t>(end), write});
+    return;
+  }
   BlockPtr block = block_of(tensor.storage());
   TORCH_CHECK(block, "a sim tensor whose memory is not the simulated device's");
   const uintptr_t base = reinterpret_cast<uintptr_t>(tensor.storage().data());

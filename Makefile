@@ -1,0 +1,51 @@
+# Every target does its own set-up. `make demo` and `make test` need Python 3.11 and nothing else.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# One thread a worker: two workers with two threads each would only get in each other's way.
+TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: demo test check format lint types contracts fast coverage bench test-gpu clean
+
+demo: $(VENV)/.ready
+	$(BIN)/blockswap demo "red ball right"
+
+test: $(VENV)/.ready
+	$(TEST) -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
+
+check: format lint types contracts fast
+
+format: $(VENV)/.ready
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+contracts: $(VENV)/.ready
+	$(BIN)/lint-imports
+
+fast: $(VENV)/.ready
+	$(TEST) -n 2 --dist loadfile -q -m "not slow and not root" tests/units tests/selection tests/plan \
+		tests/layout_files tests/report tests/store tests/stream tests/swap
+
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/schedule.py
+	$(BIN)/python benchmarks/host_overhead.py
+
+test-gpu: $(VENV)/.ready
+	$(BIN)/python -m pytest tests/gpu -m gpu
+
+clean:
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache tests/simaccel/.build
+
+# torch first and alone: the version is pinned, and on machines with a mirror of CPU wheels pip
+# takes that one.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 numpy
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

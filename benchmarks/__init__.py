@@ -1,0 +1,1 @@
+"""Benchmarks of the engine: on a virtual clock (schedules) and on the host's (overhead)."""

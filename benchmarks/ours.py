@@ -1,0 +1,84 @@
+"""Our engine on the virtual clock, through its public door, from RAM or from a checkpoint file."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.disk_clock import clocked_disk
+from benchmarks.simulator import RATES, Rates, Steady, Steps, prepare, steady_state
+from benchmarks.workload import Case, ClockedModel, tail, timed_model
+from blockswap import BlockSwapArgs, open_transformer, swap_blocks
+from blockswap.swap.handle import Swap
+
+Spread = Literal["spread", "contiguous"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How our engine is run: `slots` None lets the plan choose."""
+
+    slots: int | None = None
+    residents: Spread = "spread"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One case measured: the steady state, the bound of the case and the slots that were used."""
+
+    steady: Steady
+    bound_seconds: float
+    slots: int
+
+    @property
+    def over_bound(self) -> float:
+        """Step time as a multiple of what no schedule can beat."""
+        return self.steady.step_seconds / self.bound_seconds
+
+
+def arguments(case: Case, setting: Setting) -> BlockSwapArgs:
+    """The arguments a person would give for this case."""
+    ahead = None if setting.slots is None else setting.slots - 1
+    if setting.residents == "contiguous":
+        return BlockSwapArgs(blocks=tail(case), prefetch_blocks=ahead)
+    return BlockSwapArgs(blocks_to_swap=case.streamed, prefetch_blocks=ahead)
+
+
+def run_from_ram(
+    case: Case, setting: Setting, steps: Steps = Steps(), rates: Rates = RATES
+) -> Outcome:
+    """Streams the case's blocks from pinned RAM and measures the steady state."""
+    prepare(rates)
+    model = timed_model(case, rates)
+    with swap_blocks(model, arguments(case, setting), device="sim") as swap:
+        transfer = rates.link_seconds(swap.plan.copied_bytes_per_forward)
+        steady = steady_state(model, steps)
+        return Outcome(steady, case.bound_seconds(transfer), swap.plan.slots)
+
+
+
+def run_from_disk(
+    case: Case, setting: Setting, steps: Steps = Steps(), rates: Rates = RATES
+) -> Outcome:
+    """The same from a checkpoint file, read on the same clock at `rates.disk`."""
+    prepare(rates)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "blocks.safetensors"
+        save_file(dict(ClockedModel(case.blocks).named_parameters()), file)
+        with torch.device("meta"):
+            skeleton = ClockedModel(case.blocks)
+        open_transformer(file, arguments(case, setting), device="sim", skeleton=skeleton)
+        swap: Swap = skeleton.blockswap
+        try:
+            plan = swap.plan
+            read = rates.disk_seconds(plan.read_bytes_per_forward)
+            transfer = max(read, rates.link_seconds(plan.copied_bytes_per_forward))
+            skeleton.compute_for(case.compute_seconds(transfer))
+            with clocked_disk():
+                steady = steady_state(skeleton, steps)
+            return Outcome(steady, case.bound_seconds(transfer), plan.slots)
+        finally:
+            swap.close()

@@ -1,0 +1,118 @@
+"""The simulated accelerator as the benchmarks use it: found, configured, and asked for the time.
+
+It lives beside the tests, in `tests/simaccel`; the benchmarks are run from a checkout.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+try:
+    import simaccel as sim
+except ImportError:
+    sys.path.append(str(TESTS))
+    import simaccel as sim
+
+__all__ = ["RATES", "Rates", "Steady", "Steps", "prepare", "sim", "steady_state"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the simulated machine can do; all in 1e9 bytes per second of virtual time.
+
+    `pageable`: copies between the device and host memory that is not pinned. `host`: a plain copy
+    inside host memory, which only staging schedules make.
+    """
+
+    link: float = 10.0
+    pageable: float = 5.0
+    disk: float = 2.0
+    host: float = 10.0
+
+    def link_seconds(self, nbytes: int) -> float:
+        return nbytes / (self.link * 1e9)
+
+    def disk_seconds(self, nbytes: int) -> float:
+        return nbytes / (self.disk * 1e9)
+
+
+RATES = Rates()
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How many forwards are run before measuring and while measuring, one after the other."""
+
+    warm: int = 4
+    measured: int = 6
+
+
+def prepare(rates: Rates = RATES, *, races: Literal["raise", "record", "off"] = "raise") -> None:
+    """A fresh simulator with these rates: every clock and counter at zero, no launch overhead."""
+    sim.ensure()
+    sim.configure(
+        h2d_gb_s=rates.link,
+        d2h_gb_s=rates.link,
+        pageable_gb_s=rates.pageable,
+        disk_gb_s=rates.disk,
+        races=races,
+        unrecorded_waits="record" if races != "raise" else "raise",
+    )
+    sim.reset()
+
+
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """What a forward costs in the steady state: seconds, and per forward what was counted.
+
+    `peak_bytes` is the device's peak over all forwards. `races` are accesses that nothing orders.
+    """
+
+    step_seconds: float
+    host_syncs: float
+    copied_bytes: float
+    copied_back_bytes: float
+    peak_bytes: int
+    races: int
+
+
+def steady_state(model: torch.nn.Module, steps: Steps) -> Steady:
+    """Runs forwards one after the other and measures those after the first few.
+
+    They follow each other without a pause, as the steps of a sampler that does not read its
+    result do; the time is that between the ends of two forwards, divided by the forwards between,
+    so neither filling nor draining of the pipeline is in it.
+    """
+    with torch.no_grad():
+        hidden = torch.zeros((), device="sim")
+        first = _run(model, hidden, steps.warm)
+        before = sim.counters()
+        last = _run(model, hidden, steps.measured)
+        after = sim.counters()
+    torch.accelerator.synchronize()
+
+    def each(name: str) -> float:
+        difference: int = getattr(after, name) - getattr(before, name)
+        return difference / steps.measured
+
+    return Steady(
+        step_seconds=first.elapsed_time(last) / 1e3 / steps.measured,
+        host_syncs=each("host_syncs"),
+        copied_bytes=each("h2d_bytes"),
+        copied_back_bytes=each("d2h_bytes"),
+        peak_bytes=after.device_bytes_peak,
+        races=len(sim.races()),
+    )
+
+
+def _run(model: torch.nn.Module, hidden: torch.Tensor, forwards: int) -> torch.Event:
+    """Runs some forwards; the event stands at the end of the last one."""
+    for _ in range(forwards):
+        model(hidden)
+    end = torch.Event("sim", enable_timing=True)
+    end.record()
+    return end

@@ -1,0 +1,62 @@
+"""The compute devices of the suite: the CPU, and the simulated accelerator in both of its modes."""
+
+import os
+
+# Before torch is imported: the models are tiny, and worker threads that wake each other up for
+# them cost many times what they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+DEVICES = ("cpu", "sim-eager", "sim-lazy")
+
+
+@pytest.fixture(scope="session")
+def sim_module() -> ModuleType:
+    """The `simaccel` package, built; skips where there is no compiler (never where CI is set)."""
+    import simaccel
+
+    reason = simaccel.unavailable_reason()
+    if reason is not None:
+        pytest.skip(reason)
+    return simaccel
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A torch.device that a test of stream, store, swap or adapters runs on."""
+    yield from _opened(request.param, request)
+
+
+@pytest.fixture(params=DEVICES[1:])
+def sim_device(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The simulated accelerator only, in either mode."""
+    yield from _opened(request.param, request)
+
+
+@pytest.fixture
+def sim(sim_device: Any, sim_module: ModuleType) -> ModuleType:
+    """The `simaccel` package with its device open and its counters at zero."""
+    return sim_module
+
+
+def _opened(name: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    if name == "cpu":
+        yield torch.device("cpu")
+        return
+    simaccel = request.getfixturevalue("sim_module")
+    simaccel.configure(mode=name.removeprefix("sim-"), races="raise", poison=True)
+    simaccel.reset()
+    try:
+        yield torch.device("sim", 0)
+        # A race that was raised in a reader thread, or swallowed on the way, still counts.
+        assert simaccel.races() == []
+    finally:
+        simaccel.reset()
