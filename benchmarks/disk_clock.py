@@ -51,8 +51,8 @@ class _ClockedJob(Job):
     queue = _Queue()
     of_thread = threading.local()
 
-    def __init__(self, pieces: Sequence[Piece], finish: Piece) -> None:
-        super().__init__([self._clocked(piece) for piece in pieces], finish)
+    def __init__(self, pieces: Sequence[Piece], finish: Piece, *, keep: object = None) -> None:
+        super().__init__([self._clocked(piece) for piece in pieces], finish, keep=keep)
         self._asked_at = sim.clock.mark()
         self._read_at = self._done_at = self._asked_at
         self._latest = threading.Lock()

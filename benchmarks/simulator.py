@@ -101,7 +101,7 @@ def steady_state(model: torch.nn.Module, steps: Steps) -> Steady:
 
     return Steady(
         step_seconds=first.elapsed_time(last) / 1e3 / steps.measured,
-        host_syncs=each("host_syncs"),
+        host_syncs=each("host_syncs_here"),
         copied_bytes=each("h2d_bytes"),
         copied_back_bytes=each("d2h_bytes"),
         peak_bytes=after.device_bytes_peak,

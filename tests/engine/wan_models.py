@@ -244,15 +244,22 @@ class MiniBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ffn = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 1, dim) / 4)
+        self.fault: BaseException | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm3(_like(x, self.norm3.weight))
+        if self.fault is not None:
+            raise self.fault
         y = self.ffn(_like(y, self.ffn[0].weight))
         return x + y.to(x.dtype) * _like(self.modulation, x)
 
 
 class MiniWan(nn.Module):
-    """The least model that still looks like Wan: a text embedder, blocks, a head."""
+    """The least model that still looks like Wan: a text embedder, blocks, a head.
+
+    `order` is the order in which a forward runs the blocks, None for the usual one; a block's
+    `fault` is raised in the middle of its forward.
+    """
 
     def __init__(self, *, dim: int = 16, layers: int = 5) -> None:
         super().__init__()
@@ -260,11 +267,12 @@ class MiniWan(nn.Module):
         self.text_embedding = nn.Sequential(nn.Linear(8, dim), nn.GELU(), nn.Linear(dim, dim))
         self.blocks = nn.ModuleList(MiniBlock(dim) for _ in range(layers))
         self.head = nn.Linear(dim, 4)
+        self.order: tuple[int, ...] | None = None
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """`x` `[batch, tokens, 4]`, `context` `[batch, 8]` -> `[batch, tokens, 4]`."""
         context = self.text_embedding(_like(context, self.text_embedding[0].weight))
         x = self.patch_embedding(_like(x, self.patch_embedding.weight)) + context[:, None]
-        for block in self.blocks:
-            x = block(x)
+        for index in self.order or range(len(self.blocks)):
+            x = self.blocks[index](x)
         return self.head(_like(x, self.head.weight))

@@ -33,6 +33,7 @@ class Swap:
         self._recorder = recorder
         self._undo = ExitStack()
         self._entered = False
+        self.closed = False
         self._told: tuple[Callable[[], tuple[str, ...]], ...] = ()
         self._final: Measured | None = None
 
@@ -40,10 +41,6 @@ class Swap:
         """Takes over how everything is undone, and who has something to say in the report."""
         self._undo = undo
         self._told = tuple(told)
-
-    @property
-    def closed(self) -> bool:
-        return self._final is not None
 
     def __enter__(self) -> "Swap":
         if self.closed or self._entered:
@@ -75,10 +72,14 @@ class Swap:
         """
         if self.closed:
             return
-        self._final = self.measured()
-        self._undo.close()
-        self._told = ()
-        self._device.release_cached_host_memory()
+        try:
+            final = self.measured()
+        finally:  # whatever the device has to say, the model is given back
+            self.closed = True
+            self._undo.close()
+            self._told = ()
+            self._device.release_cached_host_memory()
+        self._final = final
 
     def measured(self) -> Measured:
         """What happened so far. Waits for the device, so call it between forwards."""
