@@ -4,6 +4,7 @@ It lives beside the tests, in `tests/simaccel`; the benchmarks are run from a ch
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,9 @@ except ImportError:
     import simaccel as sim
 
 __all__ = ["RATES", "Rates", "Steady", "Steps", "prepare", "sim", "steady_state"]
+
+
+Forward = Callable[[torch.Tensor], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Steady:
     races: int
 
 
-def steady_state(model: torch.nn.Module, steps: Steps) -> Steady:
+def steady_state(forward: Forward, steps: Steps) -> Steady:
     """Runs forwards one after the other and measures those after the first few.
 
     They follow each other without a pause, as the steps of a sampler that does not read its
@@ -89,9 +93,9 @@ def steady_state(model: torch.nn.Module, steps: Steps) -> Steady:
     """
     with torch.no_grad():
         hidden = torch.zeros((), device="sim")
-        first = _run(model, hidden, steps.warm)
+        first = _run(forward, hidden, steps.warm)
         before = sim.counters()
-        last = _run(model, hidden, steps.measured)
+        last = _run(forward, hidden, steps.measured)
         after = sim.counters()
     torch.accelerator.synchronize()
 
@@ -109,10 +113,10 @@ def steady_state(model: torch.nn.Module, steps: Steps) -> Steady:
     )
 
 
-def _run(model: torch.nn.Module, hidden: torch.Tensor, forwards: int) -> torch.Event:
+def _run(forward: Forward, hidden: torch.Tensor, forwards: int) -> torch.Event:
     """Runs some forwards; the event stands at the end of the last one."""
     for _ in range(forwards):
-        model(hidden)
+        forward(hidden)
     end = torch.Event("sim", enable_timing=True)
     end.record()
     return end

@@ -107,7 +107,8 @@ def _memory_keys(tensor: torch.Tensor) -> list[tuple[int, int]]:
     """What identifies the memory of each leaf: its first byte, or its own identity without one."""
     keys = []
     for _, leaf in leaf_tensors(tensor):
-        empty = leaf.device.type == "meta" or leaf.numel() == 0
+        strided = leaf.layout is torch.strided
+        empty = not strided or leaf.device.type == "meta" or leaf.numel() == 0
         keys.append((0, id(leaf)) if empty else (1, leaf.data_ptr()))
     return keys or [(0, id(tensor))]
 
@@ -121,7 +122,9 @@ def _live_unit(unit: UnitModule, groups: list[tuple[Place, ...]]) -> LiveUnit:
 
 def _live(name: str, places: tuple[Place, ...]) -> LiveTensor:
     tensor = places[0].table[places[0].name]
-    return LiveTensor(spec=spec_of(name, tensor), tensor=tensor, places=places)
+    return LiveTensor(
+        spec=spec_of(name, tensor, label=places[0].label), tensor=tensor, places=places
+    )
 
 
 def refuse_unloaded(model: LiveModel) -> None:

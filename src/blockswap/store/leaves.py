@@ -43,10 +43,14 @@ def leaf_tensors(tensor: torch.Tensor) -> Iterator[tuple[tuple[str, ...], torch.
             yield (name, *path), leaf
 
 
-def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
-    """Describes a live tensor. Raises ModelError for a subclass that cannot be taken apart."""
-    _refuse_opaque(name, tensor)
-    leaves = tuple(_leaf_of(name, path, leaf) for path, leaf in leaf_tensors(tensor))
+def spec_of(name: str, tensor: torch.Tensor, *, label: str | None = None) -> TensorSpec:
+    """Describes a live tensor; `label` is its full name for messages.
+
+    Raises ModelError for a tensor whose bytes cannot be laid out.
+    """
+    label = label or name
+    _refuse_opaque(label, tensor)
+    leaves = tuple(_leaf_of(label, path, leaf) for path, leaf in leaf_tensors(tensor))
     return TensorSpec(name=name, leaves=leaves, recipe=_recipe_of(tensor))
 
 
@@ -88,7 +92,7 @@ def _leaf_of(name: str, path: tuple[str, ...], leaf: torch.Tensor) -> Leaf:
     if dtype not in ITEM_BYTES or leaf.layout is not torch.strided:
         raise ModelError(
             f"{name} is a {leaf.layout} tensor of {dtype}, which cannot be laid out in bytes: "
-            "leave its block resident"
+            "make it a dense tensor before swapping blocks"
         )
     shape = tuple(leaf.shape)
     # The strides that a clone would have: dense tensors keep theirs, so that the same kernels run.
@@ -104,12 +108,13 @@ def _leaf_of(name: str, path: tuple[str, ...], leaf: torch.Tensor) -> Leaf:
 def _refuse_opaque(name: str, tensor: torch.Tensor) -> None:
     if type(tensor) in _PLAIN_TYPES or is_traceable_wrapper_subclass(tensor):
         return
-    unchanged = type(tensor).__torch_function__ is torch.Tensor.__torch_function__
+    meaning: Any = type(tensor).__torch_function__
+    unchanged = meaning.__func__ is torch.Tensor.__torch_function__.__func__
     if unchanged and not vars(tensor):
         return  # a subclass in name only: its bytes mean what a plain tensor's bytes mean
     raise ModelError(
         f"{name} is a {type(tensor).__qualname__}, a tensor subclass that does not say what it "
-        "consists of (no __tensor_flatten__): leave its block resident"
+        "consists of (no __tensor_flatten__), so it cannot be streamed: replace it by a plain tensor"
     )
 
 

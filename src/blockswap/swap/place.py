@@ -12,14 +12,9 @@ import torch
 from blockswap.adapters.live import LiveTensor
 from blockswap.layout.slab import pack
 from blockswap.store.leaves import leaf_tensors, rebuild, view_leaf
-from blockswap.stream.binding import Binding, as_value
+from blockswap.stream.binding import as_value
 from blockswap.stream.device import Device
 from blockswap.swap.facts import leaves_of
-
-
-def binding_of(tensors: Sequence[LiveTensor]) -> Binding:
-    """The places of some tensors, with the tensors found there as idle ones."""
-    return Binding([t.places for t in tensors], [t.tensor for t in tensors])
 
 
 def values_from(
@@ -50,29 +45,32 @@ def hang_on_device(
 ) -> None:
     """Copies `sources` (all leaves of `tensors`) to one slab on the device and hangs it there.
 
-    The tensors that hung there come back on undo. Buffers that a forward changed meanwhile are
-    written back to them; parameters do not change.
+    The tensors that hung there come back on undo, buffers with what a forward wrote to them
+    meanwhile. What other code hung in their place meanwhile stays.
     """
     leaves = leaves_of(t.spec for t in tensors)
     views = slab_views(tensors, device.allocate(pack(leaves).nbytes))
     for view, source in zip(views, sources, strict=True):
         view.copy_(source)
     values = values_from(tensors, views)
-    binding = binding_of(tensors)
-    undo.callback(binding.unbind)
-    buffers = [
-        (live.tensor, value, value._version)
-        for live, value in zip(tensors, values, strict=True)
-        if not live.places[0].is_parameter
-    ]
-    undo.callback(_write_back, buffers)
-    binding.bind(values)
+    for live, value in zip(tensors, values, strict=True):
+        undo.callback(_take_down, live, value, value._version)
+        for place in live.places:
+            place.table[place.name] = value
 
 
-def _write_back(buffers: Sequence[tuple[torch.Tensor, torch.Tensor, int]]) -> None:
-    for original, value, version in buffers:
-        if value._version != version and original.device.type != "meta":
-            original.copy_(value)
+def _take_down(live: LiveTensor, value: torch.Tensor, version: int) -> None:
+    """Hangs the original back, wherever our tensor still hangs."""
+    original = live.tensor
+    written = value._version != version and original.device.type != "meta"
+    if written and not live.places[0].is_parameter:
+        original.copy_(value)
+    for place in live.places:
+        hanging = place.table.get(place.name)
+        if hanging is value:
+            place.table[place.name] = original
+        elif hanging is not None and not place.is_parameter:
+            place.table[place.name] = hanging.to(original.device)  # a buffer assigned anew
 
 
 def host_leaves(tensors: Sequence[LiveTensor]) -> list[torch.Tensor]:
