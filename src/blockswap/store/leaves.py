@@ -106,15 +106,17 @@ def _leaf_of(name: str, path: tuple[str, ...], leaf: torch.Tensor) -> Leaf:
 
 
 def _refuse_opaque(name: str, tensor: torch.Tensor) -> None:
-    if type(tensor) in _PLAIN_TYPES or is_traceable_wrapper_subclass(tensor):
+    cls = type(tensor)
+    if cls in _PLAIN_TYPES or is_traceable_wrapper_subclass(tensor):
         return
-    meaning: Any = type(tensor).__torch_function__
-    unchanged = meaning.__func__ is torch.Tensor.__torch_function__.__func__
+    # A class method is a new object at each access: compare the functions behind them.
+    here, there = (getattr(c.__torch_function__, "__func__", None) for c in (cls, torch.Tensor))
+    unchanged = here is there
     if unchanged and not vars(tensor):
         return  # a subclass in name only: its bytes mean what a plain tensor's bytes mean
     raise ModelError(
         f"{name} is a {type(tensor).__qualname__}, a tensor subclass that does not say what it "
-        "consists of (no __tensor_flatten__), so it cannot be streamed: replace it by a plain tensor"
+        "consists of (no __tensor_flatten__): replace it by a plain tensor before swapping blocks"
     )
 
 
