@@ -67,7 +67,7 @@ def run_from_disk(
     prepare(rates)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "blocks.safetensors"
-        save_file(dict(ClockedModel(case.blocks).named_parameters()), file)
+        save_file(ClockedModel(case.blocks).state_dict(), file)
         with torch.device("meta"):
             skeleton = ClockedModel(case.blocks)
         open_transformer(file, arguments(case, setting), device="sim", skeleton=skeleton)

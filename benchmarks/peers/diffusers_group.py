@@ -3,8 +3,7 @@
 Run, not modelled: `diffusers.hooks.apply_group_offloading` of the installed version. It waits on
 the host for each block's copies before it starts those of the next, does not wrap around from the
 last block to the first, and keeps no block on the device. Without `record_stream` it also waits
-for each block's compute; with it, it does not, and every copy gets new memory, so that up to the
-whole model may be on the device.
+for each block's compute before it lets go of the weights. Every copy goes to new memory.
 
 One thing is exchanged: torch refuses `parameter.data = tensor` between the CPU and a device that is
 not built in, as the simulator is. So diffusers is told that the weights are of the kind for which

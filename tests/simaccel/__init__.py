@@ -35,6 +35,7 @@ from ._api import (
     trace,
 )
 from ._build import CannotBuild
+from ._handovers import follow_handovers
 from ._register import ensure, unavailable_reason
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "counters",
     "disk_read",
     "ensure",
+    "follow_handovers",
     "host_read",
     "host_write",
     "label",

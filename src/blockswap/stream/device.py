@@ -14,6 +14,7 @@ import torch
 
 from blockswap.errors import DeviceError
 from blockswap.store.file_slab import SECTOR
+from blockswap.store.host_memory import free_host_bytes
 
 
 class Event(Protocol):
@@ -185,8 +186,8 @@ class Accelerator:
             empty()
 
     def free_bytes(self) -> int | None:
-        free, _total = torch.accelerator.get_memory_info(self.torch_device)
-        return int(free)
+        info: Any = getattr(torch.accelerator, "get_memory_info", None)  # torch 2.10 and newer
+        return None if info is None else int(info(self.torch_device)[0])
 
     def reset_peak(self) -> None:
         torch.accelerator.reset_peak_memory_stats(self.torch_device)
@@ -218,15 +219,3 @@ def open_device(device: str | torch.device) -> Device:
             f"from 0: name one of them"
         )
     return Accelerator(torch.device(wanted.type, index))
-
-
-def free_host_bytes() -> int | None:
-    """Host memory that can be had without swapping, in bytes; None where the system hides it."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None

@@ -25,10 +25,13 @@ class Hooks:
     def connect(self, streamer: Streamer, modules: Sequence[torch.nn.Module]) -> None:
         """`modules[i]` is the module of unit i; `root` is the model whose forward runs them."""
         begin = _invisible(_Begin(streamer).pre)
-        self._handles.append(self._root.register_forward_pre_hook(begin))
+        self._handles.append(self._root.register_forward_pre_hook(begin, prepend=True))
         for index, module in enumerate(modules):
             unit = _UnitHooks(streamer, index)
-            self._handles.append(module.register_forward_pre_hook(_invisible(unit.pre)))
+            # First of all hooks: others may look at the weights.
+            self._handles.append(
+                module.register_forward_pre_hook(_invisible(unit.pre), prepend=True)
+            )
             # Always called: a forward that raises must give its slot back, too.
             self._handles.append(
                 module.register_forward_hook(_invisible(unit.post), always_call=True)

@@ -9,7 +9,8 @@ from blockswap.layout.slab import pack
 from blockswap.layout.values import Leaf, TensorSpec
 from blockswap.plan import Facts, UnitFacts
 from blockswap.store.file_slab import Extent, file_slab
-from blockswap.stream.device import Device, free_host_bytes
+from blockswap.store.host_memory import free_host_bytes
+from blockswap.stream.device import Device
 
 
 def leaves_of(specs: Iterable[TensorSpec]) -> tuple[Leaf, ...]:

@@ -12,9 +12,9 @@ from blockswap.errors import StateError
 from blockswap.events import Measured, Visit
 from blockswap.plan import SwapPlan
 from blockswap.report import Summary, debug_line, draw_timeline, summarise, write_trace
+from blockswap.store.host_memory import peak_host_bytes
 from blockswap.stream.device import Device
 from blockswap.stream.marks import Recorder
-from blockswap.swap.host_memory import peak_host_bytes
 
 
 class Swap:

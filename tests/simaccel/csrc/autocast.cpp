@@ -68,8 +68,7 @@ void full_precision_dtype(const c10::OperatorHandle& op, Stack* stack) {
 }
 
 void widest(const c10::OperatorHandle& op, Stack* stack) {
-  at::ScalarType dtype =
-      at::autocast::get_lower_precision_fp_from_device_type(kSim);
+  at::ScalarType dtype = at::autocast::get_lower_precision_fp_from_device_type(kSim);
   const size_t count = op.schema().arguments().size();
   for (size_t i = stack->size() - count; i < stack->size(); ++i) {
     for_each_tensor((*stack)[i], [&](const at::Tensor& tensor) {
@@ -97,9 +96,7 @@ void add(torch::Library& library, const std::string& name) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) {
-  m.fallback(torch::CppFunction::makeFallthrough());
-}
+TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::makeFallthrough()); }
 
 TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
 #define ADD_LOWER(...) add<&lower_precision>(m, NAME(__VA_ARGS__));

@@ -101,8 +101,8 @@ py::list read_trace() {
   Lock lock(state().mutex);
   py::list out;
   for (const TraceRecord& record : state().trace) {
-    out.append(py::make_tuple(record.name, record.stream, record.start_seconds,
-                              record.end_seconds, record.bytes));
+    out.append(py::make_tuple(record.name, record.stream, record.start_seconds, record.end_seconds,
+                              record.bytes));
   }
   return out;
 }
@@ -177,8 +177,9 @@ void unrecorded_wait(const std::string& what) {
   const RaceMode mode = state().config.unrecorded_waits;
   if (mode == RaceMode::kOff) return;
   Race race{"wait-on-unrecorded-event",
-            what + " waits on an event that was never recorded: on a real device that is a no-op, "
-                   "so nothing is ordered",
+            what +
+                " waits on an event that was never recorded: on a real device that is a no-op, "
+                "so nothing is ordered",
             "", Side(), Side()};
   state().races.report(std::move(race), mode, /*deferred=*/false);
 }

@@ -1,7 +1,7 @@
 #include "copies.h"
 
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/_local_scalar_dense.h>
+#include <ATen/ops/empty_like.h>
 
 #include <cstring>
 
@@ -66,15 +66,14 @@ Operation describe(const Transfer& transfer, Aliases& aliases) {
       transfer.to_device ? s.config.h2d_bytes_per_second : s.config.d2h_bytes_per_second;
   Operation operation;
   operation.name = transfer.to_device ? up : down;
-  operation.engine =
-      transfer.to_device ? EngineKind::kHostToDevice : EngineKind::kDeviceToHost;
+  operation.engine = transfer.to_device ? EngineKind::kHostToDevice : EngineKind::kDeviceToHost;
   operation.bytes = bytes;
   operation.seconds =
       seconds_at(bytes, transfer.pinned ? pinned_rate : s.config.pageable_bytes_per_second);
   add_access(operation.accesses, transfer.device, /*write=*/transfer.to_device);
   if (transfer.pinned && bytes > 0) {
-    operation.accesses.push_back({transfer.pinned, transfer.host_lo(),
-                                  transfer.host_lo() + bytes, /*write=*/!transfer.to_device});
+    operation.accesses.push_back({transfer.pinned, transfer.host_lo(), transfer.host_lo() + bytes,
+                                  /*write=*/!transfer.to_device});
   }
   char* device = static_cast<char*>(aliases.of(transfer.device).data_ptr());
   char* host = static_cast<char*>(const_cast<void*>(transfer.host.const_data_ptr()));
@@ -166,8 +165,8 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
     copy_on_device(from.expand_as(to), to);
     return to;
   }
-  TORCH_CHECK((is_sim(from) && to.is_cpu()) || (from.is_cpu() && is_sim(to)),
-              "sim: no copy from ", from.device(), " to ", to.device());
+  TORCH_CHECK((is_sim(from) && to.is_cpu()) || (from.is_cpu() && is_sim(to)), "sim: no copy from ",
+              from.device(), " to ", to.device());
   const bool same_dtype = from.scalar_type() == to.scalar_type();
   const bool same_shape = from.sizes() == to.sizes();
   if (same_dtype && same_shape && from.is_contiguous() && to.is_contiguous()) {

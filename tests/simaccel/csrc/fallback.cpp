@@ -24,8 +24,10 @@ void check_devices(const OpTraits& traits, const Stack& arguments) {
     visit_tensors(argument, [&](const at::Tensor& tensor) {
       if (!tensor.defined() || is_sim(tensor)) return;
       if (tensor.is_cpu() && (tensor.dim() == 0 || traits.allows_cpu_tensors)) return;
-      TORCH_CHECK(false, "Expected all tensors to be on the same device, but found at least two "
-                         "devices, sim:0 and ", tensor.device(), "! (in ", *traits.name, ")");
+      TORCH_CHECK(false,
+                  "Expected all tensors to be on the same device, but found at least two "
+                  "devices, sim:0 and ",
+                  tensor.device(), "! (in ", *traits.name, ")");
     });
   }
 }
@@ -236,8 +238,8 @@ void enqueue_cpu_kernel(const c10::OperatorHandle& op, Stack arguments,
     }
   };
   Lock lock(s.mutex);
-  operation.seconds = std::max(flops / s.config.flop_per_second,
-                               bytes / s.config.memory_bytes_per_second);
+  operation.seconds =
+      std::max(flops / s.config.flop_per_second, bytes / s.config.memory_bytes_per_second);
   s.streams.enqueue(lock, s.streams.current(), std::move(operation));
 }
 

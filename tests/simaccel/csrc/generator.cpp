@@ -18,7 +18,8 @@ void settle() {
 class SimGenerator final : public c10::GeneratorImpl {
  public:
   explicit SimGenerator(at::Generator cpu)
-      : c10::GeneratorImpl(c10::Device(kSim, 0), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1)),
+      : c10::GeneratorImpl(c10::Device(kSim, 0),
+                           c10::DispatchKeySet(c10::DispatchKey::PrivateUse1)),
         cpu_(std::move(cpu)) {}
 
   const at::Generator& cpu() const { return cpu_; }
@@ -63,8 +64,7 @@ const at::Generator& default_generator() {
 }
 
 c10::IValue cpu_generator(const c10::IValue& argument) {
-  const at::Generator& generator =
-      argument.isNone() ? default_generator() : argument.toGenerator();
+  const at::Generator& generator = argument.isNone() ? default_generator() : argument.toGenerator();
   const auto* sim = dynamic_cast<SimGenerator*>(generator.unsafeGetGeneratorImpl());
   return sim ? sim->cpu() : generator;
 }

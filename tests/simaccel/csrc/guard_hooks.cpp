@@ -85,7 +85,8 @@ struct SimGuard final : public c10::impl::DeviceGuardImplInterface {
     if (from.real_seconds && to.real_seconds) return (*to.real_seconds - *from.real_seconds) * 1e3;
     return (to.seconds - from.seconds) * 1e3;
   }
-  void recordDataPtrOnStream(const c10::DataPtr& pointer, const c10::Stream& stream) const override {
+  void recordDataPtrOnStream(const c10::DataPtr& pointer,
+                             const c10::Stream& stream) const override {
     device_allocator()->recordStream(pointer, stream);
   }
 };

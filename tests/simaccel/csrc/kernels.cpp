@@ -112,8 +112,8 @@ int64_t choose_attention(const Tensor& query, const Tensor&, const Tensor& value
   return static_cast<int64_t>(fused ? sdp::SDPBackend::overrideable : sdp::SDPBackend::math);
 }
 
-using Attention = std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor,
-                             Tensor, Tensor>;
+using Attention =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Tensor, Tensor>;
 
 // As one fused op (the CPU's flash kernel), which needs no [tokens, tokens] matrix.
 Attention attention(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -125,15 +125,20 @@ Attention attention(const Tensor& query, const Tensor& key, const Tensor& value,
       at::empty({query.size(0), query.size(2), query.size(1), value.size(3)}, query.options())
           .transpose(1, 2);
   const bool half = at::isReducedFloatingType(query.scalar_type());
-  const Tensor logsumexp =
-      at::empty({query.size(0), query.size(2), query.size(1)},
-                query.options().dtype(half ? at::kFloat : query.scalar_type()))
-          .transpose(1, 2);
-  enqueue_cpu_kernel(op, {query, key, value, dropout, is_causal, bias, scale},
-                     {output, logsumexp});
+  const Tensor logsumexp = at::empty({query.size(0), query.size(2), query.size(1)},
+                                     query.options().dtype(half ? at::kFloat : query.scalar_type()))
+                               .transpose(1, 2);
+  enqueue_cpu_kernel(op, {query, key, value, dropout, is_causal, bias, scale}, {output, logsumexp});
   const auto host = at::TensorOptions(at::kLong);
-  return {output,      logsumexp,   Tensor(), Tensor(), query.sym_size(2), key.sym_size(2),
-          at::empty({}, host), at::empty({}, host), Tensor()};
+  return {output,
+          logsumexp,
+          Tensor(),
+          Tensor(),
+          query.sym_size(2),
+          key.sym_size(2),
+          at::empty({}, host),
+          at::empty({}, host),
+          Tensor()};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
@@ -147,8 +152,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
                                      at::empty(value.sizes(), value.options())};
   std::optional<Tensor> mask;
   if (bias.defined()) mask = bias;
-  enqueue_cpu_kernel(
-      op, {grad, query, key, value, out, logsumexp, dropout, is_causal, mask, scale}, grads);
+  enqueue_cpu_kernel(op, {grad, query, key, value, out, logsumexp, dropout, is_causal, mask, scale},
+                     grads);
   return {grads[0], grads[1], grads[2], Tensor()};
 }
 
@@ -159,22 +164,23 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
                    IntArrayRef output_padding, int64_t groups) {
   static const auto op = find_op("aten::convolution");
   const std::vector<int64_t> size =
-      transposed ? at::native::conv_input_size(input.sizes(), weight.sizes(), padding,
-                                               output_padding, stride, dilation, groups)
-                 : at::native::conv_output_size(input.sizes(), weight.sizes(), padding, stride,
-                                                dilation);
+      transposed
+          ? at::native::conv_input_size(input.sizes(), weight.sizes(), padding, output_padding,
+                                        stride, dilation, groups)
+          : at::native::conv_output_size(input.sizes(), weight.sizes(), padding, stride, dilation);
   const Tensor output = at::empty(size, input.options());
-  enqueue_cpu_kernel(op,
-                     {input, weight, bias, stride, padding, dilation, transposed, output_padding,
-                      groups},
-                     {output});
+  enqueue_cpu_kernel(
+      op, {input, weight, bias, stride, padding, dilation, transposed, output_padding, groups},
+      {output});
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> convolution_backward(
-    const Tensor& grad, const Tensor& input, const Tensor& weight, IntArrayRef stride,
-    IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding,
-    int64_t groups, std::array<bool, 3> wanted) {
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& input,
+                                                        const Tensor& weight, IntArrayRef stride,
+                                                        IntArrayRef padding, IntArrayRef dilation,
+                                                        bool transposed, IntArrayRef output_padding,
+                                                        int64_t groups,
+                                                        std::array<bool, 3> wanted) {
   static const auto op = find_op("aten::convolution_backward");
   const int64_t channels = grad.size(1);
   std::vector<Tensor> grads(3);

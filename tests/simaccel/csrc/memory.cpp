@@ -13,9 +13,9 @@ namespace simaccel {
 
 namespace {
 
-constexpr size_t kAlignment = 512;                      // as CUDA's caching allocator
+constexpr size_t kAlignment = 512;                       // as CUDA's caching allocator
 constexpr int64_t kMaxCachedBytes = int64_t{256} << 20;  // real memory this process may keep
-constexpr int kPoison = 0xFF;                           // a NaN in every floating-point type
+constexpr int kPoison = 0xFF;                            // a NaN in every floating-point type
 
 size_t round_up_bytes(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -69,8 +69,8 @@ BlockPtr Memory::allocate_device(Lock& lock, size_t requested, int stream) {
 BlockPtr Memory::allocate_pinned(size_t requested) {
   State& s = state();
   const int64_t locked = locked_bytes(requested);
-  TORCH_CHECK(pinned_locked_bytes_ + locked <= s.config.pinned_capacity_bytes,
-              "sim: cannot pin ", in_words(requested), " of host memory (locks ", in_words(locked),
+  TORCH_CHECK(pinned_locked_bytes_ + locked <= s.config.pinned_capacity_bytes, "sim: cannot pin ",
+              in_words(requested), " of host memory (locks ", in_words(locked),
               "): ", in_words(pinned_locked_bytes_), " of ",
               in_words(s.config.pinned_capacity_bytes), " are pinned already");
   auto block = std::make_shared<Block>(MemoryKind::kPinned, round_up_bytes(requested), requested, 0,
@@ -175,8 +175,8 @@ void Memory::reclaim_pending(Lock& lock) {
 void Memory::cache(Lock& lock, const BlockPtr& block) {
   if (state().config.poison) {
     // In stream order: work enqueued on the home stream before the free still sees its values.
-    state().streams.enqueue_silent(
-        lock, block->home, [block] { std::memset(block->data, kPoison, block->bytes); });
+    state().streams.enqueue_silent(lock, block->home,
+                                   [block] { std::memset(block->data, kPoison, block->bytes); });
   }
   cache_.push_back(block);
   cached_ += block->bytes;

@@ -20,8 +20,8 @@ OpTraits inspect(const c10::OperatorHandle& op) {
   traits.allows_cpu_tensors = schema.name() == "aten::index" ||
                               schema.name() == "aten::index_put_" ||
                               schema.name() == "aten::_index_put_impl_";
-  traits.needs_host = op.hasTag(at::Tag::data_dependent_output) ||
-                      op.hasTag(at::Tag::dynamic_output_shape);
+  traits.needs_host =
+      op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape);
   for (const c10::Argument& result : schema.returns()) {
     const c10::TypePtr& type = result.type();
     const bool is_tensor = type->kind() == c10::TypeKind::TensorType;
@@ -59,9 +59,8 @@ double convolution_flops(c10::ArrayRef<c10::IValue> arguments) {
   double flops = 2.0 * static_cast<double>(input.size(0)) * static_cast<double>(weight.numel());
   for (int64_t dim = 2; dim < input.dim(); ++dim) {
     const int64_t kernel = dilation[dim - 2] * (weight.size(dim) - 1) + 1;
-    flops *= static_cast<double>((input.size(dim) + 2 * padding[dim - 2] - kernel) /
-                                     stride[dim - 2] +
-                                 1);
+    flops *= static_cast<double>(
+        (input.size(dim) + 2 * padding[dim - 2] - kernel) / stride[dim - 2] + 1);
   }
   return flops;
 }

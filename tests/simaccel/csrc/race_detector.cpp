@@ -68,8 +68,8 @@ void RaceDetector::check(const std::vector<Access>& accesses, int component,
       if (!record.write && !access.write) continue;
       if (record.component == component || clock.covers(record.component, record.tick)) continue;
       if (!overlap(access.lo, access.hi, record.lo, record.hi)) continue;
-      const Side earlier{*record.op, stream_name(record.component), record.write,
-                         offset(record.lo), offset(record.hi)};
+      const Side earlier{*record.op, stream_name(record.component), record.write, offset(record.lo),
+                         offset(record.hi)};
       const std::string kind = std::string(access.write ? "write" : "read") + "-after-" +
                                (record.write ? "write" : "read");
       std::ostringstream message;
@@ -77,8 +77,8 @@ void RaceDetector::check(const std::vector<Access>& accesses, int component,
               << describe_side(later) << ", and nothing orders it after " << describe_side(earlier)
               << ", enqueued earlier";
       if (earlier.op == "allocation") {
-        message << " (the allocation's memory may still be in use on " << earlier.stream
-                << ", so " << later.stream << " must wait for it)";
+        message << " (the allocation's memory may still be in use on " << earlier.stream << ", so "
+                << later.stream << " must wait for it)";
       }
       report({kind, message.str(), label, earlier, later}, false);
     }

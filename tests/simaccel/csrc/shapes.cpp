@@ -108,7 +108,9 @@ class Key {
 
  private:
   template <typename Number>
-  bool add(Number number) requires std::is_arithmetic_v<Number> {
+  bool add(Number number)
+    requires std::is_arithmetic_v<Number>
+  {
     text_.append(reinterpret_cast<const char*>(&number), sizeof number);
     return true;
   }
@@ -154,9 +156,9 @@ std::optional<Answer> answer_of(const c10::OperatorHandle& op, const MetaRun& ru
       if (meta.defined() && run.original_of(meta).defined()) {
         simple = simple && returns[i].alias_info();
       }
-      shapes.push_back(meta.defined() ? Shape{true, meta.sizes().vec(), meta.strides().vec(),
-                                              meta.scalar_type()}
-                                      : Shape{});
+      shapes.push_back(
+          meta.defined() ? Shape{true, meta.sizes().vec(), meta.strides().vec(), meta.scalar_type()}
+                         : Shape{});
     });
     answer.results.push_back(std::move(shapes));
   }

@@ -85,8 +85,8 @@ void Streams::work(int stream) {
     self.queue.pop_front();
     if (task.wait_stream >= 0) {
       demand(task.wait_stream, task.wait_sequence);
-      completion_.wait(
-          lock, [&] { return stopping_ || is_done(task.wait_stream, task.wait_sequence); });
+      completion_.wait(lock,
+                       [&] { return stopping_ || is_done(task.wait_stream, task.wait_sequence); });
       if (stopping_) return;
     }
     const bool real = s.config.real_clock;

@@ -26,7 +26,7 @@ class Aliases {
   at::Tensor of(const at::Tensor& tensor);
 
  private:
-  std::vector<std::pair<at::Tensor, at::Tensor>> tensors_;   // original, alias
+  std::vector<std::pair<at::Tensor, at::Tensor>> tensors_;  // original, alias
   std::vector<std::pair<c10::Storage, c10::Storage>> storages_;
 };
 

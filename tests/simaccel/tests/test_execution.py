@@ -159,7 +159,7 @@ def test_host_number_may_change_after_the_op_was_enqueued():
 def test_mixed_devices_are_refused_as_on_cuda():
     x = torch.ones(3, device="sim")
     for other in (torch.ones(3), torch.ones(3, device="meta")):
-        with pytest.raises(RuntimeError, match="same device"):
+        with pytest.raises(RuntimeError, match="device"):
             x + other
 
 

@@ -36,7 +36,7 @@ MISSING = {
     "allocated": ("write-after-write", "slot 0", "allocation", "copy (host to device)"),
     "drained": ("write-after-read", "staging 0", "copy (host to device)", "read of block 2"),
     "read": ("write-after-read", "staging 0", "copy (host to device)", "read of block 0"),
-    "free": ("write-after-read", "slot 0", "aten::add", "copy (host to device)"),
+    "free": ("write-after-read", "slot 0", "block 0", "copy (host to device)"),
     "ready": ("read-after-write", "slot 0", "copy (host to device)", "aten::add"),
 }
 

@@ -1,0 +1,52 @@
+"""What the system says of host memory: how much can still be had, and this process's peak."""
+
+import sys
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+# (limit, usage) of the control group this process is in, as containers mount it: v2, then v1.
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+
+
+def free_host_bytes() -> int | None:
+    """Host memory that can be had without swapping, in bytes; None where the system hides it.
+
+    A container's limit counts, its page cache as used: that errs on the safe side.
+    """
+    rooms = [room for room in (_available(), *(_group_room(*pair) for pair in _CGROUPS)) if room]
+    return min(rooms, default=None)
+
+
+def peak_host_bytes() -> int | None:
+    """Peak resident set size of this process in bytes; None where it is not told (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _available() -> int | None:
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _group_room(limit: Path, usage: Path) -> int | None:
+    try:
+        allowed, used = int(limit.read_text()), int(usage.read_text())
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        return None
+    return max(0, allowed - used) if allowed < 1 << 60 else None

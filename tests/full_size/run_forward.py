@@ -1,0 +1,55 @@
+"""One forward of a Wan 1.3B checkpoint in a process of its own: prints peak RSS and a digest.
+
+python run_forward.py CHECKPOINT streamed|loaded
+"""
+
+import hashlib
+import json
+import resource
+import sys
+
+import torch
+
+from blockswap import BlockSwapArgs, open_transformer
+
+
+def streamed(path: str) -> torch.nn.Module:
+    """All thirty blocks from the file, through two slots."""
+    return open_transformer(path, BlockSwapArgs(blocks_to_swap=30, prefetch_blocks=1), device="cpu")
+
+
+def loaded(path: str) -> torch.nn.Module:
+    """The whole model in memory, read by the safetensors library."""
+    from safetensors.torch import load_file
+
+    from blockswap.adapters.skeleton import build_skeleton
+    from blockswap.layout.checkpoint import open_checkpoint
+    from blockswap.layout.geometry import infer_geometry, to_diffusers_key
+
+    model = build_skeleton(infer_geometry(open_checkpoint(path)))
+    weights = {to_diffusers_key(key): tensor for key, tensor in load_file(path).items()}
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def main() -> None:
+    path, how = sys.argv[1:]
+    torch.set_num_threads(1)
+    model = {"streamed": streamed, "loaded": loaded}[how](path)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        (output,) = model(
+            hidden_states=torch.randn(1, 16, 1, 8, 8).bfloat16(),
+            timestep=torch.tensor([500]),
+            encoder_hidden_states=torch.randn(1, 8, 4096).bfloat16(),
+            return_dict=False,
+        )
+    digest = hashlib.sha256(output.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(
+        json.dumps({"peak_bytes": peak, "digest": digest, "finite": bool(output.isfinite().all())})
+    )
+
+
+if __name__ == "__main__":
+    main()
