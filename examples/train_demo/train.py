@@ -168,11 +168,14 @@ def draw_batch(settings: Settings, generator: torch.Generator) -> tuple[Tensor, 
 def draw_noise_levels(batch: int, generator: torch.Generator) -> Tensor:
     """Noise levels `[batch]` of 0 to 1, mostly high.
 
-    A clip is so redundant that its shape and place are settled while it still looks like noise.
+    A clip is so redundant that its shape and place are settled while it still looks like noise, and
+    its direction even earlier, where there is nothing to go by but the word.
     """
     levels = torch.sigmoid(1.2 + 1.3 * torch.randn(batch, generator=generator))
     flat = torch.rand(batch, generator=generator)
-    return torch.where(torch.rand(batch, generator=generator) < 0.1, flat, levels)
+    kind = torch.rand(batch, generator=generator)
+    levels = torch.where(kind < 0.10, flat, levels)
+    return torch.where(kind > 0.65, 0.93 + 0.07 * flat, levels)
 
 
 def loss_of(model: WanTransformer3DModel, settings: Settings, generator: torch.Generator) -> Tensor:

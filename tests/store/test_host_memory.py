@@ -30,4 +30,5 @@ def test_unknown_stays_unknown(tmp_path, monkeypatch):
 
 
 def test_the_peak_of_this_process_is_known_here():
-    assert peak_host_bytes() > 50 * 2**20
+    ballast = b"x" * (60 * 2**20)
+    assert peak_host_bytes() > len(ballast)

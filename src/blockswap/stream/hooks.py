@@ -32,10 +32,13 @@ class Hooks:
             self._handles.append(
                 module.register_forward_pre_hook(_invisible(unit.pre), prepend=True)
             )
-            # Always called: a forward that raises must give its slot back, too.
+            # Always called: a forward that raises gives its slot back, too. Ctrl-C is the exception
+            # that torch does not call it for; `Streamer.repair` sees to what that leaves behind.
             self._handles.append(
                 module.register_forward_hook(_invisible(unit.post), always_call=True)
             )
+            register: Any = module.register_state_dict_pre_hook
+            self._handles.append(register(unit.before_state_dict))
 
     def guard(self, modules: Sequence[torch.nn.Module], moves: "Moves") -> None:
         """Makes `.to()`, `.cuda()`, `.half()` and their like harmless or refused on `modules`."""
@@ -106,6 +109,9 @@ class _UnitHooks(_Uncopyable):
 
     def post(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         self._streamer.leave(self._index)
+
+    def before_state_dict(self, module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
+        self._streamer.repair()
 
 
 class _Refusal(_Uncopyable):

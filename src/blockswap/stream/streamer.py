@@ -10,6 +10,7 @@ Host to device only: nothing is ever copied back. The forward thread never waits
 it may wait for a file read (`slot.job`).
 """
 
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Unit:
 
     name: str
     tier: str
+    module: torch.nn.Module
     streamed: StreamedUnit | None
 
 
@@ -141,18 +143,34 @@ class Streamer:
             earlier = self._run
             here = threading.current_thread()
             if earlier is not None:
-                if earlier.thread is not here and earlier.thread.is_alive():
+                if earlier.thread is not here and self._still_inside(earlier):
                     raise StateError(
                         f"{self.units[index].name} was run while another thread runs "
                         f"{self.units[earlier.index].name} of the same swap: run one forward at a "
                         "time, or swap a second copy of the model"
                     )
-                # An interrupt ended that forward without telling anyone.
+                # Ctrl-C ended that forward: torch calls no hook for it.
                 self._abandon()
             # The compute stream is read here, once, and passed on from here.
             run = _Run(index, here, self._device.current_stream(), None, self.recorder.take())
             self._run = run
             return run
+
+    def repair(self) -> None:
+        """Takes weights out of the model that an interrupt (Ctrl-C) has left bound there."""
+        with self._entry:
+            if self._run is not None and not self._still_inside(self._run):
+                self._abandon()
+
+    def _still_inside(self, run: _Run) -> bool:
+        """Whether the thread of `run` is really still in the forward of that unit."""
+        module = self.units[run.index].module
+        frame = sys._current_frames().get(run.thread.ident or 0)
+        while frame is not None:
+            if frame.f_locals.get("self") is module:
+                return True
+            frame = frame.f_back
+        return False
 
     def _make_ready(self, run: _Run) -> None:
         unit = self.units[run.index]

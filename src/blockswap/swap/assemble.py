@@ -130,7 +130,10 @@ def start_engine(
 ) -> tuple[Swap, Hooks]:
     """Connects the engine to the model; from here on a forward streams."""
     live, plan, undo = parts.live, parts.plan, parts.undo
-    units = [Unit(u.name, u.tier, streamed.get(u.name)) for u in plan.units]
+    units = [
+        Unit(planned.name, planned.tier, unit.module, streamed.get(planned.name))
+        for planned, unit in zip(plan.units, live.units, strict=True)
+    ]
     streamer = Streamer(units, parts.pool, prefetch=plan.prefetch, recorder=parts.recorder)
     undo.callback(streamer.drain)
     swap = Swap(live.root, plan, parts.device, parts.recorder)

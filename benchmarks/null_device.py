@@ -1,0 +1,84 @@
+"""An accelerator that does nothing: what is left is the engine's own time on the host.
+
+Streams and events are tokens, memory is host memory, a copy moves the few bytes of a test block.
+Every call that would reach a driver is counted.
+"""
+
+import contextlib
+from collections import Counter
+from typing import Any
+
+import torch
+
+from blockswap.stream.device import Event
+
+
+class NullEvent:
+    """An event that has always passed."""
+
+    def __init__(self, calls: "Counter[str]") -> None:
+        self._calls = calls
+
+    def record(self, _stream: Any) -> None:
+        self._calls["event.record"] += 1
+
+    def synchronize(self) -> None:
+        self._calls["event.synchronize"] += 1
+
+    def query(self) -> bool:
+        self._calls["event.query"] += 1
+        return True
+
+    def elapsed_time(self, _end: Any) -> float:
+        self._calls["event.elapsed_time"] += 1
+        return 0.0
+
+
+class NullDevice:
+    """A `Device` of the engine. `calls` counts what a real one would be asked."""
+
+    on_host = False
+    granularity = 512
+
+    def __init__(self) -> None:
+        self.torch_device = torch.device("cpu")
+        self.calls: Counter[str] = Counter()
+        self._off = contextlib.nullcontext()
+
+    def current_stream(self) -> Any:
+        self.calls["current_stream"] += 1
+        return "compute"
+
+    def new_stream(self) -> Any:
+        return "copies"
+
+    def new_event(self, *, timing: bool) -> Event:  # noqa: ARG002 - the engine's seam
+        return NullEvent(self.calls)
+
+    def wait(self, _stream: Any, _event: Event) -> None:
+        self.calls["stream.wait_event"] += 1
+
+    def on(self, _stream: Any) -> contextlib.AbstractContextManager[Any]:
+        self.calls["stream context"] += 1
+        return self._off
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def pin(self, nbytes: int) -> torch.Tensor | None:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def synchronize(self) -> None:
+        """Nothing is under way."""
+
+    def release_cached_host_memory(self) -> None:
+        """Nothing is cached."""
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def reset_peak(self) -> None:
+        """No peak is kept."""
+
+    def peak_bytes(self) -> int | None:
+        return None
