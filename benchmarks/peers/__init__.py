@@ -17,7 +17,7 @@ from benchmarks.peers.diffusers_group import DiffusersGroup, DiffusersGroupRecor
 from benchmarks.peers.lightx2v import LightX2V
 from benchmarks.peers.mmgp import Mmgp
 from benchmarks.peers.musubi_tuner import MusubiPinned, MusubiStaged
-from benchmarks.peers.wanvideo_wrapper import WanVideoWrapper
+from benchmarks.peers.wanvideo_wrapper import WanVideoWrapper, WanVideoWrapperNonBlocking
 from benchmarks.simulator import Rates
 from benchmarks.workload import Case, ClockedModel
 
@@ -39,5 +39,6 @@ PEERS: dict[str, OpenSchedule] = {
     "mmgp": Mmgp,
     "musubi-tuner, pinned": MusubiPinned,
     "musubi-tuner, staged": MusubiStaged,
+    "WanVideoWrapper, use_non_blocking": WanVideoWrapperNonBlocking,
     "WanVideoWrapper": WanVideoWrapper,
 }

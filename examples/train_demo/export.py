@@ -68,7 +68,8 @@ def describe(step: int, minutes: float) -> dict[str, str]:
         "blockswap.demo.vocabulary": json.dumps(VOCABULARY),
         "blockswap.demo.words": json.dumps([COLOURS, SHAPES, DIRECTIONS]),
         "blockswap.demo.clip": json.dumps([size.frames, size.height, size.width]),
-        "blockswap.demo.latents": "4 x 4 pixel cells of RGB, -1 to 1, as 48 channels",
+        "blockswap.demo.latents": "4 x 4 cells of RGB as 48 channels, (value - 0.12) * 2;"
+        " 12 input channels more: cosines of time, row and column",
         "blockswap.demo.prediction": "clean sample; velocity = (noisy - clean) / level",
     }
 

@@ -252,7 +252,7 @@ def _host_access(target: torch.Tensor | tuple[int, int], write: bool, name: str)
 
 
 def _byte_range(tensor: torch.Tensor) -> tuple[int, int]:
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     nbytes = (last + 1) * tensor.element_size() if tensor.numel() else 0
     return tensor.data_ptr(), nbytes
 

@@ -98,10 +98,15 @@ def _build(library: Path) -> None:
     script = f"from torch.utils import cpp_extension\ncpp_extension.load(**{arguments!r})"
     environment = {**os.environ, "PATH": _search_path()}
     built = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        check=False,
     )
     if built.returncode != 0:
-        raise RuntimeError(f"building the simulated accelerator failed:\n{built.stdout[-8000:]}{built.stderr[-4000:]}")
+        raise RuntimeError(f"building the simulated accelerator failed:\n{built.stdout[-12000:]}")
     shutil.copy2(work / f"{MODULE_NAME}.so", library.with_suffix(".tmp"))
     library.with_suffix(".tmp").rename(library)
 
@@ -121,7 +126,8 @@ def _search_path() -> str:
 
 def _import(library: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(MODULE_NAME, library)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"{library} is not a Python module")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[MODULE_NAME] = module

@@ -44,17 +44,17 @@ def make(extension: ModuleType) -> ModuleType:
     return module
 
 
-def Stream(device=None, priority=0):  # noqa: N802
+def Stream(device=None, priority=0):
     """A new stream of the simulated device."""
     return torch.Stream("sim", priority=priority)
 
 
-def Event(enable_timing=False, blocking=False, interprocess=False):  # noqa: N802
+def Event(enable_timing=False, blocking=False, interprocess=False):
     """A new event of the simulated device."""
     return torch.Event("sim", enable_timing=enable_timing)
 
 
-class device:  # noqa: N801
+class device:
     """A context in which the given device is current: there is only one."""
 
     def __init__(self, device):

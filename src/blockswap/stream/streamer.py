@@ -59,8 +59,8 @@ class _Run:
     index: int
     thread: threading.Thread
     stream: Any
-    slot: Slot | None
-    mark: Mark
+    mark: Mark | None
+    slot: Slot | None = None
     bound: bool = False  # the unit's weights (may) hang in the model
 
 
@@ -83,9 +83,11 @@ class Streamer:
         self._closed = False
 
     def begin_forward(self) -> None:
-        """The whole model's forward starts."""
-        self.recorder.counters.forwards += 1
-        self._schedule.begin_forward()
+        """The whole model's forward starts. Raises StateError like `enter`."""
+        with self._entry:
+            self._refuse_another_thread("a forward was started")
+            self.recorder.counters.forwards += 1
+            self._schedule.begin_forward()
 
     def enter(self, index: int) -> None:
         """Makes unit `index` ready to run on the current stream.
@@ -111,11 +113,21 @@ class Streamer:
         run = self._run
         if run is None or run.index != index or run.thread is not threading.current_thread():
             return  # entering failed, and said why
-        run.mark.ended.record(run.stream)
+        if run.mark is not None:
+            run.mark.ended.record(run.stream)
         self._release(run)
-        self.recorder.completed(run.mark)
+        if run.mark is not None:
+            mark, run.mark = run.mark, None
+            self.recorder.completed(mark)
         # Whatever comes next is in a slot already: look one further than on entering.
         self._fetch_ahead(self._prefetch + 1)
+        # Last: until here the pool is this thread's alone.
+        self._run = None
+
+    def refuse_running(self) -> None:
+        """Raises StateError while another thread runs a unit of this swap."""
+        with self._entry:
+            self._refuse_another_thread("the swap was to be closed")
 
     def drain(self) -> None:
         """Ends all work of this swap, so that its memory may go; later entries are refused.
@@ -124,8 +136,7 @@ class Streamer:
         the job, nobody else gets it.
         """
         self._closed = True
-        if self._run is not None:
-            self._abandon()
+        self._abandon()
         for slot in self._pool.slots:
             if slot.occupant is not None and slot.occupant[0] == id(self):
                 if slot.job is not None and not slot.job.wait(STUCK_SECONDS):
@@ -140,21 +151,24 @@ class Streamer:
                     f"{self.units[index].name} was run after its swap was closed: swap or open the "
                     "model again"
                 )
-            earlier = self._run
-            here = threading.current_thread()
-            if earlier is not None:
-                if earlier.thread is not here and self._still_inside(earlier):
-                    raise StateError(
-                        f"{self.units[index].name} was run while another thread runs "
-                        f"{self.units[earlier.index].name} of the same swap: run one forward at a "
-                        "time, or swap a second copy of the model"
-                    )
-                # Ctrl-C ended that forward: torch calls no hook for it.
-                self._abandon()
+            self._refuse_another_thread(f"{self.units[index].name} was run")
+            # What is left of an earlier run is what Ctrl-C left: torch calls no hook for it.
+            self._abandon()
             # The compute stream is read here, once, and passed on from here.
-            run = _Run(index, here, self._device.current_stream(), None, self.recorder.take())
+            stream = self._device.current_stream()
+            run = _Run(index, threading.current_thread(), stream, self.recorder.take())
             self._run = run
             return run
+
+    def _refuse_another_thread(self, what: str) -> None:
+        run = self._run
+        if run is None or run.thread is threading.current_thread():
+            return
+        if self._still_inside(run):
+            raise StateError(
+                f"{what} while another thread runs {self.units[run.index].name} of the same swap: "
+                "run one forward at a time, or swap a second copy of the model"
+            )
 
     def repair(self) -> None:
         """Takes weights out of the model that an interrupt (Ctrl-C) has left bound there."""
@@ -175,8 +189,11 @@ class Streamer:
     def _make_ready(self, run: _Run) -> None:
         unit = self.units[run.index]
         self._schedule.entered(run.index)
+        spare = run.mark
+        assert spare is not None, "a run has a mark until it is completed"
+        mark = spare
         if unit.streamed is None:
-            run.mark.arrived.record(run.stream)
+            mark.arrived.record(run.stream)
             self._fetch_ahead(self._prefetch + 1)
         else:
             slot = self._slot_of(run.index)
@@ -185,18 +202,18 @@ class Streamer:
             self._pool.touch(slot)
             self._fetch_ahead(self._prefetch)
             # The visit that a copy was made for carries that copy's times.
-            mark = slot.mark or run.mark
+            mark = slot.mark or spare
             mark.arrived.record(run.stream)
             self._wait_ready(run, slot, unit.streamed)
             mark.started.record(run.stream)
             mark.waited = True
             mark.slot = slot.index
             if mark is slot.mark:
-                self.recorder.discard(run.mark)
                 run.mark, slot.mark = mark, None
-        run.mark.forward = self.recorder.counters.forwards
-        run.mark.unit = unit.name
-        run.mark.tier = unit.tier
+                self.recorder.discard(spare)
+        mark.forward = self.recorder.counters.forwards
+        mark.unit = unit.name
+        mark.tier = unit.tier
 
     def _slot_of(self, index: int) -> Slot:
         slot = self._pool.find(self._keys[index])
@@ -272,7 +289,7 @@ class Streamer:
     def _release(self, run: _Run) -> None:
         """Takes the unit's weights out of the model and its slot out of use.
 
-        May run twice for one visit, when an interrupt came in the middle: `_run` is cleared last.
+        May run twice for one visit, when an interrupt came in the middle.
         """
         unit = self.units[run.index].streamed
         if run.slot is not None and unit is not None:
@@ -284,13 +301,18 @@ class Streamer:
                     self._pool.decoded.record(run.stream)
                     self._pool.decoded_on = run.stream
                 unit.binding.unbind()
-            run.slot.in_use = False
+                run.bound = False
             self._pool.touch(run.slot)
-        self._run = None
+            run.slot.in_use = False
+            run.slot = None
 
     def _abandon(self) -> None:
         """Ends a run whose forward never came or never returned, leaving nothing bound."""
         run = self._run
-        if run is not None:
-            self._release(run)
-            self.recorder.discard(run.mark)
+        if run is None:
+            return
+        self._release(run)
+        if run.mark is not None:
+            mark, run.mark = run.mark, None
+            self.recorder.discard(mark)
+        self._run = None

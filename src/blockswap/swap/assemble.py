@@ -136,7 +136,7 @@ def start_engine(
     ]
     streamer = Streamer(units, parts.pool, prefetch=plan.prefetch, recorder=parts.recorder)
     undo.callback(streamer.drain)
-    swap = Swap(live.root, plan, parts.device, parts.recorder)
+    swap = Swap(live.root, plan, parts.device, streamer)
     hooks = Hooks(live.root)
     undo.callback(hooks.remove)
     hooks.connect(streamer, [unit.module for unit in live.units])

@@ -14,7 +14,7 @@ from blockswap.plan import SwapPlan
 from blockswap.report import Summary, debug_line, draw_timeline, summarise, write_trace
 from blockswap.store.host_memory import peak_host_bytes
 from blockswap.stream.device import Device
-from blockswap.stream.marks import Recorder
+from blockswap.stream.streamer import Streamer
 
 
 class Swap:
@@ -25,12 +25,13 @@ class Swap:
     """
 
     def __init__(
-        self, model: torch.nn.Module, plan: SwapPlan, device: Device, recorder: Recorder
+        self, model: torch.nn.Module, plan: SwapPlan, device: Device, streamer: Streamer
     ) -> None:
         self.model = model
         self.plan = plan
         self._device = device
-        self._recorder = recorder
+        self._streamer = streamer
+        self._recorder = streamer.recorder
         self._undo = ExitStack()
         self._entered = False
         self.closed = False
@@ -68,10 +69,12 @@ class Swap:
         """Gives the model back as it was and returns every byte. Closing twice does nothing.
 
         After `swap_blocks` the parameters are the same objects with the same values as before.
-        After `open_transformer` the model has no weights any more.
+        After `open_transformer` the model has no weights any more. Raises StateError, changing
+        nothing, while another thread runs the model.
         """
         if self.closed:
             return
+        self._streamer.refuse_running()
         try:
             final = self.measured()
         finally:  # whatever the device has to say, the model is given back

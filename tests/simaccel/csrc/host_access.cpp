@@ -19,9 +19,15 @@ namespace {
 using torch::jit::Stack;
 
 void add_host_access(std::vector<Access>& accesses, const at::Tensor& tensor, bool write) {
-  if (!tensor.defined() || !tensor.is_cpu() || tensor.numel() == 0) return;
-  if (!tensor.has_storage() || tensor.layout() != c10::Layout::Strided) return;
-  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  if (!tensor.defined() || tensor.numel() == 0 || !tensor.has_storage()) return;
+  // Fake tensors claim a device they are not on; their keys tell.
+  if (!tensor.key_set().has(c10::DispatchKey::CPU) ||
+      tensor.key_set().has(c10::DispatchKey::Python)) {
+    return;
+  }
+  const void* data = tensor.storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get();
+  const uintptr_t address =
+      reinterpret_cast<uintptr_t>(data) + tensor.storage_offset() * tensor.element_size();
   BlockPtr block = state().memory.find(address);
   if (!block || block->kind != MemoryKind::kPinned) return;
   int64_t last = 0;

@@ -8,6 +8,7 @@
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_as_complex_native.h>
@@ -120,10 +121,7 @@ Attention attention(const Tensor& query, const Tensor& key, const Tensor& value,
                     const std::optional<Tensor>& bias, double dropout, bool is_causal, bool,
                     std::optional<double> scale) {
   static const auto op = find_op("aten::_scaled_dot_product_flash_attention_for_cpu");
-  // The kernel lays its output out as [batch, tokens, heads, dim], transposed.
-  const Tensor output =
-      at::empty({query.size(0), query.size(2), query.size(1), value.size(3)}, query.options())
-          .transpose(1, 2);
+  const Tensor output = at::empty_like(query);  // as the kernel does: the query's layout
   const bool half = at::isReducedFloatingType(query.scalar_type());
   const Tensor logsumexp = at::empty({query.size(0), query.size(2), query.size(1)},
                                      query.options().dtype(half ? at::kFloat : query.scalar_type()))

@@ -54,9 +54,7 @@ def test_every_source_is_in_a_unit():
 
 def test_no_compiler_is_a_reason_to_skip_but_not_in_ci(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(
-        _register, "ensure", lambda: _build._build(tmp_path / "x" / "library.so")
-    )
+    monkeypatch.setattr(_register, "ensure", lambda: _build._build(tmp_path / "x" / "library.so"))
     monkeypatch.delenv("CI", raising=False)
     assert "no C++ compiler" in (sim.unavailable_reason() or "")
     monkeypatch.setenv("CI", "1")

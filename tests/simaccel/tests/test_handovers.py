@@ -75,5 +75,3 @@ def test_futures():
     with ThreadPoolExecutor(max_workers=1) as executor:
         assert executor.submit(work, 2.0).result() == 3.0
     assert sim.clock.now() == 3.0
-
-

@@ -29,7 +29,9 @@ def test_bytes_are_rounded_to_512_and_peak_is_kept():
 def test_capacity(mode):
     sim.configure(mode=mode, capacity=1 << 20)
     held = empty(600 << 10)
-    with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 600.00 KiB .* 1024.00 KiB"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"Tried to allocate 600.00 KiB .* 1024.00 KiB"
+    ):
         empty(600 << 10)
     free, total = torch.accelerator.get_memory_info()
     assert (free, total) == ((1 << 20) - (600 << 10), 1 << 20)

@@ -71,12 +71,10 @@ def test_training_step(mode):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compile(backend):
+def test_compile():
     model = tiny_wan(1).to("sim")
     expected = model(**inputs("sim"))[0]
-    result = torch.compile(model, backend=backend)(**inputs("sim"))[0]
-    torch.testing.assert_close(result, expected)
+    assert torch.equal(torch.compile(model, backend="eager")(**inputs("sim"))[0], expected)
 
 
 @torch.no_grad()
@@ -119,4 +117,4 @@ def test_group_offloading_of_diffusers(mode, options):
     for _ in range(2):
         assert torch.equal(model(**inputs("sim"))[0], expected)
     assert sim.races() == []
-    assert (sim.counters().pinned_bytes_peak > 0) == options["use_stream"]
+    assert (sim.counters().pinned_allocations > 0) == options["use_stream"]

@@ -191,7 +191,7 @@ def test_use_after_free():
         lambda host: host.fill_(7),
         lambda host: host[10:20].copy_(torch.ones(10)),
         lambda host: torch.add(host, 1, out=host),
-        lambda host: sim.host_write(host),
+        sim.host_write,
         lambda host: sim.host_write((host.data_ptr() + 5, 1)),
     ],
     ids=["fill_", "copy_", "out=", "host_write(tensor)", "host_write(range)"],
@@ -199,7 +199,7 @@ def test_use_after_free():
 def test_host_overwrites_a_source_in_flight(write):
     slot, host = on_device(), pinned()
     slot.copy_(host, non_blocking=True)
-    with pytest.raises(RuntimeError, match="write-after-read.*pinned"):
+    with pytest.raises(RuntimeError, match=r"write-after-read.*pinned"):
         write(host)
     torch.accelerator.synchronize()
     write(host)
@@ -221,14 +221,14 @@ def test_host_write_that_nobody_announced():
         lambda host: host.sum(),
         lambda host: host[3].item(),
         lambda host: host.clone(),
-        lambda host: sim.host_read(host),
+        sim.host_read,
     ],
     ids=["sum", "item", "clone", "host_read"],
 )
 def test_host_reads_a_result_before_it_has_arrived(read):
     tensor, host = on_device(), pinned()
     host.copy_(tensor, non_blocking=True)
-    with pytest.raises(RuntimeError, match="read-after-write.*pinned"):
+    with pytest.raises(RuntimeError, match=r"read-after-write.*pinned"):
         read(host)
     torch.accelerator.current_stream().synchronize()
     read(host)

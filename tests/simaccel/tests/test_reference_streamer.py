@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reference_streamer import ReferenceStreamer
 
 import simaccel as sim
-from reference_streamer import ReferenceStreamer
 
 ELEMENTS = 250_000  # 1 MB in fp32
 BLOCKS = 6
