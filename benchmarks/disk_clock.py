@@ -52,7 +52,9 @@ class _ClockedJob(Job):
     of_thread = threading.local()
 
     def __init__(self, pieces: Sequence[Piece], finish: Piece, *, keep: object = None) -> None:
-        super().__init__([self._clocked(piece) for piece in pieces], finish, keep=keep)
+        super().__init__(
+            [self._clocked(piece) for piece in pieces], self._clocked_finish(finish), keep=keep
+        )
         self._asked_at = sim.clock.mark()
         self._read_at = self._done_at = self._asked_at
         self._latest = threading.Lock()
@@ -79,15 +81,15 @@ class _ClockedJob(Job):
 
         return run
 
-    def _complete(self) -> None:
-        sim.clock.join(self._read_at)
-        finish = self._finish
-
-        def clocked_finish() -> None:
+    def _clocked_finish(self, finish: Piece) -> Piece:
+        def run() -> None:
+            sim.clock.join(self._read_at)
             finish()
             self._done_at = sim.clock.mark()
 
-        self._finish = clocked_finish
+        return run
+
+    def _complete(self) -> None:
         self.queue.wait_for_turn(self.number)  # a job that failed before its first read
         super()._complete()
         self.queue.next()

@@ -12,7 +12,25 @@ from benchmarks.workload import Case
 BLOCKS = 40
 FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
 # Even on the logarithm, and closer where transfer and compute are near each other.
-RATIOS = (0.1, 0.16, 0.25, 0.4, 0.63, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.6, 2.5, 4.0, 6.3, 10.0)
+RATIOS = (
+    0.1,
+    0.16,
+    0.25,
+    0.4,
+    0.63,
+    0.8,
+    0.9,
+    0.95,
+    1.0,
+    1.05,
+    1.1,
+    1.25,
+    1.6,
+    2.5,
+    4.0,
+    6.3,
+    10.0,
+)
 PEER_FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 PEER_RATIOS = (0.1, 0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0, 10.0)
 
@@ -20,6 +38,7 @@ AUTOMATIC = "ours"
 TWO_SLOTS = "ours, two slots"
 CONTIGUOUS = "ours, residents contiguous"
 TWO_SLOTS_CONTIGUOUS = "ours, two slots, residents contiguous"
+BOTH = "ours, half in RAM and half on disk"
 OURS: dict[str, Setting] = {
     AUTOMATIC: Setting(),
     TWO_SLOTS: Setting(slots=2),
@@ -86,13 +105,18 @@ class Point:
 
 def points(*, quick: bool = False) -> Iterator[Point]:
     """Every run of the benchmark; `quick` leaves out most of them."""
-    thin = slice(None, None, 4 if quick else 1)
+
+    def some(values: tuple[float, ...]) -> tuple[float, ...]:
+        return values[::-1][::4] if quick else values  # from the end: 100 % is always among them
+
     for tier, runner in RUNNERS.items():
         for name, setting in OURS.items():
-            for case in _cases(FRACTIONS[::-1][thin], RATIOS[thin]):
+            for case in _cases(some(FRACTIONS), some(RATIOS)):
                 yield Point(name, tier, case, partial(runner, setting=setting))
+    for case in _cases(some(PEER_FRACTIONS), some(PEER_RATIOS)):
+        yield Point(BOTH, "disk", case, partial(run_from_disk, setting=Setting(in_ram=0.5)))
     for name in PEERS:
-        for case in _cases(PEER_FRACTIONS[::-1][thin], PEER_RATIOS[thin]):
+        for case in _cases(some(PEER_FRACTIONS), some(PEER_RATIOS)):
             yield Point(name, "ram", case, partial(run_peer, name))
 
 

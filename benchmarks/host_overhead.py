@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 from unittest import mock
 
 import torch
@@ -159,7 +160,7 @@ def attribute(swapped: TrivialModel, open_swap: Callable[[], object]) -> dict[st
 def null_accelerator(streamed: int) -> Overhead:
     """From RAM to an accelerator that does nothing, with automatic slots."""
     device, args = NullDevice(), BlockSwapArgs(blocks_to_swap=streamed)
-    with mock.patch("blockswap.swap.module.open_device", lambda _: device):
+    with mock.patch("blockswap.swap.module.open_device", return_value=device):
         model = TrivialModel().eval()
         with swap_blocks(model, args, device="null"):
             overhead = measure(f"null accelerator, {streamed} of {BLOCKS} streamed", model)
@@ -171,11 +172,11 @@ def null_accelerator(streamed: int) -> Overhead:
             }
         timed = TrivialModel().eval()
         opened: list[Swap] = []
-        sections = attribute(
-            timed, lambda: opened.append(swap_blocks(timed, args, device="null"))
-        )
+        sections = attribute(timed, lambda: opened.append(swap_blocks(timed, args, device="null")))
         opened[0].close()
-    return Overhead(overhead.what, overhead.median, overhead.tenth, overhead.ninetieth, sections, calls)
+    return Overhead(
+        overhead.what, overhead.median, overhead.tenth, overhead.ninetieth, sections, calls
+    )
 
 
 def disk_to_cpu() -> Overhead:
@@ -186,9 +187,11 @@ def disk_to_cpu() -> Overhead:
         with torch.device("meta"):
             model = TrivialModel().eval()
         open_transformer(file, BlockSwapArgs(), device="cpu", skeleton=model)
-        swap: Swap = model.blockswap
+        swap = cast(Swap, model.blockswap)
         try:
-            return measure(f"disk to CPU, {BLOCKS} of {BLOCKS} streamed, waits for reads included", model)
+            return measure(
+                f"disk to CPU, {BLOCKS} of {BLOCKS} streamed, waits for reads included", model
+            )
         finally:
             swap.close()
 
@@ -209,7 +212,9 @@ def report(results: list[Overhead]) -> str:
             lines += [f"## Where it goes: {result.what}", _section_table(result)]
         if result.device_calls:
             calls = ", ".join(
-                f"{name} {count:.2f}" for name, count in sorted(result.device_calls.items()) if count
+                f"{name} {count:.2f}"
+                for name, count in sorted(result.device_calls.items())
+                if count
             )
             lines.append(f"Calls to the device per block: {calls}.")
     return "\n\n".join(lines) + "\n"
@@ -228,7 +233,7 @@ def _section_table(result: Overhead) -> str:
 def conditions() -> dict[str, str]:
     return machine() | {
         "model": f"{BLOCKS} blocks of {TENSORS} tensors whose forward does nothing",
-        "measured": f"every block of {FORWARDS} forwards, bare and swapped in turn; bare subtracted",
+        "measured": f"every block of {FORWARDS} forwards, bare and swapped in turn",
         "shares": "by a stopwatch around the engine's functions, which itself slows the run",
         "target": f"median at most {TARGET_MICROSECONDS:g} µs with everything streamed from RAM",
     }

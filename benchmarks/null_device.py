@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from blockswap.stream.device import Event
+from blockswap.stream.device import Event, Host
 
 
 class NullEvent:
@@ -34,14 +34,13 @@ class NullEvent:
         return 0.0
 
 
-class NullDevice:
-    """A `Device` of the engine. `calls` counts what a real one would be asked."""
+class NullDevice(Host):
+    """An accelerator to the engine, the host in truth. `calls` counts what it is asked."""
 
     on_host = False
-    granularity = 512
 
     def __init__(self) -> None:
-        self.torch_device = torch.device("cpu")
+        super().__init__()
         self.calls: Counter[str] = Counter()
         self._off = contextlib.nullcontext()
 
@@ -52,33 +51,15 @@ class NullDevice:
     def new_stream(self) -> Any:
         return "copies"
 
-    def new_event(self, *, timing: bool) -> Event:  # noqa: ARG002 - the engine's seam
+    def new_event(self, *, timing: bool) -> Event:
         return NullEvent(self.calls)
 
-    def wait(self, _stream: Any, _event: Event) -> None:
+    def wait(self, stream: Any, event: Event) -> None:
         self.calls["stream.wait_event"] += 1
 
-    def on(self, _stream: Any) -> contextlib.AbstractContextManager[Any]:
+    def on(self, stream: Any) -> contextlib.AbstractContextManager[Any]:
         self.calls["stream context"] += 1
         return self._off
 
-    def allocate(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8)
-
     def pin(self, nbytes: int) -> torch.Tensor | None:
-        return torch.empty(nbytes, dtype=torch.uint8)
-
-    def synchronize(self) -> None:
-        """Nothing is under way."""
-
-    def release_cached_host_memory(self) -> None:
-        """Nothing is cached."""
-
-    def free_bytes(self) -> int | None:
-        return None
-
-    def reset_peak(self) -> None:
-        """No peak is kept."""
-
-    def peak_bytes(self) -> int | None:
-        return None
+        return self.allocate(nbytes)

@@ -3,14 +3,14 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from safetensors.torch import save_file
 
 from benchmarks.disk_clock import clocked_disk
-from benchmarks.simulator import RATES, Rates, Steady, Steps, prepare, steady_state
-from benchmarks.workload import Case, ClockedModel, tail, timed_model
+from benchmarks.simulator import RATES, STEPS, Rates, Steady, Steps, prepare, steady_state
+from benchmarks.workload import Case, ClockedModel, block_bytes, tail, timed_model
 from blockswap import BlockSwapArgs, open_transformer, swap_blocks
 from blockswap.swap.handle import Swap
 
@@ -19,10 +19,14 @@ Spread = Literal["spread", "contiguous"]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How our engine is run: `slots` None lets the plan choose."""
+    """How our engine is run: `slots` None lets the plan choose.
+
+    `in_ram`: from a checkpoint file, the share of the streamed blocks that rest in RAM.
+    """
 
     slots: int | None = None
     residents: Spread = "spread"
+    in_ram: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,12 @@ def arguments(case: Case, setting: Setting) -> BlockSwapArgs:
     ahead = None if setting.slots is None else setting.slots - 1
     if setting.residents == "contiguous":
         return BlockSwapArgs(blocks=tail(case), prefetch_blocks=ahead)
-    return BlockSwapArgs(blocks_to_swap=case.streamed, prefetch_blocks=ahead)
+    budget = round(case.streamed * setting.in_ram) * block_bytes() if setting.in_ram else None
+    return BlockSwapArgs(blocks_to_swap=case.streamed, prefetch_blocks=ahead, ram_budget=budget)
 
 
 def run_from_ram(
-    case: Case, setting: Setting, steps: Steps = Steps(), rates: Rates = RATES
+    case: Case, setting: Setting, steps: Steps = STEPS, rates: Rates = RATES
 ) -> Outcome:
     """Streams the case's blocks from pinned RAM and measures the steady state."""
     prepare(rates)
@@ -59,9 +64,8 @@ def run_from_ram(
         return Outcome(steady, case.bound_seconds(transfer), swap.plan.slots)
 
 
-
 def run_from_disk(
-    case: Case, setting: Setting, steps: Steps = Steps(), rates: Rates = RATES
+    case: Case, setting: Setting, steps: Steps = STEPS, rates: Rates = RATES
 ) -> Outcome:
     """The same from a checkpoint file, read on the same clock at `rates.disk`."""
     prepare(rates)
@@ -71,7 +75,7 @@ def run_from_disk(
         with torch.device("meta"):
             skeleton = ClockedModel(case.blocks)
         open_transformer(file, arguments(case, setting), device="sim", skeleton=skeleton)
-        swap: Swap = skeleton.blockswap
+        swap = cast(Swap, skeleton.blockswap)
         try:
             plan = swap.plan
             read = rates.disk_seconds(plan.read_bytes_per_forward)

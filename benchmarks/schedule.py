@@ -1,7 +1,7 @@
 """How close to the bound a forward runs, for our schedule and others', on an exact virtual clock.
 
-    python -m benchmarks.schedule            # some minutes; writes benchmarks/results/schedule.*
-    python -m benchmarks.schedule --quick    # a thin grid, printed only
+python -m benchmarks.schedule            # some minutes; writes benchmarks/results/schedule.*
+python -m benchmarks.schedule --quick    # a thin grid, printed only
 """
 
 import argparse
@@ -12,33 +12,33 @@ from collections.abc import Sequence
 
 from benchmarks.chart import Line, Panel, draw
 from benchmarks.conditions import RESULTS, bullet_list, machine
-from benchmarks.grid import AUTOMATIC, BLOCKS, OURS, TWO_SLOTS, Row, points
+from benchmarks.grid import AUTOMATIC, BLOCKS, TWO_SLOTS, Row, points
 from benchmarks.peers import PEERS
-from benchmarks.simulator import RATES, Steps
+from benchmarks.simulator import RATES, STEPS
 from benchmarks.tables import grid_table, summary_table
 from benchmarks.workload import BLOCK_TENSORS, block_bytes
 
 TARGET = 1.02
+RESULT = RESULTS / "schedule.json"
 
 
 def conditions() -> dict[str, str]:
     """Machine, versions and everything that the simulator was told."""
-    steps = Steps()
     return machine() | {
         "clock": "simulated accelerator (tests/simaccel), virtual time, no launch overhead",
         "rates (1e9 bytes/s)": f"link {RATES.link:g} each way, pageable {RATES.pageable:g}, "
         f"disk {RATES.disk:g}, copies inside host memory {RATES.host:g}",
         "model": f"{BLOCKS} equal blocks of {block_bytes()} bytes in {BLOCK_TENSORS} tensors; "
         "what matters is only the ratio of the times, so small blocks serve",
-        "measured": f"{steps.measured} forwards without a pause after {steps.warm} to warm up",
+        "measured": f"{STEPS.measured} forwards without a pause after {STEPS.warm} to warm up",
         "bound": "max(compute of all blocks, transfer of the streamed blocks over the slowest hop)",
         "target": f"ours at most {TARGET} x bound in every row",
     }
 
 
-def measure(*, quick: bool) -> list[Row]:
-    """Runs the grid, saying on stderr how far it is."""
-    todo = list(points(quick=quick))
+def measure(*, quick: bool, only: str = "") -> list[Row]:
+    """Runs the grid, or only the schedules whose name contains `only`; says how far it is."""
+    todo = [point for point in points(quick=quick) if only in point.schedule]
     rows: list[Row] = []
     began = time.monotonic()
     for number, point in enumerate(todo, start=1):
@@ -98,24 +98,38 @@ def misses(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.schedule == AUTOMATIC and row.over_bound > TARGET]
 
 
+def kept_rows(measured: Sequence[Row]) -> list[Row]:
+    """Rows of the last result whose schedules were not measured now."""
+    again = {(row.schedule, row.tier) for row in measured}
+    rows = [Row(**row) for row in json.loads(RESULT.read_text())["rows"]]
+    return [row for row in rows if (row.schedule, row.tier) not in again]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs, writes or prints, and returns 1 when ours misses its target in any row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a thin grid, printed only")
+    parser.add_argument("--only", default="", help="part of a schedule's name; keeps other rows")
     options = parser.parse_args(arguments)
-    rows = measure(quick=options.quick)
-    if options.quick:
-        print(summary_table(rows))
-    else:
-        RESULTS.mkdir(exist_ok=True)
-        result = {"conditions": conditions(), "rows": [row.as_json() for row in rows]}
-        (RESULTS / "schedule.json").write_text(json.dumps(result, indent=1) + "\n")
-        (RESULTS / "schedule.md").write_text(report(rows))
-        write_chart(rows)
-        print(summary_table(rows))
+    rows = measure(quick=options.quick, only=options.only)
+    if not options.quick:
+        rows += kept_rows(rows) if options.only else []
+        order = [(point.schedule, point.tier) for point in points()]
+        rows.sort(key=lambda row: order.index((row.schedule, row.tier)))
+        write(rows)
+    print(summary_table(rows))
     for row in misses(rows):
         print(f"MISSED: {row}", file=sys.stderr)
     return 1 if misses(rows) else 0
+
+
+def write(rows: Sequence[Row]) -> None:
+    """Writes JSON, Markdown and chart."""
+    RESULTS.mkdir(exist_ok=True)
+    result = {"conditions": conditions(), "rows": [row.as_json() for row in rows]}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "schedule.md").write_text(report(rows))
+    write_chart(rows)
 
 
 if __name__ == "__main__":

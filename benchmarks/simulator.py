@@ -18,7 +18,7 @@ except ImportError:
     sys.path.append(str(TESTS))
     import simaccel as sim
 
-__all__ = ["RATES", "Rates", "Steady", "Steps", "prepare", "sim", "steady_state"]
+__all__ = ["RATES", "STEPS", "Rates", "Steady", "Steps", "prepare", "sim", "steady_state"]
 
 
 Forward = Callable[[torch.Tensor], object]
@@ -53,6 +53,9 @@ class Steps:
 
     warm: int = 4
     measured: int = 6
+
+
+STEPS = Steps()
 
 
 def prepare(rates: Rates = RATES, *, races: Literal["raise", "record", "off"] = "raise") -> None:

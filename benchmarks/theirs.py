@@ -2,11 +2,11 @@
 
 from benchmarks.ours import Outcome
 from benchmarks.peers import PEERS
-from benchmarks.simulator import RATES, Rates, Steps, prepare, steady_state
+from benchmarks.simulator import RATES, STEPS, Rates, Steps, prepare, steady_state
 from benchmarks.workload import Case, timed_model, transfer_seconds
 
 
-def run_peer(name: str, case: Case, steps: Steps = Steps(), rates: Rates = RATES) -> Outcome:
+def run_peer(name: str, case: Case, steps: Steps = STEPS, rates: Rates = RATES) -> Outcome:
     """One peer on one case. The bound is the same as ours: only what is streamed has to move."""
     # Allocators of some peers free memory that another stream used and synchronise later: sound
     # on a real device, and not what is measured here.

@@ -52,7 +52,7 @@ class DiffusersGroup:
 def _weights_by_swapping() -> Iterator[None]:
     def hang(parameter: torch.Tensor, source: torch.Tensor) -> None:
         other = torch.nn.Parameter(source.detach(), requires_grad=False)
-        torch.utils.swap_tensors(parameter, other)
+        torch.utils.swap_tensors(parameter, other)  # type: ignore[no-untyped-call]
 
     def record_stream(parameter: torch.Tensor, stream: torch.Stream) -> None:
         parameter.record_stream(stream)

@@ -47,7 +47,9 @@ class _Musubi:
         }
         self._stream = torch.Stream("sim")
         weights = tensors_of(self._blocks[0])
-        self._staging = [[torch.empty_like(w, device="cpu").pin_memory() for w in weights] for _ in "ab"]
+        self._staging = [
+            [torch.empty_like(w, device="cpu").pin_memory() for w in weights] for _ in "ab"
+        ]
         self._worker = ThreadPoolExecutor(max_workers=1)
         self._moved: dict[int, tuple[torch.Event, float]] = {}
 

@@ -35,7 +35,9 @@ class WanVideoWrapper:
                 hang(block, [tensor.to("sim") for tensor in tensors_of(block)])
             hidden = block(hidden)
             if number < self._swapped:
-                hang(block, [w.to("cpu", non_blocking=self.non_blocking) for w in tensors_of(block)])
+                hang(
+                    block, [w.to("cpu", non_blocking=self.non_blocking) for w in tensors_of(block)]
+                )
         return hidden
 
     def close(self) -> None:

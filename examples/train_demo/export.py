@@ -69,7 +69,7 @@ def describe(step: int, minutes: float) -> dict[str, str]:
         "blockswap.demo.words": json.dumps([COLOURS, SHAPES, DIRECTIONS]),
         "blockswap.demo.clip": json.dumps([size.frames, size.height, size.width]),
         "blockswap.demo.latents": "4 x 4 cells of RGB as 48 channels, (value - 0.12) * 2;"
-        " 12 input channels more: cosines of time, row and column",
+        " 14 input channels more: cosines of time, row, column and two products",
         "blockswap.demo.prediction": "clean sample; velocity = (noisy - clean) / level",
     }
 

@@ -48,10 +48,11 @@ class Settings:
     minutes: float
     batch: int
     seed: int
+    rate: float
     compiled: bool
     warmup_steps: int = 50
     ema: float = 0.995
-    snapshot_minutes: float = 3.0
+    snapshot_minutes: float = 1.5
     log_steps: int = 20
     drop_prompt: float = 0.1
     drop_word: float = 0.05
@@ -175,7 +176,7 @@ def draw_noise_levels(batch: int, generator: torch.Generator) -> Tensor:
     flat = torch.rand(batch, generator=generator)
     kind = torch.rand(batch, generator=generator)
     levels = torch.where(kind < 0.10, flat, levels)
-    return torch.where(kind > 0.65, 0.93 + 0.07 * flat, levels)
+    return torch.where(kind > 0.45, 0.93 + 0.07 * flat, levels)
 
 
 def loss_of(model: WanTransformer3DModel, settings: Settings, generator: torch.Generator) -> Tensor:
@@ -197,7 +198,7 @@ def pace(run: Run, settings: Settings) -> float:
     """Share of the full learning rate: warm-up by steps, then a cosine over the time given."""
     done = min(run.minutes / settings.minutes, 1.0)
     cosine = 0.5 * (1 + math.cos(math.pi * done))
-    return min((run.step + 1) / settings.warmup_steps, 1.0) * max(cosine, 0.01)
+    return settings.rate * min((run.step + 1) / settings.warmup_steps, 1.0) * max(cosine, 0.01)
 
 
 def advance(run: Run, settings: Settings) -> float:
@@ -227,6 +228,7 @@ def open_log(run: Run, settings: Settings) -> TextIO:
     kept = [row for row in rows if int(row.split(",")[0]) <= run.step]
     file = path.open("w", newline="")
     file.write("\n".join(["step,minutes,loss,pace", *kept]) + "\n")
+    file.flush()
     return file
 
 
@@ -258,6 +260,7 @@ def main() -> None:
         "--minutes", type=float, default=60.0, help="training time, snapshots aside"
     )
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=1.0, help="share of the learning rates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--compiled", action="store_true", help="needs a C++ compiler; ~1.4x faster"

@@ -14,7 +14,7 @@ from blockswap.selection import spread
 pytestmark = pytest.mark.usefixtures("clock")
 STEPS = Steps(warm=3, measured=6)
 # The corners, the neighbourhood of transfer = compute, and the fractions with the most uneven gaps.
-CORNERS = [(40, 0.1), (40, 1.0), (40, 10.0), (33, 0.95), (32, 1.0), (27, 1.05), (20, 1.0), (4, 10.0)]
+CORNERS = [(40, 1.0), (33, 0.95), (32, 1.0), (27, 1.05), (20, 0.1), (4, 10.0)]
 
 
 @pytest.mark.parametrize("tier", RUNNERS)
@@ -43,7 +43,7 @@ def test_contiguous_residents_wait_half_a_step_at_transfer_equal_to_compute() ->
 
 
 @pytest.mark.parametrize("slots", [2, 3])
-@pytest.mark.parametrize(("streamed", "ratio"), [(32, 1.0), (29, 0.8), (12, 1.25), (40, 4.0)])
+@pytest.mark.parametrize(("streamed", "ratio"), [(32, 1.0), (12, 1.25)])
 @pytest.mark.parametrize("residents", ["spread", "contiguous"])
 def test_the_engine_does_what_its_rules_say(
     slots: int, streamed: int, ratio: float, residents: str

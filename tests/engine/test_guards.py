@@ -119,7 +119,7 @@ def test_forward_under_grad_is_refused(device: torch.device, shelf: Shelf) -> No
     for store in stores(device):
         with opened(store, "mini", device, ARGS, shelf=shelf) as (model, _):
             expect_refusal(
-                lambda: forward(model, "mini", device), StateError, "blocks.0", "no_grad"
+                lambda: forward(model, "mini", device), StateError, "gradients", "no_grad"
             )
             assert works(model, device)
 
@@ -226,10 +226,9 @@ def test_parameter_replaced_while_swapped_is_refused_by_name(
 
 def test_model_on_the_device_already_is_refused(sim_device: torch.device, sim: Any) -> None:
     model = fresh("mini").to(sim_device)
-    text = expect_refusal(
-        lambda: swap_blocks(model, ARGS, device=sim_device), ModelError, "sim", "to('cpu')"
+    expect_refusal(
+        lambda: swap_blocks(model, ARGS, device=sim_device), ModelError, "sim:0", "to('cpu')"
     )
-    assert "blocks.0" in text
     with torch.no_grad():
         assert torch.equal(forward(model, "mini", sim_device), reference("mini", sim_device))
 

@@ -128,7 +128,13 @@ def _live(name: str, places: tuple[Place, ...]) -> LiveTensor:
 
 
 def refuse_unloaded(model: LiveModel) -> None:
-    """Raises ModelError unless every tensor of the units has data in host memory."""
+    """Raises ModelError unless the tensors have data, and those of the units in host memory."""
+    for live in model.rest:
+        if live.tensor.device.type == "meta":
+            raise ModelError(
+                f"{live.places[0].label} has no data (it is on the meta device): load the model's "
+                "weights first, or open its checkpoint with open_transformer"
+            )
     for unit in model.units:
         for live in unit.tensors:
             for _, leaf in leaf_tensors(live.tensor):

@@ -17,7 +17,6 @@ def build_skeleton(geometry: WanGeometry) -> torch.nn.Module:
     Raises ModelError where diffusers is not installed or too old for the model.
     """
     try:
-        from accelerate import init_empty_weights
         from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
     except ImportError as error:
         raise ModelError(
@@ -26,9 +25,21 @@ def build_skeleton(geometry: WanGeometry) -> torch.nn.Module:
         ) from error
     config = _config(geometry)
     wanted: Any = WanVACETransformer3DModel if geometry.vace_layers else WanTransformer3DModel
-    with init_empty_weights(include_buffers=False):
-        model: torch.nn.Module = wanted(**config)
-    return model.eval()
+    # A mode of this thread alone: other threads may be building models of their own.
+    with torch.device("meta"):
+        model = wanted(**config)
+    # The rope table is computed, not stored: it is made again for real.
+    model.rope = type(model.rope)(
+        geometry.head_dim, geometry.patch_size, model.config.rope_max_seq_len
+    )
+    left = [name for name, buffer in model.named_buffers() if buffer.device.type == "meta"]
+    if left:
+        raise ModelError(
+            f"this diffusers has buffers in its Wan class that blockswap does not know ({left[0]}):"
+            " use diffusers 0.36 to 0.42, or give a skeleton of your own"
+        )
+    skeleton: torch.nn.Module = model.eval()
+    return skeleton
 
 
 def keeps_fp32(model: torch.nn.Module, name: str) -> bool:

@@ -7,11 +7,15 @@ import torch
 
 from blockswap.adapters.live import LiveModel, LiveTensor, describe_module, places_of
 from blockswap.adapters.skeleton import keeps_fp32
-from blockswap.errors import GeometryError
+from blockswap.errors import GeometryError, ModelError
 from blockswap.layout.checkpoint import Checkpoint, StoredTensor
 from blockswap.layout.geometry import to_original_key
 from blockswap.store.file_slab import Extent
 from blockswap.store.leaves import torch_dtype
+from blockswap.store.places import Place
+
+# Early diffusers I2V files hold it; no model reads it.
+UNREAD = ".norm_added_q.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +43,14 @@ def match_checkpoint(
     in `dtype` except those that the model's class wants in fp32. Raises GeometryError where the
     checkpoint lacks a tensor of the model or holds another shape.
     """
-    by_key = {to_original_key(key): tensor for key, tensor in checkpoint.tensors.items()}
+    by_key = _by_original_key(checkpoint)
     stored: dict[str, StoredTensor] = {}
     for place in list(places_of(model)):
         tensor = place.table[place.name]
         if tensor.device.type != "meta":
             continue
-        found = by_key.get(to_original_key(place.label))
+        _refuse_computed(place)
+        found = by_key.pop(to_original_key(place.label), None)
         _check(checkpoint.label, place.label, tuple(tensor.shape), found)
         assert found is not None
         wanted = _compute_dtype(model, place.label, torch_dtype(found.dtype), dtype)
@@ -54,7 +59,51 @@ def match_checkpoint(
             torch.nn.Parameter(meta, requires_grad=False) if place.is_parameter else meta
         )
         stored[place.label] = found
-    return StoredModel(live=describe_module(model), stored=stored)
+    live = describe_module(model)
+    _refuse_real(live, stored)
+    _refuse_left_over(checkpoint.label, by_key)
+    return StoredModel(live=live, stored=stored)
+
+
+def _by_original_key(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    by_key: dict[str, StoredTensor] = {}
+    for key, tensor in checkpoint.tensors.items():
+        other = by_key.setdefault(to_original_key(key), tensor)
+        if other is not tensor:
+            raise GeometryError(
+                f"{checkpoint.label} holds {other.name} and {tensor.name}, two spellings of one "
+                "tensor: give a checkpoint in one naming"
+            )
+    return by_key
+
+
+def _refuse_computed(place: Place) -> None:
+    if place.is_parameter or place.name not in place.module._non_persistent_buffers_set:
+        return
+    raise ModelError(
+        f"the skeleton's buffer {place.label} is on meta and no checkpoint stores it: build the "
+        "skeleton with real buffers (accelerate.init_empty_weights(include_buffers=False))"
+    )
+
+
+def _refuse_left_over(label: str, left: Mapping[str, StoredTensor]) -> None:
+    extra = [tensor.name for key, tensor in left.items() if not key.endswith(UNREAD)]
+    if extra:
+        raise GeometryError(
+            f"{label} holds {len(extra)} tensors that the model has no place for, such as "
+            f"{extra[0]}: give the checkpoint of this model"
+        )
+
+
+def _refuse_real(live: LiveModel, stored: Mapping[str, StoredTensor]) -> None:
+    for unit in live.units:
+        for tensor in unit.tensors:
+            label = tensor.places[0].label
+            if label not in stored:
+                raise ModelError(
+                    f"the skeleton's {label} has data already (on {tensor.tensor.device}): put "
+                    "every parameter of a skeleton on the meta device"
+                )
 
 
 def _compute_dtype(

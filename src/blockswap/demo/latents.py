@@ -11,9 +11,10 @@ from torch import Tensor
 CELL = 4
 CHANNELS = 3 * CELL * CELL
 
-# Waves along time, height and width, which tell each patch where it lies.
+# Waves along time, height and width tell each patch where it lies. Two products of such waves say
+# which side the shape is on at that time, going one way or the other.
 WAVES = 4
-COORDINATES = 3 * WAVES
+COORDINATES = 3 * WAVES + 2
 
 # Nearly all of a clip is dark: measured from the mean grey level, latents average to zero.
 _MEAN = 0.12
@@ -41,17 +42,19 @@ def unpack(latents: Tensor) -> Tensor:
 
 
 def with_coordinates(latents: Tensor) -> Tensor:
-    """Latents `[batch, 48, frames, rows, columns]` with 12 channels that say where each one lies.
+    """Latents `[batch, 48, frames, rows, columns]` with 14 channels that say where each one lies.
 
     A Wan model knows only how far apart two patches are, which is too little for "starts on the
     left". As image-to-video models do, this one reads further channels beside the noisy ones.
     """
     batch, _, *sizes = latents.shape
-    channels = []
+    channels: list[Tensor] = []
     for axis, size in enumerate(sizes):
         place = (torch.arange(size, device=latents.device) + 0.5) * (math.pi / size)
         line = [1, 1, 1]
         line[axis] = size
         channels += [torch.cos(wave * place).reshape(line) for wave in range(1, WAVES + 1)]
+    time, row, column = channels[::WAVES]
+    channels += [time * row, time * column]
     grid = torch.stack([channel.expand(sizes) for channel in channels]).to(latents.dtype)
     return torch.cat([latents, grid.expand(batch, *grid.shape)], dim=1)

@@ -47,7 +47,7 @@ class Ranges:
     speed: tuple[float, float] = (2.0, 2.0)
     # Distance of the middle of the path from the middle of the picture.
     along: tuple[float, float] = (0.0, 0.0)
-    across: tuple[float, float] = (-8.0, 8.0)
+    across: tuple[float, float] = (-3.0, 3.0)
     background: tuple[float, float] = (0.05, 0.05)
 
 

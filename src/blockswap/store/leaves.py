@@ -43,6 +43,14 @@ def leaf_tensors(tensor: torch.Tensor) -> Iterator[tuple[tuple[str, ...], torch.
             yield (name, *path), leaf
 
 
+def version_of(tensor: torch.Tensor) -> int:
+    """How often the tensor was written to; -1 for one made in inference mode, which keeps none."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return -1
+
+
 def spec_of(name: str, tensor: torch.Tensor, *, label: str | None = None) -> TensorSpec:
     """Describes a live tensor; `label` is its full name for messages.
 

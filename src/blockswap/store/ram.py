@@ -33,6 +33,10 @@ class RamStore:
         """Byte offset of each leaf in the unit's slab."""
         return self._arena.packing.units[index].slab.offsets
 
+    def slab_bytes(self, index: int) -> int:
+        """Bytes of the unit's slab."""
+        return self._arena.packing.units[index].slab.nbytes
+
     def runs(self, index: int) -> list[tuple[torch.Tensor, int]]:
         """(host bytes, slab offset) of each copy that brings the unit to the device."""
         return self._arena.runs(index)

@@ -1,15 +1,15 @@
 """A few threads that do nothing but wait in the kernel for reads, first come, first served.
 
-Order matters: a job's pieces are queued together, so every piece of an earlier job has been taken
-by some reader before any piece of a later one. A reader may therefore wait for an earlier job to
-finish (for its staging buffer) without ever waiting for itself.
+Order matters: a reader takes pieces of a later job only when every piece of the earlier ones is
+taken. A reader may therefore wait for an earlier job to finish (for its staging buffer) without
+ever waiting for itself.
 """
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 
-from blockswap.errors import StateError
+from blockswap.errors import ReadError, StateError
 
 Piece = Callable[[], None]
 
@@ -17,20 +17,25 @@ Piece = Callable[[], None]
 STUCK_SECONDS = 30.0
 
 
+def _nothing() -> None:
+    """The only piece of a job that has none."""
+
+
 class Job:
     """Pieces of work that run on any reader in any order, then one `finish`, then done.
 
-    The first exception of a piece or of `finish` is kept and `finish` is left out; waiting for
-    the job raises nothing, `error` tells.
+    The first exception of a piece or of `finish` is kept, the pieces left and `finish` are left
+    out; waiting for the job raises nothing, `error` tells. `keep` is held until the job is done:
+    the memory that its pieces write to.
     """
 
     def __init__(self, pieces: Sequence[Piece], finish: Piece, *, keep: object = None) -> None:
-        """`keep` is held as long as the job: the memory that its pieces write to."""
-        self.pieces = pieces
-        self._keep = keep
         self.error: BaseException | None = None
-        self._finish = finish
-        self._left = len(pieces)
+        self._waiting: deque[Piece] = deque(pieces or (_nothing,))
+        self._unfinished = len(self._waiting)
+        self._taken = False
+        self._finish: Piece | None = finish
+        self._keep = keep
         self._lock = threading.Lock()
         self._done = threading.Event()
 
@@ -38,80 +43,129 @@ class Job:
     def done(self) -> bool:
         return self._done.is_set()
 
+    @property
+    def taken(self) -> bool:
+        """Whether a reader has begun it."""
+        return self._taken
+
     def wait(self, timeout: float | None = None) -> bool:
         """Waits on the host until the job is done; True unless `timeout` seconds ran out first."""
         return self._done.wait(timeout)
 
-    def cancel(self, error: BaseException) -> None:
-        """Ends a job of which no piece will run any more."""
-        self.error = self.error or error
-        self._done.set()
+    def take(self) -> tuple[Piece, bool]:
+        """The next piece, and whether it is the last one to take. Called under the pool's lock."""
+        self._taken = True
+        piece = self._waiting.popleft()
+        return piece, not self._waiting
 
-    def run_piece(self, piece: Piece | None) -> None:
-        """Runs one piece (None: a job without pieces), and `finish` after the last one."""
+    def run(self, piece: Piece) -> None:
+        """Runs a piece that was taken, and `finish` after the last one."""
         try:
-            if piece is not None and self.error is None:
+            if self.error is None:
                 piece()
         except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
             self.error = self.error or error
         with self._lock:
-            self._left -= 1
-            last = self._left <= 0
+            self._unfinished -= 1
+            last = self._unfinished == 0
         if last:
             self._complete()
 
+    def cancel(self, error: BaseException) -> None:
+        """Ends a job that no reader has begun, and none will."""
+        self.error = self.error or error
+        self._end()
+
     def _complete(self) -> None:
         try:
-            if self.error is None:
+            if self.error is None and self._finish is not None:
                 self._finish()
         except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
             self.error = error
         finally:
-            self._done.set()
+            self._end()
+
+    def _end(self) -> None:
+        # A slot remembers its job, and the job's closures the slot: let go of them here.
+        self._finish = self._keep = None
+        self._waiting.clear()
+        self._done.set()
 
 
 class ReaderPool:
-    """`threads` reader threads, started with the first job and stopped by `close()`."""
+    """Reader threads, started with the first job and stopped by `close()`."""
 
     def __init__(self, threads: int = 4) -> None:
         self._count = threads
-        self._queue: queue.SimpleQueue[tuple[Job, Piece | None] | None] = queue.SimpleQueue()
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._closed = False
 
     def submit(self, job: Job) -> None:
-        """Queues every piece of `job`, together and in order. After close the job just fails."""
-        if self._closed:
-            job.cancel(StateError("a read was asked for after its swap was closed: open it again"))
-            return
-        if not self._threads:
-            self._start()
-        for piece in job.pieces or (None,):
-            self._queue.put((job, piece))
+        """Queues `job`. After `close` it just fails. Raises ReadError if no thread can be had."""
+        with self._changed:
+            if self._closed:
+                job.cancel(StateError("a read was asked for after its swap was closed"))
+                return
+            if not self._threads:
+                self._start()
+            self._jobs.append(job)  # one step: an interrupt comes before it or after it
+            self._changed.notify_all()
+
+    def cancel_orphan(self, job: Job) -> None:
+        """Ends a job that an interrupt kept from being queued; only its submitter may call this."""
+        with self._changed:
+            if not job.done and not job.taken and job not in self._jobs:
+                job.cancel(StateError("a read was interrupted before it was queued"))
 
     def close(self, timeout: float = STUCK_SECONDS) -> list[str]:
         """Lets queued work finish, stops the threads; names those a stuck disk still holds."""
-        self._closed = True
-        for _ in self._threads:
-            self._queue.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         here = threading.current_thread()  # the garbage collector may close us from anywhere
         for thread in self._threads:
             if thread is not here:
                 thread.join(timeout)
         stuck = [t.name for t in self._threads if t is not here and t.is_alive()]
         self._threads.clear()
+        with self._changed:
+            for job in self._jobs:
+                if not job.taken:
+                    job.cancel(StateError("its swap was closed before the read began"))
+            self._jobs.clear()
         return stuck
 
     def _start(self) -> None:
-        self._threads = [
-            threading.Thread(target=self._work, name=f"blockswap-reader-{i}", daemon=True)
-            for i in range(self._count)
-        ]
-        for thread in self._threads:
-            thread.start()
+        for number in range(self._count):
+            name = f"blockswap-reader-{number}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                if not self._threads:
+                    raise ReadError(
+                        f"no reader thread could be started ({error}): close other programs, then "
+                        "run the forward again"
+                    ) from error
+                return  # fewer readers are slower, not wrong
+            self._threads.append(thread)
 
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            job, piece = item
-            job.run_piece(piece)
-            del job, piece, item  # a parked reader must not keep buffers alive
+        while (taken := self._next()) is not None:
+            job, piece = taken
+            job.run(piece)
+            del job, piece, taken  # a parked reader must not keep buffers alive
+
+    def _next(self) -> tuple[Job, Piece] | None:
+        with self._changed:
+            while not self._jobs:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            job = self._jobs[0]
+            piece, last = job.take()
+            if last:
+                self._jobs.popleft()
+            return job, piece

@@ -48,6 +48,8 @@ class Device(Protocol):
 
     def allocate(self, nbytes: int) -> torch.Tensor: ...
 
+    def allocate_slot(self, nbytes: int) -> torch.Tensor: ...
+
     def pin(self, nbytes: int) -> torch.Tensor | None: ...
 
     def synchronize(self) -> None: ...
@@ -62,7 +64,11 @@ class Device(Protocol):
 
 
 def host_buffer(nbytes: int) -> torch.Tensor:
-    """Page-aligned host memory, uint8 `[nbytes]`, that goes back to the system when dropped."""
+    """Page-aligned host memory, uint8 `[nbytes]`, that goes back to the system when dropped.
+
+    The mapping is shared, as direct reads want it: while one into private memory is under way, a
+    fork (any subprocess started by another thread) could divert it (open(2), O_DIRECT).
+    """
     if nbytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
@@ -119,6 +125,10 @@ class Host:
         return contextlib.nullcontext()
 
     def allocate(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def allocate_slot(self, nbytes: int) -> torch.Tensor:
+        """Memory that files are read into."""
         return host_buffer(nbytes)
 
     def pin(self, nbytes: int) -> torch.Tensor | None:
@@ -169,6 +179,9 @@ class Accelerator:
     def allocate(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
 
+    def allocate_slot(self, nbytes: int) -> torch.Tensor:
+        return self.allocate(nbytes)
+
     def pin(self, nbytes: int) -> torch.Tensor | None:
         """Pinned host memory, uint8 `[nbytes]`; None when the system will not lock that much."""
         try:
@@ -200,7 +213,7 @@ def open_device(device: str | torch.device) -> Device:
     """The device to compute on. Raises DeviceError when it is not there."""
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DeviceError(
             f'device "{device}" was asked for, which torch does not know: name one such as "cpu" '
             'or "cuda:0"'

@@ -24,18 +24,18 @@ class Hooks:
 
     def connect(self, streamer: Streamer, modules: Sequence[torch.nn.Module]) -> None:
         """`modules[i]` is the module of unit i; `root` is the model whose forward runs them."""
-        begin = _invisible(_Begin(streamer).pre)
+        begin = _Invisible(_Begin(streamer).pre)
         self._handles.append(self._root.register_forward_pre_hook(begin, prepend=True))
         for index, module in enumerate(modules):
             unit = _UnitHooks(streamer, index)
             # First of all hooks: others may look at the weights.
             self._handles.append(
-                module.register_forward_pre_hook(_invisible(unit.pre), prepend=True)
+                module.register_forward_pre_hook(_Invisible(unit.pre), prepend=True)
             )
             # Always called: a forward that raises gives its slot back, too. Ctrl-C is the exception
             # that torch does not call it for; `Streamer.repair` sees to what that leaves behind.
             self._handles.append(
-                module.register_forward_hook(_invisible(unit.post), always_call=True)
+                module.register_forward_hook(_Invisible(unit.post), always_call=True)
             )
             register: Any = module.register_state_dict_pre_hook
             self._handles.append(register(unit.before_state_dict))
@@ -47,6 +47,16 @@ class Hooks:
                 guard = _MoveGuard(module, moves)
                 module._apply = guard.apply  # type: ignore[method-assign]
                 self._guarded.append(module)
+
+    def refuse_loading(self, modules: Sequence[torch.nn.Module], label: str) -> None:
+        """`load_state_dict()` into a swapped model is refused before it touches anything."""
+        refusal = _Refusal(
+            f"weights were to be loaded into {label} while its blocks are swapped: close the swap, "
+            "load them, then swap again"
+        )
+        for module in dict.fromkeys((self._root, *modules)):
+            register: Any = module.register_load_state_dict_pre_hook
+            self._handles.append(register(refusal.before_loading))
 
     def refuse_state_dict(self, modules: Sequence[torch.nn.Module], sentence: str) -> None:
         """`state_dict()` of a module whose weights are on disk raises `sentence`."""
@@ -61,7 +71,7 @@ class Hooks:
         def post(module: torch.nn.Module, args: Any, output: Any) -> None:
             call()
 
-        self._handles.append(self._root.register_forward_hook(_invisible(post)))
+        self._handles.append(self._root.register_forward_hook(_Invisible(post)))
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -70,12 +80,6 @@ class Hooks:
             del module._apply
         self._handles.clear()
         self._guarded.clear()
-
-
-def _invisible(hook: Callable[..., None]) -> Callable[..., None]:
-    disable: Any = torch.compiler.disable
-    disabled: Callable[..., None] = disable(hook)
-    return disabled
 
 
 class _Uncopyable:
@@ -89,6 +93,17 @@ class _Uncopyable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise StateError("a swapped model cannot be pickled: close the swap first")
+
+
+class _Invisible(_Uncopyable):
+    """A hook that the compiler does not look into."""
+
+    def __init__(self, hook: Callable[..., None]) -> None:
+        disable: Any = torch.compiler.disable
+        self._hook: Callable[..., None] = disable(hook)
+
+    def __call__(self, *args: Any) -> None:
+        self._hook(*args)
 
 
 class _Begin(_Uncopyable):
@@ -119,6 +134,9 @@ class _Refusal(_Uncopyable):
         self._sentence = sentence
 
     def hook(self, module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
+        raise StateError(self._sentence)
+
+    def before_loading(self, *_: Any) -> None:
         raise StateError(self._sentence)
 
 

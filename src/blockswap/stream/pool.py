@@ -16,8 +16,9 @@ import torch
 
 from blockswap.store.file_slab import SECTOR
 from blockswap.store.readers import Job, ReaderPool
-from blockswap.stream.device import Device, Event, aligned
+from blockswap.stream.device import Device, Event, aligned, host_buffer
 from blockswap.stream.marks import Mark
+from blockswap.units import format_bytes
 
 Occupant = tuple[int, int]  # (id of the swap, number of the unit)
 
@@ -94,7 +95,7 @@ class Pool:
         # Memory made in inference mode could not be written outside it (and the other way round).
         with torch.inference_mode(False):
             self.slots = [
-                Slot(i, device.allocate(sizes.slot_bytes), device) for i in range(sizes.slots)
+                Slot(i, device.allocate_slot(sizes.slot_bytes), device) for i in range(sizes.slots)
             ]
             self.staging = [self._staging(sizes) for _ in range(sizes.staging_buffers)]
             self.decode = device.allocate(sizes.decode_bytes) if sizes.decode_bytes else None
@@ -132,30 +133,37 @@ class Pool:
         self._turn += 1
         return staging
 
-    def add_staging(self, nbytes: int) -> None:
-        """Makes two staging buffers where there are none: some blocks could not be pinned."""
-        if self.staging:
-            return
-        sizes = replace(self.sizes, staging_buffers=2, staging_bytes=nbytes)
-        self.sizes = sizes
+    def add_staging(self, nbytes: int) -> bool:
+        """Makes two staging buffers of `nbytes` unless there are such; True if it made any."""
+        if self.staging and self.sizes.staging_bytes >= nbytes:
+            return False
+        self.sizes = replace(self.sizes, staging_buffers=2, staging_bytes=nbytes)
         with torch.inference_mode(False):
-            self.staging = [self._staging(sizes) for _ in range(sizes.staging_buffers)]
+            self.staging = [self._staging(self.sizes) for _ in range(2)]
+        return True
 
     def close(self) -> list[str]:
         """Stops the readers and drops all memory; names reader threads that a disk still holds."""
         stuck = self.readers.close()
+        for slot in self.slots:
+            slot.job = None
+        for staging in self.staging:
+            staging.job = None
         self.slots.clear()
         self.staging.clear()
         self.decode = None
         return stuck
 
     def _staging(self, sizes: PoolSizes) -> Staging:
-        # A direct read wants sector-aligned memory, a pinned allocation promises less.
-        memory = self.device.pin(sizes.staging_bytes + SECTOR)
+        nbytes = sizes.staging_bytes
+        memory = self.device.pin(nbytes)
+        if memory is not None and memory.data_ptr() % SECTOR:
+            # A direct read wants sector-aligned memory, a pinned allocation need not be.
+            memory = self.device.pin(nbytes + SECTOR)
         if memory is None:
             self.sentences.append(
-                f"pinning {sizes.staging_bytes} bytes of staging memory failed: copies from it "
-                "are not hidden under compute"
+                f"pinning {format_bytes(nbytes)} of staging memory failed: copies from it are not "
+                "hidden under compute"
             )
-            memory = torch.empty(sizes.staging_bytes + SECTOR, dtype=torch.uint8)
-        return Staging(aligned(memory, sizes.staging_bytes), self.device)
+            memory = host_buffer(nbytes)
+        return Staging(aligned(memory, nbytes), self.device)

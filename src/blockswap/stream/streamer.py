@@ -10,6 +10,7 @@ Host to device only: nothing is ever copied back. The forward thread never waits
 it may wait for a file read (`slot.job`).
 """
 
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -81,6 +82,7 @@ class Streamer:
         self._run: _Run | None = None
         self._entry = threading.Lock()
         self._closed = False
+        self._process = os.getpid()
 
     def begin_forward(self) -> None:
         """The whole model's forward starts. Raises StateError like `enter`."""
@@ -150,6 +152,11 @@ class Streamer:
                 raise StateError(
                     f"{self.units[index].name} was run after its swap was closed: swap or open the "
                     "model again"
+                )
+            if os.getpid() != self._process:
+                raise StateError(
+                    f"{self.units[index].name} was run in a forked process, which has neither the "
+                    "threads nor the device of the one that swapped it: open the model there"
                 )
             self._refuse_another_thread(f"{self.units[index].name} was run")
             # What is left of an earlier run is what Ctrl-C left: torch calls no hook for it.
@@ -254,6 +261,7 @@ class Streamer:
         """Forgets what a slot holds; a read still under way into it is waited for first."""
         slot.occupant = None
         if slot.job is not None:
+            self._pool.readers.cancel_orphan(slot.job)
             slot.job.wait()
             slot.job = None
         if slot.mark is not None:
@@ -265,6 +273,7 @@ class Streamer:
         if job is not None:
             if not job.done:
                 self.recorder.counters.host_waits += 1
+                self._pool.readers.cancel_orphan(job)
                 while not job.wait(1.0):  # in slices: some systems deliver Ctrl-C only between
                     pass
             if job.error is not None:

@@ -70,7 +70,9 @@ class StagedCopy:
 
     def start(self, slot: Slot, mark: Mark) -> None:
         staging = self._pool.next_staging()
-        earlier, staging.job = staging.job, None
+        earlier = staging.job
+        if earlier is not None:
+            self._pool.readers.cancel_orphan(earlier)
 
         def guard() -> None:
             self._wait_until_writable(staging, earlier)
@@ -82,8 +84,11 @@ class StagedCopy:
 
         pieces = _timed(self._source.pieces(staging.address), mark, self._recorder.host_now, guard)
         # The job keeps the memory it writes to alive, whatever becomes of the pool meanwhile.
-        slot.job = staging.job = Job(pieces, finish, keep=staging.memory)
-        self._pool.readers.submit(slot.job)
+        job = Job(pieces, finish, keep=staging.memory)
+        # Known to slot and staging before it can run: an interrupt in between leaves an orphan,
+        # which whoever finds it cancels, and never a read that nobody knows of.
+        slot.job = staging.job = job
+        self._pool.readers.submit(job)
 
     def _wait_until_writable(self, staging: Staging, earlier: Job | None) -> None:
         """Runs in a reader thread, before it writes to the staging buffer."""

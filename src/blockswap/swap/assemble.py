@@ -23,6 +23,7 @@ from blockswap.stream.streamer import StreamedUnit, Streamer, Unit
 from blockswap.stream.transfer import PinnedCopy, Source, StagedCopy, Transfer
 from blockswap.swap.handle import Swap
 from blockswap.swap.place import values_from
+from blockswap.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,21 @@ def decoded_values(
     return values, Decode(stored, computed)
 
 
+def ensure_staging(parts: Parts, store: RamStore, slab_bytes: int) -> None:
+    """Makes staging for units up to `slab_bytes` where pinning failed against the plan."""
+    if not store.pageable_bytes:
+        return
+    if parts.pool.add_staging(slab_bytes):
+        parts.pool.sentences.append(
+            f"pinning failed for {format_bytes(store.pageable_bytes)} of streamed blocks: their "
+            f"copies go through {len(parts.pool.staging)} staging buffers"
+        )
+
+
 def ram_transfer(parts: Parts, store: RamStore, index: int) -> Transfer:
     """How a unit in the RAM store reaches a slot: by itself if pinned, else through staging."""
     runs = store.runs(index)
-    if store.is_pinned(index) or not parts.pool.staging:
+    if store.is_pinned(index):
         return PinnedCopy(parts.pool, runs, parts.recorder)
     source: Source = PageableSource(runs)
     nbytes = sum(memory.numel() for memory, _ in runs)
@@ -140,7 +152,9 @@ def start_engine(
     hooks = Hooks(live.root)
     undo.callback(hooks.remove)
     hooks.connect(streamer, [unit.module for unit in live.units])
-    hooks.guard([unit.module for unit in live.units], _moves(parts))
+    modules = [unit.module for unit in live.units]
+    hooks.guard(modules, _moves(parts))
+    hooks.refuse_loading(modules, live.layout.label)
     if debug:
         swap.print_visits()
         hooks.after_forward(swap.flush_visits)

@@ -12,7 +12,7 @@ import torch
 from blockswap.adapters.live import LiveTensor, LiveUnit
 from blockswap.adapters.skeleton import build_skeleton
 from blockswap.adapters.stored import StoredModel, match_checkpoint
-from blockswap.errors import GeometryError, StateError
+from blockswap.errors import ArgsError, GeometryError
 from blockswap.layout.checkpoint import Checkpoint, open_checkpoint
 from blockswap.layout.geometry import infer_geometry
 from blockswap.layout.values import contiguous_stride
@@ -28,15 +28,17 @@ from blockswap.stream.transfer import DirectRead, StagedCopy, Transfer
 from blockswap.swap.assemble import (
     Parts,
     decoded_values,
+    ensure_staging,
     idle_binding,
     make_parts,
     ram_transfer,
     start_engine,
     unit_views,
 )
+from blockswap.swap.closed import refuse_closed, reopened
 from blockswap.swap.facts import decoded_leaves, extents_of, facts_of_checkpoint
 from blockswap.swap.loading import Loader
-from blockswap.swap.module import UNLIMITED, as_args
+from blockswap.swap.module import UNLIMITED, as_args, refuse_swapped
 from blockswap.swap.place import hang_on_device, host_leaves
 
 
@@ -60,6 +62,9 @@ def open_transformer(
     """
     wanted = as_args(args)
     where = open_device(device)
+    _check_dtype(dtype)
+    if skeleton is not None:
+        refuse_swapped(skeleton)
     checkpoint = open_checkpoint(path)
     model = _matched(checkpoint, skeleton, dtype)
     facts = facts_of_checkpoint(model, where)
@@ -72,24 +77,22 @@ def open_transformer(
         streamed = opening.ram_units() | opening.disk_units()
         swap, hooks = start_engine(parts, streamed, debug=wanted.block_swap_debug)
         opening.refuse_saving(hooks)
+        reopened(model.live.root)
         closing = ExitStack()
-        closing.callback(_refuse_closed, model.live.root, checkpoint.label)
+        closing.callback(refuse_closed, model.live.root, checkpoint.label)
         closing.push(undo.pop_all())
         swap.keep(closing, [lambda: tuple(parts.pool.sentences), opening.reading_sentences])
     opening.stop_with(model.live.root)
     return model.live.root
 
 
-def _refuse_closed(root: torch.nn.Module, label: str) -> None:
-    """From now on a forward says why there are no weights any more."""
-
-    def refuse(module: torch.nn.Module, args: Any) -> None:
-        raise StateError(
-            f"this transformer was streamed from {label} and is closed, so it has no weights: "
-            "open it again with open_transformer"
-        )
-
-    root.register_forward_pre_hook(refuse, prepend=True)
+def _check_dtype(dtype: object) -> None:
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return
+    raise ArgsError(
+        f"dtype={dtype!r} was asked, and weights compute in floating point: give a torch dtype "
+        "such as torch.bfloat16, or none for the file's own"
+    )
 
 
 def _matched(
@@ -113,7 +116,7 @@ class _Opening:
     def __init__(self, parts: Parts, model: StoredModel, checkpoint: Checkpoint) -> None:
         self._parts = parts
         self._model = model
-        self._label = checkpoint.label
+        self._source = ", ".join(str(path) for path in checkpoint.paths)
         self._headers = checkpoint.headers
         self._loader = Loader(model, self._headers, parts.pool.readers)
         self._store: DiskStore | None = None
@@ -135,17 +138,24 @@ class _Opening:
         """Reads the RAM tier into pinned memory, in compute form."""
         parts, units = self._parts, self._units("ram")
         store = RamStore([u.layout for u in units], pin=parts.device.pin, pin_budget=UNLIMITED)
-        streamed = {}
+        bindings = []
         for index, unit in enumerate(units):
             parts.undo.callback(store.give_back, index)
             homes = store.fill(index, self._loader.read(unit.layout.name, unit.tensors))
             binding = idle_binding(unit)
             parts.undo.callback(binding.rest_on, [t.tensor for t in unit.tensors])
-            binding.rest_on([torch.nn.Parameter(home, requires_grad=False) for home in homes])
+            # `.data` has a version counter of its own; views of one chunk share theirs.
+            binding.rest_on([torch.nn.Parameter(home.data, requires_grad=False) for home in homes])
+            bindings.append(binding)
+        ensure_staging(
+            parts, store, max((store.slab_bytes(i) for i in range(len(units))), default=0)
+        )
+        streamed = {}
+        for index, unit in enumerate(units):
             views = unit_views(unit.layout.leaves, store.slab_offsets(index), parts.pool)
             values, _ = decoded_values(unit, views, (), parts.pool)
             transfer = ram_transfer(parts, store, index)
-            streamed[unit.layout.name] = StreamedUnit(binding, transfer, values)
+            streamed[unit.layout.name] = StreamedUnit(bindings[index], transfer, values)
         return streamed
 
     def disk_units(self) -> dict[str, StreamedUnit]:
@@ -170,8 +180,8 @@ class _Opening:
         modules = [unit.module for unit in self._units("disk")]
         hooks.refuse_state_dict(
             modules,
-            f"the weights of this transformer are streamed from {self._label} and not in memory: "
-            "copy that file instead of saving the model",
+            "the weights of this transformer are not in memory but streamed from "
+            f"{self._source}: copy that instead of saving the model",
         )
 
     def stop_with(self, root: torch.nn.Module) -> None:

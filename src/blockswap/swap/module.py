@@ -8,7 +8,7 @@ import torch
 
 from blockswap.adapters.families import bare
 from blockswap.adapters.live import LiveModel, describe_module, refuse_unloaded
-from blockswap.errors import StateError
+from blockswap.errors import ModelError, StateError
 from blockswap.plan import SwapPlan, make_plan
 from blockswap.selection import BlockSwapArgs, select
 from blockswap.store.ram import RamStore
@@ -17,6 +17,7 @@ from blockswap.stream.streamer import StreamedUnit
 from blockswap.swap.assemble import (
     Parts,
     decoded_values,
+    ensure_staging,
     idle_binding,
     make_parts,
     ram_transfer,
@@ -26,7 +27,6 @@ from blockswap.swap.assemble import (
 from blockswap.swap.facts import facts_of_module
 from blockswap.swap.handle import Swap
 from blockswap.swap.place import hang_on_device, host_leaves
-from blockswap.units import format_bytes
 
 UNLIMITED = 1 << 62
 
@@ -66,6 +66,11 @@ def swap_blocks(
     """
     wanted = as_args(args)
     where = open_device(device)
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(
+            f"a {type(model).__name__} was given to swap: give the transformer itself, a "
+            "torch.nn.Module (of a pipeline: pipe.transformer)"
+        )
     refuse_swapped(model)
     live = describe_module(model)
     refuse_unloaded(live)
@@ -99,13 +104,7 @@ def _rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, Streamed
     for index, unit in enumerate(units):
         parts.undo.callback(store.give_back, index)
         store.adopt(index, [live.tensor for live in unit.tensors])
-    if store.pageable_bytes and not parts.pool.staging:
-        # The plan counted on pinned memory, and the system would not lock so much.
-        parts.pool.sentences.append(
-            f"pinning failed for {format_bytes(store.pageable_bytes)} of streamed blocks: their "
-            "copies go through 2 staging buffers"
-        )
-        parts.pool.add_staging(plan.slot_bytes)
+    ensure_staging(parts, store, plan.slot_bytes)
     for index, unit in enumerate(units):
         views = unit_views(unit.layout.leaves, store.slab_offsets(index), parts.pool)
         values, _ = decoded_values(unit, views, (), parts.pool)

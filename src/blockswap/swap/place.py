@@ -4,6 +4,7 @@ Each function registers its undoing before it changes anything, so that a failur
 the middle of opening leaves the model as it was found, and closing is the same undoing.
 """
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -11,7 +12,7 @@ import torch
 
 from blockswap.adapters.live import LiveTensor
 from blockswap.layout.slab import pack
-from blockswap.store.leaves import leaf_tensors, rebuild, view_leaf
+from blockswap.store.leaves import leaf_tensors, rebuild, version_of, view_leaf
 from blockswap.stream.binding import as_value
 from blockswap.stream.device import Device
 from blockswap.swap.facts import leaves_of
@@ -54,7 +55,7 @@ def hang_on_device(
         view.copy_(source)
     values = values_from(tensors, views)
     for live, value in zip(tensors, values, strict=True):
-        undo.callback(_take_down, live, value, value._version)
+        undo.callback(_take_down, live, value, version_of(value))
         for place in live.places:
             place.table[place.name] = value
 
@@ -62,8 +63,14 @@ def hang_on_device(
 def _take_down(live: LiveTensor, value: torch.Tensor, version: int) -> None:
     """Hangs the original back, wherever our tensor still hangs."""
     original = live.tensor
-    written = value._version != version and original.device.type != "meta"
-    if written and not live.places[0].is_parameter:
+    written = version_of(value) != version and original.device.type != "meta"
+    if written and live.places[0].is_parameter:
+        warnings.warn(
+            f"{live.places[0].label} was changed on the device while the model was swapped, and "
+            "weights are not copied back: the change is lost, make it before swapping",
+            stacklevel=2,
+        )
+    elif written:
         original.copy_(value)
     for place in live.places:
         hanging = place.table.get(place.name)

@@ -111,7 +111,7 @@ bool has_empty_output(const OpTraits& traits, const Stack& arguments) {
 void run_async(const c10::OperatorHandle& op, const OpTraits& traits, const Stack& arguments,
                Stack* stack) {
   Stack results;
-  if (traits.returns_fresh || (traits.has_meta && has_empty_output(traits, arguments))) {
+  if (traits.returns_fresh || has_empty_output(traits, arguments)) {
     results = allocate_results(op, arguments);
   } else {
     // Outputs that already have elements have the right shape, or the kernel will complain.
@@ -253,7 +253,7 @@ void fallback(const c10::OperatorHandle& op, Stack* stack) {
     OpTraits waiting = traits;
     waiting.needs_host = true;
     run_and_wait(op, waiting, arguments, stack);
-  } else if (traits.returns_fresh && !traits.has_meta) {
+  } else if (!traits.has_meta && (traits.returns_fresh || has_empty_output(traits, arguments))) {
     run_and_wait(op, traits, arguments, stack);
   } else {
     run_async(op, traits, arguments, stack);

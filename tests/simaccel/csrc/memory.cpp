@@ -175,8 +175,12 @@ void Memory::reclaim_pending(Lock& lock) {
 void Memory::cache(Lock& lock, const BlockPtr& block) {
   if (state().config.poison) {
     // In stream order: work enqueued on the home stream before the free still sees its values.
-    state().streams.enqueue_silent(lock, block->home,
-                                   [block] { std::memset(block->data, kPoison, block->bytes); });
+    auto poison = [block] { std::memset(block->data, kPoison, block->bytes); };
+    if (state().streams.is_idle(block->home)) {
+      poison();
+    } else {
+      state().streams.enqueue_silent(lock, block->home, std::move(poison));
+    }
   }
   cache_.push_back(block);
   cached_ += block->bytes;

@@ -15,7 +15,13 @@ OpTraits inspect(const c10::OperatorHandle& op) {
   const c10::FunctionSchema& schema = op.schema();
   OpTraits traits;
   traits.name = intern(schema.name());
-  traits.has_meta = op.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta);
+  // The computed kernel would not tell: Meta has a fallback that only raises.
+  for (const c10::DispatchKey key :
+       {c10::DispatchKey::Meta, c10::DispatchKey::CompositeExplicitAutograd,
+        c10::DispatchKey::CompositeExplicitAutogradNonFunctional,
+        c10::DispatchKey::CompositeImplicitAutograd}) {
+    traits.has_meta = traits.has_meta || op.hasKernelForDispatchKey(key);
+  }
   // CUDA, too, takes CPU tensors as indices.
   traits.allows_cpu_tensors = schema.name() == "aten::index" ||
                               schema.name() == "aten::index_put_" ||

@@ -35,8 +35,9 @@ void reset() {
   Lock lock(s.mutex);
   if (s.stopped) return;
   s.streams.drain(lock);
+  s.memory.empty_cache(lock);  // takes back what was waiting for work to end
+  s.streams.drain(lock);
   s.streams.restart(lock);
-  s.memory.empty_cache(lock);
   s.memory.forget_history();
   s.memory.reset_peaks();
   s.counters = Counters();

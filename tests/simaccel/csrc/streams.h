@@ -37,7 +37,7 @@ struct StreamState {
   VectorClock clock;
 };
 
-// A point in a stream. `id` is what torch.Event holds; null there means "never recorded".
+// A point in a stream. torch.Event holds a pointer to it, null until it is first recorded.
 struct EventState {
   int stream = 0;
   uint64_t sequence = 0;
@@ -81,6 +81,7 @@ class Streams {
 
   // Waits for the worker only: no virtual time passes, nothing becomes ordered, nothing counts.
   void wait_physically(Lock& lock, int stream, uint64_t sequence);
+  bool is_idle(int stream) const { return at(stream).done == at(stream).submitted; }
   bool is_done(int stream, uint64_t sequence) const { return at(stream).done >= sequence; }
 
   void drain(Lock& lock);    // runs everything that was enqueued

@@ -205,7 +205,10 @@ def test_repeated_shapes_are_remembered_with_everything_that_matters():
     assert torch.native_group_norm(x.view(1, 4, 8), None, None, 1, 4, 8, 4, 1e-5)[1].shape == (1, 4)
 
 
-def test_probes_cost_no_virtual_time():
-    sim.reset()
-    inputs().to("sim").sum()
-    assert sim.counters().item_syncs == 0
+def test_op_without_a_meta_kernel_is_no_host_sync():
+    x = inputs().to("sim")
+    before = sim.counters()
+    result = torch.geqrf(x)[0]
+    after = sim.counters()
+    assert (after.probes - before.probes, after.host_syncs - before.host_syncs) == (1, 0)
+    torch.testing.assert_close(result.cpu(), torch.geqrf(inputs())[0])
