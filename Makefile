@@ -32,8 +32,8 @@ fast: $(VENV)/.ready
 		tests/layout_files tests/report tests/store tests/stream tests/swap
 
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/schedule.py
-	$(BIN)/python benchmarks/host_overhead.py
+	$(BIN)/python -m benchmarks.schedule
+	$(BIN)/python -m benchmarks.host_overhead
 
 test-gpu: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/gpu -m gpu

@@ -62,8 +62,8 @@ class _ClockedJob(Job):
 
     @property
     def done(self) -> bool:
-        """As the engine asks it: a job done in real time is waited for in virtual time."""
-        return self._done.is_set() and self.wait(0)
+        """Whether it is done by the asking thread's clock; in real time it may be done already."""
+        return self._done.is_set() and sim.clock.now() >= self._done_at
 
     def wait(self, timeout: float | None = None) -> bool:
         finished = super().wait(timeout)

@@ -31,7 +31,7 @@ RATIOS = (
     6.3,
     10.0,
 )
-PEER_FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+PEER_FRACTIONS = (0.2, 0.5, 0.8, 1.0)
 PEER_RATIOS = (0.1, 0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0, 10.0)
 
 AUTOMATIC = "ours"

@@ -51,7 +51,7 @@ class Settings:
     rate: float
     compiled: bool
     warmup_steps: int = 50
-    ema: float = 0.995
+    ema: float = 0.97
     snapshot_minutes: float = 1.5
     log_steps: int = 20
     drop_prompt: float = 0.1
@@ -176,7 +176,7 @@ def draw_noise_levels(batch: int, generator: torch.Generator) -> Tensor:
     flat = torch.rand(batch, generator=generator)
     kind = torch.rand(batch, generator=generator)
     levels = torch.where(kind < 0.10, flat, levels)
-    return torch.where(kind > 0.45, 0.93 + 0.07 * flat, levels)
+    return torch.where(kind > 0.70, 0.93 + 0.07 * flat, levels)
 
 
 def loss_of(model: WanTransformer3DModel, settings: Settings, generator: torch.Generator) -> Tensor:

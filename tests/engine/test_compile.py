@@ -1,5 +1,7 @@
 """torch.compile: equal output, one graph per block class, no break inside a block."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from cases import Shelf, forward, inputs, opened, reference, stores
@@ -9,8 +11,10 @@ ARGS = {"blocks_to_swap": 5}
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler() -> None:
+def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
 
 
 @pytest.mark.parametrize("family", ["mini", "original"])
@@ -20,7 +24,7 @@ def test_compiled_model_is_bit_equal(
     for store in stores(device):
         torch._dynamo.reset()
         with opened(store, family, device, ARGS, shelf=shelf) as (model, _), torch.no_grad():
-            compiled = torch.compile(model, backend="eager")
+            compiled = torch.compile(model, backend="eager", dynamic=False)
             for shape in (0, 0, 1, 0):
                 out = forward(compiled, family, device, shape=shape)
                 assert torch.equal(out, reference(family, device, shape=shape)), (store, shape)
@@ -60,15 +64,21 @@ def test_compiled_blocks_share_one_graph_without_breaks(
 def test_hooks_break_the_graph_around_a_block_and_never_in_it(
     device: torch.device, shelf: Shelf
 ) -> None:
+    block = [
+        "layer_norm",
+        "linear",
+        "gelu",
+        "linear",
+        "mul",
+        "add",
+    ]
     for store in stores(device):
         torch._dynamo.reset()
         with opened(store, "mini", device, ARGS, shelf=shelf) as (model, _), torch.no_grad():
             explained = torch._dynamo.explain(model)(**inputs("mini", device))
-            graphs = [
-                [node.target for node in graph.graph.nodes if node.op == "call_function"]
-                for graph in explained.graphs
-            ]
-        ffn = [graph for graph in graphs if torch.nn.functional.layer_norm in graph]
-        assert len(ffn) == len(model.blocks), store  # type: ignore[arg-type]
-        for graph in ffn:
-            assert graph.count(torch._C._nn.linear) == 2, store  # the block whole, nothing else
+        graphs = [
+            [node.target.__name__ for node in graph.graph.nodes if node.op == "call_function"]
+            for graph in explained.graphs
+        ]
+        of_blocks = [graph for graph in graphs if "layer_norm" in graph or "mul" in graph]
+        assert of_blocks == [block], store  # one graph, the block whole, for all of them

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from heavy import HeavyModel, Scale, hidden_for
 from safetensors.torch import save_file
 
-from blockswap import BlockSwapArgs, open_transformer, swap_blocks
+from blockswap import BlockSwapArgs, Swap, open_transformer, swap_blocks
 
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -66,7 +67,7 @@ def opened(
     try:
         yield streamed
     finally:
-        streamed.blockswap.close()
+        cast(Swap, streamed.blockswap).close()
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 3])

@@ -1,7 +1,8 @@
 """The arena: host memory in power-of-two chunks, pinned where that succeeds, lent by the unit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -9,8 +10,17 @@ from blockswap.layout.values import UnitLayout
 from blockswap.store.leaves import view_leaf
 from blockswap.store.packing import Packing, Run, pack_arena
 
-# Returns a uint8 tensor [nbytes] in pinned host memory, or None where pinning fails.
-Pin = Callable[[int], torch.Tensor | None]
+
+class Lender(Protocol):
+    """Who has pinned memory to lend: the device."""
+
+    def pin(self, nbytes: int) -> torch.Tensor | None:
+        """A uint8 tensor `[nbytes]` in pinned host memory, or None where pinning fails."""
+        ...
+
+    def release_cached_host_memory(self) -> None:
+        """Gives pinned memory that nobody uses any more back to the system."""
+        ...
 
 
 @dataclass(slots=True)
@@ -28,10 +38,10 @@ class Arena:
     so filling and emptying the arena unit by unit holds about one unit twice and no more.
     """
 
-    def __init__(self, units: Sequence[UnitLayout], *, pin: Pin, pin_budget: int) -> None:
+    def __init__(self, units: Sequence[UnitLayout], *, lender: Lender, pin_budget: int) -> None:
         self._units = tuple(units)
         self.packing: Packing = pack_arena(self._units)
-        self._pin = pin
+        self._lender = lender
         self._pin_budget = pin_budget
         self._chunks = [_Chunk(nbytes, set()) for nbytes in self.packing.chunk_bytes]
         for index, packed in enumerate(self.packing.units):
@@ -74,14 +84,16 @@ class Arena:
         for run in self.packing.units[index].runs:
             chunk = self._chunks[run.chunk]
             chunk.users.discard(index)
-            if not chunk.users:
+            if not chunk.users and chunk.memory is not None:
                 chunk.memory = None
+                # Now and not at the end: the next unit given back takes memory of its own.
+                self._lender.release_cached_host_memory()
 
     def _hold(self, chunk: _Chunk) -> None:
         if chunk.memory is not None:
             return
         if self.pinned_bytes + chunk.nbytes <= self._pin_budget:
-            chunk.memory = self._pin(chunk.nbytes)
+            chunk.memory = self._lender.pin(chunk.nbytes)
             chunk.pinned = chunk.memory is not None
         if chunk.memory is None:
             chunk.memory = torch.empty(chunk.nbytes, dtype=torch.uint8)

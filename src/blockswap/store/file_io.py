@@ -102,9 +102,10 @@ class StreamedFile:
             handle.seek(offset)
             return handle.readinto(target) or 0
         # A short direct read leaves an odd offset behind: the rest of the piece goes buffered.
-        if self._direct is not None and offset % SECTOR == 0 and len(target) % SECTOR == 0:
+        direct = self._direct  # another reader may give it up meanwhile
+        if direct is not None and offset % SECTOR == 0 and len(target) % SECTOR == 0:
             try:
-                return os.preadv(self._direct, [target], offset)
+                return os.preadv(direct, [target], offset)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 import torch
 
 from blockswap.layout.values import UnitLayout
-from blockswap.store.arena import Arena, Pin
+from blockswap.store.arena import Arena, Lender
 from blockswap.store.leaves import leaf_tensors
 
 
 class RamStore:
     """Streamed units of a live module, resting in the arena. Owns the arena's memory."""
 
-    def __init__(self, units: Sequence[UnitLayout], *, pin: Pin, pin_budget: int) -> None:
-        self._arena = Arena(units, pin=pin, pin_budget=pin_budget)
+    def __init__(self, units: Sequence[UnitLayout], *, lender: Lender, pin_budget: int) -> None:
+        self._arena = Arena(units, lender=lender, pin_budget=pin_budget)
         self._adopted: dict[int, tuple[torch.Tensor, ...]] = {}
 
     @property

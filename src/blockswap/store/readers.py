@@ -110,8 +110,10 @@ class ReaderPool:
                 return
             if not self._threads:
                 self._start()
-            self._jobs.append(job)  # one step: an interrupt comes before it or after it
+            # Woken readers wait for the lock. The append comes last, in one step: an interrupt
+            # comes before all of this or after it.
             self._changed.notify_all()
+            self._jobs.append(job)
 
     def cancel_orphan(self, job: Job) -> None:
         """Ends a job that an interrupt kept from being queued; only its submitter may call this."""

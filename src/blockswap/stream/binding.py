@@ -5,12 +5,19 @@ subclasses and across devices, and `setattr` would register a new parameter each
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
 
 import torch
 
 from blockswap.errors import StateError
 from blockswap.store.leaves import leaf_tensors, version_of
 from blockswap.store.places import Place
+
+# What hangs, or shall hang, in each of a unit's module dictionaries: (dictionary, its entries).
+Hanging = tuple[tuple[dict[str, Any], dict[str, torch.Tensor]], ...]
+
+_VERSION = attrgetter("_version")
 
 
 class Binding:
@@ -21,34 +28,40 @@ class Binding:
     """
 
     def __init__(self, places: Sequence[Sequence[Place]], idle: Sequence[torch.Tensor]) -> None:
-        self._places = [(p, i) for i, group in enumerate(places) for p in group]
-        self._tables = [(place.table, place.name, i) for place, i in self._places]
-        self._idle: list[torch.Tensor] = []
-        self._watched: list[tuple[torch.Tensor, int, int, int]] = []
+        self._places = [(place, i) for i, group in enumerate(places) for place in group]
         self._watch(idle)
 
-    def bind(self, values: Sequence[torch.Tensor]) -> None:
-        """Hangs `values` (in tensor order) in their places.
+    def hanging(self, values: Sequence[torch.Tensor]) -> Hanging:
+        """Prepares `values` (in tensor order) for `bind`, one entry a module."""
+        tables: dict[int, tuple[dict[str, Any], dict[str, torch.Tensor]]] = {}
+        for place, i in self._places:
+            table = place.table
+            tables.setdefault(id(table), (table, {}))[1][place.name] = values[i]
+        return tuple(tables.values())
+
+    def bind(self, values: Hanging) -> None:
+        """Hangs `values` in their places.
 
         Raises StateError, changing nothing, if foreign code has replaced an idle tensor or
         written to it: a slot may hold the old bytes already. (A write through `.data` to the same
         memory leaves no trace and cannot be seen.)
         """
-        idle = self._idle
-        for table, name, i in self._tables:
-            if table.get(name) is not idle[i]:
-                self._refuse(i)
-        for leaf, address, version, i in self._watched:
-            if leaf.data_ptr() != address or version_of(leaf) != version:
-                self._refuse(i)
-        for table, name, i in self._tables:
-            table[name] = values[i]
+        for table, idle in self._idle:
+            for name, tensor in idle.items():
+                if table.get(name) is not tensor:
+                    self._refuse(table, name)
+        # Lists made in C: this is the hottest loop of the engine.
+        if list(map(_VERSION, self._versioned)) != self._versions:
+            self._refuse()
+        if list(map(torch.Tensor.data_ptr, self._leaves)) != self._addresses:
+            self._refuse()
+        for table, entries in values:
+            table.update(entries)
 
     def unbind(self) -> None:
         """Hangs the idle tensors back."""
-        idle = self._idle
-        for table, name, i in self._tables:
-            table[name] = idle[i]
+        for table, entries in self._idle:
+            table.update(entries)
 
     def rest_on(self, idle: Sequence[torch.Tensor]) -> None:
         """Replaces what hangs between forwards (used when a unit is opened and closed)."""
@@ -56,20 +69,36 @@ class Binding:
         self.unbind()
 
     def _watch(self, idle: Sequence[torch.Tensor]) -> None:
-        self._idle = list(idle)
-        self._watched = [
-            (leaf, leaf.data_ptr(), version_of(leaf), i)
-            for i, tensor in enumerate(self._idle)
-            for _, leaf in leaf_tensors(tensor)
-            if leaf.device.type != "meta"
-        ]
+        self._idle = self.hanging(idle)
+        leaves = [leaf for tensor in idle for _, leaf in leaf_tensors(tensor)]
+        self._leaves = [leaf for leaf in leaves if leaf.device.type != "meta"]
+        self._addresses = [leaf.data_ptr() for leaf in self._leaves]
+        self._versioned = [leaf for leaf in self._leaves if version_of(leaf) >= 0]
+        self._versions = [version_of(leaf) for leaf in self._versioned]
 
-    def _refuse(self, tensor: int) -> None:
-        label = next(place.label for place, i in self._places if i == tensor)
+    def _refuse(self, table: dict[str, Any] | None = None, name: str = "") -> None:
         raise StateError(
-            f"{label} was changed by other code while its block is swapped: close the swap, then "
-            "change the weights and swap again"
+            f"{self._culprit(table, name)} was changed by other code while its block is swapped: "
+            "close the swap, then change the weights and swap again"
         )
+
+    def _culprit(self, table: dict[str, Any] | None, name: str) -> str:
+        changed = {
+            id(leaf)
+            for leaf, version in zip(self._versioned, self._versions, strict=True)
+            if version_of(leaf) != version
+        } | {
+            id(leaf)
+            for leaf, address in zip(self._leaves, self._addresses, strict=True)
+            if leaf.data_ptr() != address
+        }
+        for place, _ in self._places:
+            if table is not None:
+                if place.table is table and place.name == name:
+                    return place.label
+            elif any(id(leaf) in changed for _, leaf in leaf_tensors(place.table[place.name])):
+                return place.label
+        return "a weight"
 
 
 def as_value(tensor: torch.Tensor, *, is_parameter: bool) -> torch.Tensor:

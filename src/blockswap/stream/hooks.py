@@ -96,12 +96,12 @@ class _Uncopyable:
 
 
 class _Invisible(_Uncopyable):
-    """A hook that the compiler does not look into."""
+    """A hook that the compiler does not look into: it breaks the graph in front of the call."""
 
     def __init__(self, hook: Callable[..., None]) -> None:
-        disable: Any = torch.compiler.disable
-        self._hook: Callable[..., None] = disable(hook)
+        self._hook = hook
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any) -> None:
         self._hook(*args)
 
@@ -147,6 +147,7 @@ class Moves:
     label: str
     device: torch.device
     dtypes: frozenset[torch.dtype]
+    own: frozenset[tuple[int, str]]  # (id of module, name) of each tensor that the swap placed
 
 
 class _MoveGuard(_Uncopyable):
@@ -172,10 +173,23 @@ class _MoveGuard(_Uncopyable):
                     "swapped: close the swap, cast the model, then swap it again"
                 )
         # A dtype-only call leaves a probe on the swap's device where it is; a move would not.
-        moved = fn(torch.empty(0, dtype=next(iter(moves.dtypes)), device=moves.device)).device
+        dtype = next(iter(moves.dtypes), torch.float32)
+        moved = fn(torch.empty(0, dtype=dtype, device=moves.device)).device
         if moved != moves.device:
             raise StateError(
                 f"{moves.label} was to be moved to {moved} while its blocks are swapped to "
                 f"{moves.device}: close the swap before moving it"
             )
+        self._move_added(fn)
         return self._module
+
+    def _move_added(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """What came into the model after the swap (a LoRA, say) moves as it would have."""
+        for module in self._module.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and (id(module), name) not in self._moves.own:
+                    moved = fn(parameter.data)
+                    module._parameters[name] = torch.nn.Parameter(moved, parameter.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and (id(module), name) not in self._moves.own:
+                    module._buffers[name] = fn(buffer)

@@ -70,7 +70,7 @@ class Recorder:
         self._anchor_seconds = 0.0
         self.counters = Counters()
         self.on_visit: Callable[[Visit], None] | None = None
-        self.reads_lock = threading.Lock()  # reader threads count, too
+        self.count_lock = threading.Lock()  # reader threads count, too
         self.restart()
 
     def restart(self) -> None:

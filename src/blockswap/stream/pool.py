@@ -9,11 +9,13 @@ Two experts or two clones of a model can share one pool: a slot's occupant names
 """
 
 import threading
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from blockswap.store.disk import DiskStore
 from blockswap.store.file_slab import SECTOR
 from blockswap.store.readers import Job, ReaderPool
 from blockswap.stream.device import Device, Event, aligned, host_buffer
@@ -92,6 +94,7 @@ class Pool:
         self.copies = device.new_stream()
         self.readers = ReaderPool()
         self.sentences: list[str] = []
+        self.files: DiskStore | None = None  # closed with the pool when nobody else does
         # Memory made in inference mode could not be written outside it (and the other way round).
         with torch.inference_mode(False):
             self.slots = [
@@ -117,7 +120,7 @@ class Pool:
                 return slot
         return None
 
-    def evictable(self, keep: frozenset[Occupant] | set[Occupant]) -> Slot | None:
+    def evictable(self, keep: set[Occupant]) -> Slot | None:
         """The slot that has been free longest, of those not running and not in `keep`."""
         candidates = [s for s in self.slots if not s.in_use and s.occupant not in keep]
         return min(candidates, key=lambda slot: slot.last_used, default=None)
@@ -142,9 +145,24 @@ class Pool:
             self.staging = [self._staging(self.sizes) for _ in range(2)]
         return True
 
-    def close(self) -> list[str]:
-        """Stops the readers and drops all memory; names reader threads that a disk still holds."""
+    def abandon(self) -> None:
+        """The model went without a close: ends all work before the memory goes with it."""
+        self.readers.close()
+        self.device.synchronize()  # the copy engine may still write to slots
+        if self.files is not None:
+            self.files.close()
+        self.close()
+
+    def close(self) -> None:
+        """Stops the readers and drops all memory; warns of readers that a disk still holds."""
         stuck = self.readers.close()
+        if stuck:
+            names = ", ".join(stuck)
+            warnings.warn(
+                f"{len(stuck)} reader threads still wait for the disk ({names}): they "
+                "and the memory they read into stay until it answers",
+                stacklevel=2,
+            )
         for slot in self.slots:
             slot.job = None
         for staging in self.staging:
@@ -152,7 +170,6 @@ class Pool:
         self.slots.clear()
         self.staging.clear()
         self.decode = None
-        return stuck
 
     def _staging(self, sizes: PoolSizes) -> Staging:
         nbytes = sizes.staging_bytes

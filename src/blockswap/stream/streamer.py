@@ -14,32 +14,37 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from blockswap.errors import BlockSwapError, ReadError, StateError
 from blockswap.store.readers import STUCK_SECONDS
-from blockswap.stream.binding import Binding
+from blockswap.stream.binding import Binding, Hanging
 from blockswap.stream.decode import Decode
 from blockswap.stream.marks import Mark, Recorder
 from blockswap.stream.pool import Occupant, Pool, Slot
 from blockswap.stream.schedule import Schedule
 from blockswap.stream.transfer import Transfer
 
+_MODULE_CALLS = frozenset(
+    function.__code__
+    for function in (torch.nn.Module._call_impl, torch.nn.Module._wrapped_call_impl)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class StreamedUnit:
     """What the engine needs to run a streamed unit.
 
-    `values[s]` are the tensors to hang in the model when the unit is in slot s; with a `decode`
-    they are views of the decode buffer.
+    `values[s]` is what hangs in the model when the unit is in slot s: views of the slot, or of the
+    decode buffer where there is a `decode`.
     """
 
     binding: Binding
     transfer: Transfer
-    values: tuple[tuple[torch.Tensor, ...], ...]
+    values: tuple[Hanging, ...]
     decode: Decode | None = None
 
 
@@ -145,6 +150,8 @@ class Streamer:
                     slot.job = None
                 self._empty(slot)
         self._device.synchronize()
+        # Whoever still holds this object holds no view of the memory that goes now.
+        self.units = tuple(replace(unit, streamed=None) for unit in self.units)
 
     def _claim(self, index: int) -> _Run:
         with self._entry:
@@ -184,11 +191,18 @@ class Streamer:
                 self._abandon()
 
     def _still_inside(self, run: _Run) -> bool:
-        """Whether the thread of `run` is really still in the forward of that unit."""
+        """Whether the thread of `run` is really still in the forward of that unit.
+
+        Of another thread only code objects are looked at (reading the locals of a running frame
+        is not safe), so being in the forward of any module counts.
+        """
+        here = run.thread is threading.current_thread()
         module = self.units[run.index].module
         frame = sys._current_frames().get(run.thread.ident or 0)
         while frame is not None:
-            if frame.f_locals.get("self") is module:
+            if here and frame.f_locals.get("self") is module:
+                return True
+            if not here and frame.f_code in _MODULE_CALLS:
                 return True
             frame = frame.f_back
         return False
@@ -228,7 +242,7 @@ class Streamer:
             return slot
         # Nobody asked for the unit, or its read failed after it was asked for: read it now.
         self.recorder.counters.on_demand += 1
-        slot = slot or self._pool.evictable(frozenset())
+        slot = slot or self._pool.evictable(set())
         assert slot is not None, "one unit runs at a time, so a slot that is not running exists"
         self._load(index, slot)
         return slot
@@ -238,10 +252,9 @@ class Streamer:
         if not self._prefetch:
             return
         wanted = self._schedule.upcoming()[:distance]
-        keys = frozenset(self._keys[i] for i in wanted)
         for index in wanted:
             if self._pool.find(self._keys[index]) is None:
-                slot = self._pool.evictable(keys)
+                slot = self._pool.evictable({self._keys[i] for i in wanted})
                 if slot is None:
                     return
                 self._load(index, slot)

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 
-from blockswap.events import Counters
 from blockswap.store.readers import Job, Piece
 from blockswap.stream.marks import Mark, Recorder
 from blockswap.stream.pool import Pool, Slot, Staging
@@ -27,6 +26,10 @@ class Source(Protocol):
     def pieces(self, address: int) -> Sequence[Piece]: ...
 
     def settle(self, address: int) -> int: ...
+
+
+# (target in the slot, source in host memory) of each copy of a unit.
+Pairs = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
 class Transfer(Protocol):
@@ -44,17 +47,21 @@ class PinnedCopy:
         self, pool: Pool, runs: Sequence[tuple[torch.Tensor, int]], recorder: Recorder
     ) -> None:
         self._pool = pool
-        self._counters = recorder.counters
+        self._recorder = recorder
         self.copied_bytes = sum(source.numel() for source, _ in runs)
         # Every view that the hot path needs is made here, once.
-        self._pairs = [
-            [(slot.memory.narrow(0, at, source.numel()), source) for source, at in runs]
+        self._pairs: list[Pairs] = [
+            tuple((slot.memory.narrow(0, at, source.numel()), source) for source, at in runs)
             for slot in pool.slots
         ]
 
     def start(self, slot: Slot, mark: Mark) -> None:
         slot.job = None
-        _enqueue(self._pool, slot, mark, self._pairs[slot.index], self._counters)
+        pairs = self._pairs[slot.index]
+        _enqueue(self._pool, slot, mark, pairs)
+        with self._recorder.count_lock:
+            self._recorder.counters.copies += len(pairs)
+            self._recorder.counters.copied_bytes += self.copied_bytes
 
 
 class StagedCopy:
@@ -80,7 +87,10 @@ class StagedCopy:
         def finish() -> None:
             _note_read(self._recorder, mark, self._source, staging.address)
             pair = (self._targets[slot.index], self._origins[id(staging)])
-            _enqueue(self._pool, slot, mark, [pair], self._recorder.counters, staging=staging)
+            _enqueue(self._pool, slot, mark, (pair,), staging=staging)
+            with self._recorder.count_lock:
+                self._recorder.counters.copies += 1
+                self._recorder.counters.copied_bytes += self.copied_bytes
 
         pieces = _timed(self._source.pieces(staging.address), mark, self._recorder.host_now, guard)
         # The job keeps the memory it writes to alive, whatever becomes of the pool meanwhile.
@@ -125,8 +135,7 @@ def _enqueue(
     pool: Pool,
     slot: Slot,
     mark: Mark,
-    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    counters: Counters,
+    pairs: Pairs,
     *,
     staging: Staging | None = None,
 ) -> None:
@@ -145,8 +154,6 @@ def _enqueue(
             staging.copied.record(copies)
             staging.used = True
         mark.has_copy = True
-        counters.copies += len(pairs)
-        counters.copied_bytes += sum(target.numel() for target, _ in pairs)
 
 
 def _timed(
@@ -171,7 +178,7 @@ def _timed(
 def _note_read(recorder: Recorder, mark: Mark, source: Source, address: int) -> None:
     moved = source.settle(address)
     mark.read_ended = recorder.host_now()
-    with recorder.reads_lock:
+    with recorder.count_lock:
         recorder.counters.reads += 1
         recorder.counters.read_bytes += source.read_bytes
         recorder.counters.moved_bytes += moved

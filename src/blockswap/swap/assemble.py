@@ -1,6 +1,7 @@
 """Wiring: a plan, a model and its stores become a running engine."""
 
 import ctypes
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -160,6 +161,9 @@ def start_engine(
         hooks.after_forward(swap.flush_visits)
     live.root.blockswap = swap  # type: ignore[assignment]
     undo.callback(_forget_swap, live.root)
+    # For a model that is dropped without having been closed.
+    dropped = weakref.finalize(live.root, parts.pool.abandon)
+    undo.callback(dropped.detach)
     parts.device.synchronize()
     parts.device.reset_peak()
     parts.recorder.restart()
@@ -171,7 +175,9 @@ def _moves(parts: Parts) -> Moves:
     specs += [t.spec for t in parts.live.rest]
     dtypes = {getattr(torch, leaf.dtype) for spec in specs for leaf in spec.leaves}
     floating = frozenset(dtype for dtype in dtypes if dtype.is_floating_point)
-    return Moves(parts.live.layout.label, parts.device.torch_device, floating)
+    placed = [t for unit in parts.live.units for t in unit.tensors] + list(parts.live.rest)
+    own = frozenset((id(p.module), p.name) for t in placed for p in t.places)
+    return Moves(parts.live.layout.label, parts.device.torch_device, floating, own)
 
 
 def _forget_swap(root: torch.nn.Module) -> None:

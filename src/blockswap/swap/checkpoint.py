@@ -1,7 +1,6 @@
 """`open_transformer`: a transformer that runs from its checkpoint file, never whole anywhere."""
 
 import os
-import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,7 +19,7 @@ from blockswap.plan import make_plan
 from blockswap.selection import BlockSwapArgs, select
 from blockswap.store.disk import DiskStore, DiskUnit
 from blockswap.store.ram import RamStore
-from blockswap.store.readers import Piece, ReaderPool
+from blockswap.store.readers import Piece
 from blockswap.stream.device import open_device
 from blockswap.stream.hooks import Hooks
 from blockswap.stream.streamer import StreamedUnit
@@ -82,7 +81,6 @@ def open_transformer(
         closing.callback(refuse_closed, model.live.root, checkpoint.label)
         closing.push(undo.pop_all())
         swap.keep(closing, [lambda: tuple(parts.pool.sentences), opening.reading_sentences])
-    opening.stop_with(model.live.root)
     return model.live.root
 
 
@@ -137,7 +135,7 @@ class _Opening:
     def ram_units(self) -> dict[str, StreamedUnit]:
         """Reads the RAM tier into pinned memory, in compute form."""
         parts, units = self._parts, self._units("ram")
-        store = RamStore([u.layout for u in units], pin=parts.device.pin, pin_budget=UNLIMITED)
+        store = RamStore([u.layout for u in units], lender=parts.device, pin_budget=UNLIMITED)
         bindings = []
         for index, unit in enumerate(units):
             parts.undo.callback(store.give_back, index)
@@ -155,7 +153,9 @@ class _Opening:
             views = unit_views(unit.layout.leaves, store.slab_offsets(index), parts.pool)
             values, _ = decoded_values(unit, views, (), parts.pool)
             transfer = ram_transfer(parts, store, index)
-            streamed[unit.layout.name] = StreamedUnit(bindings[index], transfer, values)
+            streamed[unit.layout.name] = StreamedUnit(
+                bindings[index], transfer, tuple(map(bindings[index].hanging, values))
+            )
         return streamed
 
     def disk_units(self) -> dict[str, StreamedUnit]:
@@ -168,6 +168,7 @@ class _Opening:
             [DiskUnit(u.layout.name, extents_of(self._model, u)) for u in units],
         )
         self._parts.undo.callback(self._store.close)
+        self._parts.pool.files = self._store
         # Readers must have stopped before their files are closed under them.
         self._parts.undo.callback(self._parts.pool.readers.close)
         return {
@@ -183,10 +184,6 @@ class _Opening:
             "the weights of this transformer are not in memory but streamed from "
             f"{self._source}: copy that instead of saving the model",
         )
-
-    def stop_with(self, root: torch.nn.Module) -> None:
-        """Stops threads and closes files when the model goes without having been closed."""
-        weakref.finalize(root, _stop, self._parts.pool.readers, self._store)
 
     def reading_sentences(self) -> tuple[str, ...]:
         """How the files are read, where it is not the best way."""
@@ -224,13 +221,8 @@ class _Opening:
         else:
             nbytes = store.slabs[index].slab.nbytes
             transfer = StagedCopy(parts.pool, source, nbytes, parts.recorder)
-        return StreamedUnit(idle_binding(unit), transfer, values, decode)
-
-
-def _stop(readers: ReaderPool, store: DiskStore | None) -> None:
-    readers.close()
-    if store is not None:
-        store.close()
+        binding = idle_binding(unit)
+        return StreamedUnit(binding, transfer, tuple(map(binding.hanging, values)), decode)
 
 
 class DiskSource:

@@ -99,7 +99,7 @@ def _rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, Streamed
     """Moves the streamed units into the RAM store, one at a time."""
     names = set(plan.streamed)
     units = [unit for unit in parts.live.units if unit.layout.name in names]
-    store = RamStore([u.layout for u in units], pin=parts.device.pin, pin_budget=pin_budget)
+    store = RamStore([u.layout for u in units], lender=parts.device, pin_budget=pin_budget)
     streamed = {}
     for index, unit in enumerate(units):
         parts.undo.callback(store.give_back, index)
@@ -108,9 +108,10 @@ def _rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, Streamed
     for index, unit in enumerate(units):
         views = unit_views(unit.layout.leaves, store.slab_offsets(index), parts.pool)
         values, _ = decoded_values(unit, views, (), parts.pool)
+        binding = idle_binding(unit)
         streamed[unit.layout.name] = StreamedUnit(
-            binding=idle_binding(unit),
+            binding=binding,
             transfer=ram_transfer(parts, store, index),
-            values=values,
+            values=tuple(map(binding.hanging, values)),
         )
     return streamed

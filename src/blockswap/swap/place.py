@@ -12,6 +12,7 @@ import torch
 
 from blockswap.adapters.live import LiveTensor
 from blockswap.layout.slab import pack
+from blockswap.layout.values import Recipe
 from blockswap.store.leaves import leaf_tensors, rebuild, version_of, view_leaf
 from blockswap.stream.binding import as_value
 from blockswap.stream.device import Device
@@ -25,8 +26,12 @@ def values_from(
     values, at = [], 0
     for live in tensors:
         count = len(live.spec.leaves)
-        value = rebuild(live.spec, leaves[at : at + count])
-        values.append(as_value(value, is_parameter=live.places[0].is_parameter))
+        # `.data`: views of one slab share a version counter, and each value needs its own.
+        value = rebuild(live.spec, [leaf.data for leaf in leaves[at : at + count]])
+        value = as_value(value, is_parameter=live.places[0].is_parameter)
+        if not isinstance(live.spec.recipe, Recipe):
+            vars(value).update(vars(live.tensor))  # what others noted on the tensor stays noted
+        values.append(value)
         at += count
     return tuple(values)
 

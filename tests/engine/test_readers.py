@@ -1,0 +1,144 @@
+"""Reader threads: every piece once, in order of jobs, errors kept, nothing hangs."""
+
+import threading
+
+import pytest
+
+from blockswap.errors import ReadError
+from blockswap.store.readers import Job, ReaderPool
+
+WAIT = 20.0
+
+
+def test_every_piece_runs_once_and_finish_after_all() -> None:
+    pool = ReaderPool(4)
+    seen: list[int] = []
+    job = Job([lambda n=n: seen.append(n) for n in range(50)], lambda: seen.append(-1))
+    pool.submit(job)
+    assert job.wait(WAIT)
+    assert sorted(seen[:-1]) == list(range(50))
+    assert seen[-1] == -1
+    assert pool.close() == []
+
+
+def test_a_job_without_pieces_still_finishes() -> None:
+    pool = ReaderPool(2)
+    done: list[bool] = []
+    job = Job([], lambda: done.append(True))
+    pool.submit(job)
+    assert job.wait(WAIT)
+    assert done == [True]
+    pool.close()
+
+
+def test_a_piece_of_a_later_job_may_wait_for_an_earlier_job() -> None:
+    """As staging does: with as many waiting pieces as readers, nothing may lock up."""
+    pool = ReaderPool(3)
+    jobs: list[Job] = []
+    for number in range(20):
+        earlier = jobs[-1] if jobs else None
+
+        def piece(earlier: Job | None = earlier) -> None:
+            if earlier is not None:
+                assert earlier.wait(WAIT)
+
+        jobs.append(Job([piece] * 5, lambda: None))
+        pool.submit(jobs[number])
+    assert jobs[-1].wait(WAIT)
+    assert [job.error for job in jobs] == [None] * 20
+    pool.close()
+
+
+@pytest.mark.parametrize("where", ["piece", "finish"])
+def test_an_error_is_kept_and_finish_left_out(where: str) -> None:
+    pool = ReaderPool(2)
+    finished: list[bool] = []
+
+    def failing() -> None:
+        raise OSError(5, "Input/output error")
+
+    def finish() -> None:
+        finished.append(True)
+        if where == "finish":
+            failing()
+
+    pieces = [failing] if where == "piece" else [lambda: None]
+    job = Job(pieces * 3, finish)
+    pool.submit(job)
+    assert job.wait(WAIT)
+    assert isinstance(job.error, OSError)
+    assert finished == ([] if where == "piece" else [True])
+    after = Job([lambda: None], lambda: None)
+    pool.submit(after)
+    assert after.wait(WAIT)
+    assert after.error is None
+    pool.close()
+
+
+def test_close_lets_queued_work_finish_and_stops_every_thread() -> None:
+    before = set(threading.enumerate())
+    pool = ReaderPool(2)
+    gate, seen = threading.Event(), []
+    jobs = [Job([lambda: gate.wait(WAIT)], lambda n=n: seen.append(n)) for n in range(6)]
+    for job in jobs:
+        pool.submit(job)
+    threading.Timer(0.05, gate.set).start()
+    assert pool.close() == []
+    assert sorted(seen) == list(range(6))
+    assert all(job.done for job in jobs)
+    assert not [t for t in set(threading.enumerate()) - before if "blockswap" in t.name]
+
+
+def test_a_read_asked_for_after_close_fails_and_does_not_hang() -> None:
+    pool = ReaderPool(1)
+    pool.close()
+    job = Job([lambda: None], lambda: None)
+    pool.submit(job)
+    assert job.wait(WAIT)
+    assert job.error is not None
+
+
+def test_closing_gives_a_stuck_disk_up_and_names_its_thread() -> None:
+    pool = ReaderPool(1)
+    gate = threading.Event()
+    stuck, queued = Job([lambda: gate.wait(WAIT)], lambda: None), Job([lambda: None], lambda: None)
+    pool.submit(stuck)
+    pool.submit(queued)
+    assert pool.close(timeout=0.1) == ["blockswap-reader-0"]
+    assert queued.wait(WAIT)
+    assert queued.error is not None
+    gate.set()
+
+
+def test_no_thread_to_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = ReaderPool(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ReadError, match="can't start new thread"):
+            pool.submit(Job([lambda: None], lambda: None))
+    job = Job([lambda: None], lambda: None)
+    pool.submit(job)
+    assert job.wait(WAIT)
+    assert pool.close() == []
+
+
+def test_an_orphan_is_ended_and_a_queued_job_is_not() -> None:
+    pool = ReaderPool(1)
+    orphan = Job([lambda: None], lambda: None)
+    pool.cancel_orphan(orphan)
+    assert orphan.done
+    assert orphan.error is not None
+    gate = threading.Event()
+    first, second = Job([lambda: gate.wait(WAIT)], lambda: None), Job([lambda: None], lambda: None)
+    pool.submit(first)
+    pool.submit(second)
+    pool.cancel_orphan(first)
+    pool.cancel_orphan(second)
+    gate.set()
+    assert first.wait(WAIT)
+    assert second.wait(WAIT)
+    assert first.error is second.error is None
+    pool.close()
