@@ -13,7 +13,8 @@ from blockswap.adapters.skeleton import build_skeleton
 from blockswap.adapters.stored import StoredModel, match_checkpoint
 from blockswap.errors import ArgsError, GeometryError
 from blockswap.layout.checkpoint import Checkpoint, open_checkpoint
-from blockswap.layout.geometry import infer_geometry
+from blockswap.layout.geometry import infer_geometry, name_variant
+from blockswap.layout.geometry.stated import stated_by
 from blockswap.layout.values import contiguous_stride
 from blockswap.plan import make_plan
 from blockswap.selection import BlockSwapArgs, select
@@ -65,7 +66,7 @@ def open_transformer(
     if skeleton is not None:
         refuse_swapped(skeleton)
     checkpoint = open_checkpoint(path)
-    model = _matched(checkpoint, skeleton, dtype)
+    model, assumed = _matched(checkpoint, skeleton, dtype)
     facts = facts_of_checkpoint(model, where)
     plan = make_plan(facts, select(wanted, model.live.layout), wanted)
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
@@ -80,7 +81,8 @@ def open_transformer(
         closing = ExitStack()
         closing.callback(refuse_closed, model.live.root, checkpoint.label)
         closing.push(undo.pop_all())
-        swap.keep(closing, [lambda: tuple(parts.pool.sentences), opening.reading_sentences])
+        told = [lambda: assumed, lambda: tuple(parts.pool.sentences), opening.reading_sentences]
+        swap.keep(closing, told)
     return model.live.root
 
 
@@ -95,7 +97,9 @@ def _check_dtype(dtype: object) -> None:
 
 def _matched(
     checkpoint: Checkpoint, skeleton: torch.nn.Module | None, dtype: torch.dtype | None
-) -> StoredModel:
+) -> tuple[StoredModel, tuple[str, ...]]:
+    """The skeleton with the checkpoint behind it, and what had to be assumed about it."""
+    assumed: tuple[str, ...] = ()
     if skeleton is None:
         geometry = infer_geometry(checkpoint)
         if geometry.extras:
@@ -105,7 +109,13 @@ def _matched(
                 "bf16, fp16 or fp32 checkpoint, or give a skeleton that knows the scales"
             )
         skeleton = build_skeleton(geometry)
-    return match_checkpoint(skeleton, checkpoint, dtype)
+        if name_variant(geometry) is None and stated_by(checkpoint).num_heads is None:
+            assumed = (
+                f"{checkpoint.label} is no published model and does not state its heads: "
+                f"{geometry.num_heads} of {geometry.head_dim} are assumed, as wide as Wan's (put "
+                "wan.num_heads in its metadata otherwise)",
+            )
+    return match_checkpoint(skeleton, checkpoint, dtype), assumed
 
 
 class _Opening:

@@ -1,0 +1,37 @@
+"""Every example and every blockswap command of the README runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# `$ blockswap ...` lines of the README; the demo has tests of its own.
+COMMANDS = [c for c in re.findall(r"^\$ (blockswap .*)$", README, re.M) if " demo" not in c]
+
+
+def run(command, cwd):
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=300, check=True
+    ).stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example_runs_and_reports(example, tmp_path):
+    assert "blocks streamed" in run([sys.executable, str(example)], tmp_path)
+
+
+def test_the_readme_shows_commands():
+    assert len(COMMANDS) >= 2
+
+
+@pytest.mark.slow
+def test_readme_commands_run_one_after_the_other(tmp_path):
+    for command in COMMANDS:
+        words = shlex.split(command.split("#")[0])
+        assert run([sys.executable, "-m", "blockswap", *words[1:]], tmp_path)
