@@ -19,7 +19,9 @@ namespace {
 using torch::jit::Stack;
 
 void add_host_access(std::vector<Access>& accesses, const at::Tensor& tensor, bool write) {
-  if (!tensor.defined() || tensor.numel() == 0 || !tensor.has_storage()) return;
+  // The compiler traces with tensors whose sizes are symbols: they have no bytes to access.
+  if (!tensor.defined() || tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;
+  if (tensor.numel() == 0 || !tensor.has_storage()) return;
   // Fake tensors claim a device they are not on; their keys tell.
   if (!tensor.key_set().has(c10::DispatchKey::CPU) ||
       tensor.key_set().has(c10::DispatchKey::Python)) {
