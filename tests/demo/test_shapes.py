@@ -90,7 +90,7 @@ def test_paths_lead_straight_in_the_direction_asked_for(direction: str) -> None:
     along = moves @ torch.tensor(STEP[direction])
     assert bool((along > 1.4).all())
     torch.testing.assert_close(moves.norm(dim=-1), along)
-    assert float(path[:, 4].std(dim=0).max()) > 2.0, "starting places hardly differ"
+    assert float(path[:, 4].std(dim=0).max()) > 1.0, "starting places hardly differ"
 
 
 def test_colours_are_those_of_the_palette() -> None:

@@ -212,9 +212,7 @@ class ScaledInt8(torch.Tensor):
         return ScaledInt8(parts["data8"], parts["scale"])
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         aten = torch.ops.aten
         if func in (aten.detach.default, aten.clone.default, aten._to_copy.default):

@@ -11,9 +11,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 
 
 @pytest.fixture(autouse=True)
-def announced_host_writes(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def announced_host_writes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the simulated accelerator the race detector sees the reader threads' writes, too."""
     names = [str(value) for value in getattr(request.node, "callspec", _NoParams).params.values()]
     if any(name.startswith("sim-") for name in names):

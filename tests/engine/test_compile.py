@@ -18,9 +18,7 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("family", ["mini", "original"])
-def test_compiled_model_is_bit_equal(
-    family: str, device: torch.device, shelf: Shelf
-) -> None:
+def test_compiled_model_is_bit_equal(family: str, device: torch.device, shelf: Shelf) -> None:
     for store in stores(device):
         torch._dynamo.reset()
         with opened(store, family, device, ARGS, shelf=shelf) as (model, _), torch.no_grad():

@@ -1,6 +1,7 @@
 """A disk that fails under a forward: one error that names the place, nothing hangs, a retry works."""
 
 import errno
+import linecache
 import os
 import sys
 import threading
@@ -184,11 +185,12 @@ class InterruptAt:
         self._thread = threading.get_ident()
 
     def __enter__(self) -> "InterruptAt":
+        self._before = sys.gettrace()  # coverage's own
         sys.settrace(self._trace)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _trace(self, frame: FrameType, event: str, arg: object) -> Any:
         if "/blockswap/st" not in frame.f_code.co_filename:
@@ -196,12 +198,18 @@ class InterruptAt:
         return self._line
 
     def _line(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == "line" and not self.raised:
+        if event == "line" and not self.raised and not _at_with(frame):
             self._left -= 1
             if self._left < 0:
                 self.raised = True
                 raise KeyboardInterrupt
         return self._line
+
+
+def _at_with(frame: FrameType) -> bool:
+    """Whether the line is a `with`, which also runs on leaving: Python lets no interrupt in there."""
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return line.lstrip().startswith("with ")
 
 
 @pytest.mark.parametrize("phase", range(4))

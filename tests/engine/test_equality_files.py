@@ -70,9 +70,7 @@ def test_fp32_file_computes_in_the_dtype_asked_for(
             )
 
 
-def test_diffusers_class_keeps_in_fp32_what_it_asks_for(
-    device: torch.device, shelf: Shelf
-) -> None:
+def test_diffusers_class_keeps_in_fp32_what_it_asks_for(device: torch.device, shelf: Shelf) -> None:
     kept = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
     model = fresh("diffusers")
     for name, parameter in model.named_parameters():
@@ -116,9 +114,7 @@ def test_original_names_open_into_a_diffusers_module(
 
 
 @pytest.mark.parametrize("target", ["folder", "index"])
-def test_sharded_checkpoint_is_bit_equal(
-    target: str, device: torch.device, tmp_path: Path
-) -> None:
+def test_sharded_checkpoint_is_bit_equal(target: str, device: torch.device, tmp_path: Path) -> None:
     """Tensors of one block lie in different shards."""
     state = fresh("diffusers").state_dict()
     stem = "diffusion_pytorch_model"
@@ -144,9 +140,7 @@ def test_prefixed_checkpoint_is_bit_equal(
     tensors["first_stage_model.decoder.weight"] = torch.randn(77)
     tensors["cond_stage_model.shared.weight"] = torch.randn(31)
     save_file(tensors, tmp_path / "full.safetensors", metadata=metadata("original"))
-    opened_equals(
-        tmp_path / "full.safetensors", "original", device, reference("original", device)
-    )
+    opened_equals(tmp_path / "full.safetensors", "original", device, reference("original", device))
 
 
 def write_with_data_at(path: Path, tensors: dict[str, torch.Tensor], remainder: int) -> int:
@@ -176,9 +170,7 @@ def test_data_at_any_offset_is_bit_equal(
     opened_equals(path, "original", device, reference("original", device))
 
 
-def test_tensors_after_one_of_odd_size_are_bit_equal(
-    device: torch.device, tmp_path: Path
-) -> None:
+def test_tensors_after_one_of_odd_size_are_bit_equal(device: torch.device, tmp_path: Path) -> None:
     """Mixed dtypes and a stray int8 in front put every later tensor at an odd byte."""
     path = tmp_path / "odd.safetensors"
     tensors = {"vae.stray": torch.ones(3, dtype=torch.int8)}

@@ -72,9 +72,10 @@ def _pairs(stores_there: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def _named(case: dict[str, Any]) -> str:
     grad = "inference" if case["inference"] else "no-grad"
-    return "-".join(
-        str(case[k]) for k in ("family", "store", "dtype", "selection", "prefetch")
-    ) + f"-{grad}"
+    return (
+        "-".join(str(case[k]) for k in ("family", "store", "dtype", "selection", "prefetch"))
+        + f"-{grad}"
+    )
 
 
 @pytest.mark.parametrize("case", _pairs(STORES), ids=_named)

@@ -105,4 +105,4 @@ def test_leaves_far_apart_are_read_apart() -> None:
 def test_shards_are_read_apart_and_nothing_needs_no_read() -> None:
     assert len(file_slab([Extent(0, 0, 9), Extent(1, 9, 9)]).runs) == 2
     assert file_slab([]).runs == ()
-    assert file_slab([Extent(0, 77, 0)]).runs == ()
+    assert file_slab([Extent(0, 8192, 0)]).runs == ()

@@ -183,9 +183,7 @@ def test_ram_store_never_holds_more_than_the_model_and_one_block(
     assert pinned <= whole * 1.15
 
 
-def test_opening_keeps_no_second_copy_of_a_block_alive(
-    sim_device: torch.device, sim: Any
-) -> None:
+def test_opening_keeps_no_second_copy_of_a_block_alive(sim_device: torch.device, sim: Any) -> None:
     """After opening, the streamed parameters' memory is the arena's and nothing else."""
     model = fresh("original")
     with swap_blocks(model, {"blocks_to_swap": 6}, device=sim_device):

@@ -162,9 +162,7 @@ def test_reader_must_wait_for_the_earlier_job_of_its_staging(
 
         monkeypatch.setattr(transfer.StagedCopy, "_wait_until_writable", only_copied)
     gate = Gate(HOLD_SECONDS)
-    stall_reads(
-        monkeypatch, after={"blocks.0": gate.hold, "blocks.2": gate.opened.set}
-    )
+    stall_reads(monkeypatch, after={"blocks.0": gate.hold, "blocks.2": gate.opened.set})
     found = scenario.forwards("disk", count=1)
     assert gate.reached.is_set()
     assert ("output" in found) is removed
@@ -254,8 +252,9 @@ def test_a_slot_used_on_another_stream_must_stay_covered_by_free(
     if removed:
         drop_waits(
             monkeypatch,
-            lambda stream, event: is_event(scenario.pools, event, "free")
-            and stream != scenario.pools[-1].copies,
+            lambda stream, event: (
+                is_event(scenario.pools, event, "free") and stream != scenario.pools[-1].copies
+            ),
         )
     with (
         scenario.watched() as found,

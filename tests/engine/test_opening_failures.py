@@ -144,9 +144,7 @@ def copy_of_file(shelf: Shelf, tmp_path: Path) -> Iterator[Path]:
     yield path
 
 
-def test_truncated_file_is_refused_at_the_door(
-    copy_of_file: Path, device: torch.device
-) -> None:
+def test_truncated_file_is_refused_at_the_door(copy_of_file: Path, device: torch.device) -> None:
     os.truncate(copy_of_file, copy_of_file.stat().st_size - 1000)
     expect_refusal(
         lambda: open_transformer(copy_of_file, ARGS, device=device),

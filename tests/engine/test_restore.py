@@ -88,9 +88,7 @@ def test_closed_model_moves_and_casts_again(device: torch.device) -> None:
     model.to(device).to(torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     with torch.no_grad():
-        assert torch.equal(
-            forward(model, "mini", device), reference("mini", device, dtype="bf16")
-        )
+        assert torch.equal(forward(model, "mini", device), reference("mini", device, dtype="bf16"))
 
 
 def test_closing_twice_does_nothing(device: torch.device) -> None:
@@ -172,9 +170,7 @@ def test_every_byte_is_returned_at_close_without_a_garbage_collection(
             gc.enable()
 
 
-def test_close_in_the_middle_of_reads_ends_every_reader(
-    device: torch.device, shelf: Shelf
-) -> None:
+def test_close_in_the_middle_of_reads_ends_every_reader(device: torch.device, shelf: Shelf) -> None:
     before = set(threading.enumerate())
     for _ in range(3):
         args = {"blocks_to_swap": 5}

@@ -138,9 +138,10 @@ def test_device_bytes_after_opening_are_the_planned_bytes(
     gc.collect()
     sim.reset()
     base = sim.counters().device_bytes
-    with opened(
-        store, "original-i2v", sim_device, PLANS[name], dtype=dtype, shelf=shelf
-    ) as (_, swap):
+    with opened(store, "original-i2v", sim_device, PLANS[name], dtype=dtype, shelf=shelf) as (
+        _,
+        swap,
+    ):
         now = sim.counters()
         assert now.device_bytes - base == swap.plan.device_bytes
         assert now.device_bytes_peak - base == swap.plan.device_bytes, "more while opening"

@@ -98,8 +98,10 @@ def short_reads(patch: pytest.MonkeyPatch) -> None:
 
     def short(fd: int, buffers: Any, offset: int) -> int:
         view = memoryview(buffers[0])
-        return real(fd, [view[: max(1, len(view) // 3)]], offset) if len(view) > 1000 else real(
-            fd, buffers, offset
+        return (
+            real(fd, [view[: max(1, len(view) // 3)]], offset)
+            if len(view) > 1000
+            else real(fd, buffers, offset)
         )
 
     patch.setattr(os, "preadv", short)
@@ -215,9 +217,7 @@ def replaced(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [touched, grown])
-def test_a_file_changed_while_open_is_noticed(
-    change: Callable[[Path], None], path: Path
-) -> None:
+def test_a_file_changed_while_open_is_noticed(change: Callable[[Path], None], path: Path) -> None:
     file = StreamedFile(header_of(path))
     file.check_unchanged()
     change(path)

@@ -25,8 +25,9 @@ class SamplingSettings:
     """How a clip is sampled."""
 
     seed: int = 0
-    steps: int = 12
-    guidance: float = 2.0
+    steps: int = 16
+    # One is a single pass a step; measured, two and more turn some balls and squares into another.
+    guidance: float = 1.0
     # Above one, more of the steps are spent on high noise, where the place of the shape is settled.
     shift: float = 3.0
     size: ClipSize = field(default_factory=ClipSize)

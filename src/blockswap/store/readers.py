@@ -3,9 +3,15 @@
 Order matters: a reader takes pieces of a later job only when every piece of the earlier ones is
 taken. A reader may therefore wait for an earlier job to finish (for its staging buffer) without
 ever waiting for itself.
+
+Ctrl-C may strike the forward thread between any two lines of Python, the standard library's own
+included: inside `Condition.__exit__` it would leave a lock held for ever. So what both sides touch
+here is made of plain locks and a `SimpleQueue`, whose operations are single steps in C.
 """
 
+import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -15,6 +21,33 @@ Piece = Callable[[], None]
 
 # How long closing waits for a disk that does not answer before it goes on without it.
 STUCK_SECONDS = 30.0
+
+
+class _Latch:
+    """A door that opens once."""
+
+    __slots__ = ("_lock", "is_open")
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def open(self) -> None:
+        if not self.is_open:
+            self.is_open = True
+            self._lock.release()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Waits, in slices: a waiter interrupted with the lock in hand must not stop the others."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self.is_open:
+            left = 1.0 if end is None else min(1.0, end - time.monotonic())
+            if left <= 0:
+                return False
+            if self._lock.acquire(timeout=left):
+                self._lock.release()
+        return True
 
 
 def _nothing() -> None:
@@ -37,11 +70,11 @@ class Job:
         self._finish: Piece | None = finish
         self._keep = keep
         self._lock = threading.Lock()
-        self._done = threading.Event()
+        self._done = _Latch()
 
     @property
     def done(self) -> bool:
-        return self._done.is_set()
+        return self._done.is_open
 
     @property
     def taken(self) -> bool:
@@ -89,7 +122,7 @@ class Job:
         # A slot remembers its job, and the job's closures the slot: let go of them here.
         self._finish = self._keep = None
         self._waiting.clear()
-        self._done.set()
+        self._done.open()
 
 
 class ReaderPool:
@@ -98,13 +131,15 @@ class ReaderPool:
     def __init__(self, threads: int = 4) -> None:
         self._count = threads
         self._jobs: deque[Job] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # guards the jobs; never held while a piece runs
+        # A token wakes a reader, which then works until no piece is left; None ends it.
+        self._tokens: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closed = False
 
     def submit(self, job: Job) -> None:
         """Queues `job`. After `close` it just fails. Raises ReadError if no thread can be had."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 job.cancel(StateError("a read was asked for after its swap was closed"))
                 return
@@ -112,27 +147,28 @@ class ReaderPool:
                 self._start()
             # Woken readers wait for the lock. The append comes last, in one step: an interrupt
             # comes before all of this or after it.
-            self._changed.notify_all()
+            for _ in self._threads:
+                self._tokens.put(True)
             self._jobs.append(job)
 
     def cancel_orphan(self, job: Job) -> None:
         """Ends a job that an interrupt kept from being queued; only its submitter may call this."""
-        with self._changed:
+        with self._lock:
             if not job.done and not job.taken and job not in self._jobs:
                 job.cancel(StateError("a read was interrupted before it was queued"))
 
     def close(self, timeout: float = STUCK_SECONDS) -> list[str]:
         """Lets queued work finish, stops the threads; names those a stuck disk still holds."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._tokens.put(None)  # each reader passes it on
         here = threading.current_thread()  # the garbage collector may close us from anywhere
         for thread in self._threads:
             if thread is not here:
                 thread.join(timeout)
         stuck = [t.name for t in self._threads if t is not here and t.is_alive()]
         self._threads.clear()
-        with self._changed:
+        with self._lock:
             for job in self._jobs:
                 if not job.taken:
                     job.cancel(StateError("its swap was closed before the read began"))
@@ -155,17 +191,19 @@ class ReaderPool:
             self._threads.append(thread)
 
     def _work(self) -> None:
-        while (taken := self._next()) is not None:
-            job, piece = taken
-            job.run(piece)
-            del job, piece, taken  # a parked reader must not keep buffers alive
+        token: bool | None = True
+        while token is not None:
+            token = self._tokens.get()
+            while (taken := self._next()) is not None:
+                job, piece = taken
+                job.run(piece)
+                del job, piece, taken  # a parked reader must not keep buffers alive
+        self._tokens.put(None)
 
     def _next(self) -> tuple[Job, Piece] | None:
-        with self._changed:
-            while not self._jobs:
-                if self._closed:
-                    return None
-                self._changed.wait()
+        with self._lock:
+            if not self._jobs:
+                return None
             job = self._jobs[0]
             piece, last = job.take()
             if last:
