@@ -63,7 +63,7 @@ class _ClockedJob(Job):
     @property
     def done(self) -> bool:
         """Whether it is done by the asking thread's clock; in real time it may be done already."""
-        return self._done.is_set() and sim.clock.now() >= self._done_at
+        return super().done and sim.clock.now() >= self._done_at
 
     def wait(self, timeout: float | None = None) -> bool:
         finished = super().wait(timeout)

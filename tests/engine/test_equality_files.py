@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Shelf, fresh, forward, metadata, reference, skeleton
+from cases import Shelf, forward, fresh, metadata, reference, skeleton
 from safetensors.torch import save_file
 from torch import nn
 

@@ -36,7 +36,7 @@ def check(units: list[UnitLayout], packing: Packing) -> None:
         assert len(packed.runs) <= MAX_RUNS
         covered: list[tuple[int, int]] = []
         for run in packed.runs:
-            assert 0 <= run.chunk_offset
+            assert run.chunk_offset >= 0
             assert run.chunk_offset + run.nbytes <= packing.chunk_bytes[run.chunk]
             covered.append((run.slab_offset, run.slab_offset + run.nbytes))
             for start in range(run.chunk_offset, run.chunk_offset + run.nbytes, LEAF_ALIGNMENT):

@@ -13,7 +13,6 @@ Each run of leaves in one chunk is one copy; `MAX_RUNS` bounds the copies of a u
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockswap.errors import PlanError
 from blockswap.layout.slab import LEAF_ALIGNMENT, Slab, align_up
 from blockswap.layout.values import UnitLayout
 
@@ -51,22 +50,13 @@ def pack_arena(units: Sequence[UnitLayout]) -> Packing:
 
     A chunk is at most as large as the largest unit (rounded down to a power of two) or the
     largest leaf (rounded up), so that filling the arena unit by unit never holds more than the
-    model and about one block beside it. Takes a larger chunk where a unit would need more than
-    `MAX_RUNS` runs.
+    model and about one block beside it. Only the last run that a unit may have takes a larger
+    chunk, if all that is left of the unit needs one.
     """
     sizes = [[align_up(leaf.nbytes, LEAF_ALIGNMENT) for leaf in unit.leaves] for unit in units]
     largest_unit = max((sum(unit) for unit in sizes), default=0)
     largest_leaf = max((size for unit in sizes for size in unit), default=0)
-    chunk = max(_power_below(largest_unit), _power_above(largest_leaf))
-    while True:
-        packing = _Filler(sizes, chunk).fill()
-        if all(len(unit.runs) <= MAX_RUNS for unit in packing.units):
-            return packing
-        if chunk > 2 * largest_unit:
-            raise PlanError(
-                f"no packing with at most {MAX_RUNS} runs a unit in {chunk} byte chunks"
-            )
-        chunk *= 2
+    return _Filler(sizes, max(_power_below(largest_unit), _power_above(largest_leaf))).fill()
 
 
 def _power_below(nbytes: int) -> int:
@@ -98,6 +88,10 @@ class _Filler:
         slab_end = 0
         while waiting:
             free = (self._chunks[-1] if self._chunks else 0) - self._used
+            rest = sum(sizes[i] for i in waiting)
+            if len(runs) == MAX_RUNS - 1 and rest > free:
+                self._open_chunk(rest)
+                continue
             taken, left = _take(waiting, sizes, free)
             if not taken:
                 self._open_chunk(max(sizes[i] for i in waiting))
