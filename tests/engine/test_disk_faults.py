@@ -1,4 +1,4 @@
-"""A disk that fails under a forward: one error that names the place, nothing hangs, a retry works."""
+"""A disk that fails under a forward: one error that names the place, no hang, a retry works."""
 
 import errno
 import linecache
@@ -207,7 +207,7 @@ class InterruptAt:
 
 
 def _at_with(frame: FrameType) -> bool:
-    """Whether the line is a `with`, which also runs on leaving: Python lets no interrupt in there."""
+    """Whether the line is a `with`, which runs on leaving, too: no interrupt comes in there."""
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
     return line.lstrip().startswith("with ")
 

@@ -1,4 +1,4 @@
-"""A hundred rounds leave memory, threads and file descriptors as they were; RAM is never doubled."""
+"""A hundred rounds leave memory, threads and descriptors as they were; RAM is never doubled."""
 
 import gc
 import threading

@@ -1,4 +1,4 @@
-"""The rules of the engine as exact assertions, on the simulated accelerator's counters and clock."""
+"""The rules of the engine as exact assertions on the simulated accelerator."""
 
 import gc
 from collections.abc import Iterator
