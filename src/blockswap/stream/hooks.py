@@ -20,7 +20,7 @@ class Hooks:
     def __init__(self, root: torch.nn.Module) -> None:
         self._root = root
         self._handles: list[Any] = []
-        self._guarded: list[torch.nn.Module] = []
+        self._guarded: list[tuple[torch.nn.Module, Callable[..., torch.nn.Module]]] = []
 
     def connect(self, streamer: Streamer, modules: Sequence[torch.nn.Module]) -> None:
         """`modules[i]` is the module of unit i; `root` is the model whose forward runs them."""
@@ -44,9 +44,9 @@ class Hooks:
         """Makes `.to()`, `.cuda()`, `.half()` and their like harmless or refused on `modules`."""
         for module in dict.fromkeys((self._root, *modules)):
             if "_apply" not in vars(module):
-                guard = _MoveGuard(module, moves)
-                module._apply = guard.apply  # type: ignore[method-assign]
-                self._guarded.append(module)
+                ours = _MoveGuard(module, moves).apply
+                module._apply = ours  # type: ignore[method-assign]
+                self._guarded.append((module, ours))
 
     def refuse_loading(self, modules: Sequence[torch.nn.Module], label: str) -> None:
         """`load_state_dict()` into a swapped model is refused before it touches anything."""
@@ -76,8 +76,9 @@ class Hooks:
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-        for module in self._guarded:
-            del module._apply
+        for module, ours in self._guarded:
+            if vars(module).get("_apply") is ours:  # else someone has wrapped it meanwhile
+                del module._apply
         self._handles.clear()
         self._guarded.clear()
 
