@@ -43,7 +43,7 @@ def fill(slab: FileSlab) -> bytearray:
     return memory
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(extents())
 def test_every_leaf_has_the_bytes_of_the_file(given_extents: list[Extent]) -> None:
     slab = file_slab(given_extents)
@@ -54,7 +54,7 @@ def test_every_leaf_has_the_bytes_of_the_file(given_extents: list[Extent]) -> No
         assert bytes(found) == wanted
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(extents())
 def test_reads_are_whole_sectors_and_do_not_overlap(given_extents: list[Extent]) -> None:
     slab = file_slab(given_extents)
@@ -69,7 +69,7 @@ def test_reads_are_whole_sectors_and_do_not_overlap(given_extents: list[Extent])
     assert slab.read_bytes == sum(run.nbytes for run in slab.runs)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(extents())
 def test_every_leaf_is_aligned_and_apart_from_the_others(given_extents: list[Extent]) -> None:
     slab = file_slab(given_extents)

@@ -24,7 +24,7 @@ def units_of(sizes: list[list[int]]) -> list[UnitLayout]:
 
 # Norms and biases beside matrices, and everything between.
 LEAF_BYTES = st.one_of(
-    st.integers(0, 300), st.integers(1, 5000), st.sampled_from([256, 4096, 65536, 100_000])
+    st.integers(0, 300), st.integers(1, 3000), st.sampled_from([256, 4096, 20_000])
 )
 SIZES = st.lists(st.lists(LEAF_BYTES, max_size=12), max_size=12)
 
@@ -57,7 +57,7 @@ def check(units: list[UnitLayout], packing: Packing) -> None:
         assert all(a[1] <= b[0] for a, b in zip(taken, taken[1:], strict=False))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(SIZES)
 def test_any_layout_is_packed_without_overlap_in_at_most_four_runs(sizes: list[list[int]]) -> None:
     units = units_of(sizes)

@@ -119,7 +119,7 @@ def test_report_is_still_there_after_close(device: torch.device) -> None:
 def test_streamed_weights_show_their_values_between_forwards(device: torch.device) -> None:
     """RAM store: an unbound parameter is its host view, and the same object all the time."""
     model = fresh("mini")
-    objects = {name: tensor for name, tensor in model.named_parameters()}
+    objects = dict(model.named_parameters())
     with swap_blocks(model, BlockSwapArgs(blocks_to_swap=5), device=device), torch.no_grad():
         for _ in range(2):
             forward(model, "mini", device)
@@ -158,10 +158,10 @@ def test_every_byte_is_returned_at_close_without_a_garbage_collection(
         before = sim.counters()
         gc.disable()
         try:
-            with opened(store, "original", sim_device, ARGS, shelf=shelf) as (model, swap):
+            with opened(store, "mini", sim_device, ARGS, shelf=shelf) as (model, swap):
                 with torch.no_grad():
                     for _ in range(2):
-                        forward(model, "original", sim_device)
+                        forward(model, "mini", sim_device)
             after = sim.counters()
             assert after.device_bytes == before.device_bytes, store
             assert after.pinned_bytes == before.pinned_bytes == 0, store

@@ -192,7 +192,7 @@ class _Opening:
         hooks.refuse_state_dict(
             modules,
             "the weights of this transformer are not in memory but streamed from "
-            f"{self._source}: copy that instead of saving the model",
+            f"{self._source}: copy that file instead of saving the model",
         )
 
     def reading_sentences(self) -> tuple[str, ...]:
