@@ -2,7 +2,7 @@
 
 Run from the repository root:
 
-    python examples/train_demo/train.py --minutes 60 --out build/train_demo
+    python examples/train_demo/train.py --minutes 54 --out build/train_demo
 
 A run that was stopped goes on where its last snapshot stands when it is started again.
 """
@@ -257,9 +257,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/train_demo"))
     parser.add_argument(
-        "--minutes", type=float, default=60.0, help="training time, snapshots aside"
+        "--minutes", type=float, default=54.0, help="training time, snapshots aside"
     )
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1.0, help="share of the learning rates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
