@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Shelf, forward, fresh, inputs, opened, reference
+from cases import Shelf, fresh, inputs, opened, reference
 from seams import (
     DeafEvent,
     Gate,
@@ -42,9 +42,10 @@ HOLD_SECONDS = 0.5
 class Scenario:
     """Runs a model and says what was found: race kinds, and whether an output was wrong."""
 
-    def __init__(self, sim: Any, device: torch.device, pools: list[Pool], shelf: Shelf) -> None:
+    def __init__(self, sim: Any, mode: str, pools: list[Pool], shelf: Shelf) -> None:
         self.sim = sim
-        self.device = device
+        self.mode = mode
+        self.device = torch.device("sim", 0)
         self.pools = pools
         self.shelf = shelf
 
@@ -52,22 +53,15 @@ class Scenario:
     def watched(self) -> Iterator[list[str]]:
         """Collects what goes wrong inside, instead of raising it."""
         found: list[str] = []
-        mode = "lazy" if self.lazy else "eager"
-        self.sim.configure(mode=mode, races="record", unrecorded_waits="record")
+        self.sim.configure(mode=self.mode, races="record", unrecorded_waits="record")
         self.sim.reset()
         try:
             yield found
             torch.accelerator.synchronize()
             found += [race.kind for race in self.sim.races()]
         finally:
-            self.sim.configure(mode=mode, races="off", unrecorded_waits="off")
+            self.sim.configure(mode=self.mode, races="off", unrecorded_waits="off")
             self.sim.reset()
-
-    @property
-    def lazy(self) -> bool:
-        return bool(self._mode == "lazy")
-
-    _mode = "eager"
 
     def forwards(
         self,
@@ -102,11 +96,10 @@ def scenario(
     shelf: Shelf,
 ) -> Iterator[Scenario]:
     torch.set_num_threads(1)
-    device = torch.device("sim", 0)
-    sim_module.configure(mode=request.param.removeprefix("sim-"))
+    mode = request.param.removeprefix("sim-")
+    sim_module.configure(mode=mode)
     sim_module.reset()
-    found = Scenario(sim_module, device, collect_pools(monkeypatch), shelf)
-    found._mode = request.param.removeprefix("sim-")
+    found = Scenario(sim_module, mode, collect_pools(monkeypatch), shelf)
     yield found
     sim_module.configure(races="off", unrecorded_waits="off")
     sim_module.reset()
@@ -165,7 +158,7 @@ def test_reader_must_wait_for_the_earlier_job_of_its_staging(
     stall_reads(monkeypatch, after={"blocks.0": gate.hold, "blocks.2": gate.opened.set})
     found = scenario.forwards("disk", count=1)
     assert gate.reached.is_set()
-    assert ("output" in found) is removed
+    assert bool(found) is removed
 
 
 @pytest.mark.parametrize("removed", [False, True], ids=["as it is", "taken out"])
@@ -399,11 +392,3 @@ def test_opening_must_wait_for_what_it_enqueued(
             model.blocks[0](x)
     assert ("write-after-write" in found) is removed
     assert removed or found == []
-
-
-def test_scenarios_compare_with_a_true_reference(scenario: Scenario) -> None:
-    model = fresh("mini").to(scenario.device)
-    with torch.no_grad():
-        assert torch.equal(
-            forward(model, "mini", scenario.device), reference("mini", scenario.device)
-        )
