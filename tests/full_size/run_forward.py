@@ -5,8 +5,8 @@ python run_forward.py CHECKPOINT streamed|loaded
 
 import hashlib
 import json
-import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -45,7 +45,9 @@ def main() -> None:
             return_dict=False,
         )
     digest = hashlib.sha256(output.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss: across fork and exec that starts at the parent's own.
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
     print(
         json.dumps({"peak_bytes": peak, "digest": digest, "finite": bool(output.isfinite().all())})
     )
