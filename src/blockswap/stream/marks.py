@@ -83,6 +83,12 @@ class Recorder:
         """Host seconds since second zero, for reads that no device event sees."""
         return time.perf_counter() - self._host_origin
 
+    def count_copies(self, copies: int, nbytes: int) -> None:
+        """Counts one unit's way to the device; reader threads and the forward thread call it."""
+        with self.count_lock:
+            self.counters.copies += copies
+            self.counters.copied_bytes += nbytes
+
     def take(self) -> Mark:
         """A mark to fill. The oldest visit is read, or given up, when none is left."""
         if not self._free and self._pending:

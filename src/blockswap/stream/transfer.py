@@ -59,9 +59,7 @@ class PinnedCopy:
         slot.job = None
         pairs = self._pairs[slot.index]
         _enqueue(self._pool, slot, mark, pairs)
-        with self._recorder.count_lock:
-            self._recorder.counters.copies += len(pairs)
-            self._recorder.counters.copied_bytes += self.copied_bytes
+        self._recorder.count_copies(len(pairs), self.copied_bytes)
 
 
 class StagedCopy:
@@ -88,9 +86,7 @@ class StagedCopy:
             _note_read(self._recorder, mark, self._source, staging.address)
             pair = (self._targets[slot.index], self._origins[id(staging)])
             _enqueue(self._pool, slot, mark, (pair,), staging=staging)
-            with self._recorder.count_lock:
-                self._recorder.counters.copies += 1
-                self._recorder.counters.copied_bytes += self.copied_bytes
+            self._recorder.count_copies(1, self.copied_bytes)
 
         pieces = _timed(self._source.pieces(staging.address), mark, self._recorder.host_now, guard)
         # The job keeps the memory it writes to alive, whatever becomes of the pool meanwhile.

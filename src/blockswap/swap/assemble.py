@@ -112,6 +112,15 @@ def ram_transfer(parts: Parts, store: RamStore, index: int) -> Transfer:
     return StagedCopy(parts.pool, source, nbytes, parts.recorder)
 
 
+def ram_unit(
+    parts: Parts, store: RamStore, index: int, unit: LiveUnit, binding: Binding
+) -> StreamedUnit:
+    """A unit that rests in the RAM store, in compute form, ready to be streamed."""
+    views = unit_views(unit.layout.leaves, store.slab_offsets(index), parts.pool)
+    values = tuple(binding.hanging(values_from(unit.tensors, leaves)) for leaves in views)
+    return StreamedUnit(binding, ram_transfer(parts, store, index), values)
+
+
 class PageableSource:
     """A unit in host memory that could not be pinned: reader threads copy it to staging."""
 

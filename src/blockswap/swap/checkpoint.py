@@ -31,7 +31,7 @@ from blockswap.swap.assemble import (
     ensure_staging,
     idle_binding,
     make_parts,
-    ram_transfer,
+    ram_unit,
     start_engine,
     unit_views,
 )
@@ -160,12 +160,7 @@ class _Opening:
         )
         streamed = {}
         for index, unit in enumerate(units):
-            views = unit_views(unit.layout.leaves, store.slab_offsets(index), parts.pool)
-            values, _ = decoded_values(unit, views, (), parts.pool)
-            transfer = ram_transfer(parts, store, index)
-            streamed[unit.layout.name] = StreamedUnit(
-                bindings[index], transfer, tuple(map(bindings[index].hanging, values))
-            )
+            streamed[unit.layout.name] = ram_unit(parts, store, index, unit, bindings[index])
         return streamed
 
     def disk_units(self) -> dict[str, StreamedUnit]:

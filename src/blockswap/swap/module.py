@@ -16,13 +16,11 @@ from blockswap.stream.device import open_device
 from blockswap.stream.streamer import StreamedUnit
 from blockswap.swap.assemble import (
     Parts,
-    decoded_values,
     ensure_staging,
     idle_binding,
     make_parts,
-    ram_transfer,
+    ram_unit,
     start_engine,
-    unit_views,
 )
 from blockswap.swap.facts import facts_of_module
 from blockswap.swap.handle import Swap
@@ -106,12 +104,5 @@ def _rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, Streamed
         store.adopt(index, [live.tensor for live in unit.tensors])
     ensure_staging(parts, store, plan.slot_bytes)
     for index, unit in enumerate(units):
-        views = unit_views(unit.layout.leaves, store.slab_offsets(index), parts.pool)
-        values, _ = decoded_values(unit, views, (), parts.pool)
-        binding = idle_binding(unit)
-        streamed[unit.layout.name] = StreamedUnit(
-            binding=binding,
-            transfer=ram_transfer(parts, store, index),
-            values=tuple(map(binding.hanging, values)),
-        )
+        streamed[unit.layout.name] = ram_unit(parts, store, index, unit, idle_binding(unit))
     return streamed
