@@ -67,32 +67,32 @@ def test_blocks_run_alone_in_random_order_are_bit_equal(
                 assert torch.equal(out, want), (store, order)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("index", [0, 2, 4])
 def test_forward_that_raises_in_a_block_runs_again(
-    error: BaseException, index: int, device: torch.device, shelf: Shelf
+    error: type[BaseException], index: int, device: torch.device, shelf: Shelf
 ) -> None:
     expected = reference("mini", device)
     for store in stores(device):
         with opened(store, "mini", device, {"blocks_to_swap": 5}, shelf=shelf) as (model, _):
             for _ in range(2):
                 model.blocks[index].fault = error  # type: ignore[index, union-attr]
-                with pytest.raises(type(error)), torch.no_grad():
+                with pytest.raises(error), torch.no_grad():
                     forward(model, "mini", device)
                 model.blocks[index].fault = None  # type: ignore[index, union-attr]
                 with torch.no_grad():
                     assert torch.equal(forward(model, "mini", device), expected), store
 
 
-@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_close_after_a_forward_that_raised_restores_everything(
-    error: BaseException, device: torch.device, shelf: Shelf
+    error: type[BaseException], device: torch.device, shelf: Shelf
 ) -> None:
     args = {"blocks_to_swap": 5}
     with opened("ram", "mini", device, args, shelf=shelf) as (model, _):
         before = {name: id(p) for name, p in model.named_parameters()}
         model.blocks[1].fault = error  # type: ignore[index, union-attr]
-        with pytest.raises(type(error)), torch.no_grad():
+        with pytest.raises(error), torch.no_grad():
             forward(model, "mini", device)
     for name, p in fresh("mini").named_parameters():
         mine = model.get_parameter(name)

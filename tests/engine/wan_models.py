@@ -244,7 +244,7 @@ class MiniBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ffn = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 1, dim) / 4)
-        self.fault: BaseException | None = None
+        self.fault: BaseException | type[BaseException] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm3(_like(x, self.norm3.weight))

@@ -136,7 +136,7 @@ double disk_read(int64_t bytes) {
     }
     if (state().config.real_clock) real_end = real_now() + seconds;
   }
-  real_sleep_until(real_end);
+  host_sleep_until(real_end);
   return end;
 }
 
@@ -148,7 +148,7 @@ void advance_host(double seconds) {
     set_host_now(host_now() + seconds);
     if (state().config.real_clock) real_end = real_now() + seconds;
   }
-  real_sleep_until(real_end);
+  host_sleep_until(real_end);
 }
 
 void label_bytes(uintptr_t address, int64_t bytes, const std::string& text) {

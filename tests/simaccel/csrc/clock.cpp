@@ -68,7 +68,12 @@ double real_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - origin).count();
 }
 
-void real_sleep_until(double real_seconds) {
+void host_sleep_until(double real_seconds) {
+  const double remaining = real_seconds - real_now();
+  if (remaining > 0) std::this_thread::sleep_for(std::chrono::duration<double>(remaining));
+}
+
+void worker_sleep_until(double real_seconds) {
   while (!g_stop_sleeping.load()) {
     const double remaining = real_seconds - real_now();
     if (remaining <= 0) return;
@@ -76,6 +81,6 @@ void real_sleep_until(double real_seconds) {
   }
 }
 
-void stop_real_sleeps() { g_stop_sleeping = true; }
+void stop_worker_sleeps() { g_stop_sleeping = true; }
 
 }  // namespace simaccel

@@ -36,7 +36,8 @@ void restart_host_clocks();         // every thread's "now" becomes 0
 
 // Wall-clock seconds since the process's first call, for clock="real".
 double real_now();
-void real_sleep_until(double real_seconds);
-void stop_real_sleeps();  // at exit: nobody may keep the process waiting
+void host_sleep_until(double real_seconds);
+void worker_sleep_until(double real_seconds);
+void stop_worker_sleeps();  // at exit: the workers are joined, and may not keep the process waiting
 
 }  // namespace simaccel

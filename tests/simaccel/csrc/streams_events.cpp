@@ -99,7 +99,7 @@ void Streams::work(int stream) {
       }
       const double started = real ? real_now() : 0;
       if (task.run) task.run();
-      if (real) real_sleep_until(started + task.seconds);
+      if (real) worker_sleep_until(started + task.seconds);
     } catch (const std::exception& e) {
       error = e.what();
     }
@@ -120,7 +120,9 @@ void Streams::demand(int stream, uint64_t sequence) {
 
 void Streams::wait_physically(Lock& lock, int stream, uint64_t sequence) {
   demand(stream, sequence);
-  completion_.wait(lock, [&] { return stopping_ || is_done(stream, sequence); });
+  // After shutdown() nobody returns from here: a daemon thread that came back to an interpreter
+  // which is ending would be unwound through C++ destructors, and that is std::terminate.
+  completion_.wait(lock, [&] { return !stopping_ && is_done(stream, sequence); });
 }
 
 void Streams::drain(Lock& lock) {
@@ -146,7 +148,7 @@ void Streams::shutdown() {
   {
     Lock lock(state().mutex);
     stopping_ = true;
-    stop_real_sleeps();
+    stop_worker_sleeps();
     for (StreamState& stream : streams_) stream.wake.notify_all();
     completion_.notify_all();
   }
