@@ -9,12 +9,12 @@ with swap_blocks(transformer, BlockSwapArgs(vram_budget="8GiB"), device="cuda") 
 
 from typing import TYPE_CHECKING, Any
 
-from blockswap.errors import BlockSwapError
-from blockswap.plan import SwapPlan
-from blockswap.selection import BlockSwapArgs
+from .errors import BlockSwapError
+from .plan import SwapPlan
+from .selection import BlockSwapArgs
 
 if TYPE_CHECKING:
-    from blockswap.swap import Swap, open_transformer, swap_blocks
+    from .swap import Swap, open_transformer, swap_blocks
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Loads the torch side on first use, so that planning and the command line start quickly."""
     if name in {"Swap", "open_transformer", "swap_blocks"}:
-        import blockswap.swap
+        from . import swap
 
-        return getattr(blockswap.swap, name)
+        return getattr(swap, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """`python -m blockswap` is the `blockswap` command."""
 
-from blockswap.cli import main
+from .cli import main
 
 main()

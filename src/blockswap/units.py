@@ -13,7 +13,7 @@ import re
 from fractions import Fraction
 from typing import SupportsIndex
 
-from blockswap.errors import ArgsError
+from .errors import ArgsError
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from blockswap.errors import ModelError
-from blockswap.layout.values import UnitKind
+from ..errors import ModelError
+from ..layout.values import UnitKind
 
 
 @dataclass(frozen=True, slots=True)

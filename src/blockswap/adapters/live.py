@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from blockswap.adapters.families import UnitModule, bare, unit_modules
-from blockswap.errors import ModelError
-from blockswap.layout.values import ModelLayout, TensorSpec, UnitLayout
-from blockswap.store.leaves import leaf_tensors, spec_of
-from blockswap.store.places import Place
+from ..errors import ModelError
+from ..layout.values import ModelLayout, TensorSpec, UnitLayout
+from ..store.leaves import leaf_tensors, spec_of
+from ..store.places import Place
+from .families import UnitModule, bare, unit_modules
 
 
 @dataclass(frozen=True, slots=True)

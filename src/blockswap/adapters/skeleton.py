@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from blockswap.errors import ModelError
-from blockswap.layout.geometry import WanGeometry
+from ..errors import ModelError
+from ..layout.geometry import WanGeometry
 
 
 def build_skeleton(geometry: WanGeometry) -> torch.nn.Module:

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from blockswap.adapters.live import LiveModel, LiveTensor, describe_module, places_of
-from blockswap.adapters.skeleton import keeps_fp32
-from blockswap.errors import GeometryError, ModelError
-from blockswap.layout.checkpoint import Checkpoint, StoredTensor
-from blockswap.layout.geometry import to_original_key
-from blockswap.store.file_slab import Extent
-from blockswap.store.leaves import torch_dtype
-from blockswap.store.places import Place
+from ..errors import GeometryError, ModelError
+from ..layout.checkpoint import Checkpoint, StoredTensor
+from ..layout.geometry import to_original_key
+from ..store.file_slab import Extent
+from ..store.leaves import torch_dtype
+from ..store.places import Place
+from .live import LiveModel, LiveTensor, describe_module, places_of
+from .skeleton import keeps_fp32
 
 # Early diffusers I2V files hold it; no model reads it.
 UNREAD = ".norm_added_q.weight"

@@ -11,7 +11,7 @@ def main() -> None:
     Exit codes: 0 done, 1 a result is wrong, 2 a refusal (one line on stderr), 130 interrupted.
     """
     try:
-        from blockswap.cli.app import app
+        from .app import app
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from blockswap.cli.console import print_error
-from blockswap.cli.demo import demo
-from blockswap.cli.inspect import inspect
-from blockswap.cli.synth import synth
-from blockswap.errors import BlockSwapError
+from ..errors import BlockSwapError
+from .console import print_error
+from .demo import demo
+from .inspect import inspect
+from .synth import synth
 
 
 class Commands(TyperGroup):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from blockswap.cli.console import new_console, new_progress, print_facts
-from blockswap.units import format_seconds
+from ..units import format_seconds
+from .console import new_console, new_progress, print_facts
 
 if TYPE_CHECKING:
-    from blockswap.cli.demo_run import DemoRequest, DemoResult
+    from .demo_run import DemoRequest, DemoResult
 
 _DEFAULT_PROMPT = "red ball right"
 _DEFAULT_COUNT = 6  # of the shipped model's 8 blocks
@@ -62,10 +62,10 @@ def demo(  # noqa: PLR0913, PLR0917
 
     Writes demo.mp4, contact_sheet.png, timeline.png and trace.json.
     """
-    from blockswap import BlockSwapArgs
-    from blockswap.cli.demo_run import DemoRequest, run_demo
-    from blockswap.demo.prompt import parse_prompt
-    from blockswap.demo.sampling import SamplingSettings
+    from .. import BlockSwapArgs
+    from ..demo.prompt import parse_prompt
+    from ..demo.sampling import SamplingSettings
+    from .demo_run import DemoRequest, run_demo
 
     parse_prompt(prompt)  # refuse an unknown word before any work
     free_choice = blocks is None and blocks_to_swap is None and vram is None

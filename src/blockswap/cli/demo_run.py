@@ -11,12 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from blockswap import BlockSwapArgs, Swap, open_transformer
-from blockswap.cli.outputs import prepare_folder
-from blockswap.demo.sampling import SamplingSettings, generate
-from blockswap.demo.video import write_contact_sheet, write_mp4
-from blockswap.demo.weights import weights_path
-from blockswap.report import Summary
+from .. import BlockSwapArgs, Swap, open_transformer
+from ..demo.sampling import SamplingSettings, generate
+from ..demo.video import write_contact_sheet, write_mp4
+from ..demo.weights import weights_path
+from ..report import Summary
+from .outputs import prepare_folder
 
 OUTPUT_BYTES = 32 * 2**20  # far more than the demo's files take
 FULLY_LOADED = BlockSwapArgs(blocks_to_swap=0)

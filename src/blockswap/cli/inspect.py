@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from blockswap.cli.console import new_console, new_table, print_facts
-from blockswap.cli.inspection import Inspection, Part, equal_runs, inspect_checkpoint
-from blockswap.layout.checkpoint import open_checkpoint
-from blockswap.layout.geometry import WanGeometry
-from blockswap.layout.summary import CheckpointSummary
-from blockswap.report.words import count_of
-from blockswap.units import format_bytes
+from ..layout.checkpoint import open_checkpoint
+from ..layout.geometry import WanGeometry
+from ..layout.summary import CheckpointSummary
+from ..report.words import count_of
+from ..units import format_bytes
+from .console import new_console, new_table, print_facts
+from .inspection import Inspection, Part, equal_runs, inspect_checkpoint
 
 _NAMED = 3
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float8_e4m3fn": "fp8"}

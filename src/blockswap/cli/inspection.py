@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from blockswap.layout.checkpoint import Checkpoint, StoredTensor
-from blockswap.layout.geometry import unit_of, units_in_order
-from blockswap.layout.summary import CheckpointSummary, describe
+from ..layout.checkpoint import Checkpoint, StoredTensor
+from ..layout.geometry import unit_of, units_in_order
+from ..layout.summary import CheckpointSummary, describe
 
 REST = "everything else"
 

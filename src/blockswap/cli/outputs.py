@@ -5,8 +5,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from blockswap.errors import OutputError
-from blockswap.units import format_bytes
+from ..errors import OutputError
+from ..units import format_bytes
 
 
 def prepare_folder(folder: Path, *, needed_bytes: int) -> None:

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from blockswap.cli.console import new_console, new_progress, new_table
-from blockswap.errors import ArgsError
-from blockswap.layout.geometry import VARIANTS, parameter_count
-from blockswap.report.words import count_of
-from blockswap.units import format_bytes, parse_bytes
+from ..errors import ArgsError
+from ..layout.geometry import VARIANTS, parameter_count
+from ..report.words import count_of
+from ..units import format_bytes, parse_bytes
+from .console import new_console, new_progress, new_table
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
 _NAMINGS = ("original", "diffusers")
@@ -55,7 +55,7 @@ def synth(  # noqa: PLR0913, PLR0917
 
 
 def _write(variant: str, out: Path, options: dict[str, Any]) -> None:
-    from blockswap.synth import synth as write_checkpoint
+    from ..synth import synth as write_checkpoint
 
     console = new_console()
     with new_progress(console) as bar:

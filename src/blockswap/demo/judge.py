@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blockswap.demo.prompt import COLOURS, DIRECTIONS, SHAPES, Prompt
-from blockswap.demo.shapes import DROP, RGB, STEP, ClipSize, Scenes, draw_scenes
+from .prompt import COLOURS, DIRECTIONS, SHAPES, Prompt
+from .shapes import DROP, RGB, STEP, ClipSize, Scenes, draw_scenes
 
 # Which radii the best template may have, and where it is looked for around the centroid, in pixels.
 _RADII = (5.5, 6.0, 6.5)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blockswap.errors import ArgsError
+from ..errors import ArgsError
 
 COLOURS: tuple[str, ...] = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES: tuple[str, ...] = ("ball", "square", "triangle")

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockswap.demo.latents import CELL, CHANNELS, unpack, with_coordinates
-from blockswap.demo.prompt import Prompt, encode_tokens, parse_prompt, tokens_of
-from blockswap.demo.shapes import ClipSize
-from blockswap.errors import ArgsError
+from ..errors import ArgsError
+from .latents import CELL, CHANNELS, unpack, with_coordinates
+from .prompt import Prompt, encode_tokens, parse_prompt, tokens_of
+from .shapes import ClipSize
 
 # Told after every step: how many are done, of how many.
 Progress = Callable[[int, int], None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blockswap.demo.prompt import COLOURS, DIRECTIONS, SHAPES, VOCABULARY
+from .prompt import COLOURS, DIRECTIONS, SHAPES, VOCABULARY
 
 RGB: dict[str, tuple[float, float, float]] = {
     "red": (1.0, 0.1, 0.1),

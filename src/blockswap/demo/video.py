@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from blockswap.errors import OutputError
+from ..errors import OutputError
 
 # Best first: a build of FFmpeg may come without an H.264 encoder, but always has MPEG-4.
 ENCODERS: tuple[str, ...] = ("libx264", "libopenh264", "mpeg4")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ VOCABULARY = "blockswap.demo.vocabulary"
 
 def weights_path() -> Path:
     """The shipped safetensors file, under Wan's original tensor names."""
-    return Path(str(files("blockswap.demo") / "weights" / FILE_NAME))
+    return Path(__file__).parent / "weights" / FILE_NAME
 
 
 def read_metadata(path: Path | None = None) -> dict[str, str]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from blockswap.errors import CheckpointError
-from blockswap.layout.header import FileHeader, read_header
-from blockswap.layout.prefix import bare_keys
-from blockswap.layout.quoting import quote, some
-from blockswap.layout.shards import FoundFiles, find_files
-from blockswap.layout.stamp import verify_unchanged
+from ..errors import CheckpointError
+from .header import FileHeader, read_header
+from .prefix import bare_keys
+from .quoting import quote, some
+from .shards import FoundFiles, find_files
+from .stamp import verify_unchanged
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from blockswap.errors import HeaderError
-from blockswap.layout.dtypes import ITEM_BYTES, SAFETENSORS_CODES
-from blockswap.layout.foreign import SNIFFED_BYTES, foreign_format
-from blockswap.layout.quoting import quote
-from blockswap.layout.stamp import FileStamp, stamp_of
-from blockswap.layout.strictjson import JsonRefused, parse_object
+from ..errors import HeaderError
+from .dtypes import ITEM_BYTES, SAFETENSORS_CODES
+from .foreign import SNIFFED_BYTES, foreign_format
+from .quoting import quote
+from .stamp import FileStamp, stamp_of
+from .strictjson import JsonRefused, parse_object
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own cap

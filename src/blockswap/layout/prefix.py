@@ -8,8 +8,8 @@ encoder of a full checkpoint, is left out. Two names with the same bare form are
 
 from collections.abc import Iterable
 
-from blockswap.errors import CheckpointError
-from blockswap.layout.quoting import quote
+from ..errors import CheckpointError
+from .quoting import quote
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockswap.errors import CheckpointError
-from blockswap.layout.header import MAX_HEADER_BYTES
-from blockswap.layout.quoting import quote, some
-from blockswap.layout.strictjson import JsonRefused, parse_object
+from ..errors import CheckpointError
+from .header import MAX_HEADER_BYTES
+from .quoting import quote, some
+from .strictjson import JsonRefused, parse_object
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"

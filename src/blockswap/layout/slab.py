@@ -7,7 +7,7 @@ offsets              0              A      .. B                 Z          nbyte
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockswap.layout.values import Leaf
+from .values import Leaf
 
 # CUDA's allocator aligns to 512 and kernels are chosen by alignment up to 256: views of a slab
 # start where a tensor of their own could have started, so the same kernels run.

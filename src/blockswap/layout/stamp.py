@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from blockswap.errors import ReadError
+from ..errors import ReadError
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from blockswap.layout.quoting import quote
+from .quoting import quote
 
 _DIGITS_OF_64_BITS = 20
 

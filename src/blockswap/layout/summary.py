@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from blockswap.layout.checkpoint import Checkpoint, StoredTensor
-from blockswap.layout.geometry import WanGeometry, infer_geometry, name_variants, unit_of
+from .checkpoint import Checkpoint, StoredTensor
+from .geometry import WanGeometry, infer_geometry, name_variants, unit_of
 
 
 @dataclass(frozen=True, slots=True)

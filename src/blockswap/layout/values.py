@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from blockswap.layout.dtypes import ITEM_BYTES
+from .dtypes import ITEM_BYTES
 
 UnitKind = Literal["block", "vace", "text_embedder", "image_embedder"]
 

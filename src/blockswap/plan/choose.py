@@ -10,11 +10,11 @@ nothing, CPU + checkpoint  none                                       all candid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockswap.plan.facts import Facts, UnitFacts
-from blockswap.plan.host import HostRoom
-from blockswap.plan.options import Fit, Option, best_fit, floor_of, option_for, options, refusal
-from blockswap.selection import BlockSwapArgs, Selection
-from blockswap.units import MIB, format_bytes
+from ..selection import BlockSwapArgs, Selection
+from ..units import MIB, format_bytes
+from .facts import Facts, UnitFacts
+from .host import HostRoom
+from .options import Fit, Option, best_fit, floor_of, option_for, options, refusal
 
 # Prefetch two ahead: where copying takes as long as computing, two slots still wait up to 10 %.
 AUTOMATIC_SLOTS = 3

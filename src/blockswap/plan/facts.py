@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from blockswap.errors import PlanError
-from blockswap.layout.values import UnitKind
+from ..errors import PlanError
+from ..layout.values import UnitKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ CPU, checkpoint            in the file, read straight into slots: no staging, no
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockswap.plan.facts import Facts, UnitFacts
-from blockswap.plan.subsets import Costs, kept_sets
-from blockswap.plan.values import Tier
+from .facts import Facts, UnitFacts
+from .subsets import Costs, kept_sets
+from .values import Tier
 
 RAM: Tier = "ram"
 DISK: Tier = "disk"

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from blockswap.errors import PlanError
-from blockswap.layout.slab import align_up
-from blockswap.plan.facts import Facts, UnitFacts
-from blockswap.plan.host import HostRoom
-from blockswap.plan.subsets import Costs, kept_sets
-from blockswap.units import format_bytes_at_least
+from ..errors import PlanError
+from ..layout.slab import align_up
+from ..units import format_bytes_at_least
+from .facts import Facts, UnitFacts
+from .host import HostRoom
+from .subsets import Costs, kept_sets
 
 
 @dataclass(frozen=True, slots=True)

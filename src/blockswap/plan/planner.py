@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-from blockswap.errors import PlanError
-from blockswap.layout.slab import align_up
-from blockswap.plan.choose import Choice, Question, choose, question_of
-from blockswap.plan.facts import Facts, UnitFacts
-from blockswap.plan.values import PlannedUnit, SwapPlan, Tier
-from blockswap.plan.words import memory_warning, ram_sentences, slot_sentences, summary
-from blockswap.selection import BlockSwapArgs, Selection
-from blockswap.units import format_bytes, format_bytes_at_least
+from ..errors import PlanError
+from ..layout.slab import align_up
+from ..selection import BlockSwapArgs, Selection
+from ..units import format_bytes, format_bytes_at_least
+from .choose import Choice, Question, choose, question_of
+from .facts import Facts, UnitFacts
+from .values import PlannedUnit, SwapPlan, Tier
+from .words import memory_warning, ram_sentences, slot_sentences, summary
 
 
 def make_plan(facts: Facts, selection: Selection, args: BlockSwapArgs) -> SwapPlan:

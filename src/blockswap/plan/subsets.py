@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from blockswap.selection import spread
+from ..selection import spread
 
 
 @dataclass(frozen=True, slots=True)

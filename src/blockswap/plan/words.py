@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from blockswap.plan.choose import Choice, Question
-from blockswap.plan.facts import Facts, UnitFacts
-from blockswap.plan.host import Staging
-from blockswap.plan.options import option_for
-from blockswap.plan.values import PlannedUnit, SwapPlan
-from blockswap.units import format_bytes
+from ..units import format_bytes
+from .choose import Choice, Question
+from .facts import Facts, UnitFacts
+from .host import Staging
+from .options import option_for
+from .values import PlannedUnit, SwapPlan
 
 
 def summary(facts: Facts, plan: SwapPlan) -> str:

@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from blockswap.errors import OutputError
-from blockswap.report.output import write_whole
+from ..errors import OutputError
+from .output import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont

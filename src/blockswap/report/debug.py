@@ -1,13 +1,13 @@
 """Owns the line that `block_swap_debug` prints for every visit of a block."""
 
-from blockswap.events import Visit
-from blockswap.report.spans import (
+from ..events import Visit
+from .spans import (
     copy_span,
     has_unmeasured_transfer,
     is_late,
     read_span,
 )
-from blockswap.report.words import say_bytes, say_rate, say_seconds
+from .words import say_bytes, say_rate, say_seconds
 
 
 def debug_line(visit: Visit) -> str:

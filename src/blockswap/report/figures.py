@@ -5,9 +5,9 @@ Every field that can stay unmeasured is None then, never 0.
 
 from dataclasses import dataclass
 
-from blockswap.events import Measured, Visit
-from blockswap.plan.values import SwapPlan, Tier
-from blockswap.report.spans import (
+from ..events import Measured, Visit
+from ..plan.values import SwapPlan, Tier
+from .spans import (
     Span,
     busy_seconds,
     copy_span,

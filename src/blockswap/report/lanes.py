@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from blockswap.events import Measured, Visit
-from blockswap.report.spans import copy_span, last_forwards, read_span
-from blockswap.report.words import is_block
+from ..events import Measured, Visit
+from .spans import copy_span, last_forwards, read_span
+from .words import is_block
 
 BarKind = Literal["resident", "streamed", "waiting", "copy", "read"]
 

@@ -8,7 +8,7 @@ compute                 ~~~|########|   exposed  = started - arrived, marked ~~~
 
 from collections.abc import Iterable, Sequence
 
-from blockswap.events import Visit
+from ..events import Visit
 
 Span = tuple[float, float]
 

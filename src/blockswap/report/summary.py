@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from blockswap.events import Measured
-from blockswap.plan.values import SwapPlan
-from blockswap.report.figures import (
+from ..events import Measured
+from ..plan.values import SwapPlan
+from .figures import (
     Group,
     Peaks,
     Placement,
@@ -16,7 +16,7 @@ from blockswap.report.figures import (
     times_of,
     traffic_of,
 )
-from blockswap.report.words import (
+from .words import (
     NOT_MEASURED,
     count_of,
     is_block,

@@ -14,12 +14,12 @@ import math
 import os
 from dataclasses import dataclass
 
-from blockswap.events import Measured
-from blockswap.plan.values import SwapPlan
-from blockswap.report.canvas import PAGE_WIDTH, Box, Canvas, new_canvas
-from blockswap.report.lanes import Bar, BarKind, Lane, forward_starts, lanes_of, window_of
-from blockswap.report.summary import Summary, summarise
-from blockswap.report.words import count_of, say_bytes, say_rate, say_seconds
+from ..events import Measured
+from ..plan.values import SwapPlan
+from .canvas import PAGE_WIDTH, Box, Canvas, new_canvas
+from .lanes import Bar, BarKind, Lane, forward_starts, lanes_of, window_of
+from .summary import Summary, summarise
+from .words import count_of, say_bytes, say_rate, say_seconds
 
 # Told apart by lightness as well as by hue, so also without colour vision (after Okabe and Ito,
 # "Color Universal Design").

@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from blockswap.events import Measured, Visit
-from blockswap.plan.values import SwapPlan
-from blockswap.report.lanes import Bar, Lane, lanes_of
-from blockswap.report.output import write_whole
-from blockswap.report.summary import summarise
+from ..events import Measured, Visit
+from ..plan.values import SwapPlan
+from .lanes import Bar, Lane, lanes_of
+from .output import write_whole
+from .summary import summarise
 
 _PROCESS = 1
 _NAMES = {"waiting": "waiting for ", "copy": "copy ", "read": "read "}

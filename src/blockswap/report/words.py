@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from blockswap.units import format_bytes, format_rate, format_seconds
+from ..units import format_bytes, format_rate, format_seconds
 
 NOT_MEASURED = "not measured"
 

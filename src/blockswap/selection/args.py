@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, SupportsIndex, cast
 
-from blockswap.errors import ArgsError
-from blockswap.selection.grammar import BlockList, read_indices, read_text, whole_number
-from blockswap.selection.neighbour import OWN_KEY, checked_keys, keywords_from, neighbour_values
-from blockswap.units import parse_bytes
+from ..errors import ArgsError
+from ..units import parse_bytes
+from .grammar import BlockList, read_indices, read_text, whole_number
+from .neighbour import OWN_KEY, checked_keys, keywords_from, neighbour_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import SupportsIndex
 
-from blockswap.errors import SelectionError
+from ..errors import SelectionError
 
 # No transformer has this many blocks; the bound keeps "0-99999999999" from filling memory.
 MOST_INDEX = 9999

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
-from blockswap.errors import ArgsError
+from ..errors import ArgsError
 
 # Our own arguments travel under this key, unread by other packs.
 OWN_KEY = "blockswap"

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from blockswap.errors import ModelError
-from blockswap.layout.values import ModelLayout, UnitKind, UnitLayout
-from blockswap.selection.args import BlockSwapArgs
-from blockswap.selection.spread import spread
+from ..errors import ModelError
+from ..layout.values import ModelLayout, UnitKind, UnitLayout
+from .args import BlockSwapArgs
+from .spread import spread
 
 
 @dataclass(frozen=True, slots=True)

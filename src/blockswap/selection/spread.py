@@ -7,7 +7,7 @@ so the gap across the end counts like any other. The chosen come as late as they
 the very first forward the longest lead.
 """
 
-from blockswap.errors import ArgsError
+from ..errors import ArgsError
 
 
 def spread(total: int, chosen: int) -> tuple[int, ...]:

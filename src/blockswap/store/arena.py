@@ -6,9 +6,9 @@ from typing import Protocol
 
 import torch
 
-from blockswap.layout.values import UnitLayout
-from blockswap.store.leaves import view_leaf
-from blockswap.store.packing import Packing, Run, pack_arena
+from ..layout.values import UnitLayout
+from .leaves import view_leaf
+from .packing import Packing, Run, pack_arena
 
 
 class Lender(Protocol):

@@ -8,11 +8,11 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockswap.errors import ReadError
-from blockswap.layout.stamp import Stamped
-from blockswap.store.file_io import StreamedFile, memory_at
-from blockswap.store.file_slab import Extent, FileRun, FileSlab, file_slab
-from blockswap.store.readers import Piece
+from ..errors import ReadError
+from ..layout.stamp import Stamped
+from .file_io import StreamedFile, memory_at
+from .file_slab import Extent, FileRun, FileSlab, file_slab
+from .readers import Piece
 
 PIECE_BYTES = 8 * 1024 * 1024
 

@@ -15,9 +15,9 @@ import os
 import threading
 from typing import Literal
 
-from blockswap.errors import ReadError
-from blockswap.layout.stamp import Stamped, verify_unchanged
-from blockswap.store.file_slab import SECTOR
+from ..errors import ReadError
+from ..layout.stamp import Stamped, verify_unchanged
+from .file_slab import SECTOR
 
 Mode = Literal["direct", "buffered", "plain"]
 

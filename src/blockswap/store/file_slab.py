@@ -14,7 +14,7 @@ the last bit for tensors at 4- or 8-byte offsets).
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from blockswap.layout.slab import Slab, align_up
+from ..layout.slab import Slab, align_up
 
 SECTOR = 4096
 LEAST_ALIGNMENT = 16

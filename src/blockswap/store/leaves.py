@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from blockswap.errors import ModelError
-from blockswap.layout.dtypes import ITEM_BYTES
-from blockswap.layout.values import Leaf, Recipe, TensorSpec, contiguous_stride
+from ..errors import ModelError
+from ..layout.dtypes import ITEM_BYTES
+from ..layout.values import Leaf, Recipe, TensorSpec, contiguous_stride
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 

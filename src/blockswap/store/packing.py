@@ -13,8 +13,8 @@ Each run of leaves in one chunk is one copy; `MAX_RUNS` bounds the copies of a u
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockswap.layout.slab import LEAF_ALIGNMENT, Slab, align_up
-from blockswap.layout.values import UnitLayout
+from ..layout.slab import LEAF_ALIGNMENT, Slab, align_up
+from ..layout.values import UnitLayout
 
 MAX_RUNS = 4
 

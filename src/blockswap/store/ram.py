@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import torch
 
-from blockswap.layout.values import UnitLayout
-from blockswap.store.arena import Arena, Lender
-from blockswap.store.leaves import leaf_tensors
+from ..layout.values import UnitLayout
+from .arena import Arena, Lender
+from .leaves import leaf_tensors
 
 
 class RamStore:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from blockswap.errors import ReadError, StateError
+from ..errors import ReadError, StateError
 
 Piece = Callable[[], None]
 

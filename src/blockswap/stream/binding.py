@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from blockswap.errors import StateError
-from blockswap.store.leaves import leaf_tensors, version_of
-from blockswap.store.places import Place
+from ..errors import StateError
+from ..store.leaves import leaf_tensors, version_of
+from ..store.places import Place
 
 # What hangs, or shall hang, in each of a unit's module dictionaries: (dictionary, its entries).
 Hanging = tuple[tuple[dict[str, Any], dict[str, torch.Tensor]], ...]

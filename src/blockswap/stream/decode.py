@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from blockswap.stream.pool import Pool
+    from .pool import Pool
 
 
 class Decode:

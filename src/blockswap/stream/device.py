@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import torch
 
-from blockswap.errors import DeviceError
-from blockswap.store.file_slab import SECTOR
-from blockswap.store.host_memory import free_host_bytes
+from ..errors import DeviceError
+from ..store.file_slab import SECTOR
+from ..store.host_memory import free_host_bytes
 
 
 class Event(Protocol):

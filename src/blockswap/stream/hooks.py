@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from blockswap.errors import StateError
-from blockswap.stream.streamer import Streamer
+from ..errors import StateError
+from .streamer import Streamer
 
 
 class Hooks:

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from blockswap.events import Counters, Visit
-from blockswap.stream.device import Device
+from ..events import Counters, Visit
+from .device import Device
 
 # About a dozen 14B videos of fifty steps; a visit is some 200 bytes.
 KEPT_VISITS = 50_000

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from blockswap.store.disk import DiskStore
-from blockswap.store.file_slab import SECTOR
-from blockswap.store.readers import Job, ReaderPool
-from blockswap.stream.device import Device, Event, aligned, host_buffer
-from blockswap.stream.marks import Mark
-from blockswap.units import format_bytes
+from ..store.disk import DiskStore
+from ..store.file_slab import SECTOR
+from ..store.readers import Job, ReaderPool
+from ..units import format_bytes
+from .device import Device, Event, aligned, host_buffer
+from .marks import Mark
 
 Occupant = tuple[int, int]  # (id of the swap, number of the unit)
 

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from blockswap.errors import BlockSwapError, ReadError, StateError
-from blockswap.store.readers import STUCK_SECONDS
-from blockswap.stream.binding import Binding, Hanging
-from blockswap.stream.decode import Decode
-from blockswap.stream.marks import Mark, Recorder
-from blockswap.stream.pool import Occupant, Pool, Slot
-from blockswap.stream.schedule import Schedule
-from blockswap.stream.transfer import Transfer
+from ..errors import BlockSwapError, ReadError, StateError
+from ..store.readers import STUCK_SECONDS
+from .binding import Binding, Hanging
+from .decode import Decode
+from .marks import Mark, Recorder
+from .pool import Occupant, Pool, Slot
+from .schedule import Schedule
+from .transfer import Transfer
 
 _MODULE_CALLS = frozenset(
     function.__code__

@@ -13,9 +13,9 @@ from typing import Protocol
 
 import torch
 
-from blockswap.store.readers import Job, Piece
-from blockswap.stream.marks import Mark, Recorder
-from blockswap.stream.pool import Pool, Slot, Staging
+from ..store.readers import Job, Piece
+from .marks import Mark, Recorder
+from .pool import Pool, Slot, Staging
 
 
 class Source(Protocol):

@@ -8,23 +8,23 @@ from dataclasses import dataclass
 
 import torch
 
-from blockswap.adapters.live import LiveModel, LiveUnit
-from blockswap.layout.slab import pack
-from blockswap.layout.values import Leaf
-from blockswap.plan import SwapPlan
-from blockswap.store.leaves import view_leaf
-from blockswap.store.ram import RamStore
-from blockswap.stream.binding import Binding
-from blockswap.stream.decode import Decode
-from blockswap.stream.device import Device
-from blockswap.stream.hooks import Hooks, Moves
-from blockswap.stream.marks import Recorder
-from blockswap.stream.pool import Pool, PoolSizes
-from blockswap.stream.streamer import StreamedUnit, Streamer, Unit
-from blockswap.stream.transfer import PinnedCopy, Source, StagedCopy, Transfer
-from blockswap.swap.handle import Swap
-from blockswap.swap.place import values_from
-from blockswap.units import format_bytes
+from ..adapters.live import LiveModel, LiveUnit
+from ..layout.slab import pack
+from ..layout.values import Leaf
+from ..plan import SwapPlan
+from ..store.leaves import view_leaf
+from ..store.ram import RamStore
+from ..stream.binding import Binding
+from ..stream.decode import Decode
+from ..stream.device import Device
+from ..stream.hooks import Hooks, Moves
+from ..stream.marks import Recorder
+from ..stream.pool import Pool, PoolSizes
+from ..stream.streamer import StreamedUnit, Streamer, Unit
+from ..stream.transfer import PinnedCopy, Source, StagedCopy, Transfer
+from ..units import format_bytes
+from .handle import Swap
+from .place import values_from
 
 
 @dataclass(frozen=True, slots=True)

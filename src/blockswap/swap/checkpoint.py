@@ -8,24 +8,24 @@ from typing import Any
 
 import torch
 
-from blockswap.adapters.live import LiveTensor, LiveUnit
-from blockswap.adapters.skeleton import build_skeleton
-from blockswap.adapters.stored import StoredModel, match_checkpoint
-from blockswap.errors import ArgsError, GeometryError
-from blockswap.layout.checkpoint import Checkpoint, open_checkpoint
-from blockswap.layout.geometry import infer_geometry, name_variant
-from blockswap.layout.geometry.stated import stated_by
-from blockswap.layout.values import contiguous_stride
-from blockswap.plan import make_plan
-from blockswap.selection import BlockSwapArgs, select
-from blockswap.store.disk import DiskStore, DiskUnit
-from blockswap.store.ram import RamStore
-from blockswap.store.readers import Piece
-from blockswap.stream.device import open_device
-from blockswap.stream.hooks import Hooks
-from blockswap.stream.streamer import StreamedUnit
-from blockswap.stream.transfer import DirectRead, StagedCopy, Transfer
-from blockswap.swap.assemble import (
+from ..adapters.live import LiveTensor, LiveUnit
+from ..adapters.skeleton import build_skeleton
+from ..adapters.stored import StoredModel, match_checkpoint
+from ..errors import ArgsError, GeometryError
+from ..layout.checkpoint import Checkpoint, open_checkpoint
+from ..layout.geometry import infer_geometry, name_variant
+from ..layout.geometry.stated import stated_by
+from ..layout.values import contiguous_stride
+from ..plan import make_plan
+from ..selection import BlockSwapArgs, select
+from ..store.disk import DiskStore, DiskUnit
+from ..store.ram import RamStore
+from ..store.readers import Piece
+from ..stream.device import open_device
+from ..stream.hooks import Hooks
+from ..stream.streamer import StreamedUnit
+from ..stream.transfer import DirectRead, StagedCopy, Transfer
+from .assemble import (
     Parts,
     decoded_values,
     ensure_staging,
@@ -35,11 +35,11 @@ from blockswap.swap.assemble import (
     start_engine,
     unit_views,
 )
-from blockswap.swap.closed import refuse_closed, reopened
-from blockswap.swap.facts import decoded_leaves, extents_of, facts_of_checkpoint
-from blockswap.swap.loading import Loader
-from blockswap.swap.module import UNLIMITED, as_args, refuse_swapped
-from blockswap.swap.place import hang_on_device, host_leaves
+from .closed import refuse_closed, reopened
+from .facts import decoded_leaves, extents_of, facts_of_checkpoint
+from .loading import Loader
+from .module import UNLIMITED, as_args, refuse_swapped
+from .place import hang_on_device, host_leaves
 
 
 def open_transformer(

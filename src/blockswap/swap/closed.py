@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from blockswap.errors import StateError
+from ..errors import StateError
 
 _HANDLE = "_blockswap_closed"
 

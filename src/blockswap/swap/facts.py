@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from blockswap.adapters.live import LiveModel, LiveUnit
-from blockswap.adapters.stored import StoredModel, extent_of
-from blockswap.layout.slab import pack
-from blockswap.layout.values import Leaf, TensorSpec
-from blockswap.plan import Facts, UnitFacts
-from blockswap.store.file_slab import Extent, file_slab
-from blockswap.store.host_memory import free_host_bytes
-from blockswap.stream.device import Device
+from ..adapters.live import LiveModel, LiveUnit
+from ..adapters.stored import StoredModel, extent_of
+from ..layout.slab import pack
+from ..layout.values import Leaf, TensorSpec
+from ..plan import Facts, UnitFacts
+from ..store.file_slab import Extent, file_slab
+from ..store.host_memory import free_host_bytes
+from ..stream.device import Device
 
 
 def leaves_of(specs: Iterable[TensorSpec]) -> tuple[Leaf, ...]:

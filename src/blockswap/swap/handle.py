@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from blockswap.errors import StateError
-from blockswap.events import Measured, Visit
-from blockswap.plan import SwapPlan
-from blockswap.report import Summary, debug_line, draw_timeline, summarise, write_trace
-from blockswap.store.host_memory import peak_host_bytes
-from blockswap.stream.device import Device
-from blockswap.stream.streamer import Streamer
+from ..errors import StateError
+from ..events import Measured, Visit
+from ..plan import SwapPlan
+from ..report import Summary, debug_line, draw_timeline, summarise, write_trace
+from ..store.host_memory import peak_host_bytes
+from ..stream.device import Device
+from ..stream.streamer import Streamer
 
 
 class Swap:

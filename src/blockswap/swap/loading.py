@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 import torch
 
-from blockswap.adapters.live import LiveTensor
-from blockswap.adapters.stored import StoredModel, extent_of
-from blockswap.errors import BlockSwapError, ReadError
-from blockswap.layout.stamp import Stamped
-from blockswap.layout.values import Leaf, contiguous_stride
-from blockswap.store.disk import DiskStore, DiskUnit
-from blockswap.store.leaves import view_leaf
-from blockswap.store.readers import Job, ReaderPool
-from blockswap.stream.device import host_buffer
+from ..adapters.live import LiveTensor
+from ..adapters.stored import StoredModel, extent_of
+from ..errors import BlockSwapError, ReadError
+from ..layout.stamp import Stamped
+from ..layout.values import Leaf, contiguous_stride
+from ..store.disk import DiskStore, DiskUnit
+from ..store.leaves import view_leaf
+from ..store.readers import Job, ReaderPool
+from ..stream.device import host_buffer
 
 
 class Loader:

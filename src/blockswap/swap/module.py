@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from blockswap.adapters.families import bare
-from blockswap.adapters.live import LiveModel, describe_module, refuse_unloaded
-from blockswap.errors import ModelError, StateError
-from blockswap.plan import SwapPlan, make_plan
-from blockswap.selection import BlockSwapArgs, select
-from blockswap.store.ram import RamStore
-from blockswap.stream.device import open_device
-from blockswap.stream.streamer import StreamedUnit
-from blockswap.swap.assemble import (
+from ..adapters.families import bare
+from ..adapters.live import LiveModel, describe_module, refuse_unloaded
+from ..errors import ModelError, StateError
+from ..plan import SwapPlan, make_plan
+from ..selection import BlockSwapArgs, select
+from ..store.ram import RamStore
+from ..stream.device import open_device
+from ..stream.streamer import StreamedUnit
+from .assemble import (
     Parts,
     ensure_staging,
     idle_binding,
@@ -22,9 +22,9 @@ from blockswap.swap.assemble import (
     ram_unit,
     start_engine,
 )
-from blockswap.swap.facts import facts_of_module
-from blockswap.swap.handle import Swap
-from blockswap.swap.place import hang_on_device, host_leaves
+from .facts import facts_of_module
+from .handle import Swap
+from .place import hang_on_device, host_leaves
 
 UNLIMITED = 1 << 62
 

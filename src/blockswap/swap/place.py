@@ -10,13 +10,13 @@ from contextlib import ExitStack
 
 import torch
 
-from blockswap.adapters.live import LiveTensor
-from blockswap.layout.slab import pack
-from blockswap.layout.values import Recipe
-from blockswap.store.leaves import leaf_tensors, rebuild, version_of, view_leaf
-from blockswap.stream.binding import as_value
-from blockswap.stream.device import Device
-from blockswap.swap.facts import leaves_of
+from ..adapters.live import LiveTensor
+from ..layout.slab import pack
+from ..layout.values import Recipe
+from ..store.leaves import leaf_tensors, rebuild, version_of, view_leaf
+from ..stream.binding import as_value
+from ..stream.device import Device
+from .facts import leaves_of
 
 
 def values_from(

@@ -1,5 +1,5 @@
 """Synthesis: checkpoints with random weights in a model's true geometry, where no real ones are."""
 
-from blockswap.synth.write import Written, synth
+from .write import Written, synth
 
 __all__ = ["Written", "synth"]

@@ -18,7 +18,7 @@ from hashlib import blake2b
 
 import torch
 
-from blockswap.synth.spec import SynthSpec, is_norm
+from .spec import SynthSpec, is_norm
 
 WINDOW = 2**18  # elements
 POOL = 2**22  # elements

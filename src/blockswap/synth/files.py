@@ -9,13 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockswap.layout.dtypes import ITEM_BYTES
-from blockswap.layout.geometry import tensor_names
-from blockswap.layout.geometry.stated import HEADS_KEY, VACE_KEY
-from blockswap.layout.header import LENGTH_BYTES, METADATA_KEY
-from blockswap.layout.shards import DIFFUSERS_STEM, SUFFIX
-from blockswap.layout.slab import align_up
-from blockswap.synth.spec import CODES, SynthSpec
+from ..layout.dtypes import ITEM_BYTES
+from ..layout.geometry import tensor_names
+from ..layout.geometry.stated import HEADS_KEY, VACE_KEY
+from ..layout.header import LENGTH_BYTES, METADATA_KEY
+from ..layout.shards import DIFFUSERS_STEM, SUFFIX
+from ..layout.slab import align_up
+from .spec import CODES, SynthSpec
 
 _HEADER_ALIGNMENT = 8
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from blockswap.errors import ArgsError
-from blockswap.layout.geometry import Naming, WanGeometry, to_diffusers_key
-from blockswap.layout.prefix import PREFIXES
+from ..errors import ArgsError
+from ..layout.geometry import Naming, WanGeometry, to_diffusers_key
+from ..layout.prefix import PREFIXES
 
 # torch's name -> safetensors' code, for the element types that Wan checkpoints come in
 CODES: Mapping[str, str] = MappingProxyType(

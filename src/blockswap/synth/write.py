@@ -13,13 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockswap.errors import ArgsError, OutputError
-from blockswap.layout.geometry import Naming, WanGeometry, find_variant
-from blockswap.layout.shards import DIFFUSERS_STEM, INDEX_SUFFIX, SUFFIX
-from blockswap.synth.draw import Drawer
-from blockswap.synth.files import NewFile, index_json, plan_files
-from blockswap.synth.spec import SynthSpec
-from blockswap.units import format_bytes
+from ..errors import ArgsError, OutputError
+from ..layout.geometry import Naming, WanGeometry, find_variant
+from ..layout.shards import DIFFUSERS_STEM, INDEX_SUFFIX, SUFFIX
+from ..units import format_bytes
+from .draw import Drawer
+from .files import NewFile, index_json, plan_files
+from .spec import SynthSpec
 
 Progress = Callable[[int, int], None]
 

@@ -1,7 +1,7 @@
 """Geometry: what a Wan transformer consists of, read off a checkpoint or looked up by name."""
 
-from blockswap.layout.geometry.infer import infer_geometry
-from blockswap.layout.geometry.naming import (
+from .infer import infer_geometry
+from .naming import (
     UnitKey,
     naming_of,
     to_diffusers_key,
@@ -9,9 +9,9 @@ from blockswap.layout.geometry.naming import (
     unit_of,
     units_in_order,
 )
-from blockswap.layout.geometry.tensors import file_names, parameter_count, tensor_names
-from blockswap.layout.geometry.values import Naming, WanGeometry
-from blockswap.layout.geometry.variants import (
+from .tensors import file_names, parameter_count, tensor_names
+from .values import Naming, WanGeometry
+from .variants import (
     VARIANTS,
     find_variant,
     name_variant,

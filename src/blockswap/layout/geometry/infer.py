@@ -7,14 +7,14 @@ model has is compared with what the checkpoint holds, so that nothing else has t
 import math
 from collections.abc import Mapping
 
-from blockswap.errors import GeometryError
-from blockswap.layout.checkpoint import Checkpoint, StoredTensor
-from blockswap.layout.geometry.families import relative_of, stranger_of
-from blockswap.layout.geometry.naming import naming_of, to_original_key, unit_of
-from blockswap.layout.geometry.stated import HEADS_KEY, VACE_KEY, Stated, check_claims, stated_by
-from blockswap.layout.geometry.values import WAN_EPS, Naming, WanGeometry
-from blockswap.layout.geometry.verify import verify_tensors
-from blockswap.layout.quoting import quote
+from ...errors import GeometryError
+from ..checkpoint import Checkpoint, StoredTensor
+from ..quoting import quote
+from .families import relative_of, stranger_of
+from .naming import naming_of, to_original_key, unit_of
+from .stated import HEADS_KEY, VACE_KEY, Stated, check_claims, stated_by
+from .values import WAN_EPS, Naming, WanGeometry
+from .verify import verify_tensors
 
 WAN_HEAD_DIM = 128
 # Far above any model; keeps a forged file from making the list of expected tensors endless.

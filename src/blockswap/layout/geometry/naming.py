@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from blockswap.layout.geometry.values import Naming
-from blockswap.layout.values import UnitKind
+from ..values import UnitKind
+from .values import Naming
 
 _EMBEDDER = "condition_embedder"
 

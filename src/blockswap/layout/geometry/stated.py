@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blockswap.errors import GeometryError
-from blockswap.layout.checkpoint import Checkpoint
-from blockswap.layout.geometry.values import WanGeometry
-from blockswap.layout.quoting import quote
+from ...errors import GeometryError
+from ..checkpoint import Checkpoint
+from ..quoting import quote
+from .values import WanGeometry
 
 HEADS_KEY = "wan.num_heads"
 VACE_KEY = "wan.vace_layers"

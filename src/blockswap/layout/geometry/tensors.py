@@ -7,8 +7,8 @@ Validation of files and synthesis of files both read this list, in the order of 
 import math
 from collections.abc import Iterator
 
-from blockswap.layout.geometry.naming import to_diffusers_key
-from blockswap.layout.geometry.values import WanGeometry
+from .naming import to_diffusers_key
+from .values import WanGeometry
 
 Shape = tuple[int, ...]
 Named = tuple[str, Shape]

@@ -5,8 +5,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 from types import MappingProxyType
 
-from blockswap.errors import ArgsError
-from blockswap.layout.geometry.values import WanGeometry
+from ...errors import ArgsError
+from .values import WanGeometry
 
 _SMALL = WanGeometry(dim=1536, ffn_dim=8960, num_layers=30, num_heads=12)
 _LARGE = WanGeometry()

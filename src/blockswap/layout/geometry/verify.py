@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from blockswap.errors import GeometryError
-from blockswap.layout.checkpoint import StoredTensor
-from blockswap.layout.geometry.naming import to_diffusers_key
-from blockswap.layout.geometry.tensors import tensor_names
-from blockswap.layout.geometry.values import WanGeometry
-from blockswap.layout.quoting import quote, some
+from ...errors import GeometryError
+from ..checkpoint import StoredTensor
+from ..quoting import quote, some
+from .naming import to_diffusers_key
+from .tensors import tensor_names
+from .values import WanGeometry
 
 # What quantised files add beside a layer's weight, or once for the file.
 _SCALES = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
