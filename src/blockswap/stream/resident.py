@@ -101,9 +101,8 @@ class Resident:
         self._slab = None
 
     def _warn_of_changes(self) -> None:
-        if not self.filled:
-            return
-        for (place, value, before), version in zip(self._entries, self._versions, strict=True):
+        # No entries are left the second time, and no versions before the slab is filled.
+        for (place, value, before), version in zip(self._entries, self._versions, strict=False):
             if version_of(value) != version and before.device.type != "meta":
                 warnings.warn(
                     f"{place.label} was changed on the device while the model was swapped, and "
