@@ -1,7 +1,6 @@
 """Units come and go while a swap runs: output, plan and bytes stay true in every order."""
 
 import gc
-import itertools
 import random
 from types import ModuleType
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from cases import SIM_STORES, Shelf, forward, fresh, opened, reference, unit_bytes
-from seams import collect_pools, collect_residencies, wait_for_readers
+from seams import collect_pools, collect_residencies
 
-from blockswap import BlockSwapArgs, Swap, swap_blocks
+from blockswap import Swap
 from blockswap.stream.pool import Pool
 from blockswap.swap.residency import Residency
 

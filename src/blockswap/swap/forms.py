@@ -39,7 +39,7 @@ class RamForms:
             store = RamStore([unit.layout], lender=parts.device, pin_budget=self._pin_left())
             self._stores[name] = store
         store.adopt(0, [live.tensor for live in unit.tensors])
-        ensure_staging(parts, store, self._sizes[name].ram_slab_bytes)
+        ensure_staging(parts, store, staging_bytes(parts))
         return ram_unit(parts, store, 0, unit, idle_binding(unit))
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class FileForms:
     def make(self, unit: LiveUnit) -> StreamedUnit:
         name, parts = unit.layout.name, self._parts
         if self.tier(name) == "disk":
-            parts.pool.add_staging(self._sizes[name].disk_slab_bytes or 0)
+            parts.pool.add_staging(staging_bytes(parts))
             return self._disk_unit(unit)
         store = self._stores.get(name)
         if store is None:
@@ -96,7 +96,7 @@ class FileForms:
             self._room -= self._sizes[name].ram_slab_bytes
             self._stores[name] = store
         homes = store.fill(0, self._read(unit))
-        ensure_staging(parts, store, self._sizes[name].ram_slab_bytes)
+        ensure_staging(parts, store, staging_bytes(parts))
         streamed = ram_unit(parts, store, 0, unit, resting_on(unit, homes))
         self._metas.append((streamed, unit.tensors))
         return streamed
@@ -118,3 +118,9 @@ def fits_slots(parts: Parts, nbytes: int) -> bool:
 def fits_staging(parts: Parts, nbytes: int) -> bool:
     """Whether a slab fits the staging buffers; where there are none yet, they are made to fit."""
     return not parts.pool.staging or nbytes <= parts.pool.sizes.staging_bytes
+
+
+def staging_bytes(parts: Parts) -> int:
+    """The size of staging buffers: as they are (units know them by now), or to serve any slot."""
+    sizes = parts.pool.sizes
+    return sizes.staging_bytes if parts.pool.staging else sizes.slot_bytes

@@ -31,7 +31,7 @@ _ASKED = re.compile(r"[Tt]ried to allocate ([0-9]+(?:\.[0-9]+)?) (bytes|[KMG]iB)
 _FACTORS = {"bytes": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 
 
-def missing_bytes(message: str) -> int | None:
+def asked_bytes(message: str) -> int | None:
     """What the failed allocation asked for, as the error tells it; None where it does not."""
     found = _ASKED.search(message)
     return None if found is None else int(float(found[1]) * _FACTORS[found[2]])
@@ -98,7 +98,8 @@ class _Attempts:
         self._random = (torch.get_rng_state(), retry._device.random_state())
         self._count = 0
         self._released = 0
-        self._missing: int | None = None
+        self._asked: int | None = None  # by the allocation that failed last
+        self._held = 0  # bytes allocated at that moment
         self._error: torch.OutOfMemoryError | None = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -112,48 +113,59 @@ class _Attempts:
     def failed(self, error: torch.OutOfMemoryError) -> None:
         """Notes the error and takes from it whatever it keeps alive."""
         self._count += 1
-        self._missing = missing_bytes(str(error))
-        self._error = self._error or error
+        self._asked = asked_bytes(str(error))
+        self._held = self._retry._device.allocated_bytes()
+        self._error = error
         _clear_frames(error)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def make_room(self) -> None:
-        """Lets residents go for the next attempt. Raises the first error when none is left."""
-        device, streamer = self._retry._device, self._retry._streamer
-        gc.collect()
+        """Lets residents go for the next attempt. Raises the error when none is left."""
+        retry, device = self._retry, self._retry._device
         torch.clear_autocast_cache()
-        streamer.repair()
+        retry._streamer.repair()
         device.synchronize()
         device.empty_cache()
-        released = self._release()
-        if not released and self._count > 1:
+        chosen = self._chosen()
+        if not chosen and self._count > 1:
             self._give_up()
+        # A frame keeps the closure of its function even when it is cleared, and with it inputs of
+        # blocks: the trace goes as soon as nobody is to be shown it.
+        self._error = None
+        gc.collect()
+        released = retry._residency.demote(chosen) if retry._residency is not None else ()
         self._released += len(released)
         device.empty_cache()
-        if self._retry._corrector is not None:
-            self._retry._corrector.out_of_memory()
-        swap = self._retry._swap
-        swap.tell(retry_sentence(self._number, self._missing, released, swap.plan))
+        if retry._corrector is not None:
+            retry._corrector.out_of_memory()
+        retry._swap.tell(retry_sentence(self._number, self._asked, released, retry._swap.plan))
         host, own = self._random
         torch.set_rng_state(host)
         device.restore_random_state(own)
 
-    def _release(self) -> tuple[str, ...]:
+    def _chosen(self) -> tuple[str, ...]:
         """What the error says is missing, then at least half of the rest, then everything."""
         residency = self._retry._residency
         if residency is None:
             return ()
         units, entry = residency.units(), residency.entry_bytes
-        # Errors name sizes with two decimals.
-        wanted = None if self._missing is None else self._missing + self._missing // 100
+        wanted = self._shortfall()
         asked = () if wanted is None else leaving(units, wanted, entry)
         half = half_leaving(units, entry)
         everything = leaving(units, sum(unit.bytes for unit in units) + 1, entry)
         if self._count == 1:
-            chosen = asked or half
-        else:
-            chosen = max(asked, half, key=len) if self._count == 2 else everything
-        return residency.demote(chosen) if chosen else ()
+            return asked or half
+        return max(asked, half, key=len) if self._count == 2 else everything
+
+    def _shortfall(self) -> int | None:
+        """Bytes that the failed forward lacked to get past that point; None if nobody tells."""
+        device, asked = self._retry._device, self._asked
+        free = device.free_bytes()
+        if asked is None or free is None:
+            return asked
+        activations = self._held - device.allocated_bytes()
+        # Errors name sizes with two decimals.
+        return max(1, activations + asked + asked // 100 - free)
 
     def _give_up(self) -> None:
         error, self._error = self._error, None
@@ -176,17 +188,18 @@ class _Attempts:
         else:
             tried += f" and let {self._released} blocks go that stayed on {plan.device}"
             left = f"the {format_bytes(plan.device_bytes)} of weights and slots left are the least"
-        if self._missing is None:
+        shortfall = self._shortfall()
+        if shortfall is None:
             return f"{tried}; {left}: make the clip smaller or shorter, or free memory there"
-        least = format_bytes_at_least(self._missing)
-        return f"{tried}; {left}: {self._advice(self._missing)}free {least} or more there"
+        least = format_bytes_at_least(shortfall)
+        return f"{tried}; {left}: {self._advice(shortfall)}free {least} or more there"
 
-    def _advice(self, missing: int) -> str:
+    def _advice(self, shortfall: int) -> str:
         plan = self._retry._swap.plan
-        sizes = [unit.slab_bytes for unit in plan.units if unit.tier == "resident"]
-        if self._retry._residency is None and sum(sizes) >= missing:
-            more = next(n for n in range(1, len(sizes) + 1) if sum(sorted(sizes)[-n:]) >= missing)
-            return f"stream {more} more blocks, make the clip smaller or shorter, or "
+        sizes = sorted(unit.slab_bytes for unit in plan.units if unit.tier == "resident")
+        if self._retry._residency is None and sum(sizes) >= shortfall:
+            more = next(n for n in range(1, len(sizes) + 1) if sum(sizes[-n:]) >= shortfall)
+            return f"stream {more} more block{'s' * (more > 1)}, make the clip smaller, or "
         return "make the clip smaller or shorter, or "
 
 
