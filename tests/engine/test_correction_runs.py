@@ -111,7 +111,10 @@ def test_steady_state_after_a_correction_obeys_the_rules(
     gc.collect()
     # The reserve is a quarter: what the first forward leaves of it takes residents.
     capacity(int(unit_bytes("original") * 1.4))
-    with opened(store, "original", sim_device, {"prefetch_blocks": 1}, shelf=shelf) as (model, swap):
+    with opened(store, "original", sim_device, {"prefetch_blocks": 1}, shelf=shelf) as (
+        model,
+        swap,
+    ):
         first = swap.plan
         with torch.no_grad():
             model(**inputs("original", sim_device))

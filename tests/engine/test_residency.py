@@ -1,17 +1,19 @@
 """Units come and go while a swap runs: output, plan and bytes stay true in every order."""
 
+import contextlib
 import gc
 import random
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
 import torch
-from cases import SIM_STORES, Shelf, forward, fresh, opened, reference, unit_bytes
-from seams import collect_pools, collect_residencies
+from cases import SIM_STORES, Shelf, forward, fresh, opened, reference
+from seams import collect_residencies
+from test_disk_faults import InterruptAt
 
-from blockswap import Swap
-from blockswap.stream.pool import Pool
+from blockswap import BlockSwapArgs, Swap, swap_blocks
+from blockswap.errors import StateError
 from blockswap.swap.residency import Residency
 
 Sim = ModuleType
@@ -22,22 +24,22 @@ def residencies(monkeypatch: pytest.MonkeyPatch) -> list[Residency]:
     return collect_residencies(monkeypatch)
 
 
-@pytest.fixture
-def pools(monkeypatch: pytest.MonkeyPatch) -> list[Pool]:
-    return collect_pools(monkeypatch)
-
-
 def budget(family: str, residents: int) -> dict[str, Any]:
     """Two slots and a VRAM budget that holds `residents` blocks beside them (any may be streamed).
 
-    The rest of these models is less than half of a block, a block's share of padding far less.
+    With as many residents as there are blocks, all stay and there are no slots at first.
     """
     model = fresh(family)
-    blocks = len(model.blocks)  # type: ignore[arg-type]
-    rest = sum(p.nbytes for p in model.parameters()) - unit_bytes(family)
-    block = unit_bytes(family) // blocks
-    padded = block + 128 * 64  # parameters are aligned to 256 bytes
-    return {"vram_budget": rest + 16 * 512 + (residents + 2) * padded, "prefetch_blocks": 1}
+
+    def padded(module: torch.nn.Module) -> int:
+        return sum(-(-p.nbytes // 256) * 256 for p in module.parameters()) + 512
+
+    blocks = list(model.blocks)  # type: ignore[arg-type]
+    block = padded(blocks[0]) + 2 * 4096  # slabs from a file are whole sectors
+    rest = padded(model) - sum(map(padded, blocks)) + 16 * 512
+    whole = residents == len(blocks)
+    nbytes = padded(model) + 16 * 512 if whole else rest + (residents + 2) * block
+    return {"vram_budget": nbytes, "prefetch_blocks": 1}
 
 
 def check(swap: Swap, sim: Sim, own: int) -> None:
@@ -47,9 +49,10 @@ def check(swap: Swap, sim: Sim, own: int) -> None:
 
 
 @pytest.mark.parametrize("store", SIM_STORES)
-@pytest.mark.parametrize("family", ["mini", "original"])
+@pytest.mark.parametrize(("family", "residents"), [("mini", 5), ("original", 2)])
 def test_promotions_and_demotions_in_any_order_are_bit_equal(
     family: str,
+    residents: int,
     store: str,
     sim: Sim,
     sim_device: torch.device,
@@ -62,13 +65,14 @@ def test_promotions_and_demotions_in_any_order_are_bit_equal(
     base = sim.counters().device_bytes
     draw = random.Random(7)
     with (
-        opened(store, family, sim_device, budget(family, 2), shelf=shelf) as (model, swap),
+        opened(store, family, sim_device, budget(family, residents), shelf=shelf) as (model, swap),
         torch.no_grad(),
     ):
         assert sim.counters().device_bytes - base == swap.plan.device_bytes
         forward(model, family, sim_device)
         own = sim.counters().device_bytes - swap.plan.device_bytes  # rope tables stay there
         residency = residencies[-1]
+        assert len(swap.plan.residents) == (residents + 1)  # the text embedder stays
         seen = set()
         for turn in range(14):
             units = list(residency.units())
@@ -86,3 +90,116 @@ def test_promotions_and_demotions_in_any_order_are_bit_equal(
         assert len(seen) > 5
     assert sim.counters().device_bytes == own
     assert sim.counters().pinned_bytes == 0
+
+
+class InterruptInChange(InterruptAt):
+    """Also in the rooms that decide and wire a change."""
+
+    def _trace(self, frame: FrameType, event: str, arg: object) -> Any:
+        parts = ("/blockswap/st", "/swap/re", "/swap/corrector", "/swap/forms", "/swap/place")
+        return self._line if any(part in frame.f_code.co_filename for part in parts) else None
+
+
+@pytest.mark.parametrize("store", ["ram", "pageable", "disk", "file-ram"])
+@pytest.mark.parametrize("stay", [2, 5])
+def test_ctrl_c_at_any_line_of_a_change_is_survived(
+    stay: int,
+    store: str,
+    sim: Sim,
+    sim_device: torch.device,
+    shelf: Shelf,
+    residencies: list[Residency],
+) -> None:
+    """A change and a retried forward are interrupted; what follows is right, bytes included."""
+    expected = reference("mini", sim_device)
+    base = sim.counters().device_bytes
+    with (
+        opened(store, "mini", sim_device, budget("mini", stay), shelf=shelf) as (model, swap),
+        torch.no_grad(),
+    ):
+        residency = residencies[-1]
+        for line in range(stay * 11 + len(store), 6000, 149):  # each case strikes other lines
+            residents = [unit.name for unit in residency.units() if unit.resident]
+            others = [unit.name for unit in residency.units() if not unit.resident]
+            model.blocks[3].fault = torch.OutOfMemoryError("out of memory") if line % 2 else None  # type: ignore[index, union-attr]
+            with InterruptInChange(line) as interrupt:
+                try:
+                    residency.demote(residents[:1])
+                    residency.promote(others[-2:])
+                    with contextlib.suppress(torch.OutOfMemoryError):
+                        forward(model, "mini", sim_device)
+                except KeyboardInterrupt:
+                    assert interrupt.raised
+            model.blocks[3].fault = None  # type: ignore[index, union-attr]
+            for _ in range(2):
+                assert torch.equal(forward(model, "mini", sim_device), expected), line
+            torch.accelerator.synchronize()
+            gc.collect()
+            check(swap, sim, base)
+            if not interrupt.raised:
+                break
+            if not residents:
+                residency.promote(others[:3])
+        assert line > 149 * 3
+    if store in ("ram", "pageable"):
+        for name, value in fresh("mini").named_parameters():
+            assert torch.equal(model.get_parameter(name), value), name
+            assert model.get_parameter(name).device.type == "cpu"
+    assert sim.counters().device_bytes == base
+    assert sim.counters().pinned_bytes == 0
+
+
+def test_weights_changed_on_the_device_stay_there(
+    sim: Sim, sim_device: torch.device, shelf: Shelf, residencies: list[Residency]
+) -> None:
+    """A resident that other code has written to is not let go: the change would be lost."""
+    with (
+        opened("ram", "mini", sim_device, budget("mini", 2), shelf=shelf) as (model, swap),
+        torch.no_grad(),
+    ):
+        residents = [unit.name for unit in residencies[-1].units() if unit.resident]
+        changed, other = residents[:2]
+        model.get_submodule(changed).norm3.bias.add_(1.0)  # type: ignore[operator, union-attr]
+        before = forward(model, "mini", sim_device)
+        assert residencies[-1].demote([changed, other]) == (other,)
+        assert [u.demotable for u in residencies[-1].units() if u.name == changed] == [False]
+        assert torch.equal(forward(model, "mini", sim_device), before)
+        with pytest.warns(UserWarning, match="the change is lost"):
+            swap.close()
+
+
+def test_an_exact_selection_has_nothing_to_change(
+    sim: Sim, sim_device: torch.device, residencies: list[Residency]
+) -> None:
+    for args in ({"blocks": "1,3"}, {"blocks_to_swap": 3}):
+        with swap_blocks(fresh("mini"), args, device=sim_device) as swap, torch.no_grad():
+            plan = swap.plan
+            for _ in range(3):
+                forward(swap.model, "mini", sim_device)
+            assert swap.plan is plan
+    with swap_blocks(fresh("mini"), BlockSwapArgs(blocks="1,3", vram_budget="1MiB"),
+                     device=sim_device):  # fmt: skip
+        assert [unit.name for unit in residencies[-1].units()] == ["blocks.1", "blocks.3"]
+    assert len(residencies) == 1
+
+
+@pytest.mark.parametrize("store", ["disk", "file-ram"])
+def test_state_dict_follows_the_place_of_the_weights(
+    store: str, sim: Sim, sim_device: torch.device, shelf: Shelf, residencies: list[Residency]
+) -> None:
+    with (
+        opened(store, "mini", sim_device, budget("mini", 2), shelf=shelf) as (model, swap),
+        torch.no_grad(),
+    ):
+        residency = residencies[-1]
+        resident = next(unit.name for unit in residency.units() if unit.resident)
+        wanted = fresh("mini").get_submodule(resident).state_dict()
+        for _ in range(2):
+            found = model.get_submodule(resident).state_dict()
+            assert all(torch.equal(found[name].cpu(), wanted[name]) for name in wanted)
+            residency.demote([resident])
+            if swap.plan.tier_of(resident) == "disk":
+                with pytest.raises(StateError, match="streamed from"):
+                    model.get_submodule(resident).state_dict()
+            residency.promote([resident])
+            forward(model, "mini", sim_device)

@@ -142,8 +142,9 @@ class Residency:
     def refresh_if_changed(self) -> None:
         """Catches up with a change that an interrupt left half done."""
         assert self._swap is not None, "connected when the engine was started"
-        planned = {unit.name: unit.tier for unit in self._swap.plan.units}
-        if planned != self._engine.tiers():
+        plan, pool = self._swap.plan, self._parts.pool
+        planned = {unit.name: unit.tier for unit in plan.units}
+        if planned != self._engine.tiers() or plan.slots != len(pool.slots):
             self.refresh()
 
     def refresh(self) -> None:
