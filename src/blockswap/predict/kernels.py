@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import sdpa_flop_count
 
 from ..plan.workload import AttentionKind, KernelSet
 from .recorder import Recorder
@@ -38,8 +37,7 @@ class Kernels(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            attend = self._attend if self._flash else _attend_by_products
-            return attend(*args, **kwargs)
+            return (self._attend if self._flash else _attend_by_products)(*args, **kwargs)
         if self._fused_norms and func in _RMS_NORMS:
             fused = _rms_norm(*args, **kwargs)
             if fused is not None:
@@ -50,7 +48,7 @@ class Kernels(TorchFunctionMode):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
     ) -> torch.Tensor:
         """`[batch, heads, tokens, head_dim]` each -> the same as `query`."""
-        self._recorder.add_flops(sdpa_flop_count(query.shape, key.shape, value.shape))
+        self._recorder.add_flops(_attention_flops(query, key, value))
         output = torch.empty_like(query)
         if value.shape[-1] != query.shape[-1]:
             output = query.new_empty((*query.shape[:-1], value.shape[-1]))
@@ -60,6 +58,12 @@ class Kernels(TorchFunctionMode):
         return output
 
 
+def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """One product with the keys, one with the values; 2 FLOPs a multiply-add."""
+    pairs = query.numel() // query.shape[-1] * key.shape[-2]
+    return 2 * pairs * (query.shape[-1] + value.shape[-1])
+
+
 def _attend_by_products(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -67,18 +71,11 @@ def _attend_by_products(
     attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    **options: Any,
 ) -> torch.Tensor:
-    result: torch.Tensor = torch.ops.aten._scaled_dot_product_attention_math(
-        query,
-        key,
-        value,
-        attn_mask,
-        dropout_p,
-        is_causal,
-        scale=scale,
-        enable_gqa=enable_gqa,
+    by_products: Any = torch.ops.aten._scaled_dot_product_attention_math
+    result: torch.Tensor = by_products(
+        query, key, value, attn_mask, dropout_p, is_causal, **options
     )[0]
     return result
 

@@ -1,4 +1,4 @@
-"""Forwards of diffusers' Wan classes without data: skeletons in the workload's dtype, and inputs."""
+"""Forwards of diffusers' Wan classes without data: typed skeletons, and what pipelines pass."""
 
 from math import prod
 
