@@ -30,7 +30,7 @@ def cache_folder() -> Path:
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "blockswap"
 
 
-def read_json(path: Path) -> Any | None:
+def read_json(path: Path) -> Any:
     """The value in the file, or None where there is no such file or it does not hold JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
