@@ -54,7 +54,7 @@ def memory_figure(device: Device, limits: Limits) -> Figure | str:
     if timing.seconds <= 0:
         return _no_time(name)
     how = f"copies of {nbytes >> 20} MiB within it, read and written; {timing.words()}"
-    return Figure(name, 2 * nbytes / timing.seconds, "byte", how)
+    return Figure(name, 2 * nbytes / timing.seconds, "byte", how, timing.spread)
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def _measured(device: Device, work: _Work, rungs: tuple[int, ...], share: float)
     if timing.seconds <= 0:
         return _no_time(work.name)
     how = f"{work.shape(tokens)}; {timing.words()}"
-    return Figure(work.name, work.flops(tokens) / timing.seconds, "FLOP", how)
+    return Figure(work.name, work.flops(tokens) / timing.seconds, "FLOP", how, timing.spread)
 
 
 def _climb(device: Device, work: _Work, rungs: tuple[int, ...], share: float) -> tuple[int, Timing]:

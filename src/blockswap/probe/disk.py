@@ -1,52 +1,29 @@
 """The disk of a folder, read the way the product reads: how fast, and with which settings best.
 
-One setting is tried at a time, others held: direct or buffered, then the number of readers, then
-the size of a read. Each trial reads one span at a place of its own choosing, as a block is read.
-The product's own settings are the first to be tried, and stay unless others are clearly better.
+One setting is tried at a time, the others held: direct or buffered, then the number of readers,
+then the size of a read. The candidates of a stage take turns, so that a disk that is busy with
+something else for a while slows all of them down. The product's own settings stay unless others
+are clearly better.
 """
 
 import os
-import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-import torch
 
 from ..errors import OutputError, ReadError
 from ..plan.machine import DiskFigures
-from ..store.file_io import StreamedFile, memory_at
-from ..store.file_slab import SECTOR
-from ..store.readers import Job, ReaderPool
-from ..stream.device import aligned, host_buffer
-from ..units import GIB, MIB, format_bytes, format_rate
-from .scratch import ProbeFile, forget_pages, probe_file
+from ..units import format_rate
+from .reads import Clock, Setting, TrialReader
+from .scratch import probe_file
 from .values import Limits, Trial
 
-Clock = Callable[[], float]
-
-# A setting must beat the one in use by this factor, twice: less is the noise of a disk, and not
-# worth more threads, or copies through the page cache that take cores away from the blocks.
+# A setting must beat the one in use by this factor: less is the noise of a disk, and not worth
+# more threads, or copies through the page cache that take cores away from the blocks.
 CLEARLY = 1.1
-# Reads of one trial land here, again and again: what they bring is not looked at.
-_BUFFER_BYTES = 64 * MIB
-# One trial reads no more, however fast the disk.
-_SPAN_BYTES = GIB
 _ROUNDS = 3
-# A disk that answers nothing for so long is not measured.
-_STUCK_SECONDS = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One way to read: with O_DIRECT if it can be had, with how many threads, in what chunks."""
-
-    direct: bool
-    readers: int
-    chunk_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +45,8 @@ def measure_disk(
     """
     try:
         with probe_file(place, limits.scratch_bytes) as file:
-            return _Search(file, limits, clock, random.Random(seed)).run()
+            reader = TrialReader(file, clock=clock, seed=seed)
+            return _Search(reader, limits, clock).run()
     except (OutputError, ReadError) as error:
         return Measured(None, (), (str(error),))
     except OSError as error:
@@ -79,180 +57,88 @@ def measure_disk(
 class _Search:
     """The settings of one file, tried within a time."""
 
-    def __init__(
-        self, file: ProbeFile, limits: Limits, clock: Clock, places: random.Random
-    ) -> None:
-        self._file = file
+    def __init__(self, reader: TrialReader, limits: Limits, clock: Clock) -> None:
+        self._reader = reader
         self._limits = limits
         self._clock = clock
-        self._places = places
-        self._memory = host_buffer(_BUFFER_BYTES + SECTOR)
-        self._memory.zero_()  # the pages are there before the first read
-        self._rounds: dict[Setting, list[float]] = {}
-        self._modes: dict[Setting, str] = {}
-        self._sentences: list[str] = []
+        self._end = clock() + limits.disk_seconds
+        # One stage of two settings, and one each of all readers and of all chunks.
+        tries = _ROUNDS * (2 + len(limits.readers) + len(limits.chunks))
+        self._share = limits.disk_seconds / tries
+        self._rates: dict[Setting, list[float]] = {}
         self._left_out = 0
 
     def run(self) -> Measured:
-        settings = len(self._limits.readers) + len(self._limits.chunks)  # the first of both is one
-        share = self._limits.disk_seconds / (settings + 2)  # some are tried twice
-        self._end = self._clock() + self._limits.disk_seconds
-        best = Setting(True, self._limits.readers[0], self._limits.chunks[0])
-        best = self._better(best, self._without_direct(best), share)
-        others = (Setting(best.direct, count, best.chunk_bytes) for count in self._limits.readers)
-        best = self._better(best, others, share)
-        others = (Setting(best.direct, best.readers, chunk) for chunk in self._limits.chunks)
-        best = self._better(best, others, share)
-        direct = self._modes[best] == "direct"
-        self._tell()
-        return Measured(
-            DiskFigures(self._rate(best), best.readers, best.chunk_bytes, direct),
-            self._trials(),
-            tuple(self._sentences),
-        )
+        limits = self._limits
+        first = Setting(True, limits.readers[0], limits.chunks[0])
+        self._rates[first] = [self._reader.rate(first, self._share)]  # a sleeping disk wakes up
+        buffered = Setting(False, first.readers, first.chunk_bytes)
+        has_direct = self._reader.modes[first] == "direct"
+        best = self._stage(first, [first, buffered]) if has_direct else first
+        counts = [Setting(best.direct, count, best.chunk_bytes) for count in limits.readers]
+        best = self._stage(best, counts)
+        sizes = [Setting(best.direct, best.readers, size) for size in limits.chunks]
+        best = self._stage(best, sizes)
+        direct = self._reader.modes[best] == "direct"
+        figures = DiskFigures(self._rate(best), best.readers, best.chunk_bytes, direct)
+        return Measured(figures, self._trials(), self._sentences(first, buffered))
 
-    def _without_direct(self, setting: Setting) -> Iterator[Setting]:
-        """The same, buffered; where direct reads cannot be had it would be the same again."""
-        if self._modes[setting] == "direct":
-            yield Setting(False, setting.readers, setting.chunk_bytes)
+    def _stage(self, used: Setting, candidates: Sequence[Setting]) -> Setting:
+        """The candidate that clearly beats the one `used`, which is one of them, or else that."""
+        found: dict[Setting, list[float]] = {setting: [] for setting in candidates}
+        for _ in range(_ROUNDS):
+            for setting in candidates:
+                if self._affordable(setting):
+                    found[setting].append(self._reader.rate(setting, self._share))
+        for setting, rates in found.items():
+            self._left_out += not rates
+            self._rates.setdefault(setting, []).extend(rates)
 
-    def _better(self, best: Setting, others: Iterator[Setting], share: float) -> Setting:
-        """The first of `best` and `others` that none of the others clearly beats."""
-        if best not in self._rounds:
-            self._try(best, share)
-        for other in others:
-            if other in self._rounds:
-                continue
-            if not self._affordable(other):
-                self._left_out += 1
-                continue
-            self._try(other, share)
-            if self._beats(other, best) and self._affordable(best):
-                # The disk may have been busy with something else just then.
-                self._try(best, share / 2)
-                self._try(other, share / 2)
-            if self._beats(other, best):
-                best = other
-        return best
+        def gain(setting: Setting) -> float:
+            turns = zip(found[setting], found[used], strict=False)
+            return statistics.median([rate / beside for rate, beside in turns] or [0.0])
 
-    def _beats(self, other: Setting, best: Setting) -> bool:
-        return self._rate(other) > self._rate(best) * CLEARLY
-
-    def _rate(self, setting: Setting) -> float:
-        return statistics.median(self._rounds[setting])
+        best = max(candidates, key=gain)
+        return best if gain(best) > CLEARLY else used
 
     def _affordable(self, setting: Setting) -> bool:
-        """Whether its least number of reads ends in time, at the best rate so far."""
+        """Whether every reader's first read ends in time, at the best rate so far."""
         least = setting.readers * setting.chunk_bytes
-        return self._clock() + least / max(map(self._rate, self._rounds)) < self._end
+        rate = max(max(rates) for rates in self._rates.values() if rates)
+        return self._clock() + least / rate < self._end
 
-    def _try(self, setting: Setting, share: float) -> None:
-        rounds = self._rounds.setdefault(setting, [])
-        end = self._clock() + share
-        for number in range(_ROUNDS):
-            if number == 0 or self._clock() < end:
-                rounds.append(self._round(setting, share / _ROUNDS))
-
-    def _round(self, setting: Setting, seconds: float) -> float:
-        """Bytes per second of one span, or of as much of it as fits the time."""
-        if not forget_pages(self._file.path) and not self._sentences:
-            self._sentences.append(
-                "this system cannot be asked to drop a file from its cache: the disk may be slower "
-                "than measured"
-            )
-        file = StreamedFile(self._file, direct=setting.direct)
-        pool = ReaderPool(setting.readers)
-        try:
-            pool.submit(Job([], _nothing))  # the threads are there before the clock runs
-            reads = _Reads(file, self._memory, setting.chunk_bytes, self._clock)
-            return reads.rate(pool, self._span(setting), seconds)
-        finally:
-            self._modes[setting] = file.mode
-            pool.close(1.0)  # nothing is left to do unless the disk is stuck
-            file.close()
-
-    def _span(self, setting: Setting) -> Sequence[int]:
-        """Offsets of neighbouring chunks from a place drawn at random; the file is a ring."""
-        chunk = setting.chunk_bytes
-        count = self._file.nbytes // chunk
-        if count == 0:
-            raise ReadError(
-                f"the disk was not measured: {self._file.path} has "
-                f"{format_bytes(self._file.nbytes)}, name a file of at least {format_bytes(chunk)}"
-            )
-        first = self._places.randrange(count)
-        most = max(1, _SPAN_BYTES // chunk)
-        return [(first + step) % count * chunk for step in range(min(count, most))]
+    def _rate(self, setting: Setting) -> float:
+        return statistics.median(self._rates[setting])
 
     def _trials(self) -> tuple[Trial, ...]:
+        modes = self._reader.modes
         return tuple(
-            Trial(self._modes[tried], tried.readers, tried.chunk_bytes, self._rate(tried))
-            for tried in self._rounds
+            Trial(modes[tried], tried.readers, tried.chunk_bytes, self._rate(tried))
+            for tried, rates in self._rates.items()
+            if rates
         )
 
-    def _tell(self) -> None:
-        modes = set(self._modes.values())
-        first = Setting(True, self._limits.readers[0], self._limits.chunks[0])
-        buffered = Setting(False, first.readers, first.chunk_bytes)
-        if buffered in self._rounds:
-            self._sentences.append(
-                f"O_DIRECT reads {format_rate(self._rate(first))}, buffered reads with the pages "
-                f"dropped behind {format_rate(self._rate(buffered))}"
+    def _sentences(self, first: Setting, buffered: Setting) -> tuple[str, ...]:
+        told = [self._mode_words(first, buffered)]
+        if not self._reader.forgetful:
+            told.append(
+                "this system cannot be asked to drop a file from its cache: the disk may be "
+                "slower than measured"
             )
-        elif "plain" in modes:
-            self._sentences.append("reads are plain ones: this platform has no os.preadv")
-        elif "direct" not in modes:
-            why = (
-                "the file system refuses it"
-                if hasattr(os, "O_DIRECT")
-                else "this platform has none"
-            )
-            self._sentences.append(f"reads are buffered ones, without O_DIRECT: {why}")
         if self._left_out:
-            self._sentences.append(
-                f"{self._left_out} of the settings were left out: the time was up"
-            )
+            told.append(f"{self._left_out} settings were left out: the time was up")
+        return tuple(told)
 
-
-class _Reads:
-    """Reads of chunks into one buffer, by a pool of readers, until the time is up."""
-
-    def __init__(
-        self, file: StreamedFile, memory: torch.Tensor, chunk_bytes: int, clock: Clock
-    ) -> None:
-        self._file = file
-        self._memory = memory
-        self._address = aligned(memory, _BUFFER_BYTES).data_ptr()
-        self._places = _BUFFER_BYTES // chunk_bytes
-        self._chunk_bytes = chunk_bytes
-        self._clock = clock
-
-    def rate(self, pool: ReaderPool, offsets: Sequence[int], seconds: float) -> float:
-        """Bytes per second over all readers. Raises what a read raised."""
-        done: list[float] = []
-        began = self._clock()
-        end = began + seconds
-
-        def read(number: int, offset: int) -> None:
-            # The first read is made whatever the time: without it there is no figure.
-            if number and self._clock() > end:
-                return
-            at = self._address + number % self._places * self._chunk_bytes
-            self._file.read(offset, memory_at(at, self._chunk_bytes), self._chunk_bytes)
-            done.append(self._clock())
-
-        pieces = [partial(read, number, offset) for number, offset in enumerate(offsets)]
-        job = Job(pieces, _nothing, keep=self._memory)
-        pool.submit(job)
-        if not job.wait(_STUCK_SECONDS):
-            raise ReadError(
-                f"the disk was not measured: {self._file.path} did not answer for "
-                f"{_STUCK_SECONDS:.0f} s"
-            )
-        if job.error is not None:
-            raise job.error
-        return len(done) * self._chunk_bytes / max(max(done) - began, 1e-9)
-
-
-def _nothing() -> None:
-    """A job that ends without more to do."""
+    def _mode_words(self, first: Setting, buffered: Setting) -> str:
+        mode = self._reader.modes[first]
+        if mode == "plain":
+            return "files are read by plain reads: this platform has no os.preadv"
+        if mode == "buffered":
+            there = hasattr(os, "O_DIRECT")
+            why = "the file system refuses it" if there else "this platform has none"
+            return f"files are read through the page cache, without O_DIRECT: {why}"
+        words = f"with O_DIRECT the disk reads {format_rate(self._rate(first))}"
+        if self._rates.get(buffered):
+            beside = format_rate(self._rate(buffered))
+            words += f", through the page cache with the pages dropped behind {beside}"
+        return words

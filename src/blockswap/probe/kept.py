@@ -54,17 +54,15 @@ def read_kept(hardware: Hardware, *, now: datetime) -> Kept:
     return Kept(device, {key: disk for key, disk in disks.items() if key not in old})
 
 
-def write_kept(hardware: Hardware, device: DevicePart, disks: Mapping[str, DiskPart]) -> Path:
+def write_kept(hardware: Hardware, device: DevicePart, disks: Mapping[str, DiskPart]) -> None:
     """Keeps the figures. Raises OutputError where the cache folder cannot be written."""
-    path = kept_path(hardware)
     value: dict[str, Any] = {
         "format": FORMAT,
         "hardware": hardware,
         "device": device.to_dict(),
         "disks": {key: disk.to_dict() for key, disk in disks.items()},
     }
-    write_json_atomically(path, value)
-    return path
+    write_json_atomically(kept_path(hardware), value)
 
 
 def _age(measured_at: str, now: datetime) -> timedelta:

@@ -55,5 +55,5 @@ def _both_ways(
             yield f"{name} was not measured: the device's clock saw no time pass"
             continue
         how = f"copies of {nbytes >> 20} MiB; {timing.words()}"
-        yield Figure(name, nbytes / timing.seconds, "byte", how)
+        yield Figure(name, nbytes / timing.seconds, "byte", how, timing.spread)
     device.synchronize()

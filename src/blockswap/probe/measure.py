@@ -10,14 +10,19 @@ import torch
 
 from ..errors import OutputError
 from ..plan.machine import Machine
+from ..report.words import count_of
 from ..store.host_memory import total_host_bytes
 from ..stream.device import Device, best_device, open_device
 from .compute import compute_figures, memory_figure
 from .disk import measure_disk
 from .hardware import device_name, disk_of, hardware_of
-from .kept import Kept, read_kept, write_kept
+from .kept import kept_path, read_kept, write_kept
 from .link import link_figures
 from .values import DevicePart, DiskPart, Figure, Limits
+
+
+# Rounds that differ by more are no longer the device's own variation.
+NOISY = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,8 @@ class Probe:
     """What a machine can do and how that was found.
 
     `disk` is None where no folder was asked about. `sentences` say what was not measured and
-    why, and what became of figures kept before; `measured` whether anything was, this time.
+    why, and what became of figures kept before; `measured` whether anything was, this time;
+    `path` is the file that keeps the figures, None where none could be written.
     """
 
     machine: Machine
@@ -33,6 +39,7 @@ class Probe:
     disk: DiskPart | None
     sentences: tuple[str, ...]
     measured: bool
+    path: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Dictionaries, numbers and texts, ready for `json.dumps`."""
@@ -42,6 +49,7 @@ class Probe:
             "disk": None if self.disk is None else self.disk.to_dict(),
             "sentences": list(self.sentences),
             "measured": self.measured,
+            "path": self.path,
         }
 
 
@@ -74,12 +82,14 @@ def probe(
             disk, measured = _measure_disk(place, limits, now), True
             if key is not None and disk.figures is not None:
                 kept.disks[key] = disk
+    path: Path | None = kept_path(hardware)
     if measured:
         try:
             write_kept(hardware, part, kept.disks)
         except OutputError as error:
             sentences.append(f"the figures are not kept: {error}")
-    return _found(part, disk, sentences, measured)
+            path = None
+    return _found(part, disk, sentences, measured=measured, path=path)
 
 
 def cached_probe(
@@ -90,17 +100,26 @@ def cached_probe(
     The disk is None in it where that of `place` was not measured. Raises DeviceError.
     """
     opened = open_device(best_device() if device is None else device)
-    kept: Kept = read_kept(hardware_of(opened), now=datetime.now(timezone.utc))
+    hardware = hardware_of(opened)
+    kept = read_kept(hardware, now=datetime.now(timezone.utc))
     if kept.device is None:
         return None
     key = _disk_key(place)
-    return _found(kept.device, None if key is None else kept.disks.get(key), [], False)
+    disk = None if key is None else kept.disks.get(key)
+    return _found(kept.device, disk, [], measured=False, path=kept_path(hardware))
 
 
-def _found(part: DevicePart, disk: DiskPart | None, sentences: list[str], measured: bool) -> Probe:
+def _found(
+    part: DevicePart,
+    disk: DiskPart | None,
+    sentences: list[str],
+    *,
+    measured: bool,
+    path: Path | None,
+) -> Probe:
     machine = replace(part.machine, disk=None if disk is None else disk.figures)
     told = [*sentences, *part.sentences, *(disk.sentences if disk else ())]
-    return Probe(machine, part, disk, tuple(told), measured)
+    return Probe(machine, part, disk, tuple(told), measured, None if path is None else str(path))
 
 
 def _disk_key(place: Path | None) -> str | None:
@@ -118,9 +137,11 @@ def _measure_device(device: Device, limits: Limits, now: datetime) -> DevicePart
             *link_figures(device, limits),
         )
     )
+    if (noisy := _noise(figures)) is not None:
+        sentences = (*sentences, noisy)
     rates = {figure.name: figure.per_second for figure in figures}
     name = device_name(device)
-    threads = f", {torch.get_num_threads()} threads" if device.on_host else ""
+    threads = f", {count_of(torch.get_num_threads(), 'thread')}" if device.on_host else ""
     machine = Machine(
         name=name,
         on_host=device.on_host,
@@ -148,6 +169,17 @@ def _sorted(found: Iterable[Figure | str]) -> tuple[tuple[Figure, ...], tuple[st
     together = tuple(found)
     figures = tuple(each for each in together if isinstance(each, Figure))
     return figures, tuple(each for each in together if isinstance(each, str))
+
+
+def _noise(figures: tuple[Figure, ...]) -> str | None:
+    """What to say when rounds of one measurement differ: the figures are then too low."""
+    worst = max(figures, key=lambda figure: figure.spread, default=None)
+    if worst is None or worst.spread <= NOISY:
+        return None
+    return (
+        f"rounds of {worst.name} differed by a factor of {worst.spread:.1f}: other programs were "
+        "at work, probe again when they are done"
+    )
 
 
 def _by_dtype(rates: dict[str, float], prefix: str) -> tuple[tuple[str, float], ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..report.words import count_of
 from ..stream.device import Device
 from ..units import format_seconds
 
@@ -24,14 +25,18 @@ class Timing:
     def seconds(self) -> float:
         return statistics.median(self.rounds)
 
+    @property
+    def spread(self) -> float:
+        """The slowest round over the fastest: 1 on a machine with nothing else to do."""
+        return max(self.rounds) / min(self.rounds)
+
     def words(self) -> str:
-        """Such as "median of 5 rounds of 12 calls, 1.2 ms to 1.3 ms a call"."""
-        if len(self.rounds) == 1:
-            return f"one call of {format_seconds(self.seconds)}"
+        """Such as "5 x 12 calls of 1.2 ms to 1.3 ms"."""
         least, most = format_seconds(min(self.rounds)), format_seconds(max(self.rounds))
-        calls = "1 call" if self.calls == 1 else f"{self.calls} calls"
-        spread = f"{least} a call" if least == most else f"{least} to {most} a call"
-        return f"median of {len(self.rounds)} rounds of {calls}, {spread}"
+        if len(self.rounds) == 1:
+            return f"one call of {least}"
+        spread = least if least == most else f"{least} to {most}"
+        return f"{len(self.rounds)} x {count_of(self.calls, 'call')} of {spread}"
 
 
 def time_once(device: Device, stream: Any, body: Callable[[], None]) -> tuple[float, float]:

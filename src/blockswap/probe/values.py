@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..plan.machine import DiskFigures, Machine, disk_from, machine_from
+from ..store.disk import PIECE_BYTES
+from ..store.readers import READERS
 from ..units import KIB, MIB
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -18,30 +20,34 @@ class Limits:
     tells the rate. `width` and `tokens` are those of the matrix products, [tokens, width] x
     [width, width]; tokens grow to the last rung that fits the time. `copy_bytes` is the size of
     one copy, of which host and device hold one each (four for the device's own memory);
-    `scratch_bytes` the file that is written where no model file is given; `reads` the settings
-    (readers, chunk bytes) tried, the product's own first.
+    `scratch_bytes` the file that is written where no model file is given; `readers` and
+    `chunks` (bytes) are the settings tried, the product's own first.
     """
 
     compute_seconds: float = 4.0
     link_seconds: float = 1.5
-    disk_seconds: float = 4.5
+    disk_seconds: float = 4.0
     width: int = 5120
     tokens: tuple[int, ...] = (16, 64, 256, 1024, 4096)
     dtypes: tuple[str, ...] = DTYPES
     copy_bytes: int = 64 * MIB
     scratch_bytes: int = 256 * MIB
-    readers: tuple[int, ...] = (4, 1, 2, 8)
-    chunks: tuple[int, ...] = (8 * MIB, 512 * KIB, 2 * MIB, 32 * MIB)
+    readers: tuple[int, ...] = (READERS, 1, 2, 8)
+    chunks: tuple[int, ...] = (PIECE_BYTES, 512 * KIB, 2 * MIB, 32 * MIB)
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured rate: per second, in `unit`s ("FLOP" or "byte"), and how it was measured."""
+    """One measured rate, the median of some rounds, and how it was measured.
+
+    `per_second` is in `unit`s ("FLOP" or "byte"); `spread` is the slowest round over the fastest.
+    """
 
     name: str
     per_second: float
     unit: str
     how: str
+    spread: float
 
 
 @dataclass(frozen=True, slots=True)
