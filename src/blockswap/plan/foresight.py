@@ -29,12 +29,14 @@ class Speeds:
         seconds = self.compute_seconds[unit.name]
         moves = unit.tier == "disk" or (unit.tier == "ram" and not on_host)
         if not moves:
-            return Stage(seconds)
+            return Stage(seconds, name=unit.name)
         return Stage(
             seconds,
             streamed=True,
             copy_seconds=0.0 if on_host else _seconds(unit.slab_bytes, self.link),
             read_seconds=_seconds(unit.slab_bytes, self.disk) if unit.tier == "disk" else 0.0,
+            name=unit.name,
+            nbytes=0 if on_host else unit.slab_bytes,
         )
 
 
