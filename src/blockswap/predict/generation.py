@@ -1,4 +1,4 @@
-"""A whole generation: the peak of each phase, when each model is on the device in its phase only."""
+"""A whole generation: the peak of each phase, each model being on the device in its own only."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
