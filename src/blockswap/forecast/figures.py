@@ -61,9 +61,7 @@ def find_model(name: str, dtype: str | None = None) -> ModelFigures:
     if path.exists():
         return figures_of_file(open_checkpoint(path), dtype, path)
     if name.endswith(".safetensors") or "/" in name or "\\" in name:
-        raise ArgsError(
-            f"{name} is not there: give a checkpoint's path or a published name"
-        )
+        raise ArgsError(f"{name} is not there: give a checkpoint's path or a published name")
     geometry = replace(find_variant(name), naming="diffusers")
     shapes = file_names(geometry)
     leaves = {key: _leaf(shape, dtype or PUBLISHED_DTYPE) for key, shape in shapes.items()}

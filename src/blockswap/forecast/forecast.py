@@ -8,17 +8,19 @@ from ..plan import Facts, Foresight, Speeds, SwapPlan, make_plan
 from ..plan.foresight import pipeline_of
 from ..plan.machine import Machine
 from ..plan.workload import ForwardCost, Workload
-from ..predict import predict_forward
+from ..predict import (
+    MARGIN,
+    NO_MARGIN,
+    Companions,
+    Generation,
+    PhaseNeed,
+    predict_generation,
+)
 from ..selection import BlockSwapArgs, select
-from ..units import MIB
+from ..units import format_bytes
 from .figures import ModelFigures
 
 GRANULARITY_BYTES = 512  # CUDA's caching allocator
-# What no model of the device sees. A context and the libraries' workspaces take 200-400 MiB that
-# "free memory" of an idle card still counts as free; a caching allocator leaves holes between
-# tensors of changing sizes. Not measured on a card: `make test-gpu` prints what yours takes.
-FIXED_MARGIN_BYTES = 256 * MIB
-MARGIN_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Order:
     workload: Workload
     machine: Machine | None = None
     args: BlockSwapArgs = field(default_factory=BlockSwapArgs)
+    companions: Companions = field(default_factory=Companions)
     device_free_bytes: int | None = None
     host_free_bytes: int | None = None
 
@@ -44,19 +47,39 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The plan, and what it was made from. `speeds` are None where the machine is not known."""
+    """The plan, and what it was made from. `speeds` are None where the machine is not known.
+
+    `margin_bytes` is left free beside the predicted peak.
+    """
 
     order: Order
     plan: SwapPlan
-    cost: ForwardCost
+    generation: Generation
     margin_bytes: int
     speeds: Speeds | None
+
+    @property
+    def phases(self) -> tuple[PhaseNeed, ...]:
+        """What each phase of a generation needs on the device, the transformer as planned."""
+        return tuple(self.generation.phases(self.plan.device_bytes))
 
     @property
     def blocks_to_swap(self) -> int:
         """The count that other packs take for the same number of streamed blocks."""
         kinds = {unit.name: unit.kind for unit in self.order.model.units}
         return sum(kinds[name] == "block" for name in self.plan.streamed)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Phases beside denoising that need more than there is, and what helps."""
+        room = self.order.args.vram_budget_bytes or self.order.device_free_bytes
+        helps = {"decoding": "let the VAE work in tiles", "conditioning": "let the VAE tile"}
+        return tuple(
+            f"{phase.name} needs {format_bytes(phase.peak_bytes)}, there is {format_bytes(room)}: "
+            + helps.get(phase.name, "run the text encoder on the CPU or in fp8")
+            for phase in self.phases
+            if room is not None and phase.peak_bytes > room and phase.name != "denoising"
+        )
 
     def foreseen(self) -> Measured | None:
         """Two forwards in the steady state as a report or a picture takes them."""
@@ -68,32 +91,32 @@ class Forecast:
 
 def forecast(order: Order) -> Forecast:
     """Plans without weights and without the machine. Raises PlanError, ArgsError, GeometryError."""
-    cost = predict_forward(order.model.geometry, order.workload)
-    return planned(order, cost, speeds_of(order, cost))
+    generation = generation_of(order)
+    return planned(order, generation, speeds_of(order, generation.denoising))
 
 
-def planned(order: Order, cost: ForwardCost, speeds: Speeds | None) -> Forecast:
-    """The forecast, where what a forward costs is known already."""
-    margin = 0 if order.on_host else margin_bytes(cost)
-    foresight = Foresight(say_workload(order.workload), cost.activation_bytes, margin, speeds)
+def generation_of(order: Order) -> Generation:
+    """What the whole generation costs, whatever the plan."""
+    return predict_generation(order.model.geometry, order.workload, order.companions)
+
+
+def planned(order: Order, generation: Generation, speeds: Speeds | None) -> Forecast:
+    """The forecast, where what the generation costs is known already."""
+    activations = generation.denoising.activation_bytes + generation.carried_bytes
+    margin = (NO_MARGIN if order.on_host else MARGIN).of(activations)
+    foresight = Foresight(say_workload(order.workload), activations, margin, speeds)
     selection = select(order.args, order.model.layout)
     plan = make_plan(facts_of(order), selection, order.args, foresight)
-    return Forecast(order, plan, cost, margin, speeds)
+    return Forecast(order, plan, generation, margin, speeds)
 
 
 def has_plan(order: Order) -> bool:
     """Whether anything fits; how fast it is does not matter for that."""
-    cost = predict_forward(order.model.geometry, order.workload)
     try:
-        planned(order, cost, None)
+        planned(order, generation_of(order), None)
     except PlanError:
         return False
     return True
-
-
-def margin_bytes(cost: ForwardCost) -> int:
-    """What is left free beside the prediction on a real accelerator."""
-    return FIXED_MARGIN_BYTES + int(cost.activation_bytes * MARGIN_SHARE)
 
 
 def speeds_of(order: Order, cost: ForwardCost) -> Speeds | None:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from ..predict import predict_forward
-from .forecast import Forecast, Order, has_plan, planned, speeds_of
+from .forecast import Forecast, Order, generation_of, has_plan, planned, speeds_of
 
 STEPS = 64
 
@@ -24,18 +23,17 @@ def sweep(order: Order, *, steps: int = STEPS) -> tuple[Point, ...]:
 
     Raises what `forecast` raises but PlanError.
     """
-    cost = predict_forward(order.model.geometry, order.workload)
-    speeds = speeds_of(order, cost)
+    generation = generation_of(order)
+    speeds = speeds_of(order, generation.denoising)
     least, most = limits(order)
     budgets = [least + (most - least) * step // steps for step in range(steps + 1)]
-    return tuple(_point(planned(_under(order, b), cost, speeds), b) for b in budgets)
+    return tuple(_point(planned(_under(order, b), generation, speeds), b) for b in budgets)
 
 
 def limits(order: Order) -> tuple[int, int]:
     """The least budget in bytes that has a plan, and the one that keeps the whole model."""
-    cost = predict_forward(order.model.geometry, order.workload)
-    whole = planned(_under(order, 1 << 60), cost, None)
-    most = whole.plan.device_bytes + cost.activation_bytes + whole.margin_bytes
+    whole = planned(_under(order, 1 << 60), generation_of(order), None)
+    most = (whole.plan.peak_bytes or 0) + whole.margin_bytes
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2

@@ -35,7 +35,9 @@ class _Rated:
     @property
     def key(self) -> tuple[float, int, int]:
         rounded = float(f"{self.seconds:.{_DIGITS}g}")
-        slots = min(self.fit.slots, len(self.fit.option.streamed) or AUTOMATIC_SLOTS)
+        # Where every streamed block has a slot to itself nothing moves, and nothing is ever late.
+        enough = self.fit.slots >= len(self.fit.option.streamed)
+        slots = AUTOMATIC_SLOTS if enough else self.fit.slots
         return rounded, -slots, -self.fit.option.residents
 
 
