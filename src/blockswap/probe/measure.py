@@ -20,7 +20,6 @@ from .kept import kept_path, read_kept, write_kept
 from .link import link_figures
 from .values import DevicePart, DiskPart, Figure, Limits
 
-
 # Rounds that differ by more are no longer the device's own variation.
 NOISY = 1.3
 
