@@ -85,7 +85,7 @@ def test_nothing_is_left_on_the_device_or_pinned(simulated: Any, sim_module: Mod
     assert after.device_bytes_peak - before.device_bytes <= 4 * SMALL.copy_bytes + 64 * KIB
 
 
-@pytest.mark.parametrize(("flops", "tokens"), [(1e7, 16), (1e9, 32), (1e12, 64)])
+@pytest.mark.parametrize(("flops", "tokens"), [(1e7, 16), (4e7, 32), (1e12, 64)])
 def test_work_grows_as_long_as_it_fits_the_time(simulated: Any, flops: float, tokens: int) -> None:
     simulated(flops=flops)
     limits = replace(
