@@ -23,7 +23,7 @@ NAMES = ("BLOCKSWAP_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA")
         ("linux", {}, "/home/me/.cache/blockswap"),
         ("darwin", {}, "/home/me/Library/Caches/blockswap"),
         ("win32", {"LOCALAPPDATA": "/c", "XDG_CACHE_HOME": "/b"}, "/c/blockswap"),
-        ("win32", {}, "/home/me/.cache/blockswap"),
+        ("win32", {}, "/home/me/AppData/Local/blockswap"),
     ],
 )
 def test_the_folder_is_where_the_system_has_it(
