@@ -140,7 +140,9 @@ def test_old_figures_of_a_disk_are_taken_anew(tmp_path: Path) -> None:
     found = cached_probe("cpu", place=tmp_path)
     assert found is not None
     assert found.disk is None
+    assert found.sentences[0].startswith("figures of 1 disk kept in ")
     assert probe("cpu", place=tmp_path, limits=SMALL).measured
+    assert cached_probe("cpu", place=tmp_path) == probe("cpu", place=tmp_path, limits=SMALL)
 
 
 def test_other_hardware_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

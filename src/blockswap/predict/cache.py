@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..cache import OVERRIDE, cache_folder, write_json_atomically
+from ..cache import cache_folder, write_json_atomically
 
 __all__ = ["cache_folder", "library_versions", "remembered"]
 
@@ -67,10 +67,7 @@ def _write(path: Path, kept: Mapping[str, Any]) -> None:
     try:
         write_json_atomically(path, kept)
     except OSError as error:
-        _warn(
-            f"a prediction could not be kept in {path.parent} ({error}): it is worked out anew "
-            f"each time; set {OVERRIDE} to a folder that can be written"
-        )
+        _warn(f"a prediction could not be kept and is worked out anew each time: {error}")
 
 
 def _warn(sentence: str) -> None:

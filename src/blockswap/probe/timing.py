@@ -28,7 +28,7 @@ class Timing:
     @property
     def spread(self) -> float:
         """The slowest round over the fastest: 1 on a machine with nothing else to do."""
-        return max(self.rounds) / min(self.rounds)
+        return max(self.rounds) / max(min(self.rounds), 1e-12)
 
     def words(self) -> str:
         """Such as "5 x 12 calls of 1.2 ms to 1.3 ms"."""
