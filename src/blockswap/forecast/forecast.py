@@ -5,12 +5,11 @@ from dataclasses import dataclass, field, replace
 from ..errors import PlanError
 from ..events import Counters, Measured
 from ..plan import Facts, Foresight, Speeds, SwapPlan, make_plan
-from ..plan.foresight import pipeline_of
+from ..plan.foresight import pipeline_of, speeds_of
 from ..plan.machine import Machine
-from ..plan.workload import ForwardCost, Workload
+from ..plan.margin import MARGIN
+from ..plan.workload import Workload
 from ..predict import (
-    MARGIN,
-    NO_MARGIN,
     Companions,
     Generation,
     PhaseNeed,
@@ -92,7 +91,7 @@ class Forecast:
 def forecast(order: Order) -> Forecast:
     """Plans without weights and without the machine. Raises PlanError, ArgsError, GeometryError."""
     generation = generation_of(order)
-    return planned(order, generation, speeds_of(order, generation.denoising))
+    return planned(order, generation, speeds_for(order, generation))
 
 
 def generation_of(order: Order) -> Generation:
@@ -100,11 +99,16 @@ def generation_of(order: Order) -> Generation:
     return predict_generation(order.model.geometry, order.workload, order.companions)
 
 
+def speeds_for(order: Order, generation: Generation) -> Speeds | None:
+    """Seconds of every unit on the order's machine; None where its rate is not known."""
+    return speeds_of(generation.denoising, order.machine, order.workload.dtype)
+
+
 def planned(order: Order, generation: Generation, speeds: Speeds | None) -> Forecast:
     """The forecast, where what the generation costs is known already."""
     activations = generation.denoising.activation_bytes + generation.carried_bytes
-    margin = (NO_MARGIN if order.on_host else MARGIN).of(activations)
-    foresight = Foresight(say_workload(order.workload), activations, margin, speeds)
+    margin = (MARGIN if order.machine is None else order.machine.kept_free).of(activations)
+    foresight = Foresight(order.workload.words, activations, margin, speeds)
     selection = select(order.args, order.model.layout)
     plan = make_plan(facts_of(order), selection, order.args, foresight)
     return Forecast(order, plan, generation, margin, speeds)
@@ -117,22 +121,6 @@ def has_plan(order: Order) -> bool:
     except PlanError:
         return False
     return True
-
-
-def speeds_of(order: Order, cost: ForwardCost) -> Speeds | None:
-    """Seconds of every unit on the order's machine; None where its rate is not known."""
-    machine = order.machine
-    if machine is None:
-        return None
-    seconds: dict[str, float] = {}
-    for name, flops in (*cost.unit_flops, ("", cost.rest_flops)):
-        found = machine.compute_seconds(flops, order.workload.dtype)
-        if found is None:
-            return None
-        seconds[name] = found
-    rest = seconds.pop("")
-    disk = None if machine.disk is None else machine.disk.bytes_per_second
-    return Speeds(seconds, rest, machine.pinned_link, disk)
 
 
 def facts_of(order: Order) -> Facts:
@@ -154,9 +142,3 @@ def facts_of(order: Order) -> Facts:
         granularity=GRANULARITY_BYTES,
         from_checkpoint=from_file,
     )
-
-
-def say_workload(workload: Workload) -> str:
-    """The clip in words: "1280x720, 81 frames"."""
-    said = f"{workload.width}x{workload.height}, {workload.frames} frames"
-    return said if workload.batch == 1 else f"{said}, batch {workload.batch}"

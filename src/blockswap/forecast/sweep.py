@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from .forecast import Forecast, Order, generation_of, has_plan, planned, speeds_of
+from .forecast import Forecast, Order, generation_of, has_plan, planned, speeds_for
 
 STEPS = 64
 
@@ -24,7 +24,7 @@ def sweep(order: Order, *, steps: int = STEPS) -> tuple[Point, ...]:
     Raises what `forecast` raises but PlanError.
     """
     generation = generation_of(order)
-    speeds = speeds_of(order, generation.denoising)
+    speeds = speeds_for(order, generation)
     least, most = limits(order)
     budgets = [least + (most - least) * step // steps for step in range(steps + 1)]
     return tuple(_point(planned(_under(order, b), generation, speeds), b) for b in budgets)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from .cache import cache_folder
 from .generation import Companions, Generation, PhaseNeed, predict_generation
-from .margin import MARGIN, NO_MARGIN, Margin
 from .phase import PhaseCost
 from .text_encoder import predict_text_encoder
 from .transformer import predict_forward
@@ -18,11 +17,8 @@ if TYPE_CHECKING:
     from .module import predict_module
 
 __all__ = [
-    "MARGIN",
-    "NO_MARGIN",
     "Companions",
     "Generation",
-    "Margin",
     "PhaseCost",
     "PhaseNeed",
     "cache_folder",
