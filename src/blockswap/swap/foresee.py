@@ -1,12 +1,12 @@
 """From a workload and a machine to what the planner takes: `swap` owns which model is meant."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 import torch
 
 from ..adapters.live import LiveModel
 from ..adapters.shape import geometry_of
-from ..layout.geometry import WanGeometry
 from ..plan import Foresight
 from ..plan.foresight import speeds_of
 from ..plan.machine import Machine
@@ -17,28 +17,31 @@ from ..probe import cached_probe
 from ..stream.device import Device
 
 
-def foresee(
-    live: LiveModel,
-    workload: Workload | ForwardCost | None,
-    device: Device,
-    *,
-    geometry: WanGeometry | None = None,
-    machine: Machine | None = None,
-) -> Foresight | None:
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """A workload, and the machine it meets where that is not the one `blockswap probe` measured."""
+
+    workload: Workload | ForwardCost
+    machine: Machine
+
+
+AnyWorkload = Workload | ForwardCost | Outlook
+
+
+def foresee(live: LiveModel, given: AnyWorkload | None, device: Device) -> Foresight | None:
     """What is known of a forward before the first one; None where no workload was given.
 
-    A `Workload` is predicted for `geometry`, by default that of the live model; a `ForwardCost` is
-    taken as it is. `machine` defaults to what `blockswap probe` has measured here.
+    A `Workload` is predicted for the model's geometry; a `ForwardCost` is taken as it is. Raises
+    GeometryError where a workload was given for a model that is not laid out as Wan's.
     """
-    if workload is None:
+    if given is None:
         return None
-    words, cost = "the forward foreseen", workload
+    workload = given.workload if isinstance(given, Outlook) else given
+    machine = given.machine if isinstance(given, Outlook) else _probed(device)
     if isinstance(workload, Workload):
-        words = workload.words
-        cost = predict_forward(geometry or geometry_of(live.root), workload)
-    assert isinstance(cost, ForwardCost), "a workload has become a cost"
-    if machine is None and (known := cached_probe(device.torch_device)) is not None:
-        machine = known.machine
+        words, cost = workload.words, predict_forward(geometry_of(live.root), workload)
+    else:
+        words, cost = "the forward foreseen", workload
     usual = NO_MARGIN if device.on_host else MARGIN
     margin = usual if machine is None else machine.kept_free
     return Foresight(
@@ -47,6 +50,11 @@ def foresee(
         margin_bytes=margin.of(cost.activation_bytes),
         speeds=speeds_of(cost, machine, _main_dtype(live)),
     )
+
+
+def _probed(device: Device) -> Machine | None:
+    known = cached_probe(device.torch_device)
+    return None if known is None else known.machine
 
 
 def _main_dtype(live: LiveModel) -> str:
