@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,18 +136,25 @@ def test_a_model_file_is_read_and_not_touched(tmp_path: Path) -> None:
 def test_spans_begin_at_different_places_and_stay_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
+    firsts: set[int] = set()
+    files: set[int] = set()
     lock = threading.Lock()
 
     def read(self: StreamedFile, offset: int, target: memoryview, needed: int) -> None:
         with lock:
-            seen.append(offset)
+            if id(self) not in files:  # each trial opens the file anew
+                files.add(id(self))
+                opened.append(self)
+                firsts.add(offset // len(target))
         assert offset % len(target) == 0
         assert offset + len(target) <= LONG.scratch_bytes
 
+    opened: list[StreamedFile] = []  # kept, so that no identity is used twice
     monkeypatch.setattr(StreamedFile, "read", read)
-    measure_disk(tmp_path, SMALL, seed=3)
-    assert len(set(seen)) > 1
+    limits = replace(LONG, readers=(1,), chunks=(64 * KIB,))
+    measure_disk(tmp_path, limits, seed=3)
+    assert len(opened) > 3
+    assert len(firsts) > 1
 
 
 def test_ctrl_c_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
