@@ -74,6 +74,19 @@ def test_a_disk_that_is_busy_for_a_while_changes_nothing(
     assert (figures.readers, figures.chunk_bytes) == (4, 64 * KIB)
 
 
+def test_a_setting_that_does_not_win_every_turn_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rate(mode: str, readers: int, chunk_bytes: int, reads: int) -> float:
+        return 2e7 if readers == 1 and disk.trials.count(1) < 3 else 1e7
+
+    disk = VirtualDisk(monkeypatch, rate)
+    figures = measured(disk, tmp_path).figures
+    assert disk.trials.count(1) == 3
+    assert figures is not None
+    assert figures.readers == 4
+
+
 def _has_direct(folder: Path) -> bool:
     try:
         os.close(os.open(folder / "direct", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
