@@ -20,8 +20,8 @@ from .reads import Clock, Setting, TrialReader
 from .scratch import probe_file
 from .values import Limits, Trial
 
-# A setting must beat the one in use by this factor in every turn: less is the noise of a disk, and not worth
-# more threads, or copies through the page cache that take cores away from the blocks.
+# A setting must beat the one in use by this factor in every turn: less is the noise of a disk, and
+# not worth more threads, or copies through the page cache that take cores away from the blocks.
 CLEARLY = 1.1
 _ROUNDS = 3
 
