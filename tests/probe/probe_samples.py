@@ -35,6 +35,7 @@ class VirtualDisk:
     ) -> None:
         self.seconds = 0.0
         self.reads = 0
+        self.trials: list[int] = []  # the number of readers of each
         self._rate = rate
         self._readers = 0
         self._lock = threading.Lock()
@@ -43,6 +44,7 @@ class VirtualDisk:
         class Counted(ReaderPool):
             def __init__(self, threads: int) -> None:
                 disk._readers = threads
+                disk.trials.append(threads)
                 super().__init__(threads)
 
         monkeypatch.setattr(reads, "ReaderPool", Counted)

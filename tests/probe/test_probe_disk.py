@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,19 @@ def test_a_disk_that_is_busy_for_a_while_changes_nothing(
     assert (figures.readers, figures.chunk_bytes) == (4, 64 * KIB)
 
 
+def test_a_setting_that_does_not_win_every_turn_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rate(mode: str, readers: int, chunk_bytes: int, reads: int) -> float:
+        return 2e7 if readers == 1 and disk.trials.count(1) < 3 else 1e7
+
+    disk = VirtualDisk(monkeypatch, rate)
+    figures = measured(disk, tmp_path).figures
+    assert disk.trials.count(1) == 3
+    assert figures is not None
+    assert figures.readers == 4
+
+
 def _has_direct(folder: Path) -> bool:
     try:
         os.close(os.open(folder / "direct", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
@@ -135,18 +149,25 @@ def test_a_model_file_is_read_and_not_touched(tmp_path: Path) -> None:
 def test_spans_begin_at_different_places_and_stay_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
+    firsts: set[int] = set()
+    files: set[int] = set()
     lock = threading.Lock()
 
     def read(self: StreamedFile, offset: int, target: memoryview, needed: int) -> None:
         with lock:
-            seen.append(offset)
+            if id(self) not in files:  # each trial opens the file anew
+                files.add(id(self))
+                opened.append(self)
+                firsts.add(offset // len(target))
         assert offset % len(target) == 0
         assert offset + len(target) <= LONG.scratch_bytes
 
+    opened: list[StreamedFile] = []  # kept, so that no identity is used twice
     monkeypatch.setattr(StreamedFile, "read", read)
-    measure_disk(tmp_path, SMALL, seed=3)
-    assert len(set(seen)) > 1
+    limits = replace(LONG, readers=(1,), chunks=(64 * KIB,))
+    measure_disk(tmp_path, limits, seed=3)
+    assert len(opened) > 3
+    assert len(firsts) > 1
 
 
 def test_ctrl_c_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from probe_samples import KIB, SMALL
 from blockswap.probe import Figure, compute, probe
 from blockswap.probe.link import link_figures
 from blockswap.probe.timing import MOST_CALLS, ROUNDS, time_calls
-from blockswap.stream.device import open_device
+from blockswap.stream.device import Accelerator, open_device
 
 RATES: dict[str, Any] = {
     "flops": 1.25e11,
@@ -94,6 +94,16 @@ def test_work_grows_as_long_as_it_fits_the_time(simulated: Any, flops: float, to
     product = probe("sim", limits=limits).device.figures[0]
     assert product.how.startswith(f"[{tokens}, 128] x [128, 128]")
     assert product.per_second == pytest.approx(flops, rel=1e-6)
+
+
+def test_pinned_memory_is_not_kept_in_torchs_cache(
+    simulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated(**RATES)
+    emptied: list[bool] = []
+    monkeypatch.setattr(Accelerator, "release_cached_host_memory", lambda _: emptied.append(True))
+    probe("sim", limits=SMALL)
+    assert emptied == [True]
 
 
 def test_what_takes_no_time_is_no_figure(simulated: Any) -> None:
