@@ -7,7 +7,7 @@ no torch: only what has to be followed loads it.
 from typing import TYPE_CHECKING, Any
 
 from .cache import cache_folder
-from .generation import Companions, Generation, PhaseNeed, predict_generation
+from .generation import Companions, Generation, PhaseNeed, carried_bytes, predict_generation
 from .phase import PhaseCost
 from .text_encoder import predict_text_encoder
 from .transformer import predict_forward
@@ -22,6 +22,7 @@ __all__ = [
     "PhaseCost",
     "PhaseNeed",
     "cache_folder",
+    "carried_bytes",
     "predict_forward",
     "predict_generation",
     "predict_module",
