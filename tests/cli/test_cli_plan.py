@@ -80,7 +80,7 @@ def test_a_comparison_in_words_and_as_json() -> None:
         (["--gpu", "RTX 9090"], "RTX 9090"),
         (["--vram", "lots"], "lots"),
         (["--blocks", "3-1"], "Invalid range: '3-1'"),
-        (["--vram", "400MiB", "--model", str(weights_path())], "the largest clip that fits is"),
+        (["--vram", "20MiB", "--model", str(weights_path())], "the largest clip that fits is"),
         (["--gpu", "4060", "--vram", "6MiB"], "needs at least"),
         (["--png", "out.png"], "there is no timeline without seconds"),
         (["--png", "out.png", "--compare"], "there is no curve without seconds"),

@@ -150,9 +150,10 @@ def test_the_least_budget_is_the_one_that_the_refusal_names(order: Order) -> Non
 
 def test_the_largest_clip_fits_and_the_next_one_does_not() -> None:
     clip = Workload(512, 320, 49)
-    whole = Order(find_model(str(weights_path())), clip)
+    cpu = Machine("cpu", on_host=True, flops=())
+    whole = Order(find_model(str(weights_path())), clip, cpu)
     least, _ = limits(whole, foresee(whole))
-    long = replace(whole, args=BlockSwapArgs(vram_budget=least - least // 5))
+    long = replace(whole, args=BlockSwapArgs(vram_budget=least * 2 // 3))
     with pytest.raises(PlanError):
         forecast(long)
     found = largest_clip(long)
