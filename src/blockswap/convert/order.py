@@ -4,9 +4,9 @@
     0              4096 x n          4096 x m
 
 Units come in the order in which a forward runs them, each in one run that starts on a page. The
-format allows no holes, and Wan's blocks are no whole number of pages (an odd `ffn.0.bias` is in
-each, so no order of a model's own tensors can reach a page every time): tensors of zeros fill the
-gaps, named `[prefix]blockswap_padding.N`.
+format allows no holes, Wan's blocks are no whole number of pages (but for TI2V-5B in fp32), and a
+model has fewer small tensors outside its blocks than gaps between them: no order of its own
+tensors does it. So tensors of zeros fill the gaps, named `[prefix]blockswap_padding.N`.
 Within a unit tensors whose size is a multiple of 256 come first, so that in Wan's geometries every
 one starts at a multiple of 256.
 """

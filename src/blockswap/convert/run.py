@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ArgsError, OutputError, ReadError
+from ..errors import ArgsError, HeaderError, OutputError, ReadError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..layout.header import read_header
 from ..layout.shards import SUFFIX
@@ -114,14 +114,17 @@ def _run(work: _Work, meter: Meter) -> tuple[int, str | None]:
 
 
 def _compare(work: _Work, reader: PieceReader, meter: Meter) -> None:
-    header = read_header(work.journal.part)
-    meter.add(header.data_start)
-    found = compare(work.checkpoint, header, reader, meter)
-    if found.differences:
+    try:
+        header = read_header(work.journal.part)
+        meter.add(header.data_start)
+        differences = compare(work.checkpoint, header, reader, meter).differences
+    except HeaderError as error:
+        differences = (str(error),)
+    if differences:
         work.journal.discard()
         raise OutputError(
             f"{work.target} was not made: what was written reads back differently "
-            f"({found.differences[0]}), check the disk and the memory of this machine"
+            f"({differences[0]}), check the disk and the memory of this machine"
         )
 
 
