@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from ..units import format_bytes
-from .choose import Choice, Question
+from .choose import Choice
 from .facts import Facts, UnitFacts
 from .host import Staging
 from .options import option_for
+from .question import Question
 from .values import PlannedUnit, SwapPlan
 
 
@@ -92,7 +93,7 @@ def slot_sentences(question: Question, choice: Choice) -> tuple[str, ...]:
 
 def ram_sentences(question: Question, plan: SwapPlan, staging: Staging) -> tuple[str, ...]:
     """Where streamed units rest on the host, and what the RAM budget did."""
-    budget, facts = question.args.ram_budget_bytes, question.facts
+    facts = question.facts
     if facts.on_host or not plan.streamed:
         return ()
     if not facts.from_checkpoint:
@@ -104,7 +105,7 @@ def ram_sentences(question: Question, plan: SwapPlan, staging: Staging) -> tuple
             f"{format_bytes(needed)} of streamed blocks: the remaining "
             f"{format_bytes(needed - plan.pinned_bytes)} goes through {_buffers(staging)}",
         )
-    said = [_checkpoint_sentence(budget, plan, staging)]
+    said = [_checkpoint_sentence(question, plan, staging)]
     wanted, free = plan.pinned_bytes + staging.nbytes, facts.host_free_bytes
     if free is not None and wanted > free:
         said.append(
@@ -119,11 +120,14 @@ def _buffers(staging: Staging) -> str:
     return f"{count} of {format_bytes(staging.buffer_bytes)}"
 
 
-def _checkpoint_sentence(budget: int | None, plan: SwapPlan, staging: Staging) -> str:
-    through = _buffers(staging)
+def _checkpoint_sentence(question: Question, plan: SwapPlan, staging: Staging) -> str:
+    through, budget = _buffers(staging), question.ram_budget_bytes
     if not budget:
         return f"no RAM was given to streamed blocks: they are read through {through}"
     asked = f"ram_budget={format_bytes(budget)}"
+    if question.ram_is_automatic:
+        free = format_bytes(question.facts.host_free_bytes or 0)
+        asked = f"{free} of host memory is free: {format_bytes(budget)} of it"
     tiers = [unit.tier for unit in plan.units]
     ram, disk = tiers.count("ram"), tiers.count("disk")
     if not ram:
