@@ -51,21 +51,21 @@ def buffer(nbytes: int) -> torch.Tensor:
 
 
 def no_direct(patch: pytest.MonkeyPatch) -> None:
-    patch.delattr(os, "O_DIRECT")
+    patch.delattr(os, "O_DIRECT", raising=False)
 
 
 def no_preadv(patch: pytest.MonkeyPatch) -> None:
-    patch.delattr(os, "preadv")
+    patch.delattr(os, "preadv", raising=False)
 
 
 def no_fadvise(patch: pytest.MonkeyPatch) -> None:
-    patch.delattr(os, "O_DIRECT")
-    patch.delattr(os, "posix_fadvise")
+    patch.delattr(os, "O_DIRECT", raising=False)
+    patch.delattr(os, "posix_fadvise", raising=False)
 
 
 def nothing_of_linux(patch: pytest.MonkeyPatch) -> None:
     for name in ("O_DIRECT", "preadv", "posix_fadvise", "O_CLOEXEC"):
-        patch.delattr(os, name)
+        patch.delattr(os, name, raising=False)
 
 
 def direct_open_fails(patch: pytest.MonkeyPatch) -> None:
@@ -327,3 +327,76 @@ def test_an_error_names_file_block_byte_and_cause(
     assert isinstance(raised.value.__cause__, OSError)
     store.read_into(0, memory.data_ptr())  # the disk is well again
     store.close()
+
+
+def in_thread(call: Callable[[], None]) -> list[BaseException]:
+    """Runs `call` in a thread of its own; what it raised."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    return raised
+
+
+def test_a_handle_opened_later_is_of_the_same_file(
+    path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain reads: each thread opens the file by name, which may be another file's by then."""
+    nothing_of_linux(monkeypatch)
+    file = StreamedFile(header_of(path))
+    replaced(path)
+    path.write_bytes(bytes(SIZE))
+    memory = buffer(SECTOR)
+    view = memory_at(memory.data_ptr(), SECTOR)
+    (error,) = in_thread(lambda: file.read(0, view, SECTOR))
+    assert isinstance(error, ReadError)
+    assert "was replaced by another file" in str(error)
+    file.close()
+
+
+def test_a_file_is_not_opened_again_after_it_was_closed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that a stuck disk held finds its file closed when the disk answers."""
+    import psutil
+
+    for change in (None, nothing_of_linux):
+        before = psutil.Process().num_fds()
+        with monkeypatch.context() as patch:
+            if change is not None:
+                change(patch)
+            file = StreamedFile(header_of(path))
+            file.close()
+            memory = buffer(SECTOR)
+            view = memory_at(memory.data_ptr(), SECTOR)
+            (error,) = in_thread(lambda: file.read(0, view, SECTOR))
+        assert "was closed while it was being read" in str(error)
+        assert psutil.Process().num_fds() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="there is no O_DIRECT to be refused")
+@pytest.mark.parametrize("cause", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_too_few_descriptors_is_not_taken_for_a_missing_o_direct(
+    cause: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    real, before = os.open, psutil.Process().num_fds()
+
+    def exhausted(file: str, flags: int, *args: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(cause, os.strerror(cause))
+        return real(file, flags, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", exhausted)
+        with pytest.raises(ReadError, match="cannot be opened"):
+            StreamedFile(header_of(path))
+    assert psutil.Process().num_fds() == before
