@@ -20,6 +20,7 @@ from blockswap.convert import cast, convert, part, verify_pair
 from blockswap.errors import ArgsError, BlockSwapError, CheckpointError, OutputError, ReadError
 from blockswap.layout import writing
 from blockswap.layout.geometry import WanGeometry
+from blockswap.store.file_io import StreamedFile
 from blockswap.synth import synth
 
 TINY = WanGeometry(
@@ -232,7 +233,7 @@ def test_a_source_that_cannot_be_read_names_tensor_and_byte(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "preadv", broken)
+        patch.setattr(StreamedFile, "_read_once", broken)
         with pytest.raises(ReadError, match=r"reading \S+ from \S+ at byte \d+ failed: Input"):
             convert(source, target)
     assert convert(source, target).nbytes == target.stat().st_size

@@ -29,7 +29,7 @@ class Disk:
         self.at: int | None = None
         self.fault: Fault | None = None
         self.seen: list[int] = []
-        self.opened: Callable[[], None] | None = None  # runs before a handle is opened by name
+        self.opening: Callable[[str], object] | None = None  # runs before a plain handle is made
         seam = self
         if hasattr(os, "preadv"):
             real = os.preadv
@@ -41,8 +41,8 @@ class Disk:
 
         class FileIO(io.FileIO):
             def __init__(self, file: Any, *args: Any, **kwargs: Any) -> None:
-                if isinstance(file, str) and seam.opened is not None:
-                    seam.opened()
+                if isinstance(file, str) and seam.opening is not None:
+                    seam.opening(file)
                 super().__init__(file, *args, **kwargs)
 
             def readinto(self, buffer: Any) -> int:
@@ -58,7 +58,7 @@ class Disk:
         return real(view) or 0
 
     def heal(self) -> None:
-        self.fault = self.opened = None
+        self.fault = self.opening = None
 
 
 def small_reads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def bench(
         if made.model is not None:
             made.model.blockswap.close()
     signal.signal(signal.SIGUSR1, before)
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads
     assert psutil.Process().num_fds() == descriptors
 
 
@@ -261,9 +261,10 @@ def direct_refused(bench: Bench) -> Fault:
 SURVIVED: dict[str, Callable[[Bench], Fault]] = {
     "short reads": a_byte_at_a_time,
     "EINTR": signalled,
-    "replaced": replaced,
     "O_DIRECT refused": direct_refused,
 }
+if hasattr(os, "preadv"):  # else a thread may open the file later: it is refused then, see there
+    SURVIVED["replaced"] = replaced
 
 
 @pytest.mark.parametrize("prefetch", [0, 1])
