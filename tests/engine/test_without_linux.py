@@ -27,16 +27,16 @@ sys.exit(pytest.main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "missing",
-    ["preadv,O_DIRECT,posix_fadvise,O_CLOEXEC", "O_DIRECT,posix_fadvise", "O_DIRECT"],
+    "missing", ["preadv,O_DIRECT,posix_fadvise,O_CLOEXEC", "O_DIRECT,posix_fadvise"]
 )
 def test_the_disk_tests_pass_all_the_same(missing: str, tmp_path: Path) -> None:
     """On the CPU: how a file is read does not depend on the device."""
     command = [
         *(sys.executable, "-c", CHILD, missing),
         *(str(HERE.parent / test) for test in TESTS),
-        *("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not sim"),
+        *("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not sim and not memory"),
         *("--basetemp", str(tmp_path / "child"), "--rootdir", str(HERE.parents[1])),
     ]
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
