@@ -6,6 +6,8 @@ import pytest
 
 from blockswap.errors import ReadError, StateError
 from blockswap.store.readers import Job, ReaderPool
+from blockswap.stream.device import open_device
+from blockswap.stream.pool import Pool, PoolSizes
 
 WAIT = 20.0
 
@@ -193,3 +195,21 @@ def test_closing_twice_waits_once_and_names_the_stuck_reader_both_times() -> Non
     assert pool.close(timeout=0.05) == ["blockswap-reader-0"]
     assert pool.close() == ["blockswap-reader-0"]
     gate.set()
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_a_pool_has_the_readers_it_is_told(readers: int) -> None:
+    pool = Pool(open_device("cpu"), PoolSizes(slots=1, slot_bytes=64, readers=readers))
+    ids: set[int] = set()
+    all_here = threading.Barrier(readers)
+
+    def piece() -> None:
+        all_here.wait(WAIT)  # passes only when so many threads are in it at once
+        ids.add(threading.get_ident())
+
+    job = Job([piece] * readers, lambda: None)
+    pool.readers.submit(job)
+    assert job.wait(WAIT)
+    assert job.error is None
+    assert len(ids) == readers
+    assert pool.readers.close() == []

@@ -316,6 +316,20 @@ def test_a_unit_larger_than_a_piece_is_read_in_pieces(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize(("piece_bytes", "pieces"), [(SECTOR, 4), (SECTOR + 1, 2), (1 << 30, 1)])
+def test_the_size_of_a_read_can_be_chosen(tmp_path: Path, piece_bytes: int, pieces: int) -> None:
+    file = tmp_path / "unit.bin"
+    file.write_bytes(os.urandom(4 * SECTOR))
+    units = [DiskUnit("blocks.0", (Extent(0, 16, 4 * SECTOR - 16),))]
+    store = DiskStore([header_of(file)], units, piece_bytes=piece_bytes)
+    memory = buffer(store.slabs[0].slab.nbytes)
+    assert len(store.pieces(0, memory.data_ptr())) == pieces
+    store.read_into(0, memory.data_ptr())
+    at = store.slab_offsets(0)[0]
+    assert bytes(memory[at : at + 4 * SECTOR - 16]) == file.read_bytes()[16:]
+    store.close()
+
+
 def test_an_error_names_file_block_byte_and_cause(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

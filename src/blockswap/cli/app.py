@@ -11,6 +11,7 @@ from .console import print_error
 from .convert import convert
 from .demo import demo
 from .inspect import inspect
+from .plan import plan
 from .probe import probe
 from .synth import synth
 
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.command()(convert)
 app.command()(demo)
 app.command()(inspect)
+app.command()(plan)
 app.command()(probe)
 app.command()(synth)
 

@@ -16,9 +16,10 @@ from .build import build_plan
 from .facts import UnitFacts
 from .foresight import Speeds, pipeline_of
 from .options import Fit, Option, option_for
-from .question import Question
+from .question import AUTOMATIC_SLOTS, Question
 
-# Times closer than this are the same: then more residents win, then more slots up to three.
+# Times closer than this are the same: then more slots win, which bear a late copy better, and
+# then more residents.
 _DIGITS = 9
 _NEAR = 1 + 1e-6
 _FEW = 12  # every set of so many blocks can be looked at in a second
@@ -26,7 +27,7 @@ _FEW = 12  # every set of so many blocks can be looked at in a second
 
 @dataclass(frozen=True, slots=True)
 class _Rated:
-    """A fit and what counts in comparing it: seconds first, then residents, then slots."""
+    """A fit and what counts in comparing it: seconds first, then slots, then residents."""
 
     seconds: float
     fit: Fit
@@ -34,7 +35,10 @@ class _Rated:
     @property
     def key(self) -> tuple[float, int, int]:
         rounded = float(f"{self.seconds:.{_DIGITS}g}")
-        return rounded, -self.fit.option.residents, -self.fit.slots
+        # Where every streamed block has a slot to itself nothing moves, and nothing is ever late.
+        enough = self.fit.slots >= len(self.fit.option.streamed)
+        slots = AUTOMATIC_SLOTS if enough else self.fit.slots
+        return rounded, -slots, -self.fit.option.residents
 
 
 def fastest_fit(

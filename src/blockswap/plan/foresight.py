@@ -6,8 +6,10 @@ Both are optional: without them a plan leaves a reserve and keeps as many blocks
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .machine import Machine
 from .timeline import Pipeline, Stage, Timing
 from .values import PlannedUnit, SwapPlan
+from .workload import ForwardCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,14 @@ class Speeds:
         seconds = self.compute_seconds[unit.name]
         moves = unit.tier == "disk" or (unit.tier == "ram" and not on_host)
         if not moves:
-            return Stage(seconds)
+            return Stage(seconds, name=unit.name)
         return Stage(
             seconds,
             streamed=True,
             copy_seconds=0.0 if on_host else _seconds(unit.slab_bytes, self.link),
             read_seconds=_seconds(unit.slab_bytes, self.disk) if unit.tier == "disk" else 0.0,
+            name=unit.name,
+            nbytes=0 if on_host else unit.slab_bytes,
         )
 
 
@@ -54,6 +58,19 @@ class Foresight:
     @property
     def reserve_bytes(self) -> int:
         return self.activation_bytes + self.margin_bytes
+
+
+def speeds_of(cost: ForwardCost, machine: Machine | None, dtype: str) -> Speeds | None:
+    """Seconds of every unit on `machine`; None where its rate for `dtype` is not known."""
+    if machine is None or machine.compute_seconds(0.0, dtype) is None:
+        return None
+    seconds = {name: machine.compute_seconds(flops, dtype) for name, flops in cost.unit_flops}
+    return Speeds(
+        compute_seconds={name: found or 0.0 for name, found in seconds.items()},
+        rest_seconds=machine.compute_seconds(cost.rest_flops, dtype) or 0.0,
+        link=machine.pinned_link,
+        disk=None if machine.disk is None else machine.disk.bytes_per_second,
+    )
 
 
 def timing_of(plan: SwapPlan, speeds: Speeds, *, on_host: bool) -> Timing:

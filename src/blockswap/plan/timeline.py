@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..events import Visit
+
 # A forward takes as long as the one before it once the pipeline has filled; this is when to stop.
 _LEAST_FORWARDS, _MOST_FORWARDS, _AVERAGED = 4, 24, 6
 _SAME = 1e-9
@@ -24,12 +26,19 @@ class Stage:
     """One unit of a forward. Seconds of its compute, of its copy to the device and of its read.
 
     A resident has neither copy nor read; a unit in RAM has no read; on the CPU there is no copy.
+    `name` and `nbytes` (copied to the device) are for a person to see.
     """
 
     compute_seconds: float
     streamed: bool = False
     copy_seconds: float = 0.0
     read_seconds: float = 0.0
+    name: str = ""
+    nbytes: int = 0
+
+    @property
+    def tier(self) -> str:
+        return ("disk" if self.read_seconds else "ram") if self.streamed else "resident"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,13 @@ class Pipeline:
             exposed_seconds=(exposed[-1] - exposed[-1 - last]) / last,
         )
 
+    def visits(self, *, after: int = 4, forwards: int = 2) -> tuple[Visit, ...]:
+        """What a report would show of `forwards` forwards once the pipeline has filled."""
+        run = _Run(self)
+        for _ in range(after + forwards):
+            run.forward()
+        return tuple(visit for visit in run.visits if visit.forward > after)
+
     def _moving(self) -> Sequence[Stage]:
         """The streamed stages, unless all of them fit in the slots and stay there."""
         streamed = [stage for stage in self.stages if stage.streamed]
@@ -124,11 +140,14 @@ def _steady(ends: Sequence[float]) -> bool:
 
 @dataclass(slots=True)
 class _Slot:
+    index: int
     occupant: int | None = None
     ready: float = 0.0
     free: float = 0.0
     job: "_Job | None" = None
     last_used: int = 0
+    copied: tuple[float, float] | None = None  # of the copy made for the next visit
+    read: tuple[float, float] | None = None
 
 
 @dataclass(slots=True)
@@ -147,13 +166,15 @@ class _Run:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._stages = pipeline.stages
-        self._slots = [_Slot() for _ in range(pipeline.slots)]
+        self._slots = [_Slot(index) for index in range(pipeline.slots)]
         self._after = _upcoming(pipeline.stages)
         self._jobs: deque[_Job] = deque()
         self._copied = [0.0] * max(1, pipeline.staging_buffers)
         self._host = self._compute = self._copies = self._disk = 0.0
         self._turn = self._uses = 0
         self.exposed = 0.0
+        self.visits: list[Visit] = []
+        self._forwards = 0
 
     @property
     def now(self) -> float:
@@ -161,13 +182,16 @@ class _Run:
         return self._compute
 
     def forward(self) -> None:
+        self._forwards += 1
         self._run_for(self._pipeline.rest_seconds)
         for index, stage in enumerate(self._stages):
             if stage.streamed:
                 self._visit(index, stage)
             else:
                 self._fetch_ahead(index, self._pipeline.prefetch + 1, running=None)
+                arrived = self._compute
                 self._run_for(stage.compute_seconds)
+                self._note(stage, None, arrived, arrived)
 
     def _visit(self, index: int, stage: Stage) -> None:
         slot = self._find(index)
@@ -178,13 +202,37 @@ class _Run:
         self._touch(slot)
         self._fetch_ahead(index, self._pipeline.prefetch, running=slot)
         self._settle(slot)
-        start = max(self._compute, slot.ready)
-        self.exposed += start - self._compute
+        arrived, start = self._compute, max(self._compute, slot.ready)
+        self.exposed += start - arrived
         self._compute = start
         self._run_for(stage.compute_seconds)
+        self._note(stage, slot, arrived, start)
         slot.free = self._compute
         self._touch(slot)
         self._fetch_ahead(index, self._pipeline.prefetch + 1, running=None)
+
+    def _note(self, stage: Stage, slot: _Slot | None, arrived: float, started: float) -> None:
+        copied = read = (None, None)  # type: tuple[float | None, float | None]
+        if slot is not None:
+            copied, read = slot.copied or copied, slot.read or read
+            slot.copied = slot.read = None
+        moved = copied[0] is not None
+        self.visits.append(
+            Visit(
+                forward=self._forwards,
+                unit=stage.name,
+                tier=stage.tier,
+                slot=None if slot is None else slot.index,
+                copied_bytes=stage.nbytes if moved else 0,
+                arrived=arrived,
+                started=started,
+                ended=self._compute,
+                copy_started=copied[0],
+                copy_ended=copied[1],
+                read_started=read[0],
+                read_ended=read[1],
+            )
+        )
 
     def _run_for(self, seconds: float) -> None:
         if self._pipeline.on_host:
@@ -218,9 +266,10 @@ class _Run:
 
     def _copy(self, stage: Stage, slot: _Slot, enqueued: float) -> float:
         """Enqueues the copy; when it ends. The compute stream's use of the slot comes first."""
-        self._copies = max(self._copies, slot.free, enqueued) + stage.copy_seconds
-        slot.ready = self._copies
-        return self._copies
+        begin = max(self._copies, slot.free, enqueued)
+        slot.ready = self._copies = begin + stage.copy_seconds
+        slot.copied = begin, slot.ready
+        return slot.ready
 
     def _settle(self, slot: _Slot) -> None:
         """The forward thread waits on the host until the read is done and its copy enqueued."""
@@ -239,6 +288,7 @@ class _Run:
     def _finish(self, job: _Job) -> float:
         """The read has been done and its copy is enqueued, at the time returned."""
         end = self._disk = self._read_end(job)
+        job.slot.read = end - job.stage.read_seconds, end
         if self._pipeline.on_host:
             job.slot.ready = end
         else:

@@ -75,7 +75,8 @@ def slot_sentences(question: Question, choice: Choice) -> tuple[str, ...]:
             f"use_non_blocking=False: prefetch_blocks={args.prefetch_blocks} has no effect, blocks "
             "are copied when they are entered"
         )
-    if choice.slots < question.slots:
+    guessed = question.speeds is None  # else the seconds that were found speak for the slots
+    if guessed and choice.slots < question.slots:
         said.append(f"there is no room for {question.slots} slots: {choice.slots} must do")
     if 0 < streamed <= choice.slots:
         slots = f"{streamed} slot{'s' * (streamed > 1)}"
@@ -83,7 +84,7 @@ def slot_sentences(question: Question, choice: Choice) -> tuple[str, ...]:
             f"{streamed} streamed through {slots} stay there: nothing moves after the first "
             "forward, and streaming so few saves no memory"
         )
-    elif streamed and choice.slots == 1:
+    elif guessed and streamed and choice.slots == 1:
         said.append(
             "with 1 slot no copy runs under compute: each block waits for its bytes, 2 slots or "
             "more hide the copies"

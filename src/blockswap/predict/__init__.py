@@ -7,12 +7,28 @@ no torch: only what has to be followed loads it.
 from typing import TYPE_CHECKING, Any
 
 from .cache import cache_folder
+from .generation import Companions, Generation, PhaseNeed, predict_generation
+from .phase import PhaseCost
+from .text_encoder import predict_text_encoder
 from .transformer import predict_forward
+from .vae import predict_vae, vae_of
 
 if TYPE_CHECKING:
     from .module import predict_module
 
-__all__ = ["cache_folder", "predict_forward", "predict_module"]
+__all__ = [
+    "Companions",
+    "Generation",
+    "PhaseCost",
+    "PhaseNeed",
+    "cache_folder",
+    "predict_forward",
+    "predict_generation",
+    "predict_module",
+    "predict_text_encoder",
+    "predict_vae",
+    "vae_of",
+]
 
 
 def __getattr__(name: str) -> Any:

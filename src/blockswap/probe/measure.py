@@ -20,7 +20,6 @@ from .kept import kept_path, read_kept, write_kept
 from .link import link_figures
 from .values import DevicePart, DiskPart, Figure, Limits
 
-
 # Rounds that differ by more are no longer the device's own variation.
 NOISY = 1.3
 
@@ -106,7 +105,8 @@ def cached_probe(
         return None
     key = _disk_key(place)
     disk = None if key is None else kept.disks.get(key)
-    return _found(kept.device, disk, [], measured=False, path=kept_path(hardware))
+    sentences = [kept.sentence] if kept.sentence else []
+    return _found(kept.device, disk, sentences, measured=False, path=kept_path(hardware))
 
 
 def _found(
