@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from blockswap.errors import ReadError
+from blockswap.errors import ReadError, StateError
 from blockswap.store.readers import Job, ReaderPool
 from blockswap.stream.device import open_device
 from blockswap.stream.pool import Pool, PoolSizes
@@ -144,6 +144,57 @@ def test_an_orphan_is_ended_and_a_queued_job_is_not() -> None:
     assert second.wait(WAIT)
     assert first.error is second.error is None
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("made", "kind", "words"),
+    [
+        (OSError(5, "Input/output error"), ReadError, "reading blocks.3 failed: .*Input/output"),
+        (MemoryError(), ReadError, "reading blocks.3 failed: MemoryError"),
+        (ReadError("said already"), ReadError, "said already"),
+        (StateError("said already"), StateError, "said already"),
+    ],
+)
+def test_an_error_is_raised_anew_each_time(
+    made: Exception, kind: type[Exception], words: str
+) -> None:
+    """The one that is kept must not collect the frames of the forwards that it ended."""
+
+    def failing() -> None:
+        raise made
+
+    pool = ReaderPool(1)
+    job = Job([failing], lambda: None)
+    pool.submit(job)
+    assert job.wait(WAIT)
+    pool.close()
+    kept = made.__traceback__
+    raised = []
+    for _ in range(2):
+        with pytest.raises(kind, match=words) as caught:
+            job.raise_error("blocks.3")
+        raised.append(caught.value)
+    assert raised[0] is not raised[1]
+    assert all(error.__cause__ is made for error in raised)
+    assert made.__traceback__ is kept
+
+
+def test_a_job_that_did_not_fail_raises_nothing() -> None:
+    pool = ReaderPool(1)
+    job = Job([lambda: None], lambda: None)
+    pool.submit(job)
+    assert job.wait(WAIT)
+    job.raise_error("blocks.3")
+    pool.close()
+
+
+def test_closing_twice_waits_once_and_names_the_stuck_reader_both_times() -> None:
+    pool = ReaderPool(1)
+    gate = threading.Event()
+    pool.submit(Job([lambda: gate.wait(WAIT)], lambda: None))
+    assert pool.close(timeout=0.05) == ["blockswap-reader-0"]
+    assert pool.close() == ["blockswap-reader-0"]
+    gate.set()
 
 
 @pytest.mark.parametrize("readers", [1, 3])

@@ -5,7 +5,8 @@ pieces so that several can be under way at once; what comes back is the unit's s
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import ReadError
@@ -80,8 +81,10 @@ class DiskStore:
         Raises ReadError if a file was written to since it was opened.
         """
         slab = self.slabs[index]
-        for shard in {run.shard for run in slab.runs}:
-            self._files[shard].check_unchanged()
+        first = {run.shard: run.offset for run in reversed(slab.runs)}
+        for shard, offset in first.items():
+            with self._named(index, shard, offset):
+                self._files[shard].check_unchanged()
         for move in slab.moves:
             ctypes.memmove(address + move.target, address + move.source, move.nbytes)
         return sum(move.nbytes for move in slab.moves)
@@ -98,13 +101,19 @@ class DiskStore:
         start, size = span
         needed = max(0, min(size, run.needed - start))
         target = memory_at(address + run.slab_offset + start, size)
-        try:
+        with self._named(index, run.shard, run.offset + start):
             file.read(run.offset + start, target, needed)
-        except OSError as error:
-            cause = str(error) if isinstance(error, ReadError) else error.strerror or str(error)
+
+    @contextmanager
+    def _named(self, index: int, shard: int, offset: int) -> Iterator[None]:
+        """Says of whatever fails inside which unit, file and byte it is about."""
+        try:
+            yield
+        except (OSError, MemoryError) as error:
+            cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise ReadError(
-                f"reading {self._units[index].name} from {file.path} at byte "
-                f"{run.offset + start} failed: {cause}"
+                f"reading {self._units[index].name} from {self._files[shard].path} at byte "
+                f"{offset} failed: {cause}"
             ) from error
 
     def close(self) -> None:
