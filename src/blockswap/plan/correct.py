@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ..selection import spread
 from ..units import MIB
 
-# Left free for what is not measured: other programs, fragmentation, the library's workspaces.
+# Left free for what is not measured (other programs, fragmentation, workspaces of libraries) where
+# the plan has no margin of its own.
 LEAST_HEADROOM_BYTES = 256 * MIB
 HEADROOM_SHARE = 20  # a twentieth of what the limit allows
 
@@ -36,14 +37,18 @@ class Limits:
     """What may be used on the device, in bytes; None where nothing limits.
 
     `total_bytes` is for weights, slots and activations, `weights_bytes` for weights and slots.
+    `margin_bytes` is the margin that the plan was made with, where it knew the activations.
     """
 
     total_bytes: int | None
     weights_bytes: int | None = None
+    margin_bytes: int | None = None
 
     @property
     def headroom_bytes(self) -> int:
         """What is left free of the total limit."""
+        if self.margin_bytes is not None:
+            return self.margin_bytes
         return max(LEAST_HEADROOM_BYTES, (self.total_bytes or 0) // HEADROOM_SHARE)
 
 

@@ -38,12 +38,13 @@ from .assemble import (
 )
 from .closed import refuse_closed, reopened
 from .facts import decoded_leaves, extents_of, facts_of_checkpoint
+from .foresee import AnyWorkload, foresee
 from .forms import FileForms
 from .handle import Swap
 from .loading import Loader
 from .module import UNLIMITED, as_args, refuse_swapped
 from .place import hang_on_device, hang_unit, host_leaves
-from .start import freedom_of, start_engine
+from .start import Basis, freedom_of, start_engine
 
 
 def open_transformer(
@@ -53,13 +54,15 @@ def open_transformer(
     device: str | torch.device,
     dtype: torch.dtype | None = None,
     skeleton: torch.nn.Module | None = None,
+    workload: AnyWorkload | None = None,
 ) -> torch.nn.Module:
     """Opens a Wan checkpoint with its blocks streamed from the file; reads only what stays.
 
     `path` is a `.safetensors` file, an index, or a folder, in original or diffusers names. The
     model is diffusers' Wan class for the file's geometry, or `skeleton`: a module of yours with
     its parameters on the meta device. Without `dtype` every tensor computes in the dtype it is
-    stored in; with it, weights are cast on the device each time they arrive.
+    stored in; with it, weights are cast on the device each time they arrive. `workload` is that of
+    `swap_blocks`.
 
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
@@ -72,15 +75,15 @@ def open_transformer(
     checkpoint = open_checkpoint(path)
     model, assumed = _matched(checkpoint, skeleton, dtype)
     facts = facts_of_checkpoint(model, where)
-    selection = select(wanted, model.live.layout)
-    plan = make_plan(facts, selection, wanted)
+    selection, foresight = select(wanted, model.live.layout), foresee(model.live, workload, where)
+    plan = make_plan(facts, selection, wanted, foresight)
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
         parts = make_parts(model.live, plan, where, undo)
         opening = _Opening(parts, model, checkpoint)
         opening.load_rest()
         residents = opening.load_residents()
         forms = opening.forms(facts, wanted.ram_budget_bytes or 0)
-        freedom = freedom_of(facts, selection, wanted, forms)
+        freedom = freedom_of(Basis(facts, selection, wanted, foresight), forms)
         movable = frozenset() if freedom is None else freedom.movable
         streamed = opening.ram_units() | opening.disk_units(movable)
         debug = wanted.block_swap_debug

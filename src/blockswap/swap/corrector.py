@@ -7,9 +7,10 @@ comes to stay.
 """
 
 from collections import deque
+from dataclasses import replace
 
 from ..plan.change import correction_sentence
-from ..plan.correct import Correction, Limits, Use, correct
+from ..plan.correct import Correction, Use, correct
 from ..stream.device import Device
 from .handle import Swap
 from .residency import Residency
@@ -63,7 +64,7 @@ class Corrector:
         there = (free + self._device.allocated_bytes() - self._foreign_bytes) * TENTHS_USED // 10
         known = self._limits.total_bytes
         total = there if known is None else min(there, known)
-        self._limits = Limits(total, self._limits.weights_bytes)
+        self._limits = replace(self._limits, total_bytes=total)
 
     def _correct(self, number: int, activations: int) -> None:
         self._recent.append(activations)

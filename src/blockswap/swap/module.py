@@ -23,10 +23,11 @@ from .assemble import (
     ram_unit,
 )
 from .facts import facts_of_module
+from .foresee import AnyWorkload, foresee
 from .forms import RamForms
 from .handle import Swap
 from .place import hang_on_device, hang_unit, host_leaves
-from .start import freedom_of, start_engine
+from .start import Basis, freedom_of, start_engine
 
 UNLIMITED = 1 << 62
 
@@ -52,6 +53,7 @@ def swap_blocks(
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
+    workload: AnyWorkload | None = None,
 ) -> Swap:
     """Streams chosen blocks of a loaded model to `device`; everything else is put there.
 
@@ -59,6 +61,10 @@ def swap_blocks(
     into pinned memory (never more than the model and about one block), residents and the rest
     are copied to the device. On the CPU nothing moves. `args` is a `BlockSwapArgs`, a dictionary
     of another pack, or None for an automatic plan.
+
+    With a `workload` (the clip, what a forward costs, or either with a machine as `Outlook`) the
+    plan knows the activations, and a `vram_budget` covers them too; where the machine's speed is
+    known (`blockswap probe`) it is the fastest that fits.
 
     Use it as a context manager or call `close()`. Raises ArgsError, ModelError, PlanError,
     DeviceError or StateError, and leaves the model as it was. Output is equal to the last bit to
@@ -74,8 +80,9 @@ def swap_blocks(
     refuse_swapped(model)
     live = describe_module(model)
     refuse_unloaded(live)
+    foresight = foresee(live, workload, where)
     facts, selection = facts_of_module(live, where), select(wanted, live.layout)
-    plan = make_plan(facts, selection, wanted)
+    plan = make_plan(facts, selection, wanted, foresight)
     pin_budget = UNLIMITED if wanted.ram_budget_bytes is None else wanted.ram_budget_bytes
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
         parts = make_parts(live, plan, where, undo)
@@ -85,7 +92,7 @@ def swap_blocks(
             residents = _place_residents(parts)
             streamed = _rehome(parts, plan, pin_budget)
         forms = RamForms(parts, facts, pin_budget=pin_budget - plan.pinned_bytes)
-        freedom = freedom_of(facts, selection, wanted, forms)
+        freedom = freedom_of(Basis(facts, selection, wanted, foresight), forms)
         debug = wanted.block_swap_debug
         swap, _ = start_engine(parts, streamed, residents, freedom, debug=debug)
         swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])

@@ -5,16 +5,17 @@ middle of a change leaves the two agreeing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import torch
 
 from ..adapters.live import LiveUnit
 from ..layout.slab import align_up
-from ..plan import Facts, Tier
+from ..plan import Facts, Speeds, Tier
 from ..plan.change import Buffers, replanned
 from ..plan.correct import Limits, Movable
+from ..plan.foresight import timing_of
 from ..stream.resident import Resident
 from ..stream.streamer import StreamedUnit, Streamer
 from .assemble import Parts
@@ -54,6 +55,7 @@ class Freedom:
     limits: Limits
     slots: int
     forms: Forms
+    speeds: Speeds | None = None
 
 
 class Residency:
@@ -164,7 +166,11 @@ class Residency:
             held = plan.pinned_bytes  # the RAM budget is spent, or pins nothing
         tiers = cast("dict[str, Tier]", self._engine.tiers())
         self._units = []
-        self._swap.replan(replanned(plan, self._freedom.facts, tiers, buffers, held))
+        changed = replanned(plan, self._freedom.facts, tiers, buffers, held)
+        if self._freedom.speeds is not None:
+            timing = timing_of(changed, self._freedom.speeds, on_host=False)
+            changed = replace(changed, timing=timing)
+        self._swap.replan(changed)
 
     def close(self) -> None:
         """Gives the model its own tensors back; the engine is drained already."""

@@ -2,10 +2,11 @@
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
-from ..plan import Facts
+from ..plan import Facts, Foresight
 from ..plan.correct import Limits
 from ..selection import BlockSwapArgs, Selection
 from ..stream.hooks import Hooks, Moves
@@ -21,21 +22,41 @@ from .retry import Retry
 LATER_SLOTS = 3
 
 
-def freedom_of(
-    facts: Facts, selection: Selection, args: BlockSwapArgs, forms: Forms
-) -> Freedom | None:
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a plan was made of."""
+
+    facts: Facts
+    selection: Selection
+    args: BlockSwapArgs
+    foresight: Foresight | None
+
+
+def freedom_of(basis: Basis, forms: Forms) -> Freedom | None:
     """What may change while the swap runs: None for exact blocks, or where nothing may."""
-    if selection.exact or facts.on_host or not selection.candidates:
+    facts, args = basis.facts, basis.args
+    if basis.selection.exact or facts.on_host or not basis.selection.candidates:
         return None
-    free, budget = facts.device_free_bytes, args.vram_budget_bytes
-    total = None if free is None or budget is not None else free * TENTHS_USED // 10
     return Freedom(
         facts=facts,
-        movable=frozenset(selection.candidates),
-        limits=Limits(total_bytes=total, weights_bytes=budget),
+        movable=frozenset(basis.selection.candidates),
+        limits=_limits(basis),
         slots=LATER_SLOTS if args.copies_ahead is None else args.copies_ahead + 1,
         forms=forms,
+        speeds=None if basis.foresight is None else basis.foresight.speeds,
     )
+
+
+def _limits(basis: Basis) -> Limits:
+    """The limits that the plan was made for; a budget covers activations if they were foreseen."""
+    free, budget = basis.facts.device_free_bytes, basis.args.vram_budget_bytes
+    margin = None if basis.foresight is None else basis.foresight.margin_bytes
+    if budget is None:
+        total = None if free is None else free * TENTHS_USED // 10
+        return Limits(total, margin_bytes=margin)
+    if basis.foresight is None:
+        return Limits(None, weights_bytes=budget)
+    return Limits(budget, margin_bytes=margin)
 
 
 def start_engine(
