@@ -17,6 +17,7 @@ from ..layout.geometry import infer_geometry, name_variant
 from ..layout.geometry.stated import stated_by
 from ..layout.values import contiguous_stride
 from ..plan import Facts, make_plan
+from ..plan.question import ram_room
 from ..selection import BlockSwapArgs, select
 from ..store.disk import DiskStore, DiskUnit
 from ..store.ram import RamStore
@@ -82,7 +83,7 @@ def open_transformer(
         opening = _Opening(parts, model, checkpoint)
         opening.load_rest()
         residents = opening.load_residents()
-        forms = opening.forms(facts, wanted.ram_budget_bytes or 0)
+        forms = opening.forms(facts, ram_room(plan, facts, selection, wanted))
         freedom = freedom_of(Basis(facts, selection, wanted, foresight), forms)
         movable = frozenset() if freedom is None else freedom.movable
         streamed = opening.ram_units() | opening.disk_units(movable)
@@ -164,12 +165,10 @@ class _Opening:
 
     def forms(self, facts: Facts, ram_budget: int) -> FileForms:
         """How residents come to be streamed, should the plan be corrected."""
-        plan = self._parts.plan
-        held = plan.pinned_bytes + plan.staging_buffers * plan.staging_bytes
         return FileForms(
             self._parts,
             facts,
-            ram_budget=ram_budget - held,
+            ram_budget=ram_budget,
             read=self._read,
             disk_unit=self._disk_unit,
         )
