@@ -13,7 +13,7 @@ it may wait for a file read (`slot.job`).
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,55 +21,16 @@ import torch
 
 from ..errors import StateError
 from ..store.readers import STUCK_SECONDS
-from .binding import Binding, Hanging
-from .decode import Decode
 from .marks import Mark, Recorder
 from .pool import Occupant, Pool, Slot
 from .resident import Resident
 from .schedule import Schedule
-from .transfer import Transfer
+from .unit import Change, StreamedUnit, Unit
 
 _MODULE_CALLS = frozenset(
     function.__code__
     for function in (torch.nn.Module._call_impl, torch.nn.Module._wrapped_call_impl)
 )
-
-
-@dataclass(frozen=True, slots=True)
-class StreamedUnit:
-    """What the engine needs to run a streamed unit.
-
-    `values[s]` is what hangs in the model when the unit is in slot s: views of the slot, or of the
-    decode buffer where there is a `decode`.
-    """
-
-    binding: Binding
-    transfer: Transfer
-    values: tuple[Hanging, ...]
-    decode: Decode | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A unit in execution order; `streamed` is None for one that stays where it is.
-
-    `resident` is the slab of one that stays and may be told to leave.
-    """
-
-    name: str
-    tier: str
-    module: torch.nn.Module
-    streamed: StreamedUnit | None
-    resident: Resident | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """A unit's change of residency: `hang` (may be repeated), then `unit` takes its place."""
-
-    index: int
-    unit: Unit
-    hang: Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -100,7 +61,7 @@ class Streamer:
         self._keys: list[Occupant] = [(id(self), i) for i in range(len(self.units))]
         self._run: _Run | None = None
         self._arriving: dict[int, Resident] = {}  # slabs of units that stay from their next visit
-        self._change: _Change | None = None  # begun, and to be completed by whoever comes next
+        self._change: Change | None = None  # begun, and to be completed by whoever comes next
         self._settled = self._device.new_event(timing=False)
         self._entry = threading.Lock()
         self._closed = False
@@ -188,7 +149,7 @@ class Streamer:
                 streamed.binding.unbind()
 
             unit = replace(unit, tier=tier, streamed=streamed, resident=None)
-            self._change = _Change(index, unit, hang)
+            self._change = Change(index, unit, hang)
             self._complete_change()
 
     def deepen(self, prefetch: int) -> None:
@@ -200,7 +161,7 @@ class Streamer:
         resident = self._arriving.get(index)
         if resident is not None and resident.filled:
             unit = replace(self.units[index], tier="resident", streamed=None, resident=resident)
-            self._change = _Change(index, unit, resident.hang)
+            self._change = Change(index, unit, resident.hang)
             self._complete_change()
 
     def _complete_change(self) -> None:

@@ -18,8 +18,8 @@ from ..stream.decode import Decode
 from ..stream.device import Device
 from ..stream.marks import Recorder
 from ..stream.pool import Pool, PoolSizes
-from ..stream.streamer import StreamedUnit
 from ..stream.transfer import PinnedCopy, Source, StagedCopy, Transfer
+from ..stream.unit import StreamedUnit
 from ..units import format_bytes
 from .place import values_from
 

@@ -25,8 +25,8 @@ from ..store.readers import Piece
 from ..stream.device import open_device
 from ..stream.hooks import Hooks
 from ..stream.resident import Resident
-from ..stream.streamer import StreamedUnit
 from ..stream.transfer import DirectRead, StagedCopy, Transfer
+from ..stream.unit import StreamedUnit
 from .assemble import (
     Parts,
     decoded_values,

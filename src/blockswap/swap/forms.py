@@ -9,7 +9,7 @@ import torch
 from ..adapters.live import LiveTensor, LiveUnit
 from ..plan import Facts, Tier, UnitFacts
 from ..store.ram import RamStore
-from ..stream.streamer import StreamedUnit
+from ..stream.unit import StreamedUnit
 from .assemble import Parts, ensure_staging, idle_binding, ram_unit, resting_on
 
 

@@ -14,7 +14,7 @@ from ..selection import BlockSwapArgs, select
 from ..store.ram import RamStore
 from ..stream.device import open_device
 from ..stream.resident import Resident
-from ..stream.streamer import StreamedUnit
+from ..stream.unit import StreamedUnit
 from .assemble import (
     Parts,
     ensure_staging,

@@ -17,7 +17,8 @@ from ..plan.change import Buffers, replanned
 from ..plan.correct import Limits, Movable
 from ..plan.foresight import timing_of
 from ..stream.resident import Resident
-from ..stream.streamer import StreamedUnit, Streamer
+from ..stream.streamer import Streamer
+from ..stream.unit import StreamedUnit
 from .assemble import Parts
 from .handle import Swap
 from .place import make_resident

@@ -11,7 +11,8 @@ from ..plan.correct import Limits
 from ..selection import BlockSwapArgs, Selection
 from ..stream.hooks import Hooks, Moves
 from ..stream.resident import Resident
-from ..stream.streamer import StreamedUnit, Streamer, Unit
+from ..stream.streamer import Streamer
+from ..stream.unit import StreamedUnit, Unit
 from .assemble import Parts
 from .corrector import TENTHS_USED, Corrector
 from .handle import Swap
