@@ -59,6 +59,9 @@ class Corrector:
         self._reading = None
         self._recent.clear()
         self._first = False
+        # The failed attempt ran with more residents: its peak says nothing of the next one's.
+        self._swap.note_peak(self._device.peak_bytes())
+        self._device.reset_peak()
         if free is None:
             return
         there = (free + self._device.allocated_bytes() - self._foreign_bytes) * TENTHS_USED // 10
