@@ -3,13 +3,16 @@
     slots      a few device buffers, each as large as the largest streamed unit
     staging    pinned host buffers between a file (or pageable memory) and a slot
     decode     one device buffer for weights whose stored form is not their compute form
-    copies     the copy stream;  readers: the threads that read files
+    copies     the copy stream for pinned units, staged_copies that for units from staging: one that
+               came late would hold up whatever is behind it, and be held up by what is before it
+    readers    the threads that read files
 
 Two experts or two clones of a model can share one pool: a slot's occupant names its swap too.
 """
 
 import threading
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,10 +32,12 @@ class Slot:
     """A device buffer and the two events that order its use.
 
     `ready` says that the slot holds the occupant's bytes, `free` that the last forward is done
-    with them. `freed_on` is the stream on which `free` was recorded, None before the first time.
+    with them. `freed_on` is the stream on which `free` was recorded, None before the first time;
+    `copied_on` that of the last copy, which is `torn` while `ready` is not recorded after it.
     """
 
     __slots__ = (
+        "copied_on",
         "free",
         "freed_on",
         "in_use",
@@ -43,6 +48,7 @@ class Slot:
         "memory",
         "occupant",
         "ready",
+        "torn",
     )
 
     def __init__(self, index: int, memory: torch.Tensor, device: Device) -> None:
@@ -51,6 +57,8 @@ class Slot:
         self.ready: Event = device.new_event(timing=False)
         self.free: Event = device.new_event(timing=False)
         self.freed_on: Any = None
+        self.copied_on: Any = None
+        self.torn = False
         self.occupant: Occupant | None = None
         self.job: Job | None = None  # None when ready was recorded by the forward thread itself
         self.mark: Mark | None = None  # of the copy under way, until a visit takes it over
@@ -59,15 +67,45 @@ class Slot:
 
 
 class Staging:
-    """A pinned host buffer. `copied` says that its last copy to the device is done."""
+    """A pinned host buffer that holds, or is about to hold, a unit until its copy is enqueued.
 
-    __slots__ = ("copied", "job", "memory", "used")
+    `read` is the job that fills it, `copy` the one that enqueues the copy once the read is over,
+    and `jobs` are all that must be over before anybody may write here again; `copied` then says
+    that the last copy to the device is done. `occupant` is the transfer whose unit it holds, None
+    as soon as the copy is enqueued or will be by a reader.
+    """
+
+    __slots__ = (
+        "copied",
+        "copy",
+        "jobs",
+        "memory",
+        "occupant",
+        "read",
+        "read_ended",
+        "read_started",
+        "torn",
+        "turn",
+        "used",
+    )
 
     def __init__(self, memory: torch.Tensor, device: Device) -> None:
         self.memory = memory
         self.copied: Event = device.new_event(timing=False)
-        self.job: Job | None = None
+        self.occupant: object = None
+        self.read: Job | None = None
+        self.copy: Job | None = None
+        self.jobs: list[Job] = []
+        self.read_started: float | None = None
+        self.read_ended: float | None = None
+        self.torn = False  # a copy is enqueued and `copied` not recorded after it
         self.used = False
+        self.turn = 0  # when it was given to a unit last
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether a reader will enqueue a copy from here."""
+        return self.copy is not None and not self.copy.done
 
     @property
     def address(self) -> int:
@@ -92,6 +130,7 @@ class Pool:
         self.device = device
         self.sizes = sizes
         self.copies = device.new_stream()
+        self.staged_copies = device.new_stream()
         self.readers = ReaderPool()
         self.sentences: list[str] = []
         self.files: DiskStore | None = None  # closed with the pool when nobody else does
@@ -130,11 +169,29 @@ class Pool:
         self._uses += 1
         slot.last_used = self._uses
 
+    def staged(self, occupant: object) -> Staging | None:
+        """The staging buffer that holds, or is about to hold, the transfer's unit."""
+        for staging in self.staging:
+            if staging.occupant is occupant:
+                return staging
+        return None
+
+    def free_staging(self, keep: Collection[object]) -> Staging | None:
+        """A staging buffer that no copy is waiting to leave and whose unit is not in `keep`."""
+        free = [s for s in self.staging if not s.is_claimed and s.occupant not in keep]
+        return min(free, key=lambda staging: staging.turn, default=None)
+
     def next_staging(self) -> Staging:
-        """The staging buffer whose turn it is; its earlier job may still be under way."""
-        staging = self.staging[self._turn % len(self.staging)]
+        """The staging buffer to fill at once: the first of the free ones, else of all.
+
+        The read of an earlier unit may still be under way in it, and its copy not enqueued.
+        """
+        return min(self.staging, key=lambda staging: (staging.is_claimed, staging.turn))
+
+    def fill(self, staging: Staging) -> None:
+        """Notes that the staging buffer is given to another unit."""
         self._turn += 1
-        return staging
+        staging.turn = self._turn
 
     def add_staging(self, nbytes: int) -> bool:
         """Makes two staging buffers of `nbytes` unless there are such; True if it made any."""
@@ -166,7 +223,8 @@ class Pool:
         for slot in self.slots:
             slot.job = None
         for staging in self.staging:
-            staging.job = None
+            staging.occupant = staging.read = staging.copy = None
+            staging.jobs.clear()
         self.slots.clear()
         self.staging.clear()
         self.decode = None

@@ -7,7 +7,8 @@ Three slots a, b, c and six streamed blocks; copies (top) run ahead of compute (
                          ^ waits ready(a)     ^ free(a) was recorded when 0 ended: 3 may come
 
 Host to device only: nothing is ever copied back. The forward thread never waits for the device;
-it may wait for a file read (`slot.job`).
+it may wait for a file read (`slot.job`). Where RAM and disk mix, reads run further ahead than
+slots, in the order of the units on disk (`_read_ahead`): staging is what bounds them.
 """
 
 import os
@@ -26,7 +27,7 @@ from .decode import Decode
 from .marks import Mark, Recorder
 from .pool import Occupant, Pool, Slot
 from .schedule import Schedule
-from .transfer import Transfer
+from .transfer import StagedCopy, Transfer
 
 _MODULE_CALLS = frozenset(
     function.__code__
@@ -128,6 +129,7 @@ class Streamer:
             self.recorder.completed(mark)
         # Whatever comes next is in a slot already: look one further than on entering.
         self._fetch_ahead(self._prefetch + 1)
+        self._read_ahead()
         # Last: until here the pool is this thread's alone.
         self._run = None
 
@@ -168,6 +170,9 @@ class Streamer:
             self._refuse_another_thread(f"{self.units[index].name} was run")
             # What is left of an earlier run is what Ctrl-C left: torch calls no hook for it.
             self._abandon()
+            for slot in self._pool.slots:
+                if slot.occupant is None and slot.job is not None:
+                    self._empty(slot)
             # The compute stream is read here, once, and passed on from here.
             stream = self._device.current_stream()
             run = _Run(index, threading.current_thread(), stream, self.recorder.take())
@@ -216,12 +221,14 @@ class Streamer:
         if unit.streamed is None:
             mark.arrived.record(run.stream)
             self._fetch_ahead(self._prefetch + 1)
+            self._read_ahead()
         else:
             slot = self._slot_of(run.index)
             run.slot = slot
             slot.in_use = True
             self._pool.touch(slot)
             self._fetch_ahead(self._prefetch)
+            self._read_ahead()
             # The visit that a copy was made for carries that copy's times.
             mark = slot.mark or spare
             mark.arrived.record(run.stream)
@@ -259,6 +266,26 @@ class Streamer:
                     return
                 self._load(index, slot)
 
+    def _read_ahead(self) -> None:
+        """Starts reads of the next units that come through staging, ahead of the slots.
+
+        Where units in RAM lie between those on disk, the disk works while the link copies them.
+        """
+        buffers = len(self._pool.staging)
+        if not buffers or not self._prefetch:
+            return
+        wanted: list[StagedCopy] = []
+        for index in self._schedule.upcoming():
+            unit = self.units[index].streamed
+            assert unit is not None, "only streamed units are scheduled"
+            if isinstance(unit.transfer, StagedCopy) and self._pool.find(self._keys[index]) is None:
+                wanted.append(unit.transfer)
+                if len(wanted) == buffers:
+                    break
+        for transfer in wanted:
+            if self._pool.staged(transfer) is None and not transfer.read_ahead(wanted):
+                return
+
     def _load(self, index: int, slot: Slot) -> None:
         unit = self.units[index].streamed
         assert unit is not None
@@ -271,7 +298,10 @@ class Streamer:
         slot.occupant = self._keys[index]
 
     def _empty(self, slot: Slot) -> None:
-        """Forgets what a slot holds; a read still under way into it is waited for first."""
+        """Forgets what a slot holds; a read still under way into it is waited for first.
+
+        A copy that waits for its read in staging is given up, and the read goes on alone.
+        """
         slot.occupant = None
         if slot.job is not None:
             self._pool.readers.cancel_orphan(slot.job)
@@ -286,7 +316,6 @@ class Streamer:
         if job is not None:
             if not job.done:
                 self.recorder.counters.host_waits += 1
-                self._pool.readers.cancel_orphan(job)
                 while not job.wait(1.0):  # in slices: some systems deliver Ctrl-C only between
                     pass
             if job.error is not None:
