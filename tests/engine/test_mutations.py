@@ -5,7 +5,7 @@ line of it taken out, where a race must be found or the output must differ.
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from seams import (
 from torch import nn
 
 from blockswap import open_transformer, swap_blocks
-from blockswap.store.readers import Job
+from blockswap.store.readers import Follower, Job
 from blockswap.stream import transfer
 from blockswap.stream.device import Accelerator
 from blockswap.stream.pool import Pool
@@ -134,9 +134,9 @@ def test_copy_must_wait_for_free(
 def test_reader_must_wait_until_staging_is_copied(
     scenario: Scenario, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def only_earlier(self: Any, staging: Any, earlier: Job | None) -> None:
-        if earlier is not None:
-            earlier.wait()
+    def only_earlier(self: Any, staging: Any, earlier: Sequence[Job]) -> None:
+        for job in earlier:
+            job.wait()
 
     monkeypatch.setattr(transfer.StagedCopy, "_wait_until_writable", only_earlier)
     assert "write-after-read" in scenario.forwards(store)
@@ -149,7 +149,7 @@ def test_reader_must_wait_for_the_earlier_job_of_its_staging(
     """Blocks 0 and 2 share a staging buffer; block 0 lies in it, read but not yet copied."""
     if removed:
 
-        def only_copied(self: Any, staging: Any, earlier: Job | None) -> None:
+        def only_copied(self: Any, staging: Any, earlier: Sequence[Job]) -> None:
             if staging.used:
                 staging.copied.synchronize()
 
@@ -167,7 +167,7 @@ def test_forward_thread_must_wait_for_the_job_before_it_waits_for_ready(
 ) -> None:
     """Nobody has recorded ready while the read is under way, and such a wait is a no-op."""
     if removed:
-        monkeypatch.setattr(Job, "done", property(lambda self: True))
+        monkeypatch.setattr(Follower, "done", property(lambda self: True))
     gate = Gate(HOLD_SECONDS)
     stall_reads(monkeypatch, before={"blocks.1": gate.hold})
     found = scenario.forwards("disk", count=1)

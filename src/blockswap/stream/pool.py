@@ -3,9 +3,7 @@
     slots      a few device buffers, each as large as the largest streamed unit
     staging    pinned host buffers between a file (or pageable memory) and a slot
     decode     one device buffer for weights whose stored form is not their compute form
-    copies     the copy stream for pinned units, staged_copies that for units from staging: one that
-               came late would hold up whatever is behind it, and be held up by what is before it
-    readers    the threads that read files
+    copies     the copy stream;  readers: the threads that read files
 
 Two experts or two clones of a model can share one pool: a slot's occupant names its swap too.
 """
@@ -32,12 +30,10 @@ class Slot:
     """A device buffer and the two events that order its use.
 
     `ready` says that the slot holds the occupant's bytes, `free` that the last forward is done
-    with them. `freed_on` is the stream on which `free` was recorded, None before the first time;
-    `copied_on` that of the last copy, which is `torn` while `ready` is not recorded after it.
+    with them. `freed_on` is the stream on which `free` was recorded, None before the first time.
     """
 
     __slots__ = (
-        "copied_on",
         "free",
         "freed_on",
         "in_use",
@@ -48,7 +44,6 @@ class Slot:
         "memory",
         "occupant",
         "ready",
-        "torn",
     )
 
     def __init__(self, index: int, memory: torch.Tensor, device: Device) -> None:
@@ -57,8 +52,6 @@ class Slot:
         self.ready: Event = device.new_event(timing=False)
         self.free: Event = device.new_event(timing=False)
         self.freed_on: Any = None
-        self.copied_on: Any = None
-        self.torn = False
         self.occupant: Occupant | None = None
         self.job: Job | None = None  # None when ready was recorded by the forward thread itself
         self.mark: Mark | None = None  # of the copy under way, until a visit takes it over
@@ -130,7 +123,6 @@ class Pool:
         self.device = device
         self.sizes = sizes
         self.copies = device.new_stream()
-        self.staged_copies = device.new_stream()
         self.readers = ReaderPool()
         self.sentences: list[str] = []
         self.files: DiskStore | None = None  # closed with the pool when nobody else does

@@ -27,7 +27,7 @@ from .decode import Decode
 from .marks import Mark, Recorder
 from .pool import Occupant, Pool, Slot
 from .schedule import Schedule
-from .transfer import StagedCopy, Transfer
+from .transfer import PinnedCopy, StagedCopy, Transfer
 
 _MODULE_CALLS = frozenset(
     function.__code__
@@ -227,8 +227,10 @@ class Streamer:
             run.slot = slot
             slot.in_use = True
             self._pool.touch(slot)
-            self._fetch_ahead(self._prefetch)
+            self._fetch_ahead(self._prefetch, behind=slot)
             self._read_ahead()
+            if self._wait_for_read(run, slot):
+                self._fetch_ahead(self._prefetch)
             # The visit that a copy was made for carries that copy's times.
             mark = slot.mark or spare
             mark.arrived.record(run.stream)
@@ -254,17 +256,29 @@ class Streamer:
         self._load(index, slot)
         return slot
 
-    def _fetch_ahead(self, distance: int) -> None:
-        """Starts copies of the next `distance` streamed units that are in no slot yet."""
+    def _fetch_ahead(self, distance: int, behind: Slot | None = None) -> None:
+        """Starts copies of the next `distance` streamed units that are in no slot yet.
+
+        Copies come in the order in which they are needed: one from pinned memory is not enqueued
+        while the copy of a unit before it, `behind` for the one running, still waits for its read.
+        It would hold that copy up until its own slot is free, which is later.
+        """
         if not self._prefetch:
             return
         wanted = self._schedule.upcoming()[:distance]
+        late = behind is not None and _awaits_read(behind)
         for index in wanted:
-            if self._pool.find(self._keys[index]) is None:
+            slot = self._pool.find(self._keys[index])
+            if slot is None:
+                unit = self.units[index].streamed
+                assert unit is not None, "only streamed units are scheduled"
+                if late and isinstance(unit.transfer, PinnedCopy):
+                    return
                 slot = self._pool.evictable({self._keys[i] for i in wanted})
                 if slot is None:
                     return
                 self._load(index, slot)
+            late = late or _awaits_read(slot)
 
     def _read_ahead(self) -> None:
         """Starts reads of the next units that come through staging, ahead of the slots.
@@ -311,16 +325,22 @@ class Streamer:
             self.recorder.discard(slot.mark)
             slot.mark = None
 
-    def _wait_ready(self, run: _Run, slot: Slot, unit: StreamedUnit) -> None:
+    def _wait_for_read(self, run: _Run, slot: Slot) -> bool:
+        """On the host, until the copy into the slot is enqueued; True if that took waiting."""
         job = slot.job
-        if job is not None:
-            if not job.done:
-                self.recorder.counters.host_waits += 1
-                while not job.wait(1.0):  # in slices: some systems deliver Ctrl-C only between
-                    pass
-            if job.error is not None:
-                self._raise_read_error(run.index, job.error)
-            slot.job = None
+        if job is None:
+            return False
+        waited = not job.done
+        if waited:
+            self.recorder.counters.host_waits += 1
+            while not job.wait(1.0):  # in slices: some systems deliver Ctrl-C only between
+                pass
+        if job.error is not None:
+            self._raise_read_error(run.index, job.error)
+        slot.job = None
+        return waited
+
+    def _wait_ready(self, run: _Run, slot: Slot, unit: StreamedUnit) -> None:
         # The copy engine writes the slot; the compute stream reads it after that copy.
         self._device.wait(run.stream, slot.ready)
         if slot.freed_on is not None and slot.freed_on != run.stream:
@@ -367,3 +387,7 @@ class Streamer:
             mark, run.mark = run.mark, None
             self.recorder.discard(mark)
         self._run = None
+
+
+def _awaits_read(slot: Slot) -> bool:
+    return slot.job is not None and not slot.job.done

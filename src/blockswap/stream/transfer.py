@@ -10,7 +10,7 @@ been recorded: waiting on an event that nobody has recorded yet would be a no-op
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -147,7 +147,7 @@ class StagedCopy:
     def _record_copied(self, staging: Staging) -> None:
         """After an interrupt between a copy and its record: one that covers that copy, too."""
         with self._pool.enqueue_lock:
-            staging.copied.record(self._pool.staged_copies)
+            staging.copied.record(self._pool.copies)
             staging.used = True
             staging.torn = False
 
@@ -195,35 +195,23 @@ def _enqueue(
     staging: Staging | None = None,
 ) -> None:
     """Enqueues the copies into `slot` on the copy stream and records that it is ready."""
-    device = pool.device
-    stream = pool.copies if staging is None else pool.staged_copies
-    with pool.enqueue_lock, device.on(stream):
-        if slot.copied_on is not None and slot.copied_on != stream:
-            _wait_for_other_copy(pool, slot, stream)
+    device, copies = pool.device, pool.copies
+    with pool.enqueue_lock, device.on(copies):
         if slot.freed_on is not None:
             # The compute stream reads the slot; the copy overwrites it after that forward.
-            device.wait(stream, slot.free)
-        mark.copy_started.record(stream)
-        slot.copied_on, slot.torn = stream, True
+            device.wait(copies, slot.free)
+        mark.copy_started.record(copies)
         if staging is not None:
             staging.torn = True
         for target, source in pairs:
             target.copy_(source, non_blocking=True)
-        mark.copy_ended.record(stream)
-        slot.ready.record(stream)
-        slot.torn = False
+        mark.copy_ended.record(copies)
+        slot.ready.record(copies)
         if staging is not None:
-            staging.copied.record(stream)
+            staging.copied.record(copies)
             staging.used = True
             staging.torn = False
         mark.has_copy = True
-
-
-def _wait_for_other_copy(pool: Pool, slot: Slot, stream: Any) -> None:
-    """The last copy into the slot was made on another stream, and perhaps no forward ran after."""
-    if slot.torn:
-        slot.ready.record(slot.copied_on)  # an interrupt came before: this covers that copy, too
-    pool.device.wait(stream, slot.ready)
 
 
 def _guarded(
