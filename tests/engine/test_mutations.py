@@ -220,6 +220,42 @@ def test_copied_must_be_recorded_for_every_copy_from_staging(
     assert "write-after-read" in scenario.forwards(store, deafen)
 
 
+@pytest.mark.parametrize("removed", [False, True], ids=["as it is", "taken out"])
+def test_a_copy_whose_record_was_interrupted_must_be_recorded_before_its_buffer_is_filled_anew(
+    scenario: Scenario, removed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes between a copy that the forward thread enqueues and the record behind it."""
+    if removed:
+        monkeypatch.setattr(transfer.StagedCopy, "_record_copied", lambda self, staging: None)
+    x = torch.zeros(2, 16).to(scenario.device)
+    with (
+        scenario.watched() as found,
+        opened("disk", "mini", scenario.device, ARGS, shelf=scenario.shelf) as (model, swap),
+        torch.no_grad(),
+    ):
+        pool = scenario.pools[-1]
+        model.blocks[0](x)  # type: ignore[index, operator]
+        wait_for_readers(pool)  # the next ones are in staging, so their copies are enqueued at once
+        for staging in pool.staging:
+            staging.copied = InterruptedEvent(staging.copied)
+        with pytest.raises(KeyboardInterrupt):
+            model.blocks[1](x)  # type: ignore[index, operator]
+        for staging in pool.staging:
+            staging.copied = staging.copied.real
+        torn = next(staging for staging in pool.staging if staging.torn)
+        other = swap._streamer.units[1].streamed.transfer
+        other._read(torn)
+        wait_for_readers(pool)
+    assert bool(found) is removed
+
+
+class InterruptedEvent(DeafEvent):
+    """A device event at whose record Ctrl-C is pressed."""
+
+    def record(self, stream: Any) -> None:
+        raise KeyboardInterrupt
+
+
 def two_streams(scenario: Scenario, model: nn.Module, orders: list[tuple[int, ...]]) -> list[Any]:
     """Runs blocks on two streams in turn; nothing but the engine orders the two."""
     given = [torch.linspace(-2, 2, 32).reshape(2, 16).to(scenario.device) for _ in orders]
