@@ -235,6 +235,8 @@ def test_a_copy_whose_record_was_interrupted_must_be_recorded_before_its_buffer_
     ):
         pool = scenario.pools[-1]
         model.blocks[0](x)  # type: ignore[index, operator]
+        wait_for_readers(pool)
+        swap._streamer._read_ahead()
         wait_for_readers(pool)  # the next ones are in staging, so their copies are enqueued at once
         for staging in pool.staging:
             staging.copied = InterruptedEvent(staging.copied)
