@@ -170,9 +170,7 @@ class Streamer:
             self._refuse_another_thread(f"{self.units[index].name} was run")
             # What is left of an earlier run is what Ctrl-C left: torch calls no hook for it.
             self._abandon()
-            for slot in self._pool.slots:
-                if slot.occupant is None and slot.job is not None:
-                    self._empty(slot)
+            self._empty_half_loaded()
             # The compute stream is read here, once, and passed on from here.
             stream = self._device.current_stream()
             run = _Run(index, threading.current_thread(), stream, self.recorder.take())
@@ -310,6 +308,12 @@ class Streamer:
         unit.transfer.start(slot, slot.mark)
         # Last, so that an interrupt before this line leaves a slot that holds nothing.
         slot.occupant = self._keys[index]
+
+    def _empty_half_loaded(self) -> None:
+        """Gives up what an interrupt kept from getting its slot: else its staging stays claimed."""
+        for slot in self._pool.slots:
+            if slot.occupant is None and slot.job is not None:
+                self._empty(slot)
 
     def _empty(self, slot: Slot) -> None:
         """Forgets what a slot holds; a read still under way into it is waited for first.
