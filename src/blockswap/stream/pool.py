@@ -10,14 +10,17 @@ Two experts or two clones of a model can share one pool: a slot's occupant names
 
 import threading
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 
+from ..layout.slab import staging_chunks
 from ..store.disk import DiskStore
 from ..store.file_slab import SECTOR
+from ..store.landing import Landing
 from ..store.readers import Job, ReaderPool
 from ..units import format_bytes
 from .device import Device, Event, aligned, host_buffer
@@ -62,6 +65,7 @@ class Slot:
 class Staging:
     """A pinned host buffer that holds, or is about to hold, a unit until its copy is enqueued.
 
+    It is made of a few chunks, because each is locked up to the next power of two.
     `read` is the job that fills it, `copy` the one that enqueues the copy once the read is over,
     and `jobs` are all that must be over before anybody may write here again; `copied` then says
     that the last copy to the device is done. `occupant` is the transfer whose unit it holds, None
@@ -69,10 +73,11 @@ class Staging:
     """
 
     __slots__ = (
+        "chunks",
         "copied",
         "copy",
         "jobs",
-        "memory",
+        "landing",
         "occupant",
         "read",
         "read_ended",
@@ -82,8 +87,10 @@ class Staging:
         "used",
     )
 
-    def __init__(self, memory: torch.Tensor, device: Device) -> None:
-        self.memory = memory
+    def __init__(self, chunks: Sequence[torch.Tensor], device: Device) -> None:
+        self.chunks = tuple(chunks)
+        starts = accumulate((chunk.numel() for chunk in chunks[:-1]), initial=0)
+        self.landing = Landing(tuple(starts), tuple(chunk.data_ptr() for chunk in chunks))
         self.copied: Event = device.new_event(timing=False)
         self.occupant: object = None
         self.read: Job | None = None
@@ -99,10 +106,6 @@ class Staging:
     def is_claimed(self) -> bool:
         """Whether a reader will enqueue a copy from here."""
         return self.copy is not None and not self.copy.done
-
-    @property
-    def address(self) -> int:
-        return self.memory.data_ptr()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,8 @@ class Pool:
 
     @property
     def pinned_bytes(self) -> int:
-        return sum(s.memory.numel() for s in self.staging if s.memory.is_pinned())
+        chunks = [chunk for staging in self.staging for chunk in staging.chunks]
+        return sum(chunk.numel() for chunk in chunks if chunk.is_pinned())
 
     def find(self, occupant: Occupant) -> Slot | None:
         """The slot that holds, or is about to hold, the unit."""
@@ -222,15 +226,18 @@ class Pool:
         self.decode = None
 
     def _staging(self, sizes: PoolSizes) -> Staging:
-        nbytes = sizes.staging_bytes
+        chunks = [self._chunk(nbytes) for nbytes in staging_chunks(sizes.staging_bytes)]
+        return Staging(chunks, self.device)
+
+    def _chunk(self, nbytes: int) -> torch.Tensor:
         memory = self.device.pin(nbytes)
-        if memory is not None and memory.data_ptr() % SECTOR:
-            # A direct read wants sector-aligned memory, a pinned allocation need not be.
+        if memory is not None and memory.data_ptr() % SECTOR and nbytes >= SECTOR:
+            # A direct read wants sector-aligned memory, and not every system pins whole pages.
             memory = self.device.pin(nbytes + SECTOR)
         if memory is None:
             self.sentences.append(
                 f"pinning {format_bytes(nbytes)} of staging memory failed: copies from it are not "
                 "hidden under compute"
             )
-            memory = host_buffer(nbytes)
-        return Staging(aligned(memory, nbytes), self.device)
+            return host_buffer(nbytes)
+        return memory if memory.numel() == nbytes else aligned(memory, nbytes)

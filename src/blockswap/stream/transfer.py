@@ -5,15 +5,16 @@
                                                      overlapped
     DirectRead   file -> slot                        the compute device is the CPU itself
 
-`start` never waits for the device. Where a reader has a part in it `slot.job` tells when *ready* has
-been recorded: waiting on an event that nobody has recorded yet would be a no-op, and a race.
+`start` never waits for the device. Where a reader has a part in it `slot.job` tells when *ready*
+has been recorded: waiting on an event that nobody has recorded yet would be a no-op, and a race.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 import torch
 
+from ..store.landing import Landing
 from ..store.readers import Follower, Job, Piece
 from .marks import Mark, Recorder
 from .pool import Pool, Slot, Staging
@@ -24,9 +25,9 @@ class Source(Protocol):
 
     read_bytes: int
 
-    def pieces(self, address: int) -> Sequence[Piece]: ...
+    def pieces(self, landing: Landing) -> Sequence[Piece]: ...
 
-    def settle(self, address: int) -> int: ...
+    def settle(self, landing: Landing) -> int: ...
 
 
 # (target in the slot, source in host memory) of each copy of a unit.
@@ -75,8 +76,10 @@ class StagedCopy:
         self._source = source
         self._recorder = recorder
         self.copied_bytes = nbytes
-        self._targets = [slot.memory.narrow(0, 0, nbytes) for slot in pool.slots]
-        self._origins = {id(s): s.memory.narrow(0, 0, nbytes) for s in pool.staging}
+        self._pairs: list[dict[int, Pairs]] = [
+            {id(s): tuple(_pairs(slot.memory, s.chunks, nbytes)) for s in pool.staging}
+            for slot in pool.slots
+        ]
 
     def read_ahead(self, keep: Collection[object]) -> bool:
         """Starts the read into a buffer that is free; False if only `keep` and copies are there."""
@@ -109,7 +112,7 @@ class StagedCopy:
 
     def _read(self, staging: Staging) -> None:
         """Asks for the unit's read into `staging`, from which nobody else will be served now."""
-        pool, memory = self._pool, staging.memory
+        pool, landing = self._pool, staging.landing
         staging.occupant = None
         pool.fill(staging)
         if staging.read is not None:
@@ -122,15 +125,15 @@ class StagedCopy:
             self._wait_until_writable(staging, earlier)
 
         def finish() -> None:
-            _settle(self._recorder, self._source, staging.address)
+            _settle(self._recorder, self._source, landing)
             staging.read_ended = self._recorder.host_now()
 
         def begin() -> None:
             staging.read_started = self._recorder.host_now()
 
-        pieces = _guarded(self._source.pieces(staging.address), guard, begin)
+        pieces = _guarded(self._source.pieces(landing), guard, begin)
         # The job keeps the memory it writes to alive, whatever becomes of the pool meanwhile.
-        job = Job(pieces, finish, keep=memory)
+        job = Job(pieces, finish, keep=staging.chunks)
         # Known to the buffer before it can run: an interrupt in between leaves an orphan, which
         # whoever finds it cancels, and never a read that nobody knows of.
         staging.read = job
@@ -140,9 +143,9 @@ class StagedCopy:
 
     def _copy(self, staging: Staging, slot: Slot, mark: Mark) -> None:
         mark.read_started, mark.read_ended = staging.read_started, staging.read_ended
-        pair = (self._targets[slot.index], self._origins[id(staging)])
-        _enqueue(self._pool, slot, mark, (pair,), staging=staging)
-        self._recorder.count_copies(1, self.copied_bytes)
+        pairs = self._pairs[slot.index][id(staging)]
+        _enqueue(self._pool, slot, mark, pairs, staging=staging)
+        self._recorder.count_copies(len(pairs), self.copied_bytes)
 
     def _record_copied(self, staging: Staging) -> None:
         """After an interrupt between a copy and its record: one that covers that copy, too."""
@@ -172,16 +175,16 @@ class DirectRead:
 
     def start(self, slot: Slot, mark: Mark) -> None:
         # The forward that used this slot before has returned: on the host that is all there is.
-        address = slot.memory.data_ptr()
+        landing = Landing.at(slot.memory.data_ptr())
 
         def begin() -> None:
             mark.read_started = self._recorder.host_now()
 
         def finish() -> None:
-            _settle(self._recorder, self._source, address)
+            _settle(self._recorder, self._source, landing)
             mark.read_ended = self._recorder.host_now()
 
-        pieces = _guarded(self._source.pieces(address), None, begin)
+        pieces = _guarded(self._source.pieces(landing), None, begin)
         slot.job = Job(pieces, finish, keep=slot.memory)
         self._pool.readers.submit(slot.job)
 
@@ -234,8 +237,20 @@ def _guarded(
     return [guarded(piece) for piece in pieces]
 
 
-def _settle(recorder: Recorder, source: Source, address: int) -> None:
-    moved = source.settle(address)
+def _pairs(
+    target: torch.Tensor, chunks: Sequence[torch.Tensor], nbytes: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(target, source) of each copy that brings `nbytes` bytes out of a staging buffer."""
+    start = 0
+    for chunk in chunks:
+        size = min(chunk.numel(), nbytes - start)
+        if size > 0:
+            yield target.narrow(0, start, size), chunk.narrow(0, 0, size)
+        start += size
+
+
+def _settle(recorder: Recorder, source: Source, landing: Landing) -> None:
+    moved = source.settle(landing)
     with recorder.count_lock:
         recorder.counters.reads += 1
         recorder.counters.read_bytes += source.read_bytes

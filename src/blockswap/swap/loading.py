@@ -10,6 +10,7 @@ from ..errors import BlockSwapError, ReadError
 from ..layout.stamp import Stamped
 from ..layout.values import Leaf, contiguous_stride
 from ..store.disk import DiskStore, DiskUnit
+from ..store.landing import Landing
 from ..store.leaves import view_leaf
 from ..store.readers import Job, ReaderPool
 from ..stream.device import host_buffer
@@ -43,8 +44,8 @@ class Loader:
         ]
 
     def _fill(self, store: DiskStore, name: str, scratch: torch.Tensor) -> None:
-        address = scratch.data_ptr()
-        job = Job(store.pieces(0, address), lambda: _settle(store, address))
+        landing = Landing.at(scratch.data_ptr())
+        job = Job(store.pieces(0, landing), lambda: _settle(store, landing))
         self._readers.submit(job)
         while not job.wait(1.0):
             pass
@@ -54,5 +55,5 @@ class Loader:
             raise ReadError(f"reading {name} failed: {job.error}") from job.error
 
 
-def _settle(store: DiskStore, address: int) -> None:
-    store.settle(0, address)
+def _settle(store: DiskStore, landing: Landing) -> None:
+    store.settle(0, landing)
