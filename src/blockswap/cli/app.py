@@ -8,8 +8,11 @@ from typer.core import TyperGroup
 
 from ..errors import BlockSwapError
 from .console import print_error
+from .convert import convert
 from .demo import demo
 from .inspect import inspect
+from .plan import plan
+from .probe import probe
 from .synth import synth
 
 
@@ -26,7 +29,7 @@ class Commands(TyperGroup):
             print_error(str(error))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
-            print_error("interrupted before it was done")
+            print_error(str(interrupt) or "interrupted before it was done")
             raise typer.Exit(130) from interrupt
 
 
@@ -39,8 +42,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(convert)
 app.command()(demo)
 app.command()(inspect)
+app.command()(plan)
+app.command()(probe)
 app.command()(synth)
 
 

@@ -4,13 +4,15 @@ No second copy exists, on disk or in RAM. A unit is a few large sector-aligned r
 pieces so that several can be under way at once; what comes back is the unit's slab (`FileSlab`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import ReadError
+from ..layout.slab import align_up
 from ..layout.stamp import Stamped
 from .file_io import StreamedFile, memory_at
-from .file_slab import Extent, FileRun, FileSlab, file_slab
+from .file_slab import SECTOR, Extent, FileRun, FileSlab, file_slab
 from .landing import Landing
 from .readers import Piece
 
@@ -29,9 +31,18 @@ class DiskStore:
     """Streamed units of a checkpoint. Owns the open files; knows nothing of devices."""
 
     def __init__(
-        self, headers: Sequence[Stamped], units: Sequence[DiskUnit], *, direct: bool = True
+        self,
+        headers: Sequence[Stamped],
+        units: Sequence[DiskUnit],
+        *,
+        direct: bool = True,
+        piece_bytes: int = PIECE_BYTES,
     ) -> None:
-        """Opens the files of `headers`; extents name them by position. Raises ReadError."""
+        """Opens the files of `headers`; extents name them by position. Raises ReadError.
+
+        `piece_bytes` is the most that one read brings, rounded up to whole sectors.
+        """
+        self._piece_bytes = align_up(max(piece_bytes, 1), SECTOR)
         self._units = tuple(units)
         self.slabs: tuple[FileSlab, ...] = tuple(file_slab(unit.extents) for unit in self._units)
         self._files: list[StreamedFile] = []
@@ -59,8 +70,8 @@ class DiskStore:
         """
         pieces: list[Piece] = []
         for run in self.slabs[index].runs:
-            for start in range(0, run.nbytes, PIECE_BYTES):
-                size = min(PIECE_BYTES, run.nbytes - start)
+            for start in range(0, run.nbytes, self._piece_bytes):
+                size = min(self._piece_bytes, run.nbytes - start)
                 for at, part, base in landing.spans(run.slab_offset + start, size):
                     span = (at - run.slab_offset, part)
                     pieces.append(_ReadPiece(self, index, run, span, base))
@@ -72,8 +83,10 @@ class DiskStore:
         Raises ReadError if a file was written to since it was opened.
         """
         slab = self.slabs[index]
-        for shard in {run.shard for run in slab.runs}:
-            self._files[shard].check_unchanged()
+        first = {run.shard: run.offset for run in reversed(slab.runs)}
+        for shard, offset in first.items():
+            with self._named(index, shard, offset):
+                self._files[shard].check_unchanged()
         for move in slab.moves:
             landing.move_up(move.source, move.target, move.nbytes)
         return sum(move.nbytes for move in slab.moves)
@@ -91,13 +104,19 @@ class DiskStore:
         start, size = span
         needed = max(0, min(size, run.needed - start))
         target = memory_at(address + run.slab_offset + start, size)
-        try:
+        with self._named(index, run.shard, run.offset + start):
             file.read(run.offset + start, target, needed)
-        except OSError as error:
-            cause = str(error) if isinstance(error, ReadError) else error.strerror or str(error)
+
+    @contextmanager
+    def _named(self, index: int, shard: int, offset: int) -> Iterator[None]:
+        """Says of whatever fails inside which unit, file and byte it is about."""
+        try:
+            yield
+        except (OSError, MemoryError) as error:
+            cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise ReadError(
-                f"reading {self._units[index].name} from {file.path} at byte "
-                f"{run.offset + start} failed: {cause}"
+                f"reading {self._units[index].name} from {self._files[shard].path} at byte "
+                f"{offset} failed: {cause}"
             ) from error
 
     def close(self) -> None:

@@ -15,9 +15,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ..errors import ReadError, StateError
+from ..errors import BlockSwapError, ReadError, StateError
 
 Piece = Callable[[], None]
+
+# Enough to keep a disk's queue filled; more only take turns.
+READERS = 4
 
 # How long closing waits for a disk that does not answer before it goes on without it.
 STUCK_SECONDS = 30.0
@@ -85,6 +88,19 @@ class Job:
     def wait(self, timeout: float | None = None) -> bool:
         """Waits on the host until the job is done; True unless `timeout` seconds ran out first."""
         return self._done.wait(timeout)
+
+    def raise_error(self, what: str) -> None:
+        """Raises what made the job fail, if anything did; `what` it was to bring is for messages.
+
+        Each time a new exception, caused by the one that is kept: a kept one that is raised itself
+        would hold the frames of the forward it ended, and all their tensors with them.
+        """
+        error = self.error
+        if isinstance(error, BlockSwapError):
+            raise type(error)(*error.args) from error
+        if error is not None:
+            cause = str(error) or type(error).__name__
+            raise ReadError(f"reading {what} failed: {cause}") from error
 
     def take(self) -> tuple[Piece, bool]:
         """The next piece, and whether it is the last one to take. Called under the pool's lock."""
@@ -166,7 +182,7 @@ class Follower(Job):
 class ReaderPool:
     """Reader threads, started with the first job and stopped by `close()`."""
 
-    def __init__(self, threads: int = 4) -> None:
+    def __init__(self, threads: int = READERS) -> None:
         self._count = threads
         self._jobs: deque[Job] = deque()
         self._lock = threading.Lock()  # guards the jobs; never held while a piece runs
@@ -202,22 +218,25 @@ class ReaderPool:
                 job.cancel(StateError("a read was interrupted before it was queued"))
 
     def close(self, timeout: float = STUCK_SECONDS) -> list[str]:
-        """Lets queued work finish, stops the threads; names those a stuck disk still holds."""
+        """Lets queued work finish, stops the threads; names those a stuck disk still holds.
+
+        Waits `timeout` seconds in all, and not again when it is called again.
+        """
         with self._lock:
+            end = time.monotonic() + (0.0 if self._closed else timeout)
             self._closed = True
             self._tokens.put(None)  # each reader passes it on
         here = threading.current_thread()  # the garbage collector may close us from anywhere
         for thread in self._threads:
             if thread is not here:
-                thread.join(timeout)
-        stuck = [t.name for t in self._threads if t is not here and t.is_alive()]
-        self._threads.clear()
+                thread.join(max(0.0, end - time.monotonic()))
+        self._threads = [t for t in self._threads if t is not here and t.is_alive()]
         with self._lock:
             for job in self._jobs:
                 if not job.taken:
                     job.cancel(StateError("its swap was closed before the read began"))
             self._jobs.clear()
-        return stuck
+        return [thread.name for thread in self._threads]
 
     def _start(self) -> None:
         for number in range(self._count):

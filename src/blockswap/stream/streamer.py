@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..errors import BlockSwapError, ReadError, StateError
+from ..errors import StateError
 from ..store.readers import STUCK_SECONDS
 from .binding import Binding, Hanging
 from .decode import Decode
@@ -339,8 +339,7 @@ class Streamer:
             self.recorder.counters.host_waits += 1
             while not job.wait(1.0):  # in slices: some systems deliver Ctrl-C only between
                 pass
-        if job.error is not None:
-            self._raise_read_error(run.index, job.error)
+        job.raise_error(self.units[run.index].name)
         slot.job = None
         return waited
 
@@ -355,11 +354,6 @@ class Streamer:
         if unit.decode is not None:
             unit.decode.run(self._pool, slot.index, run.stream)
         unit.binding.bind(unit.values[slot.index])
-
-    def _raise_read_error(self, index: int, error: BaseException) -> None:
-        if isinstance(error, BlockSwapError):
-            raise error
-        raise ReadError(f"reading {self.units[index].name} failed: {error}") from error
 
     def _release(self, run: _Run) -> None:
         """Takes the unit's weights out of the model and its slot out of use.

@@ -1,0 +1,147 @@
+"""One forecast: a model's figures, a clip, a machine and a wish become a plan with its reasons."""
+
+from dataclasses import dataclass, field, replace
+
+from ..errors import PlanError
+from ..events import Counters, Measured
+from ..plan import Facts, Foresight, SwapPlan, make_plan
+from ..plan.foresight import pipeline_of, speeds_of
+from ..plan.machine import Machine
+from ..plan.margin import MARGIN
+from ..plan.workload import Workload
+from ..predict import (
+    Companions,
+    Generation,
+    PhaseNeed,
+    carried_bytes,
+    predict_forward,
+    predict_generation,
+)
+from ..selection import BlockSwapArgs, select
+from ..units import format_bytes
+from .figures import ModelFigures
+
+GRANULARITY_BYTES = 512  # CUDA's caching allocator
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a forecast is asked for. `machine` None: bytes are told, seconds are not.
+
+    Free memory is in bytes, None where it is not known; then a plan needs a budget to keep
+    anything on the device. On a machine that is not at hand the streamed blocks are taken to rest
+    in RAM unless a `ram_budget` is given.
+    """
+
+    model: ModelFigures
+    workload: Workload
+    machine: Machine | None = None
+    args: BlockSwapArgs = field(default_factory=BlockSwapArgs)
+    companions: Companions = field(default_factory=Companions)
+    device_free_bytes: int | None = None
+    host_free_bytes: int | None = None
+
+    @property
+    def on_host(self) -> bool:
+        return self.machine is not None and self.machine.on_host
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The plan, and what it was made from."""
+
+    order: Order
+    plan: SwapPlan
+    generation: Generation
+    foresight: Foresight
+
+    @property
+    def margin_bytes(self) -> int:
+        """Left free beside the predicted peak."""
+        return self.foresight.margin_bytes
+
+    @property
+    def phases(self) -> tuple[PhaseNeed, ...]:
+        """What each phase of a generation needs on the device, the transformer as planned."""
+        return tuple(self.generation.phases(self.plan.device_bytes))
+
+    @property
+    def blocks_to_swap(self) -> int:
+        """The count that other packs take for the same number of streamed blocks."""
+        kinds = {unit.name: unit.kind for unit in self.order.model.units}
+        return sum(kinds[name] == "block" for name in self.plan.streamed)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Phases beside denoising that need more than there is, and what helps."""
+        room = self.order.args.vram_budget_bytes or self.order.device_free_bytes
+        helps = {"decoding": "let the VAE work in tiles", "conditioning": "let the VAE tile"}
+        return tuple(
+            f"{phase.name} needs {format_bytes(phase.peak_bytes)}, there is {format_bytes(room)}: "
+            + helps.get(phase.name, "run the text encoder on the CPU or in fp8")
+            for phase in self.phases
+            if room is not None and phase.peak_bytes > room and phase.name != "denoising"
+        )
+
+    def foreseen(self) -> Measured | None:
+        """Two forwards in the steady state as a report or a picture takes them."""
+        speeds = self.foresight.speeds
+        if speeds is None:
+            return None
+        line = pipeline_of(self.plan, speeds, on_host=self.order.on_host)
+        return Measured(visits=line.visits(), counters=Counters(forwards=2))
+
+
+def forecast(order: Order) -> Forecast:
+    """Plans without weights and without the machine. Raises PlanError, ArgsError, GeometryError."""
+    foresight = foresee(order)
+    plan = plan_of(order, foresight)
+    generation = predict_generation(order.model.geometry, order.workload, order.companions)
+    return Forecast(order, plan, generation, foresight)
+
+
+def foresee(order: Order) -> Foresight:
+    """What a forward needs and takes, whatever the plan: a pipeline's latents are counted."""
+    geometry, workload = order.model.geometry, order.workload
+    cost = predict_forward(geometry, workload)
+    carried = carried_bytes(geometry, workload, dtype=order.companions.text_encoder_dtype)
+    activations = cost.activation_bytes + carried
+    margin = MARGIN if order.machine is None else order.machine.kept_free
+    speeds = speeds_of(cost, order.machine, workload.dtype)
+    return Foresight(workload.words, activations, margin.of(activations), speeds)
+
+
+def plan_of(order: Order, foresight: Foresight) -> SwapPlan:
+    """The plan, where what a forward needs is known already. Raises PlanError."""
+    selection = select(order.args, order.model.layout)
+    return make_plan(facts_of(order), selection, order.args, foresight)
+
+
+def has_plan(order: Order, foresight: Foresight) -> bool:
+    """Whether anything fits; how fast it is does not matter for that."""
+    try:
+        plan_of(order, replace(foresight, speeds=None))
+    except PlanError:
+        return False
+    return True
+
+
+def facts_of(order: Order) -> Facts:
+    """The model and the machine as the planner takes them."""
+    model, machine = order.model, order.machine
+    known_host = order.host_free_bytes is not None
+    from_file = order.on_host or known_host or order.args.ram_budget is not None
+    units = model.units
+    if not from_file:
+        units = tuple(replace(unit, disk_slab_bytes=None, decode_bytes=0) for unit in units)
+    return Facts(
+        label=model.label,
+        device="the device" if machine is None else machine.name,
+        on_host=order.on_host,
+        units=units,
+        rest_bytes=model.rest_bytes,
+        device_free_bytes=order.device_free_bytes,
+        host_free_bytes=order.host_free_bytes,
+        granularity=GRANULARITY_BYTES,
+        from_checkpoint=from_file,
+    )

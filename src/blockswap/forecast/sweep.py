@@ -1,0 +1,59 @@
+"""Step time against memory: the same order under budgets from the least to all resident."""
+
+from dataclasses import dataclass, replace
+
+from ..plan import Foresight, SwapPlan
+from .forecast import Order, foresee, has_plan, plan_of
+
+STEPS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One budget, and what its plan promises. `step_seconds` is None without a known machine."""
+
+    budget_bytes: int
+    peak_bytes: int
+    residents: int
+    streamed: int
+    step_seconds: float | None
+
+
+def sweep(order: Order, *, steps: int = STEPS) -> tuple[Point, ...]:
+    """Plans under `steps` + 1 budgets from the least that works to the one that keeps it all.
+
+    Raises what `forecast` raises but PlanError.
+    """
+    foresight = foresee(order)
+    least, most = limits(order, foresight)
+    budgets = [least + (most - least) * step // steps for step in range(steps + 1)]
+    return tuple(_point(plan_of(_under(order, b), foresight), b) for b in budgets)
+
+
+def limits(order: Order, foresight: Foresight) -> tuple[int, int]:
+    """The least budget in bytes that has a plan, and the one that keeps the whole model."""
+    whole = plan_of(_under(order, 1 << 60), replace(foresight, speeds=None))
+    most = whole.device_bytes + foresight.reserve_bytes
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        if has_plan(_under(order, middle), foresight):
+            high = middle
+        else:
+            low = middle + 1
+    return low, most
+
+
+def _under(order: Order, budget_bytes: int) -> Order:
+    return replace(order, args=replace(order.args, vram_budget=budget_bytes))
+
+
+def _point(plan: SwapPlan, budget_bytes: int) -> Point:
+    assert plan.peak_bytes is not None, "a forecast knows its workload"
+    return Point(
+        budget_bytes=budget_bytes,
+        peak_bytes=plan.peak_bytes,
+        residents=len(plan.residents),
+        streamed=len(plan.streamed),
+        step_seconds=None if plan.timing is None else plan.timing.step_seconds,
+    )
