@@ -146,75 +146,6 @@ def test_an_orphan_is_ended_and_a_queued_job_is_not() -> None:
     pool.close()
 
 
-@pytest.mark.parametrize(
-    ("made", "kind", "words"),
-    [
-        (OSError(5, "Input/output error"), ReadError, "reading blocks.3 failed: .*Input/output"),
-        (MemoryError(), ReadError, "reading blocks.3 failed: MemoryError"),
-        (ReadError("said already"), ReadError, "said already"),
-        (StateError("said already"), StateError, "said already"),
-    ],
-)
-def test_an_error_is_raised_anew_each_time(
-    made: Exception, kind: type[Exception], words: str
-) -> None:
-    """The one that is kept must not collect the frames of the forwards that it ended."""
-
-    def failing() -> None:
-        raise made
-
-    pool = ReaderPool(1)
-    job = Job([failing], lambda: None)
-    pool.submit(job)
-    assert job.wait(WAIT)
-    pool.close()
-    kept = made.__traceback__
-    raised = []
-    for _ in range(2):
-        with pytest.raises(kind, match=words) as caught:
-            job.raise_error("blocks.3")
-        raised.append(caught.value)
-    assert raised[0] is not raised[1]
-    assert all(error.__cause__ is made for error in raised)
-    assert made.__traceback__ is kept
-
-
-def test_a_job_that_did_not_fail_raises_nothing() -> None:
-    pool = ReaderPool(1)
-    job = Job([lambda: None], lambda: None)
-    pool.submit(job)
-    assert job.wait(WAIT)
-    job.raise_error("blocks.3")
-    pool.close()
-
-
-def test_closing_twice_waits_once_and_names_the_stuck_reader_both_times() -> None:
-    pool = ReaderPool(1)
-    gate = threading.Event()
-    pool.submit(Job([lambda: gate.wait(WAIT)], lambda: None))
-    assert pool.close(timeout=0.05) == ["blockswap-reader-0"]
-    assert pool.close() == ["blockswap-reader-0"]
-    gate.set()
-
-
-@pytest.mark.parametrize("readers", [1, 3])
-def test_a_pool_has_the_readers_it_is_told(readers: int) -> None:
-    pool = Pool(open_device("cpu"), PoolSizes(slots=1, slot_bytes=64, readers=readers))
-    ids: set[int] = set()
-    all_here = threading.Barrier(readers)
-
-    def piece() -> None:
-        all_here.wait(WAIT)  # passes only when so many threads are in it at once
-        ids.add(threading.get_ident())
-
-    job = Job([piece] * readers, lambda: None)
-    pool.readers.submit(job)
-    assert job.wait(WAIT)
-    assert job.error is None
-    assert len(ids) == readers
-    assert pool.readers.close() == []
-
-
 def test_a_follower_runs_when_its_leader_has_ended_and_not_before() -> None:
     pool = ReaderPool(1)
     gate, seen = threading.Event(), []
@@ -313,3 +244,72 @@ def test_a_follower_is_run_by_exactly_one_side_whoever_comes_first() -> None:
         assert leader.wait(WAIT)
         assert len(seen) == 1
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("made", "kind", "words"),
+    [
+        (OSError(5, "Input/output error"), ReadError, "reading blocks.3 failed: .*Input/output"),
+        (MemoryError(), ReadError, "reading blocks.3 failed: MemoryError"),
+        (ReadError("said already"), ReadError, "said already"),
+        (StateError("said already"), StateError, "said already"),
+    ],
+)
+def test_an_error_is_raised_anew_each_time(
+    made: Exception, kind: type[Exception], words: str
+) -> None:
+    """The one that is kept must not collect the frames of the forwards that it ended."""
+
+    def failing() -> None:
+        raise made
+
+    pool = ReaderPool(1)
+    job = Job([failing], lambda: None)
+    pool.submit(job)
+    assert job.wait(WAIT)
+    pool.close()
+    kept = made.__traceback__
+    raised = []
+    for _ in range(2):
+        with pytest.raises(kind, match=words) as caught:
+            job.raise_error("blocks.3")
+        raised.append(caught.value)
+    assert raised[0] is not raised[1]
+    assert all(error.__cause__ is made for error in raised)
+    assert made.__traceback__ is kept
+
+
+def test_a_job_that_did_not_fail_raises_nothing() -> None:
+    pool = ReaderPool(1)
+    job = Job([lambda: None], lambda: None)
+    pool.submit(job)
+    assert job.wait(WAIT)
+    job.raise_error("blocks.3")
+    pool.close()
+
+
+def test_closing_twice_waits_once_and_names_the_stuck_reader_both_times() -> None:
+    pool = ReaderPool(1)
+    gate = threading.Event()
+    pool.submit(Job([lambda: gate.wait(WAIT)], lambda: None))
+    assert pool.close(timeout=0.05) == ["blockswap-reader-0"]
+    assert pool.close() == ["blockswap-reader-0"]
+    gate.set()
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_a_pool_has_the_readers_it_is_told(readers: int) -> None:
+    pool = Pool(open_device("cpu"), PoolSizes(slots=1, slot_bytes=64, readers=readers))
+    ids: set[int] = set()
+    all_here = threading.Barrier(readers)
+
+    def piece() -> None:
+        all_here.wait(WAIT)  # passes only when so many threads are in it at once
+        ids.add(threading.get_ident())
+
+    job = Job([piece] * readers, lambda: None)
+    pool.readers.submit(job)
+    assert job.wait(WAIT)
+    assert job.error is None
+    assert len(ids) == readers
+    assert pool.readers.close() == []
