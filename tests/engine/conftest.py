@@ -1,5 +1,9 @@
 """Fixtures of the engine's tests."""
 
+import gc
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
 import pytest
 from cases import Shelf
 
@@ -18,6 +22,33 @@ def announced_host_writes(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
         from seams import announce_host_writes
 
         announce_host_writes(monkeypatch, request.getfixturevalue("sim_module"))
+
+
+@pytest.fixture
+def capacity(
+    sim: ModuleType, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int | None], None]]:
+    """Sets the capacity of the device from now on, beside what is held now.
+
+    The models are small: reserve and headroom are shares of it alone.
+    """
+    import torch
+
+    from blockswap.plan import choose, correct
+
+    monkeypatch.setattr(choose, "LEAST_RESERVE_BYTES", 0)
+    monkeypatch.setattr(correct, "LEAST_HEADROOM_BYTES", 0)
+    mode = request.node.callspec.params["sim_device"].removeprefix("sim-")
+    gc.collect()
+    held = sim.counters().device_bytes
+
+    def limit(nbytes: int | None) -> None:
+        torch.accelerator.empty_cache()
+        extra = {} if nbytes is None else {"capacity": held + nbytes}
+        sim.configure(mode=mode, races="raise", poison=True, **extra)
+
+    yield limit
+    limit(None)
 
 
 class _NoParams:

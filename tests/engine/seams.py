@@ -15,6 +15,7 @@ from blockswap.stream import pool as pool_module
 from blockswap.stream.device import Accelerator
 from blockswap.stream.pool import Pool, Slot
 from blockswap.swap import assemble
+from blockswap.swap.residency import Residency
 
 
 def announce_host_writes(monkeypatch: pytest.MonkeyPatch, sim: ModuleType) -> None:
@@ -44,6 +45,19 @@ def collect_pools(monkeypatch: pytest.MonkeyPatch) -> list[Pool]:
         made.append(self)
 
     monkeypatch.setattr(pool_module.Pool, "__init__", collecting)
+    return made
+
+
+def collect_residencies(monkeypatch: pytest.MonkeyPatch) -> list[Residency]:
+    """The residencies of swaps opened from now on, in order; closed ones are of no use."""
+    made: list[Residency] = []
+    init = Residency.__init__
+
+    def collecting(self: Residency, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(Residency, "__init__", collecting)
     return made
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from ..layout.slab import align_up
 from .facts import Facts, UnitFacts
 from .host import Staging
-from .options import Option
+from .options import Option, serving_bytes
 from .question import Question
 from .values import PlannedUnit, SwapPlan, Tier
 
@@ -26,7 +26,7 @@ def build_plan(question: Question, option: Option, slots: int) -> SwapPlan:
             device=facts.device,
             units=units,
             slots=slots,
-            slot_bytes=max((unit.slab_bytes for unit in visiting), default=0),
+            slot_bytes=serving_bytes(facts, max((u.slab_bytes for u in visiting), default=0)),
             prefetch=max(slots - 1, 0),
             rest_bytes=facts.rest_bytes,
             decode_bytes=_decode_bytes(streamed, tiers),
@@ -48,7 +48,10 @@ def staging_of(question: Question, option: Option) -> Staging:
     tiers = room.tiers(streamed)
     ram_bytes = room.ram_bytes(streamed, tiers)
     pageable_bytes = ram_bytes - _pinned_bytes(question, ram_bytes)
-    return room.staging(streamed, tiers, pageable_bytes=pageable_bytes)
+    exact = room.staging(streamed, tiers, pageable_bytes=pageable_bytes)
+    wide = replace(exact, buffer_bytes=serving_bytes(question.facts, exact.buffer_bytes))
+    budget = question.ram_budget_bytes
+    return wide if budget is None or ram_bytes + wide.nbytes <= budget else exact
 
 
 def planned_units(facts: Facts, tiers: dict[str, Tier]) -> tuple[PlannedUnit, ...]:

@@ -46,8 +46,22 @@ def option_for(facts: Facts, room: HostRoom, streamed: Sequence[UnitFacts]) -> O
         streamed=tuple(streamed),
         residents=len(residents),
         fixed_bytes=sum(align_up(size, facts.granularity) for size in sizes),
-        slot_bytes=align_up(max((slot for slot, _ in buffers), default=0), facts.granularity),
+        slot_bytes=align_up(
+            serving_bytes(facts, max((slot for slot, _ in buffers), default=0)), facts.granularity
+        ),
     )
+
+
+def serving_bytes(facts: Facts, nbytes: int) -> int:
+    """The slot size that serves blocks of `nbytes` and those that are hardly larger.
+
+    Blocks read from a file differ by a few sectors, as the file laid them; a resident that is let
+    go later must not fail to fit for that.
+    """
+    if facts.on_host or not facts.from_checkpoint:
+        return nbytes
+    sizes = [unit.disk_slab_bytes or 0 for unit in facts.units]
+    return max((size for size in sizes if nbytes <= size <= nbytes + nbytes // 64), default=nbytes)
 
 
 def options(facts: Facts, room: HostRoom, candidates: Sequence[UnitFacts]) -> Iterator[Option]:

@@ -8,6 +8,7 @@ from .facts import Facts, UnitFacts
 from .foresight import Foresight, Speeds
 from .host import HostRoom
 from .options import Option, option_for, options
+from .values import SwapPlan
 
 # Prefetch two ahead: where copying takes as long as computing, two slots still wait up to 10 %.
 AUTOMATIC_SLOTS = 3
@@ -87,6 +88,18 @@ def question_of(
         ram_is_automatic=automatic is not None,
         foresight=foresight,
     )
+
+
+def ram_room(plan: SwapPlan, facts: Facts, selection: Selection, args: BlockSwapArgs) -> int:
+    """Bytes of host memory for units of a checkpoint that come to be streamed beside the plan's.
+
+    None is left where the plan reads everything from the file although RAM was to be had.
+    """
+    tiers = {unit.tier for unit in plan.units}
+    if "disk" in tiers and "ram" not in tiers:
+        return 0
+    budget = question_of(facts, selection, args, None).ram_budget_bytes or 0
+    return budget - plan.pinned_bytes - plan.staging_buffers * plan.staging_bytes
 
 
 def without_ram(question: Question) -> Question:

@@ -66,6 +66,16 @@ class Device(Protocol):
 
     def peak_bytes(self) -> int | None: ...
 
+    def allocated_bytes(self) -> int: ...
+
+    def used_on(self, memory: torch.Tensor, stream: Any) -> None: ...
+
+    def empty_cache(self) -> None: ...
+
+    def random_state(self) -> torch.Tensor | None: ...
+
+    def restore_random_state(self, state: torch.Tensor | None) -> None: ...
+
 
 def host_buffer(nbytes: int) -> torch.Tensor:
     """Page-aligned host memory, uint8 `[nbytes]`, that goes back to the system when dropped.
@@ -159,6 +169,21 @@ class Host:
     def peak_bytes(self) -> int | None:
         return None
 
+    def allocated_bytes(self) -> int:
+        return 0
+
+    def used_on(self, memory: torch.Tensor, stream: Any) -> None:
+        """Work on the host is done when the call returns."""
+
+    def empty_cache(self) -> None:
+        """Nothing is kept for later."""
+
+    def random_state(self) -> torch.Tensor | None:
+        return None
+
+    def restore_random_state(self, state: torch.Tensor | None) -> None:
+        """The host's own generator is torch's, not this device's."""
+
 
 class Accelerator:
     """The device that `torch.accelerator` speaks for."""
@@ -227,6 +252,28 @@ class Accelerator:
 
     def peak_bytes(self) -> int | None:
         return int(torch.accelerator.max_memory_allocated(self.torch_device))
+
+    def allocated_bytes(self) -> int:
+        return int(torch.accelerator.memory_allocated(self.torch_device))
+
+    def used_on(self, memory: torch.Tensor, stream: torch.Stream) -> None:
+        """`stream` uses `memory`, made on another: the allocator hands it out after that work."""
+        memory.record_stream(stream)
+
+    def empty_cache(self) -> None:
+        """Gives memory that the allocator keeps for later back to the device."""
+        torch.accelerator.empty_cache()
+
+    def random_state(self) -> torch.Tensor | None:
+        """State of the device's own random generator. Waits for nothing on CUDA."""
+        module: Any = torch.get_device_module(self.torch_device)
+        state: torch.Tensor = module.get_rng_state(self.torch_device)
+        return state
+
+    def restore_random_state(self, state: torch.Tensor | None) -> None:
+        if state is not None:
+            module: Any = torch.get_device_module(self.torch_device)
+            module.set_rng_state(state, self.torch_device)
 
 
 def best_device() -> torch.device:

@@ -4,7 +4,7 @@ All of them are instance attributes or torch hooks: `remove()` leaves the module
 They are invisible to the compiler: a compiled model breaks its graph around a block, never in it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ class Hooks:
         self._root = root
         self._handles: list[Any] = []
         self._guarded: list[tuple[torch.nn.Module, Callable[..., torch.nn.Module]]] = []
+        self._forward: tuple[Any, Any] | None = None  # ours, and an instance's own before it
 
     def connect(self, streamer: Streamer, modules: Sequence[torch.nn.Module]) -> None:
         """`modules[i]` is the module of unit i; `root` is the model whose forward runs them."""
@@ -58,12 +59,16 @@ class Hooks:
             register: Any = module.register_load_state_dict_pre_hook
             self._handles.append(register(refusal.before_loading))
 
-    def refuse_state_dict(self, modules: Sequence[torch.nn.Module], sentence: str) -> None:
-        """`state_dict()` of a module whose weights are on disk raises `sentence`."""
-        for module in modules:
-            hook = _Refusal(sentence).hook
+    def refuse_state_dict(
+        self,
+        modules: Mapping[str, torch.nn.Module],
+        applies: Callable[[str], bool],
+        sentence: str,
+    ) -> None:
+        """`state_dict()` of the module of a unit for which `applies` is true raises `sentence`."""
+        for name, module in modules.items():
             register: Any = module.register_state_dict_pre_hook
-            self._handles.append(register(hook))
+            self._handles.append(register(_SavingRefusal(name, applies, sentence).hook))
 
     def after_forward(self, call: Callable[[], None]) -> None:
         """Calls `call` whenever the whole model's forward has returned."""
@@ -73,9 +78,23 @@ class Hooks:
 
         self._handles.append(self._root.register_forward_hook(_Invisible(post)))
 
+    def stand_in(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Puts `wrap(forward)` in place of the forward of the whole model."""
+        before = vars(self._root).get("forward")
+        ours = wrap(self._root.forward)
+        self._forward = (ours, before)
+        self._root.forward = ours
+
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+        if self._forward is not None:
+            ours, before = self._forward
+            if vars(self._root).get("forward") is ours:  # else someone has wrapped it meanwhile
+                del self._root.forward
+                if before is not None:
+                    self._root.forward = before
+            self._forward = None
         for module, ours in self._guarded:
             if vars(module).get("_apply") is ours:  # else someone has wrapped it meanwhile
                 del module._apply
@@ -134,11 +153,21 @@ class _Refusal(_Uncopyable):
     def __init__(self, sentence: str) -> None:
         self._sentence = sentence
 
-    def hook(self, module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
-        raise StateError(self._sentence)
-
     def before_loading(self, *_: Any) -> None:
         raise StateError(self._sentence)
+
+
+class _SavingRefusal(_Uncopyable):
+    """Where a unit rests may change, so it is asked when it matters."""
+
+    def __init__(self, name: str, applies: Callable[[str], bool], sentence: str) -> None:
+        self._name = name
+        self._applies = applies
+        self._sentence = sentence
+
+    def hook(self, module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
+        if self._applies(self._name):
+            raise StateError(self._sentence)
 
 
 @dataclass(frozen=True, slots=True)

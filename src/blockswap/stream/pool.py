@@ -199,6 +199,28 @@ class Pool:
             self.staging = [self._staging(self.sizes) for _ in range(2)]
         return True
 
+    def add_slots(self, count: int, slot_bytes: int, decode_bytes: int) -> None:
+        """Makes the slots, and the decode buffer, of a pool that was opened without any.
+
+        The memory is fresh on the current stream: others wait for it as for a forward's end.
+        Raises torch.OutOfMemoryError and changes nothing where there is no room.
+        """
+        assert not self.slots, "units have views of the slots they were made with"
+        device, stream = self.device, self.device.current_stream()
+        with torch.inference_mode(False):
+            slots = [Slot(i, device.allocate_slot(slot_bytes), device) for i in range(count)]
+            decode = device.allocate(decode_bytes) if decode_bytes else None
+        for slot in slots:
+            slot.free.record(stream)
+            slot.freed_on = stream
+        self.decoded.record(stream)
+        self.decoded_on = stream
+        self.sizes = replace(
+            self.sizes, slots=count, slot_bytes=slot_bytes, decode_bytes=decode_bytes
+        )
+        self.decode = decode
+        self.slots[:] = slots
+
     def abandon(self) -> None:
         """The model went without a close: ends all work before the memory goes with it."""
         self.readers.close()

@@ -5,7 +5,7 @@ is skipped, repeated or run alone only moves the cursor; the order itself is lea
 whole forward has shown another one (VACE blocks run interleaved in some implementations).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class Schedule:
@@ -46,9 +46,18 @@ class Schedule:
         """The streamed units after the cursor, nearest first, each once, one turn of the cycle."""
         return self._after[self._cursor]
 
+    def stream(self, units: Iterable[int]) -> None:
+        """From now on these units are streamed; the expected order and the cursor stay."""
+        self._streamed = frozenset(units)
+        self._look_ahead()
+
     def _adopt(self, order: tuple[int, ...]) -> None:
         self._order = order
         self._cursor = len(order) - 1
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        order = self._order
         turns = [order[i + 1 :] + order[: i + 1] for i in range(len(order))]
         self._after = [
             tuple(dict.fromkeys(unit for unit in turn if unit in self._streamed)) for turn in turns

@@ -22,41 +22,17 @@ import torch
 
 from ..errors import StateError
 from ..store.readers import STUCK_SECONDS
-from .binding import Binding, Hanging
-from .decode import Decode
 from .marks import Mark, Recorder
 from .pool import Occupant, Pool, Slot
+from .resident import Resident
 from .schedule import Schedule
-from .transfer import PinnedCopy, StagedCopy, Transfer
+from .transfer import PinnedCopy, StagedCopy
+from .unit import Change, StreamedUnit, Unit
 
 _MODULE_CALLS = frozenset(
     function.__code__
     for function in (torch.nn.Module._call_impl, torch.nn.Module._wrapped_call_impl)
 )
-
-
-@dataclass(frozen=True, slots=True)
-class StreamedUnit:
-    """What the engine needs to run a streamed unit.
-
-    `values[s]` is what hangs in the model when the unit is in slot s: views of the slot, or of the
-    decode buffer where there is a `decode`.
-    """
-
-    binding: Binding
-    transfer: Transfer
-    values: tuple[Hanging, ...]
-    decode: Decode | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A unit in execution order; `streamed` is None for one that stays where it is."""
-
-    name: str
-    tier: str
-    module: torch.nn.Module
-    streamed: StreamedUnit | None
 
 
 @dataclass(slots=True)
@@ -86,6 +62,9 @@ class Streamer:
         self._schedule = Schedule(range(len(self.units)), streamed)
         self._keys: list[Occupant] = [(id(self), i) for i in range(len(self.units))]
         self._run: _Run | None = None
+        self._arriving: dict[int, Resident] = {}  # slabs of units that stay from their next visit
+        self._change: Change | None = None  # begun, and to be completed by whoever comes next
+        self._settled = self._device.new_event(timing=False)
         self._entry = threading.Lock()
         self._closed = False
         self._process = os.getpid()
@@ -127,11 +106,78 @@ class Streamer:
         if run.mark is not None:
             mark, run.mark = run.mark, None
             self.recorder.completed(mark)
+        if self._arriving:
+            self._arrive(index)
         # Whatever comes next is in a slot already: look one further than on entering.
         self._fetch_ahead(self._prefetch + 1)
         self._read_ahead()
         # Last: until here the pool is this thread's alone.
         self._run = None
+
+    def tiers(self) -> dict[str, str]:
+        """Where each unit rests; one that stays from its next visit on counts as resident."""
+        return {
+            unit.name: "resident" if index in self._arriving else unit.tier
+            for index, unit in enumerate(self.units)
+        }
+
+    def promote(self, index: int, resident: Resident) -> None:
+        """The streamed unit stays from its next visit on, in the slab of `resident`.
+
+        Call it between forwards. No transfer is made for it: the visit's own serves.
+        """
+        with self._entry:
+            self._refuse_another_thread("residents were to be added")
+            assert self.units[index].streamed is not None, "only a streamed unit is promoted"
+            self._arriving[index] = resident
+
+    def demote(self, index: int, tier: str, streamed: StreamedUnit) -> None:
+        """The resident unit is streamed from now on, as `streamed` says; its slab is let go.
+
+        Call it between forwards. Nothing is waited for: work under way keeps what it reads.
+        """
+        with self._entry:
+            self._refuse_another_thread("residents were to be let go")
+            arriving = self._arriving.get(index)
+            if arriving is not None:
+                arriving.take_down()
+                del self._arriving[index]
+                return
+            unit = self.units[index]
+            assert unit.resident is not None, "only a unit with a slab of its own is demoted"
+            resident = unit.resident
+
+            def hang() -> None:
+                resident.take_down()
+                streamed.binding.unbind()
+
+            unit = replace(unit, tier=tier, streamed=streamed, resident=None)
+            self._change = Change(index, unit, hang)
+            self._complete_change()
+
+    def deepen(self, prefetch: int) -> None:
+        """Looks `prefetch` units ahead from now on (slots have been added)."""
+        self._prefetch = prefetch
+
+    def _arrive(self, index: int) -> None:
+        """A unit whose slab is filled stays from here on."""
+        resident = self._arriving.get(index)
+        if resident is not None and resident.filled:
+            unit = replace(self.units[index], tier="resident", streamed=None, resident=resident)
+            self._change = Change(index, unit, resident.hang)
+            self._complete_change()
+
+    def _complete_change(self) -> None:
+        """Every step may be repeated: an interrupt leaves the change to the next entry."""
+        change = self._change
+        if change is None:
+            return
+        change.hang()
+        index = change.index
+        self.units = (*self.units[:index], change.unit, *self.units[index + 1 :])
+        self._schedule.stream(i for i, unit in enumerate(self.units) if unit.streamed)
+        self._arriving.pop(index, None)
+        self._change = None
 
     def refuse_running(self) -> None:
         """Raises StateError while another thread runs a unit of this swap."""
@@ -146,6 +192,7 @@ class Streamer:
         """
         self._closed = True
         self._abandon()
+        self._complete_change()
         for slot in self._pool.slots:
             if slot.occupant is not None and slot.occupant[0] == id(self):
                 if slot.job is not None and not slot.job.wait(STUCK_SECONDS):
@@ -153,7 +200,8 @@ class Streamer:
                 self._empty(slot)
         self._device.synchronize()
         # Whoever still holds this object holds no view of the memory that goes now.
-        self.units = tuple(replace(unit, streamed=None) for unit in self.units)
+        self.units = tuple(replace(unit, streamed=None, resident=None) for unit in self.units)
+        self._arriving.clear()
 
     def _claim(self, index: int) -> _Run:
         with self._entry:
@@ -171,6 +219,7 @@ class Streamer:
             # What is left of an earlier run is what Ctrl-C left: torch calls no hook for it.
             self._abandon()
             self._empty_half_loaded()
+            self._complete_change()
             # The compute stream is read here, once, and passed on from here.
             stream = self._device.current_stream()
             run = _Run(index, threading.current_thread(), stream, self.recorder.take())
@@ -190,8 +239,9 @@ class Streamer:
     def repair(self) -> None:
         """Takes weights out of the model that an interrupt (Ctrl-C) has left bound there."""
         with self._entry:
-            if self._run is not None and not self._still_inside(self._run):
+            if self._run is None or not self._still_inside(self._run):
                 self._abandon()
+                self._complete_change()
 
     def _still_inside(self, run: _Run) -> bool:
         """Whether the thread of `run` is really still in the forward of that unit.
@@ -211,6 +261,8 @@ class Streamer:
         return False
 
     def _make_ready(self, run: _Run) -> None:
+        if self._arriving:
+            self._arrive(run.index)  # an interrupt came between its filling and its stay
         unit = self.units[run.index]
         self._schedule.entered(run.index)
         spare = run.mark
@@ -218,6 +270,8 @@ class Streamer:
         mark = spare
         if unit.streamed is None:
             mark.arrived.record(run.stream)
+            if unit.resident is not None:
+                unit.resident.read_on(run.stream, self._settled)
             self._fetch_ahead(self._prefetch + 1)
             self._read_ahead()
         else:
@@ -234,6 +288,8 @@ class Streamer:
             mark.arrived.record(run.stream)
             self._wait_ready(run, slot, unit.streamed)
             mark.started.record(run.stream)
+            if self._arriving and run.index in self._arriving:
+                self._arriving[run.index].fill(run.stream, self._settled)
             mark.waited = True
             mark.slot = slot.index
             if mark is slot.mark:

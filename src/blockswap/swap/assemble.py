@@ -1,7 +1,6 @@
-"""Wiring: a plan, a model and its stores become a running engine."""
+"""Wiring: a plan, a model and its stores become units that the engine can run."""
 
 import ctypes
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ from ..store.ram import RamStore
 from ..stream.binding import Binding
 from ..stream.decode import Decode
 from ..stream.device import Device
-from ..stream.hooks import Hooks, Moves
 from ..stream.marks import Recorder
 from ..stream.pool import Pool, PoolSizes
-from ..stream.streamer import StreamedUnit, Streamer, Unit
 from ..stream.transfer import PinnedCopy, Source, StagedCopy, Transfer
+from ..stream.unit import StreamedUnit
 from ..units import format_bytes
-from .handle import Swap
 from .place import values_from
 
 
@@ -152,50 +149,11 @@ class _HostCopy:
         ).copy_(self.memory)
 
 
-def start_engine(
-    parts: Parts, streamed: dict[str, StreamedUnit], *, debug: bool
-) -> tuple[Swap, Hooks]:
-    """Connects the engine to the model; from here on a forward streams."""
-    live, plan, undo = parts.live, parts.plan, parts.undo
-    units = [
-        Unit(planned.name, planned.tier, unit.module, streamed.get(planned.name))
-        for planned, unit in zip(plan.units, live.units, strict=True)
-    ]
-    streamer = Streamer(units, parts.pool, prefetch=plan.prefetch, recorder=parts.recorder)
-    undo.callback(streamer.drain)
-    swap = Swap(live.root, plan, parts.device, streamer)
-    hooks = Hooks(live.root)
-    undo.callback(hooks.remove)
-    hooks.connect(streamer, [unit.module for unit in live.units])
-    modules = [unit.module for unit in live.units]
-    hooks.guard(modules, _moves(parts))
-    hooks.refuse_loading(modules, live.layout.label)
-    if debug:
-        swap.print_visits()
-        hooks.after_forward(swap.flush_visits)
-    live.root.blockswap = swap  # type: ignore[assignment]
-    undo.callback(_forget_swap, live.root)
-    # For a model that is dropped without having been closed.
-    dropped = weakref.finalize(live.root, parts.pool.abandon)
-    undo.callback(dropped.detach)
-    parts.device.synchronize()
-    parts.device.reset_peak()
-    parts.recorder.restart()
-    return swap, hooks
-
-
-def _moves(parts: Parts) -> Moves:
-    specs = [t.spec for unit in parts.live.units for t in unit.tensors]
-    specs += [t.spec for t in parts.live.rest]
-    dtypes = {getattr(torch, leaf.dtype) for spec in specs for leaf in spec.leaves}
-    floating = frozenset(dtype for dtype in dtypes if dtype.is_floating_point)
-    placed = [t for unit in parts.live.units for t in unit.tensors] + list(parts.live.rest)
-    own = frozenset((id(p.module), p.name) for t in placed for p in t.places)
-    return Moves(parts.live.layout.label, parts.device.torch_device, floating, own)
-
-
-def _forget_swap(root: torch.nn.Module) -> None:
-    vars(root).pop("blockswap", None)
+def resting_on(unit: LiveUnit, homes: Sequence[torch.Tensor]) -> Binding:
+    """The unit's places with host views of its leaves as its idle tensors."""
+    # `.data` has a version counter of its own; views of one chunk share theirs.
+    parameters = [torch.nn.Parameter(home.data, requires_grad=False) for home in homes]
+    return Binding([t.places for t in unit.tensors], parameters)
 
 
 def idle_binding(unit: LiveUnit) -> Binding:

@@ -1,7 +1,7 @@
 """`open_transformer`: a transformer that runs from its checkpoint file, never whole anywhere."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,8 @@ from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..layout.geometry import infer_geometry, name_variant
 from ..layout.geometry.stated import stated_by
 from ..layout.values import contiguous_stride
-from ..plan import make_plan
+from ..plan import Facts, make_plan
+from ..plan.question import ram_room
 from ..selection import BlockSwapArgs, select
 from ..store.disk import DiskStore, DiskUnit
 from ..store.landing import Landing
@@ -24,8 +25,9 @@ from ..store.ram import RamStore
 from ..store.readers import Piece
 from ..stream.device import open_device
 from ..stream.hooks import Hooks
-from ..stream.streamer import StreamedUnit
+from ..stream.resident import Resident
 from ..stream.transfer import DirectRead, StagedCopy, Transfer
+from ..stream.unit import StreamedUnit
 from .assemble import (
     Parts,
     decoded_values,
@@ -33,15 +35,18 @@ from .assemble import (
     idle_binding,
     make_parts,
     ram_unit,
-    start_engine,
+    resting_on,
     unit_views,
 )
 from .closed import refuse_closed, reopened
 from .facts import decoded_leaves, extents_of, facts_of_checkpoint
 from .foresee import AnyWorkload, foresee
+from .forms import FileForms
+from .handle import Swap
 from .loading import Loader
 from .module import UNLIMITED, as_args, refuse_swapped
-from .place import hang_on_device, host_leaves
+from .place import hang_on_device, hang_unit, host_leaves
+from .start import Basis, freedom_of, start_engine
 
 
 def open_transformer(
@@ -72,21 +77,29 @@ def open_transformer(
     checkpoint = open_checkpoint(path)
     model, assumed = _matched(checkpoint, skeleton, dtype)
     facts = facts_of_checkpoint(model, where)
-    foresight = foresee(model.live, workload, where)
-    plan = make_plan(facts, select(wanted, model.live.layout), wanted, foresight)
+    selection, foresight = select(wanted, model.live.layout), foresee(model.live, workload, where)
+    plan = make_plan(facts, selection, wanted, foresight)
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
         parts = make_parts(model.live, plan, where, undo)
         opening = _Opening(parts, model, checkpoint)
         opening.load_rest()
-        opening.load_residents()
-        streamed = opening.ram_units() | opening.disk_units()
-        swap, hooks = start_engine(parts, streamed, debug=wanted.block_swap_debug)
-        opening.refuse_saving(hooks)
+        residents = opening.load_residents()
+        forms = opening.forms(facts, ram_room(plan, facts, selection, wanted))
+        freedom = freedom_of(Basis(facts, selection, wanted, foresight), forms)
+        movable = frozenset() if freedom is None else freedom.movable
+        streamed = opening.ram_units() | opening.disk_units(movable)
+        debug = wanted.block_swap_debug
+        swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug)
+        opening.refuse_saving(hooks, swap)
         reopened(model.live.root)
         closing = ExitStack()
         closing.callback(refuse_closed, model.live.root, checkpoint.label)
         closing.push(undo.pop_all())
-        told = [lambda: assumed, lambda: tuple(parts.pool.sentences), opening.reading_sentences]
+        told = [
+            lambda: assumed,
+            lambda: tuple(parts.pool.sentences),
+            lambda: opening.reading_sentences(swap),
+        ]
         swap.keep(closing, told)
     return model.live.root
 
@@ -133,6 +146,7 @@ class _Opening:
         self._headers = checkpoint.headers
         self._loader = Loader(model, self._headers, parts.pool.readers)
         self._store: DiskStore | None = None
+        self._on_file: dict[str, int] = {}  # positions in the store
 
     def load_rest(self) -> None:
         """Reads what lies outside the units, and puts it and all computed buffers in place."""
@@ -143,9 +157,22 @@ class _Opening:
         if not self._parts.device.on_host:
             hang_on_device(self._parts.undo, computed, host_leaves(computed), self._parts.device)
 
-    def load_residents(self) -> None:
+    def load_residents(self) -> dict[str, Resident]:
+        parts, residents = self._parts, {}
         for unit in self._units("resident"):
-            self._hang(unit.layout.name, unit.tensors)
+            name, leaves = unit.layout.name, self._read(unit)
+            residents[name] = hang_unit(parts.undo, unit.tensors, leaves, parts.device)
+        return residents
+
+    def forms(self, facts: Facts, ram_budget: int) -> FileForms:
+        """How residents come to be streamed, should the plan be corrected."""
+        return FileForms(
+            self._parts,
+            facts,
+            ram_budget=ram_budget,
+            read=self._read,
+            disk_unit=self._disk_unit,
+        )
 
     def ram_units(self) -> dict[str, StreamedUnit]:
         """Reads the RAM tier into pinned memory, in compute form."""
@@ -154,11 +181,9 @@ class _Opening:
         bindings = []
         for index, unit in enumerate(units):
             parts.undo.callback(store.give_back, index)
-            homes = store.fill(index, self._loader.read(unit.layout.name, unit.tensors))
-            binding = idle_binding(unit)
+            binding = resting_on(unit, store.fill(index, self._read(unit)))
             parts.undo.callback(binding.rest_on, [t.tensor for t in unit.tensors])
-            # `.data` has a version counter of its own; views of one chunk share theirs.
-            binding.rest_on([torch.nn.Parameter(home.data, requires_grad=False) for home in homes])
+            binding.unbind()
             bindings.append(binding)
         ensure_staging(
             parts, store, max((store.slab_bytes(i) for i in range(len(units))), default=0)
@@ -168,11 +193,16 @@ class _Opening:
             streamed[unit.layout.name] = ram_unit(parts, store, index, unit, bindings[index])
         return streamed
 
-    def disk_units(self) -> dict[str, StreamedUnit]:
-        """Opens the files for streaming. A unit on disk shows meta tensors between forwards."""
-        units = self._units("disk")
+    def disk_units(self, movable: Collection[str]) -> dict[str, StreamedUnit]:
+        """Opens the files for streaming. A unit on disk shows meta tensors between forwards.
+
+        The store covers the `movable` units, too: they may come to be read from the file.
+        """
+        streamed = {unit.layout.name for unit in self._units("disk")}
+        units = [u for u in self._parts.live.units if u.layout.name in streamed | set(movable)]
         if not units:
             return {}
+        self._on_file = {unit.layout.name: index for index, unit in enumerate(units)}
         self._store = DiskStore(
             self._headers,
             [DiskUnit(u.layout.name, extents_of(self._model, u)) for u in units],
@@ -182,22 +212,26 @@ class _Opening:
         # Readers must have stopped before their files are closed under them.
         self._parts.undo.callback(self._parts.pool.readers.close)
         return {
-            unit.layout.name: self._disk_unit(self._store, index, unit)
-            for index, unit in enumerate(units)
+            unit.layout.name: self._disk_unit(unit)
+            for unit in units
+            if unit.layout.name in streamed
         }
 
-    def refuse_saving(self, hooks: Hooks) -> None:
+    def refuse_saving(self, hooks: Hooks, swap: Swap) -> None:
         """`state_dict()` would hand out tensors without data: say where the data is instead."""
-        modules = [unit.module for unit in self._units("disk")]
+        units = self._parts.live.units
         hooks.refuse_state_dict(
-            modules,
+            {u.layout.name: u.module for u in units if u.layout.name in self._on_file},
+            swap.reads_from_disk,
             "the weights of this transformer are not in memory but streamed from "
             f"{self._source}: copy that file instead of saving the model",
         )
 
-    def reading_sentences(self) -> tuple[str, ...]:
+    def reading_sentences(self, swap: Swap) -> tuple[str, ...]:
         """How the files are read, where it is not the best way."""
-        modes = set(self._store.modes) if self._store is not None else set()
+        if self._store is None or not any(map(swap.reads_from_disk, self._on_file)):
+            return ()
+        modes = set(self._store.modes)
         if "plain" in modes:
             return ("blocks are read by plain reads: this platform has no os.preadv",)
         if "buffered" in modes:
@@ -213,8 +247,12 @@ class _Opening:
             self._parts.undo, tensors, self._loader.read(name, tensors), self._parts.device
         )
 
-    def _disk_unit(self, store: DiskStore, index: int, unit: LiveUnit) -> StreamedUnit:
-        parts = self._parts
+    def _read(self, unit: LiveUnit) -> list[torch.Tensor]:
+        return self._loader.read(unit.layout.name, unit.tensors)
+
+    def _disk_unit(self, unit: LiveUnit) -> StreamedUnit:
+        parts, store, index = self._parts, self._store, self._on_file[unit.layout.name]
+        assert store is not None, "opened before any unit is read from it"
         stored = [self._model.stored_form(tensor) for tensor in unit.tensors]
         leaves = [
             replace(leaf, dtype=form.dtype, stride=contiguous_stride(form.shape))

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from ..errors import StateError
 from ..events import Measured, Visit
 from ..plan import SwapPlan
+from ..plan.change import recent
 from ..report import Summary, debug_line, draw_timeline, summarise, write_trace
 from ..store.host_memory import peak_host_bytes
 from ..stream.device import Device
@@ -20,7 +22,8 @@ from ..stream.streamer import Streamer
 class Swap:
     """A model that runs with its blocks streamed, until `close()` or the end of its `with`.
 
-    `plan` is what was decided, `model` what to run. Not made by callers: see `swap_blocks` and
+    `plan` is what was decided and, where nobody asked for exact blocks, corrected since by what
+    was measured; `model` is what to run. Not made by callers: see `swap_blocks` and
     `open_transformer`.
     """
 
@@ -36,12 +39,32 @@ class Swap:
         self._entered = False
         self.closed = False
         self._told: tuple[Callable[[], tuple[str, ...]], ...] = ()
+        self._changes: list[str] = []
+        self._earlier_peak_bytes = 0
         self._final: Measured | None = None
 
     def keep(self, undo: ExitStack, told: Sequence[Callable[[], tuple[str, ...]]]) -> None:
         """Takes over how everything is undone, and who has something to say in the report."""
         self._undo = undo
         self._told = tuple(told)
+
+    def replan(self, plan: SwapPlan) -> None:
+        """The plan has changed while it ran; what was told of changes stays with it."""
+        self.plan = replace(plan, sentences=(*plan.sentences, *recent(self._changes)))
+
+    def tell(self, sentence: str) -> None:
+        """Adds to the plan's sentences what has changed and why."""
+        kept = len(self.plan.sentences) - len(recent(self._changes))
+        self._changes.append(sentence)
+        self.replan(replace(self.plan, sentences=self.plan.sentences[:kept]))
+
+    def reads_from_disk(self, name: str) -> bool:
+        """Whether the unit's weights are in its file only, at this moment."""
+        return any(u.name == name and u.tier == "disk" for u in self._streamer.units)
+
+    def note_peak(self, nbytes: int | None) -> None:
+        """Keeps a peak of the device that is about to be measured anew."""
+        self._earlier_peak_bytes = max(self._earlier_peak_bytes, nbytes or 0)
 
     def __enter__(self) -> "Swap":
         if self.closed or self._entered:
@@ -90,10 +113,11 @@ class Swap:
             return self._final
         self._device.synchronize()
         sentences = tuple(sentence for tell in self._told for sentence in tell())
+        peak = self._device.peak_bytes()
         return Measured(
             visits=self._recorder.visits(),
             counters=self._recorder.counters.copy(),
-            device_peak_bytes=self._device.peak_bytes(),
+            device_peak_bytes=None if peak is None else max(peak, self._earlier_peak_bytes),
             host_peak_bytes=peak_host_bytes(),
             sentences=sentences,
         )

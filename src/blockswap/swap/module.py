@@ -13,19 +13,21 @@ from ..plan import SwapPlan, make_plan
 from ..selection import BlockSwapArgs, select
 from ..store.ram import RamStore
 from ..stream.device import open_device
-from ..stream.streamer import StreamedUnit
+from ..stream.resident import Resident
+from ..stream.unit import StreamedUnit
 from .assemble import (
     Parts,
     ensure_staging,
     idle_binding,
     make_parts,
     ram_unit,
-    start_engine,
 )
 from .facts import facts_of_module
 from .foresee import AnyWorkload, foresee
+from .forms import RamForms
 from .handle import Swap
-from .place import hang_on_device, host_leaves
+from .place import hang_on_device, hang_unit, host_leaves
+from .start import Basis, freedom_of, start_engine
 
 UNLIMITED = 1 << 62
 
@@ -79,26 +81,34 @@ def swap_blocks(
     live = describe_module(model)
     refuse_unloaded(live)
     foresight = foresee(live, workload, where)
-    facts = facts_of_module(live, where)
-    plan = make_plan(facts, select(wanted, live.layout), wanted, foresight)
+    facts, selection = facts_of_module(live, where), select(wanted, live.layout)
+    plan = make_plan(facts, selection, wanted, foresight)
     pin_budget = UNLIMITED if wanted.ram_budget_bytes is None else wanted.ram_budget_bytes
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
         parts = make_parts(live, plan, where, undo)
         streamed: dict[str, StreamedUnit] = {}
+        residents: dict[str, Resident] = {}
         if not where.on_host:
-            _place_residents(parts)
+            residents = _place_residents(parts)
             streamed = _rehome(parts, plan, pin_budget)
-        swap, _ = start_engine(parts, streamed, debug=wanted.block_swap_debug)
+        forms = RamForms(parts, facts, pin_budget=pin_budget - plan.pinned_bytes)
+        freedom = freedom_of(Basis(facts, selection, wanted, foresight), forms)
+        debug = wanted.block_swap_debug
+        swap, _ = start_engine(parts, streamed, residents, freedom, debug=debug)
         swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
     return swap
 
 
-def _place_residents(parts: Parts) -> None:
+def _place_residents(parts: Parts) -> dict[str, Resident]:
     live: LiveModel = parts.live
     hang_on_device(parts.undo, live.rest, host_leaves(live.rest), parts.device)
-    for unit in live.units:
-        if parts.plan.tier_of(unit.layout.name) == "resident":
-            hang_on_device(parts.undo, unit.tensors, host_leaves(unit.tensors), parts.device)
+    return {
+        unit.layout.name: hang_unit(
+            parts.undo, unit.tensors, host_leaves(unit.tensors), parts.device
+        )
+        for unit in live.units
+        if parts.plan.tier_of(unit.layout.name) == "resident"
+    }
 
 
 def _rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, StreamedUnit]:

@@ -16,6 +16,7 @@ from ..layout.values import Recipe
 from ..store.leaves import leaf_tensors, rebuild, version_of, view_leaf
 from ..stream.binding import as_value
 from ..stream.device import Device
+from ..stream.resident import Resident
 from .facts import leaves_of
 
 
@@ -63,6 +64,35 @@ def hang_on_device(
         undo.callback(_take_down, live, value, version_of(value))
         for place in live.places:
             place.table[place.name] = value
+
+
+def make_resident(tensors: Sequence[LiveTensor], device: Device) -> Resident:
+    """A slab on the device for a unit's tensors, which hangs in the model when it is told to.
+
+    What hangs in the model now comes back when it is taken down. Raises torch.OutOfMemoryError.
+    """
+    slab = device.allocate(pack(leaves_of(t.spec for t in tensors)).nbytes)
+    values = values_from(tensors, slab_views(tensors, slab))
+    entries = [
+        (place, value, place.table[place.name])
+        for live, value in zip(tensors, values, strict=True)
+        for place in live.places
+    ]
+    return Resident(device, slab, entries)
+
+
+def hang_unit(
+    undo: ExitStack,
+    tensors: Sequence[LiveTensor],
+    sources: Sequence[torch.Tensor],
+    device: Device,
+) -> Resident:
+    """Copies `sources` (all leaves of a unit) to a slab on the device and hangs it there."""
+    resident = make_resident(tensors, device)
+    undo.callback(resident.take_down)
+    resident.load(sources)
+    resident.hang()
+    return resident
 
 
 def _take_down(live: LiveTensor, value: torch.Tensor, version: int) -> None:

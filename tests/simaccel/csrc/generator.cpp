@@ -2,6 +2,8 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <atomic>
+
 #include "state.h"
 #include "tensors.h"
 
@@ -9,9 +11,14 @@ namespace simaccel {
 
 namespace {
 
-// Kernels draw on the workers, in stream order, so state is read and set only when those are idle.
+// Whether a kernel that draws was enqueued since the workers were last seen idle.
+std::atomic<bool> drawing{false};
+
+// Kernels draw on the workers, in stream order, so state is read and set only when those that draw
+// are done. (A real device counts its draws on the host and waits for nothing here.)
 void settle() {
   Lock lock(state().mutex);
+  if (!drawing.exchange(false)) return;
   if (!state().stopped) state().streams.drain(lock);
 }
 
@@ -64,6 +71,7 @@ const at::Generator& default_generator() {
 }
 
 c10::IValue cpu_generator(const c10::IValue& argument) {
+  drawing = true;
   const at::Generator& generator = argument.isNone() ? default_generator() : argument.toGenerator();
   const auto* sim = dynamic_cast<SimGenerator*>(generator.unsafeGetGeneratorImpl());
   return sim ? sim->cpu() : generator;
