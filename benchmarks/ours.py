@@ -15,6 +15,9 @@ from blockswap import BlockSwapArgs, SwapPlan, open_transformer, swap_blocks
 from blockswap.swap.handle import Swap
 
 Spread = Literal["spread", "contiguous"]
+# What a `ram_budget` leaves to staging: two buffers for a block with its sectors, and less than a
+# block more.
+STAGING_BYTES = 5 * block_bytes() // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,8 @@ def arguments(case: Case, setting: Setting) -> BlockSwapArgs:
     ahead = None if setting.slots is None else setting.slots - 1
     if setting.residents == "contiguous":
         return BlockSwapArgs(blocks=tail(case), prefetch_blocks=ahead)
-    budget = round(case.streamed * setting.in_ram) * block_bytes() if setting.in_ram else None
+    in_ram = round(case.streamed * setting.in_ram)
+    budget = in_ram * block_bytes() + STAGING_BYTES if in_ram else None
     return BlockSwapArgs(blocks_to_swap=case.streamed, prefetch_blocks=ahead, ram_budget=budget)
 
 

@@ -17,6 +17,7 @@ from blockswap.layout.stamp import FileStamp, stamp_of
 from blockswap.store.disk import PIECE_BYTES, DiskStore, DiskUnit
 from blockswap.store.file_io import StreamedFile, memory_at
 from blockswap.store.file_slab import SECTOR, Extent
+from blockswap.store.landing import Landing
 from blockswap.stream.device import aligned
 
 SIZE = 3 * SECTOR + 777
@@ -306,7 +307,7 @@ def test_a_unit_larger_than_a_piece_is_read_in_pieces(tmp_path: Path) -> None:
     units = [DiskUnit("blocks.0", (Extent(0, 24, data.nbytes - 24),))]
     store = DiskStore([header_of(big)], units)
     memory = buffer(store.slabs[0].slab.nbytes)
-    assert len(store.pieces(0, memory.data_ptr())) == 3
+    assert len(store.pieces(0, Landing.at(memory.data_ptr()))) == 3
     moved = store.read_into(0, memory.data_ptr())
     at = store.slab_offsets(0)[0]
     found = memory[at : at + data.nbytes - 24].clone().view(torch.int64)
@@ -323,7 +324,7 @@ def test_the_size_of_a_read_can_be_chosen(tmp_path: Path, piece_bytes: int, piec
     units = [DiskUnit("blocks.0", (Extent(0, 16, 4 * SECTOR - 16),))]
     store = DiskStore([header_of(file)], units, piece_bytes=piece_bytes)
     memory = buffer(store.slabs[0].slab.nbytes)
-    assert len(store.pieces(0, memory.data_ptr())) == pieces
+    assert len(store.pieces(0, Landing.at(memory.data_ptr()))) == pieces
     store.read_into(0, memory.data_ptr())
     at = store.slab_offsets(0)[0]
     assert bytes(memory[at : at + 4 * SECTOR - 16]) == file.read_bytes()[16:]

@@ -74,6 +74,7 @@ class Job:
         self._keep = keep
         self._lock = threading.Lock()
         self._done = _Latch()
+        self._followers: deque[Follower] = deque()
 
     @property
     def done(self) -> bool:
@@ -139,6 +140,43 @@ class Job:
         self._finish = self._keep = None
         self._waiting.clear()
         self._done.open()
+        # After the door is open: who comes to follow later sees that it is.
+        while self._followers:
+            self._followers.popleft().lead_on(self.error)
+
+
+class Follower(Job):
+    """A job that is not queued: the reader that ends the job it follows runs its `finish`.
+
+    Either that reader ends it or the one who asked for it does, whoever claims it first.
+    """
+
+    def __init__(self, finish: Piece) -> None:
+        super().__init__((), finish)
+        self._claims: list[str] = []  # the first one counts; appending is a single step
+
+    def follow(self, leader: Job) -> bool:
+        """True if a reader runs `finish` when `leader` ends, or hands its error on.
+
+        False if `leader` is over: then nobody else will, and what there is to do is the caller's.
+        """
+        leader._followers.append(self)
+        return not (leader.done and self._claim("asker"))
+
+    def withdraw(self) -> None:
+        """Ends it, unless a reader has begun it. An interrupted call may be repeated."""
+        if self._claim("asker"):
+            self.cancel(StateError("a copy was given up before its read was over"))
+
+    def lead_on(self, error: BaseException | None) -> None:
+        """The job it follows has ended."""
+        if self._claim("reader"):
+            self.error = error
+            self._complete()
+
+    def _claim(self, who: str) -> bool:
+        self._claims.append(who)
+        return self._claims[0] == who
 
 
 class ReaderPool:
@@ -168,7 +206,13 @@ class ReaderPool:
             self._jobs.append(job)
 
     def cancel_orphan(self, job: Job) -> None:
-        """Ends a job that an interrupt kept from being queued; only its submitter may call this."""
+        """Ends a job that an interrupt kept from being queued; only its submitter may call this.
+
+        A follower, which is never queued, is withdrawn.
+        """
+        if isinstance(job, Follower):
+            job.withdraw()
+            return
         with self._lock:
             if not job.done and not job.taken and job not in self._jobs:
                 job.cancel(StateError("a read was interrupted before it was queued"))

@@ -20,6 +20,7 @@ from ..plan import Facts, make_plan
 from ..plan.question import ram_room
 from ..selection import BlockSwapArgs, select
 from ..store.disk import DiskStore, DiskUnit
+from ..store.landing import Landing
 from ..store.ram import RamStore
 from ..store.readers import Piece
 from ..stream.device import open_device
@@ -280,8 +281,8 @@ class DiskSource:
         self._index = index
         self.read_bytes = store.slabs[index].read_bytes
 
-    def pieces(self, address: int) -> list[Piece]:
-        return self._store.pieces(self._index, address)
+    def pieces(self, landing: Landing) -> list[Piece]:
+        return self._store.pieces(self._index, landing)
 
-    def settle(self, address: int) -> int:
-        return self._store.settle(self._index, address)
+    def settle(self, landing: Landing) -> int:
+        return self._store.settle(self._index, landing)

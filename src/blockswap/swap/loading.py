@@ -9,6 +9,7 @@ from ..adapters.stored import StoredModel, extent_of
 from ..layout.stamp import Stamped
 from ..layout.values import Leaf, contiguous_stride
 from ..store.disk import DiskStore, DiskUnit
+from ..store.landing import Landing
 from ..store.leaves import view_leaf
 from ..store.readers import STUCK_SECONDS, Job, ReaderPool
 from ..stream.device import host_buffer
@@ -42,8 +43,8 @@ class Loader:
         ]
 
     def _fill(self, store: DiskStore, name: str, scratch: torch.Tensor) -> None:
-        address = scratch.data_ptr()
-        job = Job(store.pieces(0, address), lambda: _settle(store, address), keep=scratch)
+        landing = Landing.at(scratch.data_ptr())
+        job = Job(store.pieces(0, landing), lambda: _settle(store, landing), keep=scratch)
         try:
             self._readers.submit(job)
             while not job.wait(1.0):
@@ -56,5 +57,5 @@ class Loader:
         job.raise_error(name)
 
 
-def _settle(store: DiskStore, address: int) -> None:
-    store.settle(0, address)
+def _settle(store: DiskStore, landing: Landing) -> None:
+    store.settle(0, landing)
