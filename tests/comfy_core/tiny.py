@@ -1,5 +1,6 @@
 """Tiny Wan models of every family that ComfyUI knows, and how a test samples with them."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -25,13 +26,16 @@ _MAKERS: dict[str, tuple[str, dict[str, Any]]] = {
 FAMILIES = tuple(_MAKERS)
 
 
-def state_dict(family: str = "t2v", dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+def state_dict(
+    family: str = "t2v", dtype: torch.dtype = torch.bfloat16, *, blocks: int = BLOCKS, seed: int = 7
+) -> dict[str, Any]:
     """A checkpoint of the family with small random weights."""
     name, config = _MAKERS[family]
+    config = {**config, "num_layers": blocks}
     with torch.device("meta"):
         cls: Any = getattr(wan, name)
         skeleton = cls(**{**_COMMON, **config}, operations=comfy.ops.disable_weight_init)
-    draw = torch.Generator().manual_seed(7)
+    draw = torch.Generator().manual_seed(seed)
     made = {}
     for key, tensor in skeleton.state_dict().items():
         value = torch.randn(tensor.shape, generator=draw) * 0.05
@@ -43,9 +47,61 @@ def state_dict(family: str = "t2v", dtype: torch.dtype = torch.bfloat16) -> dict
 
 def model(family: str = "t2v", dtype: torch.dtype = torch.bfloat16, **options: Any) -> Any:
     """A ComfyUI model patcher with its own weights."""
-    patcher = comfy.sd.load_diffusion_model_state_dict(state_dict(family, dtype), options)
+    return loaded(state_dict(family, dtype, **options))
+
+
+def loaded(weights: dict[str, Any], metadata: dict[str, str] | None = None) -> Any:
+    """The patcher that ComfyUI makes of a checkpoint."""
+    patcher = comfy.sd.load_diffusion_model_state_dict(dict(weights), metadata=metadata)
     assert patcher is not None
     return patcher
+
+
+def fp8_scaled(weights: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint as `*_fp8_scaled` files have it: fp8 linears of blocks, each with a scale."""
+    made: dict[str, Any] = {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
+    for key, value in weights.items():
+        if _is_linear_of_a_block(key, value):
+            scale = value.float().abs().max() / 448
+            made[key] = (value.float() / scale).to(torch.float8_e4m3fn)
+            made[key.replace(".weight", ".scale_weight")] = scale.reshape(())
+        else:
+            made[key] = value
+    return made
+
+
+def mixed_fp8(weights: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The checkpoint with quantised tensors as newer files have them, and its metadata."""
+    made: dict[str, Any] = {}
+    layers = {}
+    for key, value in weights.items():
+        if _is_linear_of_a_block(key, value):
+            scale = value.float().abs().max() / 448
+            made[key] = (value.float() / scale).to(torch.float8_e4m3fn)
+            made[key.replace(".weight", ".weight_scale")] = scale.reshape(())
+            layers[key.removesuffix(".weight")] = {"format": "float8_e4m3fn"}
+        else:
+            made[key] = value
+    words = {"format_version": "1.0", "layers": layers}
+    return made, {"_quantization_metadata": json.dumps(words)}
+
+
+def _is_linear_of_a_block(key: str, value: torch.Tensor) -> bool:
+    return "blocks." in key and key.endswith(".weight") and value.ndim == 2
+
+
+def with_lora(patcher: Any, strength: float, *, seed: int = 11) -> Any:
+    """A clone with a LoRA on linears of every block and one outside them, as the loader adds it."""
+    draw = torch.Generator().manual_seed(seed)
+    lora = {}
+    for key, value in patcher.model.diffusion_model.state_dict().items():
+        inside = key.endswith(("self_attn.q.weight", "cross_attn.v.weight", "ffn.0.weight"))
+        if inside or key == "text_embedding.2.weight":
+            name = "diffusion_model." + key.removesuffix(".weight")
+            lora[f"{name}.lora_up.weight"] = torch.randn(value.shape[0], 4, generator=draw) * 0.1
+            lora[f"{name}.lora_down.weight"] = torch.randn(4, value.shape[1], generator=draw) * 0.1
+    patched, _ = comfy.sd.load_lora_for_models(patcher, None, lora, strength, 0)
+    return patched
 
 
 def noise_for(patcher: Any) -> torch.Tensor:
