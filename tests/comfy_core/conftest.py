@@ -20,7 +20,9 @@ if HOME is None:
     collect_ignore_glob.append("test_*.py")
 else:
     # ComfyUI reads its options from the command line while it is imported.
-    given, sys.argv = sys.argv, ["main.py", "--cpu"]
+    # The attention it would choose for a CPU splits its work by how much memory is free, which
+    # changes the last bits.
+    given, sys.argv = sys.argv, ["main.py", "--cpu", "--use-pytorch-cross-attention"]
     sys.path.insert(0, str(Path(HOME)))
     import comfy.options
 

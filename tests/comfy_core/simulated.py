@@ -34,5 +34,6 @@ def point_at(device: torch.device, patch: pytest.MonkeyPatch) -> None:
 SMALL_INFERENCE = 1 << 20
 
 
-def _dtype(*_: Any, weight_dtype: Any = None, **__: Any) -> Any:
-    return weight_dtype
+def _dtype(*_: Any, weight_dtype: Any = None, **__: Any) -> torch.dtype:
+    quantised = weight_dtype is None or weight_dtype.itemsize == 1
+    return torch.bfloat16 if quantised else weight_dtype
