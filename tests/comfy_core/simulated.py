@@ -16,7 +16,9 @@ def point_at(device: torch.device, patch: pytest.MonkeyPatch) -> None:
         if where is not None and torch.device(where).type == "cpu":
             nbytes = 1 << 34
         else:
-            nbytes = torch.accelerator.get_memory_info(device)[0]
+            # As ComfyUI counts it on CUDA: what torch keeps for later is free, too.
+            kept = torch.accelerator.memory_reserved() - torch.accelerator.memory_allocated()
+            nbytes = torch.accelerator.get_memory_info(device)[0] + kept
         return (nbytes, 0) if torch_free_too else nbytes
 
     patch.setattr(management, "get_torch_device", lambda: device)

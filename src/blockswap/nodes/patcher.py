@@ -283,12 +283,17 @@ def size_with(plan: SwapPlan, whole: int) -> int:
 
 
 def _granted(device: Any, lowvram_model_memory: float) -> int:
-    """Bytes that the host lets weights take on the device."""
+    """Bytes that the host lets weights take on the device, less a margin.
+
+    Allocators round, and other programs come and go: at the brim the host would take residents
+    off the device again before the next run.
+    """
     import comfy.model_management
 
-    if 0 < lowvram_model_memory < _UNBOUNDED:
-        return int(lowvram_model_memory)
-    return int(comfy.model_management.get_free_memory(device))
+    room = lowvram_model_memory
+    if not 0 < room < _UNBOUNDED:
+        room = comfy.model_management.get_free_memory(device)
+    return int(room * 63 / 64)
 
 
 def _bring_back(patcher: Any, key: str) -> None:
