@@ -21,6 +21,7 @@ import torch
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
 from ..swap import Swap, stream_units
+from .status import StatusLine
 
 _ATTRIBUTE = "blockswap_holding"
 
@@ -47,6 +48,7 @@ class Holding:
         self._model = weakref.ref(model)
         self._owner: weakref.ref[Any] | None = None
         self._parked: Any = None
+        self._status = StatusLine(self._status_line)
         self.closed = False
         root: torch.nn.Module = model.diffusion_model
         units = [root.get_submodule(name) for name in plan.streamed]
@@ -58,17 +60,27 @@ class Holding:
         # For a model that is dropped without having been unloaded.
         weakref.finalize(model, self.close)
 
-    def hold(self, owner: Any) -> None:
+    def hold(self, owner: Any, node_id: str | None) -> None:
         """`owner` is the clone that the model is loaded for; when it goes, the holding is parked.
 
         The host then takes the clone's parent for loaded, which did not ask for block swap.
         """
+        self._status.node_id = node_id
         self._owner = weakref.ref(owner, lambda _: self.park())
 
     def open(self, root: torch.nn.Module) -> None:
         """Starts streaming, after the host has loaded what is its."""
         if self.swap is None:
-            self.swap = stream_units(root, self.plan, self.claim.args, device=self.claim.device)
+            self.swap = stream_units(
+                root,
+                self.plan,
+                self.claim.args,
+                device=self.claim.device,
+                after_forward=self._status,
+            )
+
+    def _status_line(self) -> str:
+        return "" if self.swap is None else self.swap.status_line()
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -100,13 +112,13 @@ class Holding:
         self._parked = model.current_weight_patches_uuid
         model.current_weight_patches_uuid = uuid.uuid4()
 
-    def resume(self, owner: Any) -> None:
+    def resume(self, owner: Any, node_id: str | None) -> None:
         """A clone with an equal claim goes on with what is there."""
         model = self._model()
         if self._parked is not None and model is not None:
             model.current_weight_patches_uuid = self._parked
         self._parked = None
-        self.hold(owner)
+        self.hold(owner, node_id)
 
     def close(self) -> None:
         """Gives the blocks back to the host as they were. Closing twice does nothing."""

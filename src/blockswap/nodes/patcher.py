@@ -22,7 +22,6 @@ from ..plan import SwapPlan
 from ..selection import BlockSwapArgs, select
 from ..swap import plan_units
 from .holding import Claim, Holding, holding_of, modules_in
-from .status import show_status
 
 KEY = "blockswap"
 _UNBOUNDED = 1e31  # the host says 1e32 where it sets no limit
@@ -136,6 +135,12 @@ class _Overrides:
         """The patcher's class, whose methods do the work; other packs change it now and then."""
         return type(self._patcher)
 
+    @property
+    def _wish(self) -> Wish:
+        wish = wish_of(self._patcher)
+        assert wish is not None, "overrides are put on patchers that have a wish"
+        return wish
+
     def install(self) -> None:
         patcher = self._patcher
         for name in (
@@ -148,8 +153,7 @@ class _Overrides:
             "get_ram_usage",
         ):
             setattr(patcher, name, getattr(self, name))
-        wish = wish_of(patcher)
-        assert wish is not None, "overrides are put on patchers that have a wish"
+        wish = self._wish
         # How much of the model stays under an automatic plan is what the host answers by loading.
         self._size_to_ask = self._whole
         if not wish.automatic:
@@ -197,7 +201,7 @@ class _Overrides:
         model = patcher.model
         holding = holding_of(model)
         if holding is not None and holding.claim == self._claim(device_to):
-            holding.resume(patcher)
+            holding.resume(patcher, self._wish.node_id)
         elif model.current_weight_patches_uuid is not None:
             # Loaded for a clone that asked for something else: the host starts afresh.
             used = model.model_loaded_weight_memory
@@ -228,7 +232,6 @@ class _Overrides:
             with holding.at_work():
                 result = self._host.load(patcher, device_to, room, force_patch_weights, fits)
             holding.open(transformer_of(patcher))
-            show_status(patcher, holding)
         except BaseException:
             release(patcher.model)
             raise
@@ -236,14 +239,12 @@ class _Overrides:
 
     def _claim(self, device: Any) -> Claim:
         patcher = self._patcher
-        wish = wish_of(patcher)
-        assert wish is not None, "overrides are put on patchers that have a wish"
         replaced = tuple(
             (name, id(value))
             for name, value in sorted(patcher.object_patches.items())
             if name.startswith("diffusion_model")
         )
-        return Claim(wish.args, device, patcher.patches_uuid, replaced)
+        return Claim(self._wish.args, device, patcher.patches_uuid, replaced)
 
     def _take(self, device: Any, granted: int) -> Holding:
         """Plans, takes the streamed units out of the host's care, and lets it patch them."""
@@ -253,7 +254,7 @@ class _Overrides:
             transformer_of(patcher), claim.args, device=device, granted_bytes=granted
         )
         holding = Holding(patcher.model, claim, plan)
-        holding.hold(patcher)
+        holding.hold(patcher, self._wish.node_id)
         if plan.streamed:
             with holding.at_work(), holding.taking_turn(), _without_callbacks(patcher):
                 self._host.load(patcher, device, 1e32, False, False)
@@ -276,8 +277,8 @@ def whole_size(model: Any) -> int:
 
 def size_with(plan: SwapPlan, whole: int) -> int:
     """Bytes on the device under a plan: slots in place of the streamed units."""
-    if plan.device.startswith("cpu"):
-        return whole  # the blocks are used where they lie
+    if not plan.slots:
+        return whole  # nothing is streamed, or the blocks are used where they lie
     streamed = sum(unit.slab_bytes for unit in plan.units if unit.tier != "resident")
     return whole - streamed + plan.slots * align_up(plan.slot_bytes, 512)
 
