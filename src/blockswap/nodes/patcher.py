@@ -20,10 +20,12 @@ from ..errors import ModelError
 from ..layout.slab import align_up
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs, select
-from ..swap import plan_units
-from .holding import Claim, Holding, holding_of, modules_in
+from ..swap import FileUnits, plan_file_units, plan_units
+from .arrival import forget_patches, patch_on_arrival
+from .holding import Claim, Holding, Immovable, holding_of, modules_in
 
 KEY = "blockswap"
+_FILES = "blockswap_files"
 _UNBOUNDED = 1e31  # the host says 1e32 where it sets no limit
 
 
@@ -40,6 +42,19 @@ class Wish:
         args = self.args
         named = args.block_list is not None or args.blocks_to_swap is not None
         return not named and args.vram_budget is None
+
+
+def keep_file_units(model: Any, files: FileUnits) -> None:
+    """Notes on a shared model object that its units are in a file, and nothing there to be moved."""
+    setattr(model, _FILES, files)
+    for name in files.names:
+        for module in files.root.get_submodule(name).modules():
+            Immovable(module)
+
+
+def _files_of(model: Any) -> FileUnits | None:
+    files: FileUnits | None = vars(model).get(_FILES)
+    return files
 
 
 def swap_on_clone(patcher: Any, wish: Wish) -> Any:
@@ -157,7 +172,7 @@ class _Overrides:
         # How much of the model stays under an automatic plan is what the host answers by loading.
         self._size_to_ask = self._whole
         if not wish.automatic:
-            plan = plan_units(transformer_of(patcher), wish.args, device=patcher.load_device)
+            plan = self._plan(patcher.load_device, None)
             self._size_to_ask = size_with(plan, self._whole)
 
     def model_size(self) -> int:
@@ -250,15 +265,37 @@ class _Overrides:
         """Plans, takes the streamed units out of the host's care, and lets it patch them."""
         patcher = self._patcher
         claim = self._claim(device)
-        plan = plan_units(
-            transformer_of(patcher), claim.args, device=device, granted_bytes=granted
-        )
-        holding = Holding(patcher.model, claim, plan)
+        plan = self._plan(device, granted)
+        files = _files_of(patcher.model)
+        holding = Holding(patcher.model, claim, plan, files)
         holding.hold(patcher, self._wish.node_id)
-        if plan.streamed:
+        if holding.modules:
+            # Weights in memory are patched for good; of those in a file the host only notes what is
+            # to be patched, as it does for weights that it finds no room for.
+            room = 1e32 if files is None else 1e-3
             with holding.at_work(), holding.taking_turn(), _without_callbacks(patcher):
-                self._host.load(patcher, device, 1e32, False, False)
+                self._host.load(patcher, device, room, False, False)
+        if files is not None:
+            for module in holding.modules:
+                _settle_notes(module, patcher)
         return holding
+
+    def _plan(self, device: Any, granted: int | None) -> SwapPlan:
+        patcher, args = self._patcher, self._wish.args
+        files = _files_of(patcher.model)
+        if files is not None:
+            return plan_file_units(files, args, device=device, granted_bytes=granted)
+        return plan_units(
+            transformer_of(patcher), args, device=device, granted_bytes=granted
+        )
+
+
+def _settle_notes(module: Any, patcher: Any) -> None:
+    """What the host has noted on a module in a file is applied on arrival; without notes it goes."""
+    if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
+        patch_on_arrival(module)
+    elif not patcher.force_cast_weights:
+        forget_patches(module)
 
 
 def release(model: Any) -> None:
