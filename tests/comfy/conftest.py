@@ -47,15 +47,15 @@ def base(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def comfy(environment: Environment, base: Callable[[str], Path]) -> Iterator[Client]:
-    """A ComfyUI with this pack, one for all tests of a file."""
+    """A ComfyUI with this pack, one for all tests of a process."""
     launch = server.Launch(environment, base("comfy"), server.default_packs())
     with server.running(launch) as running:
         yield Client(running)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def info(comfy: Client) -> graphs.ObjectInfo:
     """The definitions of all nodes, as the page gets them."""
     return comfy.get("/object_info")

@@ -105,8 +105,11 @@ def test_the_slots_and_values_of_a_workflow_are_those_of_the_node(path: Path, in
 
 
 def _widgets(inputs: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(name, {"kind": kind, **options}) for name, (kind, options) in inputs.items()
-            if graphs.is_widget(kind, options)]
+    return [
+        (name, {"kind": kind, **options})
+        for name, (kind, options) in inputs.items()
+        if graphs.is_widget(kind, options)
+    ]
 
 
 def _widget_values(node: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[Any]:

@@ -146,7 +146,10 @@ def browsing(program: str, folder: Path, size: tuple[int, int]) -> Iterator[Page
         page.call("Page.enable")
         page.call(
             "Emulation.setDeviceMetricsOverride",
-            width=size[0], height=size[1], deviceScaleFactor=1, mobile=False,
+            width=size[0],
+            height=size[1],
+            deviceScaleFactor=1,
+            mobile=False,
         )
         yield page
         socket.close()

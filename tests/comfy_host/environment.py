@@ -125,9 +125,7 @@ def _make_cpu_loadable(site_packages: Path) -> None:
     text = described.read_text()
     if TORCHVISION_ANCHOR not in text:
         raise CannotBuild(f"{described} is not the file of torchvision 0.28 that is patched here")
-    described.write_text(
-        text.replace(TORCHVISION_ANCHOR, TORCHVISION_ANCHOR + TORCHVISION_OPS, 1)
-    )
+    described.write_text(text.replace(TORCHVISION_ANCHOR, TORCHVISION_ANCHOR + TORCHVISION_OPS, 1))
     # torchaudio does without its operators when their libraries are absent, not when they fail.
     for library in ("_torchaudio.abi3.so", "libtorchaudio.abi3.so"):
         (site_packages / "torchaudio" / "lib" / library).unlink(missing_ok=True)

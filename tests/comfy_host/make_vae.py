@@ -1,6 +1,6 @@
 """Run by ComfyUI's Python in its folder: writes a Wan VAE of its own class, with 8 channels for 96.
 
-    python make_vae.py --cpu --output-directory FOLDER
+python make_vae.py --cpu --output-directory FOLDER
 """
 
 from pathlib import Path

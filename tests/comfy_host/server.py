@@ -1,8 +1,8 @@
 """One running ComfyUI: its folders, its process, its log, and that it is gone afterwards.
 
-    root/custom_nodes/<pack>   links to the packs of the test
-    root/models, input, output, user
-    root/log.txt               all that the process printed
+root/custom_nodes/<pack>   links to the packs of the test
+root/models, input, output, user
+root/log.txt               all that the process printed
 """
 
 import os
@@ -71,7 +71,13 @@ class Server:
 def prepare(root: Path) -> None:
     """The folders of a ComfyUI base directory; those that are there stay as they are."""
     kinds = ("diffusion_models", "loras", "text_encoders", "vae", "clip_vision")
-    for folder in ("custom_nodes", "user", "input", "output", *(f"models/{kind}" for kind in kinds)):
+    for folder in (
+        "custom_nodes",
+        "user",
+        "input",
+        "output",
+        *(f"models/{kind}" for kind in kinds),
+    ):
         (root / folder).mkdir(parents=True, exist_ok=True)
 
 

@@ -6,6 +6,7 @@ stand and give what a Wan model takes, in the right shapes, from the text's or i
 
 import hashlib
 
+import comfy.model_management
 import torch
 
 TEXT_SHAPE = (1, 512, 4096)
@@ -61,7 +62,36 @@ class TestVisionEncoderLoader(TestTextEncoderLoader):
         return (VisionEncoder(),)
 
 
+class TestInterruptInBlock:
+    """Presses *interrupt* inside one block of one forward, as a person might."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        number = ("INT", {"default": 0})
+        return {"required": {"model": ("MODEL",), "block": number, "forward": number}}
+
+    def patch(self, model, block: int, forward: int) -> tuple:
+        runs = 0
+
+        def interrupt(args: dict, extra: dict) -> dict:
+            nonlocal runs
+            runs += 1
+            if runs > forward:
+                comfy.model_management.interrupt_current_processing()
+                comfy.model_management.throw_exception_if_processing_interrupted()
+            return extra["original_block"](args)
+
+        patched = model.clone()
+        patched.set_model_patch_replace(interrupt, "dit", "double_block", block)
+        return (patched,)
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestInterruptInBlock": TestInterruptInBlock,
     "TestTextEncoderLoader": TestTextEncoderLoader,
     "TestVisionEncoderLoader": TestVisionEncoderLoader,
 }
