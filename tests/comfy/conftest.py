@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from comfy_host import example_files, graphs, server
 from comfy_host.client import Client
 from comfy_host.environment import CannotBuild, Environment, ensure

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from comfy_host import graphs, server
 from comfy_host.client import Client, Rejected
 from comfy_host.environment import Environment
@@ -28,7 +29,9 @@ def test_a_clone_in_custom_nodes_works_with_nothing_else(environment: Environmen
         pytest.skip("needs git, and a clone of the repository to clone from")
     subprocess.run(["git", "clone", "--quiet", server.REPOSITORY, target], check=True)
     known = "import importlib.util; print(importlib.util.find_spec('blockswap'))"
-    asked = subprocess.run([environment.python, "-c", known], capture_output=True, text=True)
+    asked = subprocess.run(
+        [environment.python, "-c", known], check=True, capture_output=True, text=True
+    )
     assert asked.stdout.strip() == "None"  # not installed in ComfyUI's Python
     packs = {name: path for name, path in server.default_packs().items() if name != server.PACK}
     with server.running(server.Launch(environment, root, packs)) as running:

@@ -1,4 +1,4 @@
-"""The loader in a memory cgroup smaller than the checkpoint, against the core's loader outside it."""
+"""The loader in a memory cgroup smaller than the checkpoint, against the core's outside of it."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from comfy_host import checkpoints, server
 from comfy_host.client import Client
 from comfy_host.environment import Environment

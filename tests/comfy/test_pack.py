@@ -1,12 +1,13 @@
-"""What the pack shows beside its nodes: tooltips, languages, help pages, and what the registry reads."""
+"""What the pack shows beside its nodes: tooltips, languages, help pages, registry metadata."""
 
 import json
-import tomllib
 import urllib.error
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
+
 from comfy_host import graphs
 from comfy_host.client import Client
 from comfy_host.graphs import ObjectInfo

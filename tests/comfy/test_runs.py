@@ -1,4 +1,4 @@
-"""Runs in a real ComfyUI, one after the other in one process: each as if this pack were not there."""
+"""Runs in a real ComfyUI, one after the other in one process: each as without this pack."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from comfy_host.client import Client, Outcome, Rejected
 from comfy_host.example_files import EXPERT, FP8_TENSORS, LORA, T2V
 from comfy_host.graphs import ARGS, OURS
@@ -162,7 +163,7 @@ def test_an_interrupt_by_the_button(comfy: Client, latent: Latent):
 
 
 def test_the_same_model_without_our_node_is_the_hosts_again(comfy: Client, latent: Latent):
-    """Clones share one model object: a sampler on the plain clone finds the blocks where they were."""
+    """Clones share one model object: a sampler on the plain clone finds its blocks in place."""
     graph = prompt(Sampled(T2V).swapped(**ALL))
     direct = prompt(Sampled(T2V, seed=9))
     graph["direct"] = direct["sampler"]
@@ -215,7 +216,6 @@ def report_of(comfy: Client, sampled: Sampled, **values: object) -> tuple[str, b
     source = graph["sampler"]["inputs"]["model"]
     inputs = {"model": source, "after": ["sampler", 0], "free_host_memory": False, **values}
     graph["report"] = {"class_type": f"{OURS}Report", "inputs": inputs}
-    graph["text"] = graph["text"]
     graph["shown"] = {"class_type": "PreviewAny", "inputs": {"source": ["report", 0]}}
     graph["picture"] = {"class_type": "PreviewImage", "inputs": {"images": ["report", 1]}}
     comfy.free()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from comfy_host import graphs
 from comfy_host.client import Client
 from comfy_host.graphs import Graph, ObjectInfo

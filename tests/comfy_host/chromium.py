@@ -46,11 +46,11 @@ def find() -> str | None:
 
 def install() -> None:
     """Debian's and Ubuntu's chromium. Raises CalledProcessError."""
-    quiet = {"check": True, "capture_output": True}
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(["apt-get", "update"], env=environment, **quiet)
-    command = ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]
-    subprocess.run(command, env=environment, **quiet)
+    for command in ("update", "install --yes --no-install-recommends chromium"):
+        subprocess.run(
+            ["apt-get", *command.split()], env=environment, check=True, capture_output=True
+        )
 
 
 class Page:

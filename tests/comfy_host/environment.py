@@ -114,10 +114,8 @@ def _make_venv(ready: Environment) -> None:
     # Only the folder, not its .pth files: an editable install of this project stays invisible, so
     # ComfyUI finds the pack in custom_nodes or nowhere.
     (ready.site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    _pip(
-        ["--python", str(ready.python), "install", "--no-deps", "--no-compile"]
-        + ["--requirement", str(LOCKS[1])]
-    )
+    install = ["install", "--no-deps", "--no-compile", "--requirement", str(LOCKS[1])]
+    _pip(["--python", str(ready.python), *install])
 
 
 def _make_cpu_loadable(site_packages: Path) -> None:

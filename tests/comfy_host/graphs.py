@@ -101,7 +101,7 @@ def samplers(graph: Graph) -> list[str]:
 
 
 def without_ours(prompt: Graph) -> Graph:
-    """The same graph as if this pack had never been: its nodes bridged or replaced by the core's."""
+    """The same graph as if this pack had never been: its nodes bridged, or the core's instead."""
     graph = copy.deepcopy(prompt)
     for key in [key for key, node in graph.items() if node["class_type"] == f"{OURS}Report"]:
         _drop_with_readers(graph, key)

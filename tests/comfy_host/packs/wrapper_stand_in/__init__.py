@@ -1,7 +1,7 @@
-"""Stands for the wrapper pack: its three ids and the contract of its arguments, nothing of its code.
+"""Stands for the wrapper pack: its three ids and the contract of its arguments, no code of it.
 
-`WanVideoBlockSwap` makes arguments, `WanVideoSetBlockSwap` hands them to a model, `WanVideoBlockList`
-reads a text. Arguments reach its sampler in the model's `transformer_options`.
+`WanVideoBlockSwap` makes arguments, `WanVideoSetBlockSwap` hands them to a model, and
+`WanVideoBlockList` reads a text. Arguments reach its sampler in the model's `transformer_options`.
 """
 
 import copy
