@@ -112,3 +112,10 @@ def format_rate(bytes_per_second: float) -> str:
     if bytes_per_second >= 0.9995e6:
         return f"{bytes_per_second / 1e6:.0f} MB/s"
     return f"{bytes_per_second / 1e3:.1f} kB/s"
+
+
+def format_flops(flops_per_second: float) -> str:
+    """A rate of floating-point operations: 99.1 TFLOP/s, 148 GFLOP/s."""
+    if flops_per_second >= 0.9995e12:
+        return f"{flops_per_second / 1e12:.1f} TFLOP/s"
+    return f"{flops_per_second / 1e9:.3g} GFLOP/s"

@@ -103,3 +103,8 @@ def test_last_forwards_are_in_order_of_arrival() -> None:
     latest = replace(RESIDENT, forward=5, arrived=30.0)
     assert last_forwards((latest, RESIDENT, later), 2) == (later, latest)
     assert last_forwards((), 2) == ()
+
+
+def test_a_visit_without_a_copy_took_no_copy_time() -> None:
+    visit = Visit(1, "blocks.0", "resident", None, 0, arrived=0.0, started=0.0, ended=1.0)
+    assert visit.copy_seconds == 0.0

@@ -10,6 +10,8 @@ from ..errors import BlockSwapError
 from .console import print_error
 from .demo import demo
 from .inspect import inspect
+from .plan import plan
+from .probe import probe
 from .synth import synth
 
 
@@ -41,6 +43,8 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(inspect)
+app.command()(plan)
+app.command()(probe)
 app.command()(synth)
 
 

@@ -97,14 +97,6 @@ class ModelLayout:
     def of_kind(self, kind: UnitKind) -> tuple[UnitLayout, ...]:
         return tuple(unit for unit in self.units if unit.kind == kind)
 
-    @property
-    def unit_bytes(self) -> int:
-        return sum(unit.nbytes for unit in self.units)
-
-    @property
-    def rest_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.rest)
-
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides, in elements, of a row-major array of `shape`."""

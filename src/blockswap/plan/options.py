@@ -6,8 +6,9 @@ from functools import partial
 
 from ..errors import PlanError
 from ..layout.slab import align_up
-from ..units import format_bytes_at_least
+from ..units import format_bytes, format_bytes_at_least
 from .facts import Facts, UnitFacts
+from .foresight import Foresight
 from .host import HostRoom
 from .subsets import Costs, kept_sets
 
@@ -86,14 +87,22 @@ def best_fit(offered: Sequence[Option], limit_bytes: int, slots: int) -> Fit | N
     return None
 
 
-def refusal(facts: Facts, offered: Sequence[Option], asked: str) -> PlanError:
+def refusal(
+    facts: Facts, offered: Sequence[Option], foresight: Foresight | None, asked: str
+) -> PlanError:
     """The error that says what was asked, the least that would do, and how to get there."""
     floor = floor_of(offered)
     least = floor.device_bytes(1)
     count = len(floor.streamed)
     how = f"with {count} of {len(facts.units)} units streamed through 1 slot"
+    how = how if count else "with nothing streamed"
+    if foresight is not None:
+        how += (
+            f" ({format_bytes(least)}) and {format_bytes(foresight.reserve_bytes)} for "
+            f"{foresight.workload}"
+        )
+        least += foresight.reserve_bytes
     return PlanError(
         f"{asked}, {facts.label} needs at least {least} bytes ({format_bytes_at_least(least)}) on "
-        f"{facts.device} {how if count else 'with nothing streamed'}: give it that much, or let "
-        "more units be streamed"
+        f"{facts.device} {how}: give it that much, or let more units be streamed"
     )

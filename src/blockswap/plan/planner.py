@@ -6,101 +6,79 @@ from ..errors import PlanError
 from ..layout.slab import align_up
 from ..selection import BlockSwapArgs, Selection
 from ..units import format_bytes, format_bytes_at_least
-from .choose import Choice, Question, choose, question_of
-from .facts import Facts, UnitFacts
-from .values import PlannedUnit, SwapPlan, Tier
+from .build import build_plan, planned_units, staging_of
+from .choose import Choice, choose
+from .facts import Facts
+from .foresight import Foresight, timing_of
+from .foretold import foretold_sentences
+from .question import Question, question_of, without_ram
+from .timeline import Timing
+from .values import SwapPlan
 from .words import memory_warning, ram_sentences, slot_sentences, summary
 
 
-def make_plan(facts: Facts, selection: Selection, args: BlockSwapArgs) -> SwapPlan:
+def make_plan(
+    facts: Facts,
+    selection: Selection,
+    args: BlockSwapArgs,
+    foresight: Foresight | None = None,
+) -> SwapPlan:
     """Decides what stays, what is streamed, from where and through how many slots.
 
     The decision depends on its arguments alone. It is within the budgets given; more budget never
-    means fewer residents; streamed units lie as evenly between residents as the candidates and
-    their sizes allow. Without a budget and with exact candidates, precisely those are streamed.
+    means fewer residents or, where `foresight` has speeds, a slower forward; streamed units lie as
+    evenly between residents as the candidates and their sizes allow. Without a budget and with
+    exact candidates, precisely those are streamed.
     `staging_bytes` of the plan is the size of one staging buffer, as `slot_bytes` is of one slot;
     `pinned_bytes` is what the arena may pin, staging not counted.
     Raises PlanError, with the least budget that would do, if nothing fits.
     """
-    question = question_of(facts, selection, args)
+    question = question_of(facts, selection, args, foresight)
     if facts.on_host and not facts.from_checkpoint:
         plan, said = _plan_in_place(question)
     else:
-        choice = choose(question)
-        plan, said = _plan_streaming(question, choice)
+        plan, said = _plan_streaming(question)
     sentences = (summary(facts, plan), *selection.sentences, *said)
     return replace(plan, sentences=sentences)
 
 
-def _plan_streaming(question: Question, choice: Choice) -> tuple[SwapPlan, tuple[str, ...]]:
-    """Turns the chosen option into a plan, and says what it means."""
-    facts, room, streamed = question.facts, question.room, choice.option.streamed
-    tiers = room.tiers(streamed)
-    ram_bytes = room.ram_bytes(streamed, tiers)
-    pinned_bytes = _pinned_bytes(question, ram_bytes)
-    staging = room.staging(streamed, tiers, pageable_bytes=ram_bytes - pinned_bytes)
-    units = _planned(facts, dict(zip((unit.name for unit in streamed), tiers, strict=True)))
-    visiting = [unit for unit in units if unit.tier != "resident"]
-    slots = min(choice.slots, len(streamed))
-    # Blocks that all fit in the slots are still there when the next forward comes.
-    moving = visiting if slots < len(visiting) else []
-    plan = _measured(
-        facts,
-        SwapPlan(
-            device=facts.device,
-            units=units,
-            slots=slots,
-            slot_bytes=max((unit.slab_bytes for unit in visiting), default=0),
-            prefetch=max(slots - 1, 0),
-            rest_bytes=facts.rest_bytes,
-            decode_bytes=_decode_bytes(streamed, tiers),
-            device_bytes=0,
-            reserve_bytes=choice.reserve_bytes,
-            pinned_bytes=pinned_bytes,
-            staging_buffers=staging.buffers,
-            staging_bytes=staging.buffer_bytes,
-            copied_bytes_per_forward=0 if facts.on_host else sum(u.slab_bytes for u in moving),
-            read_bytes_per_forward=sum(u.slab_bytes for u in moving if u.tier == "disk"),
-            sentences=(),
-        ),
-    )
-    said = (
+def _plan_streaming(question: Question) -> tuple[SwapPlan, tuple[str, ...]]:
+    """The plan for a model that is copied or read into slots, and what it means."""
+    choice = choose(question)
+    plan = _foreseen(question, build_plan(question, choice.option, choice.slots))
+    if question.ram_is_automatic and plan.timing is not None:
+        frugal = without_ram(question)
+        other = choose(frugal)
+        from_disk = _foreseen(frugal, build_plan(frugal, other.option, other.slots))
+        if from_disk.timing is not None and _as_fast(from_disk.timing, plan.timing):
+            question, choice, plan = frugal, other, from_disk
+    plan = replace(plan, reserve_bytes=choice.reserve_bytes)
+    return plan, _said(question, choice, plan)
+
+
+def _said(question: Question, choice: Choice, plan: SwapPlan) -> tuple[str, ...]:
+    return (
         *choice.sentences,
         *slot_sentences(question, choice),
-        *ram_sentences(question, plan, staging),
+        *ram_sentences(question, plan, staging_of(question, choice.option)),
         *memory_warning(question, choice),
+        *foretold_sentences(question, choice, plan),
     )
-    return plan, said
 
 
-def _planned(facts: Facts, tiers: dict[str, Tier]) -> tuple[PlannedUnit, ...]:
-    return tuple(_planned_unit(unit, tiers.get(unit.name, "resident")) for unit in facts.units)
+def _foreseen(question: Question, plan: SwapPlan) -> SwapPlan:
+    """The plan with what is predicted for it."""
+    foresight = question.foresight
+    if foresight is None:
+        return plan
+    timing = None
+    if foresight.speeds is not None:
+        timing = timing_of(plan, foresight.speeds, on_host=question.facts.on_host)
+    return replace(plan, activation_bytes=foresight.activation_bytes, timing=timing)
 
 
-def _planned_unit(unit: UnitFacts, tier: Tier) -> PlannedUnit:
-    sizes = {
-        "resident": unit.resident_bytes,
-        "ram": unit.ram_slab_bytes,
-        "disk": unit.disk_slab_bytes or 0,
-    }
-    return PlannedUnit(unit.name, tier, sizes[tier])
-
-
-def _decode_bytes(streamed: tuple[UnitFacts, ...], tiers: tuple[Tier, ...]) -> int:
-    pairs = zip(streamed, tiers, strict=True)
-    return max((unit.decode_bytes for unit, tier in pairs if tier == "disk"), default=0)
-
-
-def _pinned_bytes(question: Question, ram_bytes: int) -> int:
-    budget = question.args.ram_budget_bytes
-    return ram_bytes if budget is None else min(ram_bytes, budget)
-
-
-def _measured(facts: Facts, plan: SwapPlan) -> SwapPlan:
-    """The plan with its device bytes: rest, residents, slots and decode buffer, each rounded."""
-    residents = [unit.slab_bytes for unit in plan.units if unit.tier == "resident"]
-    sizes = [plan.rest_bytes, plan.decode_bytes, *residents, *[plan.slot_bytes] * plan.slots]
-    return replace(plan, device_bytes=sum(align_up(size, facts.granularity) for size in sizes))
+def _as_fast(one: Timing, other: Timing) -> bool:
+    return one.step_seconds <= other.step_seconds * (1 + 1e-9)
 
 
 def _plan_in_place(question: Question) -> tuple[SwapPlan, tuple[str, ...]]:
@@ -119,7 +97,7 @@ def _plan_in_place(question: Question) -> tuple[SwapPlan, tuple[str, ...]]:
     streamed = question.candidates if question.exact else ()
     plan = SwapPlan(
         device=facts.device,
-        units=_planned(facts, dict.fromkeys((unit.name for unit in streamed), "ram")),
+        units=planned_units(facts, dict.fromkeys((unit.name for unit in streamed), "ram")),
         slots=0,
         slot_bytes=0,
         prefetch=0,
@@ -134,7 +112,7 @@ def _plan_in_place(question: Question) -> tuple[SwapPlan, tuple[str, ...]]:
         read_bytes_per_forward=0,
         sentences=(),
     )
-    return plan, _in_place_sentences(question, whole)
+    return _foreseen(question, plan), _in_place_sentences(question, whole)
 
 
 def _in_place_sentences(question: Question, whole: int) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from .timeline import Timing
+
 Tier = Literal["resident", "ram", "disk"]
 
 
@@ -25,7 +27,9 @@ class SwapPlan:
 
     `device_bytes` = rest + residents + slots (+ decode buffer), each rounded up as the device
     allocator does; it is exact for weights and slots. `reserve_bytes` is left to activations.
-    `sentences` explain the decision to a person.
+    `sentences` explain the decision to a person. Where the workload was known when the plan was
+    made, `activation_bytes` is the peak it adds, and `timing` (where speeds were known too) a
+    forward in the steady state.
     """
 
     device: str
@@ -43,6 +47,14 @@ class SwapPlan:
     copied_bytes_per_forward: int  # host to device
     read_bytes_per_forward: int  # from the checkpoint file
     sentences: tuple[str, ...]
+    activation_bytes: int | None = None
+    timing: Timing | None = None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Predicted peak of the device in a forward; None where the workload was not known."""
+        known = self.activation_bytes
+        return None if known is None else self.device_bytes + known
 
     @property
     def residents(self) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from ..units import format_bytes
-from .choose import Choice, Question
+from .choose import Choice
 from .facts import Facts, UnitFacts
 from .host import Staging
 from .options import option_for
+from .question import Question
 from .values import PlannedUnit, SwapPlan
 
 
@@ -74,7 +75,8 @@ def slot_sentences(question: Question, choice: Choice) -> tuple[str, ...]:
             f"use_non_blocking=False: prefetch_blocks={args.prefetch_blocks} has no effect, blocks "
             "are copied when they are entered"
         )
-    if choice.slots < question.slots:
+    guessed = question.speeds is None  # else the seconds that were found speak for the slots
+    if guessed and choice.slots < question.slots:
         said.append(f"there is no room for {question.slots} slots: {choice.slots} must do")
     if 0 < streamed <= choice.slots:
         slots = f"{streamed} slot{'s' * (streamed > 1)}"
@@ -82,7 +84,7 @@ def slot_sentences(question: Question, choice: Choice) -> tuple[str, ...]:
             f"{streamed} streamed through {slots} stay there: nothing moves after the first "
             "forward, and streaming so few saves no memory"
         )
-    elif streamed and choice.slots == 1:
+    elif guessed and streamed and choice.slots == 1:
         said.append(
             "with 1 slot no copy runs under compute: each block waits for its bytes, 2 slots or "
             "more hide the copies"
@@ -92,7 +94,7 @@ def slot_sentences(question: Question, choice: Choice) -> tuple[str, ...]:
 
 def ram_sentences(question: Question, plan: SwapPlan, staging: Staging) -> tuple[str, ...]:
     """Where streamed units rest on the host, and what the RAM budget did."""
-    budget, facts = question.args.ram_budget_bytes, question.facts
+    facts = question.facts
     if facts.on_host or not plan.streamed:
         return ()
     if not facts.from_checkpoint:
@@ -104,7 +106,7 @@ def ram_sentences(question: Question, plan: SwapPlan, staging: Staging) -> tuple
             f"{format_bytes(needed)} of streamed blocks: the remaining "
             f"{format_bytes(needed - plan.pinned_bytes)} goes through {_buffers(staging)}",
         )
-    said = [_checkpoint_sentence(budget, plan, staging)]
+    said = [_checkpoint_sentence(question, plan, staging)]
     wanted, free = plan.pinned_bytes + staging.nbytes, facts.host_free_bytes
     if free is not None and wanted > free:
         said.append(
@@ -119,11 +121,14 @@ def _buffers(staging: Staging) -> str:
     return f"{count} of {format_bytes(staging.buffer_bytes)}"
 
 
-def _checkpoint_sentence(budget: int | None, plan: SwapPlan, staging: Staging) -> str:
-    through = _buffers(staging)
+def _checkpoint_sentence(question: Question, plan: SwapPlan, staging: Staging) -> str:
+    through, budget = _buffers(staging), question.ram_budget_bytes
     if not budget:
         return f"no RAM was given to streamed blocks: they are read through {through}"
     asked = f"ram_budget={format_bytes(budget)}"
+    if question.ram_is_automatic:
+        free = format_bytes(question.facts.host_free_bytes or 0)
+        asked = f"{free} of host memory is free: {format_bytes(budget)} of it"
     tiers = [unit.tier for unit in plan.units]
     ram, disk = tiers.count("ram"), tiers.count("disk")
     if not ram:

@@ -60,18 +60,21 @@ def draw_timeline(
     *,
     forwards: int = 2,
     width: int = 1600,
+    heading: str | None = None,
 ) -> None:
     """Draws the last `forwards` forwards on record as a PNG `width` pixels wide.
 
     Bars are in true proportion: a wait shorter than a quarter of a pixel is not drawn, so that
     many tiny ones do not look like a few long ones. Where no visit was timed the picture says so.
-    Raises OutputError where the file cannot be written or Pillow is not there.
+    `heading` stands on top instead of the status line. Raises OutputError where the file cannot be
+    written or Pillow is not there.
     """
     summary = summarise(plan, measured)
+    heading = heading or summary.status_line()
     window = window_of(measured, forwards)
     if window is None:
         canvas = new_canvas(width, _LANES_TOP)
-        _draw_head(canvas, summary, "no visit of a block was timed, so there is nothing to draw")
+        _draw_head(canvas, heading, "no visit of a block was timed, so there is nothing to draw")
         canvas.save(path)
         return
     lanes = lanes_of(measured, window)
@@ -80,7 +83,7 @@ def draw_timeline(
     axis = _Axis(window[0], max(window[1], window[0] + 1e-9))
     starts = forward_starts(measured, forwards)
     shown = f"{count_of(len(starts), 'forward')} shown, {say_seconds(window[1] - window[0])}"
-    _draw_head(canvas, summary, f"{shown} · {_subtitle(summary)}")
+    _draw_head(canvas, heading, f"{shown} · {_subtitle(summary)}")
     _draw_legend(canvas, lanes)
     _draw_forwards(canvas, axis, starts, bottom)
     _draw_axis(canvas, axis, bottom)
@@ -134,8 +137,8 @@ def _subtitle(summary: Summary) -> str:
     return " · ".join(words)
 
 
-def _draw_head(canvas: Canvas, summary: Summary, subtitle: str) -> None:
-    canvas.write((_MARGIN, _TITLE_Y), summary.status_line(), size=28, colour=_INK)
+def _draw_head(canvas: Canvas, heading: str, subtitle: str) -> None:
+    canvas.write((_MARGIN, _TITLE_Y), heading, size=28, colour=_INK)
     canvas.write((_MARGIN, _SUBTITLE_Y), subtitle, size=17, colour=_PALE_INK)
 
 

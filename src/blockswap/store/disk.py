@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ReadError
+from ..layout.slab import align_up
 from ..layout.stamp import Stamped
 from .file_io import StreamedFile, memory_at
-from .file_slab import Extent, FileRun, FileSlab, file_slab
+from .file_slab import SECTOR, Extent, FileRun, FileSlab, file_slab
 from .readers import Piece
 
 PIECE_BYTES = 8 * 1024 * 1024
@@ -29,9 +30,18 @@ class DiskStore:
     """Streamed units of a checkpoint. Owns the open files; knows nothing of devices."""
 
     def __init__(
-        self, headers: Sequence[Stamped], units: Sequence[DiskUnit], *, direct: bool = True
+        self,
+        headers: Sequence[Stamped],
+        units: Sequence[DiskUnit],
+        *,
+        direct: bool = True,
+        piece_bytes: int = PIECE_BYTES,
     ) -> None:
-        """Opens the files of `headers`; extents name them by position. Raises ReadError."""
+        """Opens the files of `headers`; extents name them by position. Raises ReadError.
+
+        `piece_bytes` is the most that one read brings, rounded up to whole sectors.
+        """
+        self._piece_bytes = align_up(max(piece_bytes, 1), SECTOR)
         self._units = tuple(units)
         self.slabs: tuple[FileSlab, ...] = tuple(file_slab(unit.extents) for unit in self._units)
         self._files: list[StreamedFile] = []
@@ -59,8 +69,8 @@ class DiskStore:
         """
         pieces: list[Piece] = []
         for run in self.slabs[index].runs:
-            for start in range(0, run.nbytes, PIECE_BYTES):
-                size = min(PIECE_BYTES, run.nbytes - start)
+            for start in range(0, run.nbytes, self._piece_bytes):
+                size = min(self._piece_bytes, run.nbytes - start)
                 pieces.append(_ReadPiece(self, index, run, (start, size), address))
         return pieces
 

@@ -1,5 +1,6 @@
 """What the system says of host memory: how much can still be had, and this process's peak."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def free_host_bytes() -> int | None:
     return min(rooms, default=None)
 
 
+def total_host_bytes() -> int | None:
+    """Host memory of this machine, or of the container it is limited to; None where not told."""
+    limits = [_group_limit(limit) for limit, _ in _CGROUPS]
+    return min((room for room in (_installed(), *limits) if room), default=None)
+
+
 def peak_host_bytes() -> int | None:
     """Peak resident set size of this process in bytes; None where it is not told (Windows)."""
     try:
@@ -31,6 +38,21 @@ def peak_host_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _installed() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+
+
+def _group_limit(limit: Path) -> int | None:
+    try:
+        allowed = int(limit.read_text())
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        return None
+    return allowed if allowed < 1 << 60 else None
 
 
 def _available() -> int | None:

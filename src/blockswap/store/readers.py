@@ -19,6 +19,9 @@ from ..errors import ReadError, StateError
 
 Piece = Callable[[], None]
 
+# Enough to keep a disk's queue filled; more only take turns.
+READERS = 4
+
 # How long closing waits for a disk that does not answer before it goes on without it.
 STUCK_SECONDS = 30.0
 
@@ -128,7 +131,7 @@ class Job:
 class ReaderPool:
     """Reader threads, started with the first job and stopped by `close()`."""
 
-    def __init__(self, threads: int = 4) -> None:
+    def __init__(self, threads: int = READERS) -> None:
         self._count = threads
         self._jobs: deque[Job] = deque()
         self._lock = threading.Lock()  # guards the jobs; never held while a piece runs

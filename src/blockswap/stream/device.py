@@ -14,7 +14,7 @@ import torch
 
 from ..errors import DeviceError
 from ..store.file_slab import SECTOR
-from ..store.host_memory import free_host_bytes
+from ..store.host_memory import free_host_bytes, total_host_bytes
 
 
 class Event(Protocol):
@@ -57,6 +57,10 @@ class Device(Protocol):
     def release_cached_host_memory(self) -> None: ...
 
     def free_bytes(self) -> int | None: ...
+
+    def total_bytes(self) -> int | None: ...
+
+    def model_name(self) -> str: ...
 
     def reset_peak(self) -> None: ...
 
@@ -143,6 +147,12 @@ class Host:
     def free_bytes(self) -> int | None:
         return free_host_bytes()
 
+    def total_bytes(self) -> int | None:
+        return total_host_bytes()
+
+    def model_name(self) -> str:
+        return "cpu"
+
     def reset_peak(self) -> None:
         """The host keeps no peak that could be reset."""
 
@@ -202,11 +212,27 @@ class Accelerator:
         info: Any = getattr(torch.accelerator, "get_memory_info", None)  # torch 2.10 and newer
         return None if info is None else int(info(self.torch_device)[0])
 
+    def total_bytes(self) -> int | None:
+        info: Any = getattr(torch.accelerator, "get_memory_info", None)  # torch 2.10 and newer
+        return None if info is None else int(info(self.torch_device)[1])
+
+    def model_name(self) -> str:
+        """What the vendor calls it ("NVIDIA GeForce RTX 4090"), or the kind of device."""
+        backend = torch.get_device_module(self.torch_device)
+        named: Any = getattr(backend, "get_device_name", None)
+        return self.torch_device.type if named is None else str(named(self.torch_device))
+
     def reset_peak(self) -> None:
         torch.accelerator.reset_peak_memory_stats(self.torch_device)
 
     def peak_bytes(self) -> int | None:
         return int(torch.accelerator.max_memory_allocated(self.torch_device))
+
+
+def best_device() -> torch.device:
+    """The accelerator that torch would use, or the CPU where there is none."""
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if present is None else present
 
 
 def open_device(device: str | torch.device) -> Device:

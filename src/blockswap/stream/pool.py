@@ -17,7 +17,7 @@ import torch
 
 from ..store.disk import DiskStore
 from ..store.file_slab import SECTOR
-from ..store.readers import Job, ReaderPool
+from ..store.readers import READERS, Job, ReaderPool
 from ..units import format_bytes
 from .device import Device, Event, aligned, host_buffer
 from .marks import Mark
@@ -76,13 +76,14 @@ class Staging:
 
 @dataclass(frozen=True, slots=True)
 class PoolSizes:
-    """How much memory a pool holds; all sizes in bytes."""
+    """How much memory a pool holds, in bytes, and how many threads read for it."""
 
     slots: int
     slot_bytes: int
     staging_buffers: int = 0
     staging_bytes: int = 0
     decode_bytes: int = 0
+    readers: int = READERS
 
 
 class Pool:
@@ -92,7 +93,7 @@ class Pool:
         self.device = device
         self.sizes = sizes
         self.copies = device.new_stream()
-        self.readers = ReaderPool()
+        self.readers = ReaderPool(sizes.readers)
         self.sentences: list[str] = []
         self.files: DiskStore | None = None  # closed with the pool when nobody else does
         # Memory made in inference mode could not be written outside it (and the other way round).

@@ -148,9 +148,12 @@ class _HostCopy:
 
 
 def start_engine(
-    parts: Parts, streamed: dict[str, StreamedUnit], *, debug: bool
+    parts: Parts, streamed: dict[str, StreamedUnit], *, debug: bool, guarded: bool = True
 ) -> tuple[Swap, Hooks]:
-    """Connects the engine to the model; from here on a forward streams."""
+    """Connects the engine to the model; from here on a forward streams.
+
+    Without `guarded` moves and loading are not watched over: the caller's host does that.
+    """
     live, plan, undo = parts.live, parts.plan, parts.undo
     units = [
         Unit(planned.name, planned.tier, unit.module, streamed.get(planned.name))
@@ -163,8 +166,9 @@ def start_engine(
     undo.callback(hooks.remove)
     hooks.connect(streamer, [unit.module for unit in live.units])
     modules = [unit.module for unit in live.units]
-    hooks.guard(modules, _moves(parts))
-    hooks.refuse_loading(modules, live.layout.label)
+    if guarded:
+        hooks.guard(modules, _moves(parts))
+        hooks.refuse_loading(modules, live.layout.label)
     if debug:
         swap.print_visits()
         hooks.after_forward(swap.flush_visits)

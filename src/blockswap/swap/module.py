@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,16 +74,57 @@ def swap_blocks(
     live = describe_module(model)
     refuse_unloaded(live)
     plan = make_plan(facts_of_module(live, where), select(wanted, live.layout), wanted)
-    pin_budget = UNLIMITED if wanted.ram_budget_bytes is None else wanted.ram_budget_bytes
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
         parts = make_parts(live, plan, where, undo)
         streamed: dict[str, StreamedUnit] = {}
         if not where.on_host:
             _place_residents(parts)
-            streamed = _rehome(parts, plan, pin_budget)
+            streamed = _rehome(parts, plan, _pin_budget(wanted))
         swap, _ = start_engine(parts, streamed, debug=wanted.block_swap_debug)
         swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
     return swap
+
+
+def plan_units(
+    model: torch.nn.Module,
+    args: BlockSwapArgs,
+    *,
+    device: str | torch.device,
+    granted_bytes: int | None = None,
+) -> SwapPlan:
+    """The plan for a loaded model whose host application moves all that is not streamed.
+
+    `granted_bytes`: what the host allows weights and slots on the device, for an automatic plan.
+    Raises ArgsError, ModelError, PlanError or DeviceError.
+    """
+    live = describe_module(model)
+    facts = replace(facts_of_module(live, open_device(device)), granted_bytes=granted_bytes)
+    return make_plan(facts, select(args, live.layout), args)
+
+
+def stream_units(
+    model: torch.nn.Module, plan: SwapPlan, args: BlockSwapArgs, *, device: str | torch.device
+) -> Swap:
+    """Streams the plan's units and nothing else: residents and the rest are the host's to place.
+
+    The streamed units' weights must be in host memory, as in `swap_blocks`. Nothing watches over
+    moves of the model: the host must not move a streamed unit before the swap is closed.
+    Raises ModelError, DeviceError or StateError, and leaves the model as it was.
+    """
+    where = open_device(device)
+    refuse_swapped(model)
+    live = describe_module(model)
+    refuse_unloaded(live, units=plan.streamed)
+    with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
+        parts = make_parts(live, plan, where, undo)
+        streamed = {} if where.on_host else _rehome(parts, plan, _pin_budget(args))
+        swap, _ = start_engine(parts, streamed, debug=args.block_swap_debug, guarded=False)
+        swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
+    return swap
+
+
+def _pin_budget(args: BlockSwapArgs) -> int:
+    return UNLIMITED if args.ram_budget_bytes is None else args.ram_budget_bytes
 
 
 def _place_residents(parts: Parts) -> None:

@@ -1,0 +1,63 @@
+"""The folder in which figures of this machine are kept between runs, and JSON files in it.
+
+Nothing in it is needed: whoever reads a file here must manage without it, and measure anew.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .errors import OutputError
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of blockswap; it need not exist.
+
+    `BLOCKSWAP_CACHE` names it outright; else it is `blockswap` below `XDG_CACHE_HOME`, on Windows
+    below `LOCALAPPDATA`, on macOS below `~/Library/Caches`, elsewhere below `~/.cache`.
+    """
+    named = os.environ.get("BLOCKSWAP_CACHE")
+    if named:
+        return Path(named)
+    above = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    if above and Path(above).is_absolute():  # a relative one is to be ignored (XDG)
+        return Path(above) / "blockswap"
+    home = Path(os.path.expanduser("~"))
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "blockswap"
+
+
+def read_json(path: Path) -> Any:
+    """The value in the file, or None where there is no such file or it does not hold JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Writes the value so that a reader finds the old file or the new one, never a half.
+
+    Makes the folders above. Raises OutputError where they cannot be written.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True)
+    half: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number, half = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".half")
+        with open(number, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(half, path)
+        half = None
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path} ({error.strerror or error}): make room, or name another folder "
+            "with BLOCKSWAP_CACHE"
+        ) from error
+    finally:
+        if half is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(half)

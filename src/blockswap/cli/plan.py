@@ -1,0 +1,178 @@
+"""Owns `blockswap plan`: how many blocks, how much memory, how long, before anything is loaded."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ArgsError, PlanError
+from ..forecast import (
+    Forecast,
+    Order,
+    find_model,
+    forecast,
+    largest_clip,
+    say_workload,
+    sweep,
+)
+from ..plan.cards import find_card, machine_of_card
+from ..plan.machine import DiskFigures, Machine
+from ..plan.workload import Workload
+from ..predict import Companions
+from ..report.curve import Curve, Dot, draw_curve
+from ..report.timeline import draw_timeline
+from ..selection import BlockSwapArgs
+from ..units import format_rate, parse_bytes
+from .console import new_console
+from .plan_tables import as_dict, print_forecast, print_sweep
+
+# What a disk is taken to read at for a card that is not at hand: half of what PCIe 4.0 drives
+# promise, about all that PCIe 3.0 drives do.
+ASSUMED_DISK_RATE = 3.5e9
+_READERS, _CHUNK_BYTES = 4, 16 * 2**20
+
+
+def plan(  # noqa: PLR0913, PLR0917 - the options of a command
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE|FOLDER",
+            help="A published model (wan2.2-t2v-a14b) or a checkpoint.",
+            show_default=False,
+        ),
+    ],
+    size: Annotated[str, typer.Option(metavar="WxH", help="The clip's size.")] = "1280x720",
+    frames: Annotated[int, typer.Option(help="The clip's frames, 4k+1.")] = 81,
+    batch: Annotated[int, typer.Option(help="2 where guidance goes through one forward.")] = 1,
+    dtype: Annotated[
+        str | None, typer.Option(help="What weights compute in; the file's own by default.")
+    ] = None,
+    vram: Annotated[str | None, typer.Option(help="Bytes to use on the device, 8GiB.")] = None,
+    ram: Annotated[
+        str | None, typer.Option(help="Bytes of pinned RAM for blocks, the others stay on disk.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help='A card from the table, "RTX 4090"; else this machine.')
+    ] = None,
+    disk: Annotated[
+        str | None, typer.Option(help="Bytes a second that the disk reads, 3.5GB.")
+    ] = None,
+    blocks: Annotated[str | None, typer.Option(help="Which blocks, 0,2,3-5.")] = None,
+    blocks_to_swap: Annotated[int | None, typer.Option(help="How many blocks.")] = None,
+    vae_tiled: Annotated[bool, typer.Option("--vae-tiled", help="The VAE works in tiles.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Step time against memory, in 64 steps.")
+    ] = False,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the forecast timeline, or the curve, here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Answer "how many blocks?" for a model, a clip and a machine; no weights are needed.
+
+    Says what stays, what is streamed and why, the peak of every phase, the time of a step, and the
+    count to give to other packs.
+    """
+    machine, notes = _machine(gpu, disk, model)
+    order = Order(
+        model=find_model(model, dtype),
+        workload=_workload(size, frames, batch, dtype),
+        machine=machine,
+        args=BlockSwapArgs(
+            blocks=blocks, blocks_to_swap=blocks_to_swap, vram_budget=vram, ram_budget=ram
+        ),
+        companions=Companions(vae_tiled=vae_tiled),
+        **_free(gpu, machine),
+    )
+    if compare:
+        _compare(order, png, notes, as_json=as_json)
+        return
+    told = _forecast(order)
+    if png is not None:
+        _draw(told, png)
+    if as_json:
+        typer.echo(json.dumps(as_dict(told, notes), indent=2))
+        return
+    print_forecast(new_console(), told, notes)
+
+
+def _forecast(order: Order) -> Forecast:
+    try:
+        return forecast(order)
+    except PlanError as error:
+        clip = largest_clip(order)
+        if clip is None:
+            raise
+        raise PlanError(
+            f"{error}; the largest clip that fits is {clip.width}x{clip.height} with "
+            f"{clip.frames} frames"
+        ) from error
+
+
+def _workload(size: str, frames: int, batch: int, dtype: str | None) -> Workload:
+    match = re.fullmatch(r"\s*(\d+)\s*[x×*]\s*(\d+)\s*", size, re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise ArgsError(f"--size {size!r} is no size: give width and height, as in 832x480")
+    width, height = int(match[1]), int(match[2])
+    computed = dtype if dtype in ("float16", "float32") else "bfloat16"
+    return Workload(width, height, frames, batch=batch, dtype=computed)  # type: ignore[arg-type]
+
+
+def _machine(gpu: str | None, disk: str | None, model: str) -> tuple[Machine, list[str]]:
+    """The machine that is meant, and what is to be said of it."""
+    rate = None if disk is None else float(parse_bytes(disk, name="--disk"))
+    if gpu is not None:
+        figures = DiskFigures(rate or ASSUMED_DISK_RATE, _READERS, _CHUNK_BYTES, direct=True)
+        read = f"blocks on disk are taken to be read at {format_rate(figures.bytes_per_second)}"
+        return machine_of_card(find_card(gpu), disk=figures), [] if rate else [read]
+    from ..probe import cached_probe
+    from ..stream.device import best_device
+
+    path = Path(model)
+    found = cached_probe(place=path if path.exists() else Path("."))
+    if found is None:
+        notes = ["no seconds: this machine was not probed, run blockswap probe or give --gpu"]
+        name = str(best_device())
+        return Machine(name, on_host=name == "cpu", flops=(), source="not probed"), notes
+    notes = list(found.sentences)
+    if found.machine.disk is None:
+        notes.append("the disk of the model was not probed: run blockswap probe --folder there")
+    return found.machine, notes
+
+
+def _free(gpu: str | None, machine: Machine) -> dict[str, int | None]:
+    """Free memory of the machine: all of a card that is not at hand, what is free now of this."""
+    if gpu is not None:
+        return {"device_free_bytes": machine.device_bytes}
+    from ..store.host_memory import free_host_bytes
+    from ..stream.device import best_device, open_device
+
+    device = open_device(best_device())
+    return {"device_free_bytes": device.free_bytes(), "host_free_bytes": free_host_bytes()}
+
+
+def _draw(told: Forecast, path: Path) -> None:
+    foreseen = told.foreseen()
+    if foreseen is None:
+        raise ArgsError("there is no timeline without seconds: give --gpu or run blockswap probe")
+    heading = f"Forecast: {told.order.model.label}, {say_workload(told.order.workload)}"
+    draw_timeline(told.plan, foreseen, path, heading=heading)
+
+
+def _compare(order: Order, png: Path | None, notes: list[str], *, as_json: bool) -> None:
+    points = sweep(order)
+    if png is not None:
+        timed = [p for p in points if p.step_seconds is not None]
+        if not timed:
+            raise ArgsError("there is no curve without seconds: give --gpu or run blockswap probe")
+        dots = tuple(Dot(p.budget_bytes, p.step_seconds or 0.0, p.streamed) for p in timed)
+        name = "this machine" if order.machine is None else order.machine.name
+        title = f"Forecast: {order.model.label}, {say_workload(order.workload)} on {name}"
+        draw_curve(Curve(title, dots), png)
+    if as_json:
+        typer.echo(json.dumps([asdict(point) for point in points], indent=2))
+        return
+    print_sweep(new_console(), order, points, notes)

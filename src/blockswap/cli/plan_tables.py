@@ -1,0 +1,91 @@
+"""Owns how a forecast is told: tables for a person, a dictionary for a program."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from ..forecast import Forecast, Order, Point, say_workload
+from ..units import format_bytes, format_seconds
+from .console import new_table, print_facts
+
+_ROWS = 17  # of a sweep, printed; the picture and the JSON have all of them
+
+
+def print_forecast(console: Console, told: Forecast, notes: Sequence[str]) -> None:
+    """The plan as a table, the map of blocks, the time line's figures, and the reasons."""
+    print_facts(
+        console, f"{told.order.model.label}: {say_workload(told.order.workload)}", _facts(told)
+    )
+    table = new_table("phase", "weights", "activations", "peak")
+    for phase in told.phases:
+        sizes = (phase.weight_bytes, phase.activation_bytes, phase.peak_bytes)
+        table.add_row(phase.name, *(format_bytes(size) for size in sizes))
+    console.print(table)
+    for sentence in (*told.plan.sentences, *told.warnings, *notes):
+        console.print(f"- {sentence}", soft_wrap=True)
+
+
+def _title(order: Order) -> str:
+    return f"{order.model.label}: {say_workload(order.workload)}"
+
+
+def _facts(told: Forecast) -> tuple[tuple[str, str], ...]:
+    plan, machine = told.plan, told.order.machine
+    slots = f"{plan.slots} of {format_bytes(plan.slot_bytes)}" if plan.slots else "none"
+    pinned = plan.pinned_bytes + plan.staging_buffers * plan.staging_bytes
+    facts = [
+        ("machine", "unknown" if machine is None else f"{machine.name} ({machine.source})"),
+        ("blocks", f"{plan.block_map()}   R stays, m from RAM, d from disk"),
+        ("slots", slots),
+        ("on the device", f"{format_bytes(plan.device_bytes)} of weights and slots"),
+        ("in the host", f"{format_bytes(pinned)} pinned"),
+        ("other packs", f"blocks_to_swap {told.blocks_to_swap}"),
+    ]
+    if plan.timing is not None:
+        facts.append(("a forward", _time(told)))
+    return tuple(facts)
+
+
+def _time(told: Forecast) -> str:
+    timing = told.plan.timing
+    assert timing is not None
+    said = format_seconds(timing.step_seconds)
+    said += f", {format_seconds(timing.compute_seconds)} of compute"
+    for name, seconds in (("copies", timing.copy_seconds), ("reads", timing.read_seconds)):
+        if seconds:
+            said += f", {format_seconds(seconds)} of {name}"
+    return f"{said}, {format_seconds(timing.exposed_seconds)} of waiting"
+
+
+def print_sweep(
+    console: Console, order: Order, points: Sequence[Point], notes: Sequence[str]
+) -> None:
+    """Every fourth budget as a row."""
+    print_facts(console, _title(order), ())
+    table = new_table("budget", "peak", "stay", "streamed", "a forward")
+    shown = {round(i * (len(points) - 1) / (_ROWS - 1)) for i in range(_ROWS)}
+    for at in sorted(shown):
+        point = points[at]
+        seconds = "?" if point.step_seconds is None else format_seconds(point.step_seconds)
+        sizes = format_bytes(point.budget_bytes), format_bytes(point.peak_bytes)
+        table.add_row(*sizes, str(point.residents), str(point.streamed), seconds)
+    console.print(table)
+    for sentence in notes:
+        console.print(f"- {sentence}", soft_wrap=True)
+
+
+def as_dict(told: Forecast, notes: Sequence[str]) -> dict[str, Any]:
+    """Dictionaries, lists, numbers and texts, ready for `json.dumps`."""
+    plan, machine = told.plan, told.order.machine
+    return {
+        "model": told.order.model.label,
+        "workload": asdict(told.order.workload),
+        "machine": None if machine is None else machine.to_dict(),
+        "plan": asdict(plan) | {"block_map": plan.block_map(), "peak_bytes": plan.peak_bytes},
+        "margin_bytes": told.margin_bytes,
+        "phases": [asdict(phase) | {"peak_bytes": phase.peak_bytes} for phase in told.phases],
+        "blocks_to_swap": told.blocks_to_swap,
+        "notes": [*told.warnings, *notes],
+    }

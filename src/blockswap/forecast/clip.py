@@ -1,0 +1,25 @@
+"""The largest clip that fits, where the one that was asked for does not."""
+
+from dataclasses import replace
+
+from ..plan.workload import FRAMES, Workload
+from .forecast import Order, has_plan
+
+
+def largest_clip(order: Order) -> Workload | None:
+    """The same clip with as many frames as fit; None where not even one frame does.
+
+    What a forward needs grows with its frames, so the number is found by halving.
+    """
+    low, high = 0, order.workload.latent_frames
+    while low < high:
+        middle = (low + high + 1) // 2
+        if has_plan(replace(order, workload=_with(order.workload, middle))):
+            low = middle
+        else:
+            high = middle - 1
+    return _with(order.workload, low) if low else None
+
+
+def _with(workload: Workload, latent_frames: int) -> Workload:
+    return replace(workload, frames=(latent_frames - 1) * FRAMES + 1)

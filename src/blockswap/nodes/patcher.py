@@ -1,0 +1,315 @@
+"""Block swap on a ComfyUI model patcher: what the host does differently for a clone that has it.
+
+Nothing here is a patcher class of its own: other packs have theirs, and their clones must stay
+theirs. A clone gets attributes that stand in front of a few of its methods, and a callback puts
+them on clones of the clone. The host's own methods do the work, seen through these:
+
+    partially_load, load   the streamed units are prepared by the host (LoRA included) where they
+                           rest, all other modules are loaded as ever, then the swap is opened
+    _load_list             hides the streamed units, so that the host neither loads nor counts them
+    unpatch_model          closes the swap before weights are restored
+    patch_weight_to_device brings a patched weight of a streamed unit back to where it rests
+"""
+
+import weakref
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ModelError
+from ..layout.slab import align_up
+from ..plan import SwapPlan
+from ..selection import BlockSwapArgs, select
+from ..swap import plan_units
+from .holding import Claim, Holding, holding_of, modules_in
+from .status import show_status
+
+KEY = "blockswap"
+_UNBOUNDED = 1e31  # the host says 1e32 where it sets no limit
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a node asked for, as it travels with the clones of a patcher."""
+
+    args: BlockSwapArgs
+    node_id: str | None = None
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the plan waits for what the host grants when it loads."""
+        args = self.args
+        named = args.block_list is not None or args.blocks_to_swap is not None
+        return not named and args.vram_budget is None
+
+
+def swap_on_clone(patcher: Any, wish: Wish) -> Any:
+    """A clone of `patcher` whose model runs with its blocks streamed.
+
+    Raises ArgsError, ModelError or PlanError for what this model cannot do.
+    """
+    root = transformer_of(patcher)
+    _refuse_foreign(root)
+    from ..adapters.live import describe_module
+
+    select(wish.args, describe_module(root).layout)
+    clone = _clone_without_dynamic(patcher)
+    clone.set_attachments(KEY, wish)
+    _Overrides(clone).install()
+    _follow_clones(clone)
+    return clone
+
+
+def transformer_of(patcher: Any) -> Any:
+    """The transformer in a patcher's model. Raises ModelError where there is none."""
+    root = getattr(getattr(patcher, "model", None), "diffusion_model", None)
+    if root is None:
+        raise ModelError(
+            f"a {type(patcher).__name__} was given, which has no diffusion model: connect the "
+            "MODEL of a Wan checkpoint"
+        )
+    return root
+
+
+def wish_of(patcher: Any) -> Wish | None:
+    """What was asked for a patcher, if anything."""
+    wish: Wish | None = patcher.get_attachment(KEY)
+    return wish
+
+
+def _refuse_foreign(root: Any) -> None:
+    for name, parameter in root.named_parameters():
+        if type(parameter).__name__ == "GGMLParameter" or type(parameter).__name__ == "GGMLTensor":
+            raise ModelError(
+                f"{name} is a GGUF tensor, whose dequantisation belongs to the pack that loaded "
+                "it: block swap needs a safetensors checkpoint (bf16, fp16 or fp8_scaled)"
+            )
+
+
+def _clone_without_dynamic(patcher: Any) -> Any:
+    """A clone; of a model under newer cores' dynamic VRAM, one that is not."""
+    is_dynamic = getattr(patcher, "is_dynamic", None)
+    if is_dynamic is None or not is_dynamic():
+        return patcher.clone()
+    import logging
+
+    logging.warning(
+        "blockswap: this model is under dynamic VRAM, which moves every weight itself; the clone "
+        "with block swap is made without it, so that each block has one owner"
+    )
+    return patcher.clone(disable_dynamic=True)
+
+
+def _follow_clones(patcher: Any) -> None:
+    from comfy.patcher_extension import CallbacksMP
+
+    for kind, call in ((CallbacksMP.ON_CLONE, _on_clone), (CallbacksMP.ON_DETACH, _on_detach)):
+        patcher.remove_callbacks_with_key(kind, KEY)
+        patcher.add_callback_with_key(kind, KEY, call)
+
+
+def _on_clone(patcher: Any, clone: Any) -> None:
+    if wish_of(clone) is not None:
+        _Overrides(clone).install()
+
+
+def _on_detach(patcher: Any, unpatch_all: bool) -> None:
+    """The host takes a clone off the model; with `unpatch_all` it has restored the weights."""
+    holding = holding_of(patcher.model)
+    if holding is not None and not unpatch_all:
+        holding.park()
+
+
+class _Overrides:
+    """Stands in front of the methods of one patcher, which it does not keep alive."""
+
+    def __init__(self, patcher: Any) -> None:
+        self._reference = weakref.ref(patcher)
+        self._whole = whole_size(patcher.model)
+
+    @property
+    def _patcher(self) -> Any:
+        return self._reference()
+
+    @property
+    def _host(self) -> Any:
+        """The patcher's class, whose methods do the work; other packs change it now and then."""
+        return type(self._patcher)
+
+    def install(self) -> None:
+        patcher = self._patcher
+        for name in (
+            "load",
+            "partially_load",
+            "unpatch_model",
+            "patch_weight_to_device",
+            "_load_list",
+            "model_size",
+            "get_ram_usage",
+        ):
+            setattr(patcher, name, getattr(self, name))
+        wish = wish_of(patcher)
+        assert wish is not None, "overrides are put on patchers that have a wish"
+        # How much of the model stays under an automatic plan is what the host answers by loading.
+        self._size_to_ask = self._whole
+        if not wish.automatic:
+            plan = plan_units(transformer_of(patcher), wish.args, device=patcher.load_device)
+            self._size_to_ask = size_with(plan, self._whole)
+
+    def model_size(self) -> int:
+        """The bytes the host is to find room for: weights that it or we put on the device."""
+        patcher = self._patcher
+        holding = holding_of(patcher.model)
+        if holding is not None and holding.claim == self._claim(holding.claim.device):
+            return size_with(holding.plan, self._whole)
+        return self._size_to_ask
+
+    def get_ram_usage(self) -> int:
+        """Streamed or not, the whole model is in host memory."""
+        return self._whole
+
+    def _load_list(self, *args: Any, **kwargs: Any) -> list[Any]:
+        entries: list[Any] = self._host._load_list(self._patcher, *args, **kwargs)
+        holding = holding_of(self._patcher.model)
+        if holding is None:
+            return entries
+        held = holding.modules
+        return [e for e in entries if any(m in held for m in modules_in(e)) == holding.taking]
+
+    def patch_weight_to_device(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        patcher = self._patcher
+        result = self._host.patch_weight_to_device(patcher, key, *args, **kwargs)
+        holding = holding_of(patcher.model)
+        if holding is not None and holding.taking:
+            _bring_back(patcher, key)
+        return result
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> Any:
+        patcher = self._patcher
+        if unpatch_weights:
+            release(patcher.model)
+        return self._host.unpatch_model(patcher, device_to, unpatch_weights)
+
+    def partially_load(
+        self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> Any:
+        patcher = self._patcher
+        model = patcher.model
+        holding = holding_of(model)
+        if holding is not None and holding.claim == self._claim(device_to):
+            holding.resume(patcher)
+        elif model.current_weight_patches_uuid is not None:
+            # Loaded for a clone that asked for something else: the host starts afresh.
+            used = model.model_loaded_weight_memory
+            patcher.unpatch_model(patcher.offload_device, unpatch_weights=True)
+            extra_memory += used
+        return self._host.partially_load(
+            patcher, device_to, extra_memory, force_patch_weights=force_patch_weights
+        )
+
+    def load(
+        self,
+        device_to: Any = None,
+        lowvram_model_memory: float = 0,
+        force_patch_weights: bool = False,
+        full_load: bool = False,
+    ) -> Any:
+        patcher = self._patcher
+        if device_to is None:  # weights are patched where they lie, nothing is loaded
+            return self._host.load(
+                patcher, device_to, lowvram_model_memory, force_patch_weights, full_load
+            )
+        granted = _granted(device_to, lowvram_model_memory)
+        try:
+            holding = holding_of(patcher.model) or self._take(device_to, granted)
+            plan = holding.plan
+            fits = full_load or plan.device_bytes <= granted
+            room = max(lowvram_model_memory - plan.slots * plan.slot_bytes, 0.1)
+            with holding.at_work():
+                result = self._host.load(patcher, device_to, room, force_patch_weights, fits)
+            holding.open(transformer_of(patcher))
+            show_status(patcher, holding)
+        except BaseException:
+            release(patcher.model)
+            raise
+        return result
+
+    def _claim(self, device: Any) -> Claim:
+        patcher = self._patcher
+        wish = wish_of(patcher)
+        assert wish is not None, "overrides are put on patchers that have a wish"
+        replaced = tuple(
+            (name, id(value))
+            for name, value in sorted(patcher.object_patches.items())
+            if name.startswith("diffusion_model")
+        )
+        return Claim(wish.args, device, patcher.patches_uuid, replaced)
+
+    def _take(self, device: Any, granted: int) -> Holding:
+        """Plans, takes the streamed units out of the host's care, and lets it patch them."""
+        patcher = self._patcher
+        claim = self._claim(device)
+        plan = plan_units(
+            transformer_of(patcher), claim.args, device=device, granted_bytes=granted
+        )
+        holding = Holding(patcher.model, claim, plan)
+        holding.hold(patcher)
+        if plan.streamed:
+            with holding.at_work(), holding.taking_turn(), _without_callbacks(patcher):
+                self._host.load(patcher, device, 1e32, False, False)
+        return holding
+
+
+def release(model: Any) -> None:
+    """Closes the holding on a model, if there is one."""
+    holding = holding_of(model)
+    if holding is not None:
+        holding.close()
+
+
+def whole_size(model: Any) -> int:
+    """Bytes of all weights of a model, as the host counts them."""
+    import comfy.model_management
+
+    return int(comfy.model_management.module_size(model))
+
+
+def size_with(plan: SwapPlan, whole: int) -> int:
+    """Bytes on the device under a plan: slots in place of the streamed units."""
+    if plan.device.startswith("cpu"):
+        return whole  # the blocks are used where they lie
+    streamed = sum(unit.slab_bytes for unit in plan.units if unit.tier != "resident")
+    return whole - streamed + plan.slots * align_up(plan.slot_bytes, 512)
+
+
+def _granted(device: Any, lowvram_model_memory: float) -> int:
+    """Bytes that the host lets weights take on the device, less a margin.
+
+    Allocators round, and other programs come and go: at the brim the host would take residents
+    off the device again before the next run.
+    """
+    import comfy.model_management
+
+    room = lowvram_model_memory
+    if not 0 < room < _UNBOUNDED:
+        room = comfy.model_management.get_free_memory(device)
+    return int(room * 63 / 64)
+
+
+def _bring_back(patcher: Any, key: str) -> None:
+    """The host patches weights on the compute device; those of streamed units rest in RAM."""
+    import comfy.utils
+
+    weight = comfy.utils.get_attr(patcher.model, key)
+    if weight.device.type != "cpu":
+        comfy.utils.set_attr_param(patcher.model, key, weight.to("cpu"))
+
+
+@contextmanager
+def _without_callbacks(patcher: Any) -> Any:
+    """The host loads in two turns; what other nodes hang on loading belongs to the second."""
+    callbacks, patcher.callbacks = patcher.callbacks, {}
+    try:
+        yield
+    finally:
+        patcher.callbacks = callbacks

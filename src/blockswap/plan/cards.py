@@ -1,0 +1,202 @@
+"""A small dated table of cards, for plans about a machine that is not at hand.
+
+Each row holds what the vendor publishes; rates that are expected in practice are derived from it
+by the stated constants below. Every one of those is an assumption, and `blockswap probe` on the
+machine itself replaces them all by measurements.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from ..errors import ArgsError
+from ..units import GIB, format_rate
+from .machine import DiskFigures, Machine
+
+AS_OF = "2026-11"
+
+# What a denoising step is assumed to reach of the dense tensor rate on paper. Large bf16 products
+# come near 0.7-0.9 of it (the clock drops under full load), fused attention near 0.5-0.7, and the
+# norms, rotations and gates between them take time but count as no FLOPs.
+SUSTAINED_SHARE = 0.6
+
+# Gigabytes per second and lane in one direction after line coding: 8, 16 and 32 GT/s x 128/130.
+LANE_RATES = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
+# Packet headers and flow control leave about this much to large copies from pinned memory.
+LINK_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a vendor publishes of one card. Rates per second on paper, sizes in bytes.
+
+    `tensor_flops` is the dense bf16 rate with accumulation in fp32 (torch accumulates so), which
+    is half of the advertised one on GeForce cards; `flops` the fp32 rate without tensor cores.
+    """
+
+    name: str
+    device_bytes: int
+    memory_rate: float
+    tensor_flops: float
+    flops: float
+    pcie: tuple[int, int]  # generation, lanes
+    source: str
+
+    @property
+    def pinned_link(self) -> float:
+        """Expected bytes/s from pinned memory, in a slot of the card's own generation and width."""
+        generation, lanes = self.pcie
+        return LANE_RATES[generation] * lanes * LINK_SHARE
+
+
+def machine_of_card(
+    card: Card, *, host_bytes: int | None = None, disk: DiskFigures | None = None
+) -> Machine:
+    """The card as the time model takes it; host and disk are those of the machine it is put in.
+
+    The rate of copies from pageable memory stays unknown: it is the host's, not the card's.
+    """
+    half = card.tensor_flops * SUSTAINED_SHARE
+    generation, lanes = card.pcie
+    return Machine(
+        name=card.name,
+        on_host=False,
+        flops=(
+            ("bfloat16", half),
+            ("float16", half),
+            ("float32", card.flops * SUSTAINED_SHARE),
+        ),
+        device_bytes=card.device_bytes,
+        host_bytes=host_bytes,
+        memory_rate=card.memory_rate,
+        pinned_link=card.pinned_link,
+        disk=disk,
+        source=(
+            f"{card.source}, as of {AS_OF}: {card.tensor_flops / 1e12:.1f} TFLOP/s in bf16 on "
+            f"paper, {SUSTAINED_SHARE:.0%} of it assumed to be sustained; PCIe {generation}.0 x"
+            f"{lanes}, {LINK_SHARE:.0%} of it ({format_rate(card.pinned_link)}) assumed for copies"
+        ),
+    )
+
+
+def find_card(name: str) -> Card:
+    """The card that is meant by a name such as "RTX 4090", "4090" or "NVIDIA GeForce rtx4090".
+
+    Where cards differ by memory only ("4060 Ti"), the smaller one is meant unless the size is
+    named ("4060 Ti 16GB"). Raises ArgsError, naming near matches, for a name that fits no card.
+    """
+    model, gib, form = _parts(name)
+    fitting = [card for card in CARDS if _parts(card.name)[0] == model]
+    fitting = [card for card in fitting if gib in (None, card.device_bytes // GIB)]
+    for card in sorted(fitting, key=lambda card: _parts(card.name)[2] != form):
+        return card
+    near = _near(model)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {_known()}"
+    raise ArgsError(f"card {name!r} is not in the table of cards: {hint}")
+
+
+def _near(model: str) -> list[str]:
+    """Up to three cards: those of the same number, or else those spelled alike."""
+    number = re.search(r"[0-9]{3,4}", model)
+    same = [card.name for card in CARDS if number and number[0] in card.name]
+    models = {_parts(card.name)[0]: card.name for card in CARDS}
+    alike = difflib.get_close_matches(model, models, n=3, cutoff=0.6)
+    return same[:3] or [models[spelled] for spelled in alike]
+
+
+def _known() -> str:
+    return ", ".join(card.name for card in CARDS)
+
+
+_VENDOR = re.compile(r"nvidia|amd|intel|geforce|radeon|tesla|graphics|rtx|rx|arc")
+
+
+def _parts(name: str) -> tuple[str, int | None, str]:
+    """Model in small letters without vendor and family, GiB if named, form ("pcie" or "")."""
+    text = re.sub(r"\((?:r|tm)\)", " ", name.lower())
+    size = re.search(r"\b([0-9]+) ?(?:gib|gb|g)\b", text)
+    if size:
+        text = text.replace(size[0], " ")
+    form = "pcie" if "pcie" in text else ""
+    text = re.sub(r"pcie|sxm[0-9]?|hbm[0-9]e?|[^a-z0-9]+", "", text)
+    return _VENDOR.sub("", text), int(size[1]) if size else None, form
+
+
+def _geforce(name: str, memory: tuple[int, float], cores: tuple[int, float], link: str) -> Card:
+    """A GeForce card from (GiB, GB/s), (CUDA cores, boost GHz) and "generation x lanes".
+
+    A core does one fp32 FMA a clock; the tensor cores of GA10x, AD10x and GB20x do two bf16 FMAs
+    with fp32 accumulation per core and clock (NVIDIA's architecture white papers: 165.2 TFLOP/s
+    for the RTX 4090, 71 for the RTX 3090, 209.5 for the RTX 5090).
+    """
+    gib, gb_per_second = memory
+    count, gigahertz = cores
+    fp32 = 2 * count * gigahertz * 1e9
+    generation, lanes = map(int, link.split("x"))
+    return Card(
+        name=name,
+        device_bytes=gib * GIB,
+        memory_rate=gb_per_second * 1e9,
+        tensor_flops=2 * fp32,
+        flops=fp32,
+        pcie=(generation, lanes),
+        source=f"NVIDIA's specification of the GeForce {name} ({count} cores at {gigahertz} GHz)",
+    )
+
+
+def _other(name: str, memory: tuple[int, float], tera: tuple[float, float], link: str, source: str,
+           ) -> Card:  # fmt: skip
+    """A card whose rates are published as such: (GiB, GB/s), (bf16, fp32) in TFLOP/s."""
+    generation, lanes = map(int, link.split("x"))
+    return Card(
+        name=name,
+        device_bytes=memory[0] * GIB,
+        memory_rate=memory[1] * 1e9,
+        tensor_flops=tera[0] * 1e12,
+        flops=tera[1] * 1e12,
+        pcie=(generation, lanes),
+        source=source,
+    )
+
+
+# Cards of one name are in the order of their memory: the bare name means the first.
+CARDS: tuple[Card, ...] = (
+    _geforce("RTX 3060 12GB", (12, 360), (3584, 1.777), "4x16"),
+    _geforce("RTX 3060 Ti", (8, 448), (4864, 1.665), "4x16"),
+    _geforce("RTX 3070", (8, 448), (5888, 1.725), "4x16"),
+    _geforce("RTX 3080 10GB", (10, 760), (8704, 1.71), "4x16"),
+    _geforce("RTX 3080 Ti", (12, 912), (10240, 1.665), "4x16"),
+    _geforce("RTX 3090", (24, 936), (10496, 1.695), "4x16"),
+    _geforce("RTX 3090 Ti", (24, 1008), (10752, 1.86), "4x16"),
+    _geforce("RTX 4060", (8, 272), (3072, 2.46), "4x8"),
+    _geforce("RTX 4060 Ti 8GB", (8, 288), (4352, 2.535), "4x8"),
+    _geforce("RTX 4060 Ti 16GB", (16, 288), (4352, 2.535), "4x8"),
+    _geforce("RTX 4070", (12, 504), (5888, 2.475), "4x16"),
+    _geforce("RTX 4070 Super", (12, 504), (7168, 2.475), "4x16"),
+    _geforce("RTX 4070 Ti", (12, 504), (7680, 2.61), "4x16"),
+    _geforce("RTX 4070 Ti Super", (16, 672), (8448, 2.61), "4x16"),
+    _geforce("RTX 4080", (16, 716.8), (9728, 2.505), "4x16"),
+    _geforce("RTX 4080 Super", (16, 736), (10240, 2.55), "4x16"),
+    _geforce("RTX 4090", (24, 1008), (16384, 2.52), "4x16"),
+    _geforce("RTX 5060", (8, 448), (3840, 2.497), "5x8"),
+    _geforce("RTX 5060 Ti 8GB", (8, 448), (4608, 2.572), "5x8"),
+    _geforce("RTX 5060 Ti 16GB", (16, 448), (4608, 2.572), "5x8"),
+    _geforce("RTX 5070", (12, 672), (6144, 2.512), "5x16"),
+    _geforce("RTX 5070 Ti", (16, 896), (8960, 2.452), "5x16"),
+    _geforce("RTX 5080", (16, 960), (10752, 2.617), "5x16"),
+    _geforce("RTX 5090", (32, 1792), (21760, 2.407), "5x16"),
+    _other("L4", (24, 300), (121, 30.3), "4x16", "NVIDIA's data sheet of the L4 (dense: half of "
+           "the rate with sparsity)"),
+    _other("L40S", (48, 864), (362, 91.6), "4x16", "NVIDIA's data sheet of the L40S (dense)"),
+    _other("A100 40GB", (40, 1555), (312, 19.5), "4x16", "NVIDIA's data sheet of the A100"),
+    _other("A100 80GB", (80, 1935), (312, 19.5), "4x16", "NVIDIA's data sheet of the A100 "
+           "(PCIe form)"),
+    _other("H100 PCIe", (80, 2000), (756, 51), "5x16", "NVIDIA's data sheet of the H100 (PCIe "
+           "form, dense)"),
+    _other("H100 SXM", (80, 3350), (989, 67), "5x16", "NVIDIA's data sheet of the H100 (SXM form, "
+           "dense)"),
+    _other("RX 7900 XTX", (24, 960), (122.8, 61.4), "4x16", "AMD's specification of the Radeon "
+           "RX 7900 XTX"),
+    _other("Arc B580", (12, 456), (116.5, 13.67), "4x8", "Intel's specification of the Arc B580 "
+           "(233 int8 TOPS; bf16 is half of it on the same matrix engines)"),
+)  # fmt: skip

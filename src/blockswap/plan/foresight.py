@@ -1,0 +1,83 @@
+"""What is known before the first forward: bytes of activations, and how fast everything is.
+
+Both are optional: without them a plan leaves a reserve and keeps as many blocks as fit.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from .timeline import Pipeline, Stage, Timing
+from .values import PlannedUnit, SwapPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """How long the units compute and how fast bytes come, for one workload on one machine.
+
+    `compute_seconds` names every unit; `rest_seconds` is what a forward computes outside of them.
+    Rates are in bytes a second: `link` from pinned memory to the device, `disk` as the checkpoint
+    is read. A rate of None means that this way is never taken (on the CPU there is no link).
+    """
+
+    compute_seconds: Mapping[str, float]
+    rest_seconds: float = 0.0
+    link: float | None = None
+    disk: float | None = None
+
+    def stage(self, unit: PlannedUnit, *, on_host: bool) -> Stage:
+        """The unit's place in the timeline."""
+        seconds = self.compute_seconds[unit.name]
+        moves = unit.tier == "disk" or (unit.tier == "ram" and not on_host)
+        if not moves:
+            return Stage(seconds, name=unit.name)
+        return Stage(
+            seconds,
+            streamed=True,
+            copy_seconds=0.0 if on_host else _seconds(unit.slab_bytes, self.link),
+            read_seconds=_seconds(unit.slab_bytes, self.disk) if unit.tier == "disk" else 0.0,
+            name=unit.name,
+            nbytes=0 if on_host else unit.slab_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """What a workload needs beside weights and slots, in bytes, and the speeds if they are known.
+
+    `workload` names it in sentences ("832x480, 81 frames"). `margin_bytes` stands for what no
+    model of the device sees: its context, fragmentation, workspaces of its libraries.
+    """
+
+    workload: str
+    activation_bytes: int
+    margin_bytes: int = 0
+    speeds: Speeds | None = None
+
+    @property
+    def reserve_bytes(self) -> int:
+        return self.activation_bytes + self.margin_bytes
+
+
+def timing_of(plan: SwapPlan, speeds: Speeds, *, on_host: bool) -> Timing:
+    """A forward under `plan` in the steady state."""
+    return pipeline_of(plan, speeds, on_host=on_host).timing()
+
+
+def pipeline_of(plan: SwapPlan, speeds: Speeds, *, on_host: bool) -> Pipeline:
+    """The plan as the timeline sees it."""
+    return Pipeline(
+        stages=tuple(_stages(plan.units, speeds, on_host=on_host)),
+        slots=plan.slots,
+        prefetch=plan.prefetch,
+        staging_buffers=plan.staging_buffers,
+        rest_seconds=speeds.rest_seconds,
+        on_host=on_host,
+    )
+
+
+def _stages(units: Iterable[PlannedUnit], speeds: Speeds, *, on_host: bool) -> Iterable[Stage]:
+    return (speeds.stage(unit, on_host=on_host) for unit in units)
+
+
+def _seconds(nbytes: int, rate: float | None) -> float:
+    return 0.0 if rate is None else nbytes / rate

@@ -1,0 +1,105 @@
+"""Predictions kept on disk, so that a plan is told at once the second time.
+
+One small JSON file for each question, named by a hash of the question. The question holds all that
+the answer depends on, so a file is never out of date, only no longer asked for. Needs no torch.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+OVERRIDE = "BLOCKSWAP_CACHE"
+_SCHEMA = 1  # raised when the way of predicting changes, or what is written down
+
+
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made again; the folder may not exist yet.
+
+    `$BLOCKSWAP_CACHE` if set; else `blockswap` below `$XDG_CACHE_HOME` or `~/.cache`
+    (macOS: `~/Library/Caches`, Windows: `%LOCALAPPDATA%`).
+    """
+    if wanted := os.environ.get(OVERRIDE):
+        return Path(wanted)
+    if sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        root = str(Path.home() / "Library" / "Caches")
+    else:
+        root = os.environ.get("XDG_CACHE_HOME", "")
+        # The specification tells to ignore a path that is not absolute.
+        root = root if os.path.isabs(root) else str(Path.home() / ".cache")
+    return Path(root) / "blockswap"
+
+
+def library_versions(*names: str) -> dict[str, str]:
+    """Installed version of each distribution, without importing it; "" where there is none."""
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def remembered(question: Mapping[str, Any], answer: Callable[[], Any]) -> Any:
+    """The answer to `question` (both JSON values) from the cache, or worked out and kept there.
+
+    A file that cannot be read or written never fails a prediction: a warning says so in a sentence.
+    """
+    asked = {"schema": _SCHEMA, **question}
+    path = _path_of(asked)
+    found = _read(path, asked)
+    if found is None:
+        found = answer()
+        _write(path, {"question": asked, "answer": found})
+    return found
+
+
+def _path_of(asked: Mapping[str, Any]) -> Path:
+    text = json.dumps(asked, sort_keys=True)
+    return cache_folder() / "predictions" / f"{sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _read(path: Path, asked: Mapping[str, Any]) -> Any | None:
+    try:
+        kept = json.loads(path.read_bytes())
+        if kept["question"] != json.loads(json.dumps(asked)):
+            raise ValueError("it answers another question")
+        return kept["answer"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _warn(f"the kept prediction {path} cannot be used ({error!r}): it is worked out anew")
+        return None
+
+
+def _write(path: Path, kept: Mapping[str, Any]) -> None:
+    """Appears under its name whole or not at all: another process may be reading."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(kept, file)
+            os.replace(draft, path)
+        except BaseException:
+            os.unlink(draft)
+            raise
+    except OSError as error:
+        _warn(
+            f"a prediction could not be kept in {path.parent} ({error}): it is worked out anew "
+            f"each time; set {OVERRIDE} to a folder that can be written"
+        )
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, RuntimeWarning, stacklevel=4)

@@ -1,0 +1,97 @@
+"""Kernels that real devices have in one piece: this module owns what they allocate.
+
+On meta torch takes every composite operation apart, as it does on a device without a kernel for
+it. Where the device has one, the composite is replaced by its allocations:
+
+    attention  flash, memory-efficient, cuDNN, and the simulated accelerator's: the output in the
+               query's layout, and log-sum-exp [batch, heads, tokens] in fp32. "math" is left to
+               torch, which upcasts and makes [batch, heads, tokens, tokens] two or three times
+    RMS norm   CUDA: the output, and 1 / rms in fp32 for each row (`_fused_rms_norm`, torch 2.9).
+               With a weight of another dtype than the input torch composes it there, too
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..plan.workload import AttentionKind, KernelSet
+from .recorder import Recorder
+
+_RMS_NORMS = frozenset({F.rms_norm, torch.rms_norm})
+
+
+class Kernels(TorchFunctionMode):
+    """Replaces attention and RMS norms by what the device's kernels allocate and compute."""
+
+    def __init__(self, recorder: Recorder, *, attention: AttentionKind, kernels: KernelSet) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._flash = attention == "flash"
+        self._fused_norms = kernels == "cuda"
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return (self._attend if self._flash else _attend_by_products)(*args, **kwargs)
+        if self._fused_norms and func in _RMS_NORMS:
+            fused = _rms_norm(*args, **kwargs)
+            if fused is not None:
+                return fused
+        return func(*args, **kwargs)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+    ) -> torch.Tensor:
+        """`[batch, heads, tokens, head_dim]` each -> the same as `query`."""
+        self._recorder.add_flops(_attention_flops(query, key, value))
+        output = torch.empty_like(query)
+        if value.shape[-1] != query.shape[-1]:
+            output = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        # Alive beside the output until the kernel is done.
+        logsumexp = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        del logsumexp
+        return output
+
+
+def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """One product with the keys, one with the values; 2 FLOPs a multiply-add."""
+    pairs = query.numel() // query.shape[-1] * key.shape[-2]
+    return 2 * pairs * (query.shape[-1] + value.shape[-1])
+
+
+def _attend_by_products(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> torch.Tensor:
+    by_products: Any = torch.ops.aten._scaled_dot_product_attention_math
+    result: torch.Tensor = by_products(
+        query, key, value, attn_mask, dropout_p, is_causal, **options
+    )[0]
+    return result
+
+
+def _rms_norm(
+    input: torch.Tensor,
+    normalized_shape: Any,
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> torch.Tensor | None:
+    """What the fused kernel leaves; None where torch does not take it."""
+    if weight is not None and weight.dtype != input.dtype:
+        return None
+    rows = math.prod(input.shape[: input.dim() - len(normalized_shape)])
+    source = input.contiguous()
+    output = torch.empty_like(source)
+    rstd = torch.empty((rows,), dtype=torch.float32, device=input.device)
+    del rstd, source
+    return output

@@ -1,0 +1,20 @@
+"""What one phase of a generation needs of the device, and the peak of all phases, as values."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseCost:
+    """A model that is on the device for one phase: its weights, and what its work adds to them.
+
+    `activation_bytes` is the most that is alive beside the weights, inputs and outputs included.
+    """
+
+    weight_bytes: int
+    activation_bytes: int
+    output_bytes: int
+    flops: int = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.weight_bytes + self.activation_bytes

@@ -1,0 +1,173 @@
+"""The record of a forward without data: bytes alive at each moment, and FLOPs by unit.
+
+A dispatch mode sees every operation the device would be asked for. All tensors are on torch's
+*meta* device: an operation only works out shapes, so the 14B model at 720p takes a second and no
+memory. Every fresh storage counts from the operation that makes it until torch lets go of it:
+
+    op:      linear        gelu          linear       (return)
+    alive:   x             x h           x h g        x g y        x y      h is freed when the
+    bytes:   |--------------------------------peak----------|                frame drops it
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatten
+from torch.utils.flop_counter import flop_registry
+
+from ..layout.slab import align_up
+
+_KEPT_DEVICES = ("cpu", "meta")
+GRANULARITY_BYTES = 512  # CUDA's caching allocator hands out multiples of it
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts live bytes and FLOPs of what runs inside it; runs nothing but shapes.
+
+    Real tensors on the CPU stay real among themselves (a model may compute sizes on the host) and
+    become meta where they meet a meta tensor. What is asked for on an accelerator is made on meta.
+    """
+
+    def __init__(self, weights: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self.unit_flops: dict[str, int] = {}
+        self.rest_flops = 0
+        self._units: list[str] = []
+        self._live: dict[int, weakref.ref[Any]] = {}
+        # Held, so that no activation's storage gets the address of a weight's.
+        self._weights = {s._cdata: s for s in (w.untyped_storage() for w in weights)}
+
+    # ---- memory ----------------------------------------------------------------------------
+
+    def note(self, tensor: torch.Tensor) -> None:
+        """Counts the tensor's storage as alive from now on, if it is new and no weight's."""
+        if tensor.device.type != "meta":
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live or key in self._weights:
+            return
+        nbytes = align_up(storage.nbytes(), GRANULARITY_BYTES)
+        self._live[key] = weakref.ref(storage, self._forgetter(key, nbytes))
+        self.live_bytes += nbytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def _forgetter(self, key: int, nbytes: int) -> Callable[[object], None]:
+        def forget(_: object) -> None:
+            self._live.pop(key)
+            self.live_bytes -= nbytes
+
+        return forget
+
+    def spike(self, nbytes: int) -> None:
+        """Counts `nbytes` more that were alive for a moment just now."""
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes + nbytes)
+
+    @contextmanager
+    def own_peak(self) -> Iterator[Callable[[], int]]:
+        """Measures the peak inside, as bytes above what is alive at entry; the outer one holds."""
+        outer, start, self.peak_bytes = self.peak_bytes, self.live_bytes, self.live_bytes
+        try:
+            yield lambda: self.peak_bytes - start
+        finally:
+            self.peak_bytes = max(outer, self.peak_bytes)
+
+    # ---- FLOPs -----------------------------------------------------------------------------
+
+    def add_flops(self, flops: int) -> None:
+        if not self._units:
+            self.rest_flops += flops
+            return
+        name = self._units[-1]
+        self.unit_flops[name] = self.unit_flops.get(name, 0) + flops
+
+    @contextmanager
+    def watching(self, units: Iterable[tuple[str, torch.nn.Module]]) -> Iterator[None]:
+        """Attributes FLOPs to the unit whose forward runs; its hooks leave with the context."""
+        handles = []
+        for name, module in units:
+            self.unit_flops.setdefault(name, 0)
+
+            def enter(_: object, __: object, name: str = name) -> None:
+                self._units.append(name)
+
+            def leave(_: object, __: object, ___: object) -> None:
+                self._units.pop()
+
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # ---- operations ------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(map(_takes_itself_apart, types)):
+            return NotImplemented  # the subclass says what it does; that is seen then
+        args, kwargs = _on_meta(args, kwargs or {})
+        out = func(*args, **kwargs)
+        for leaf in (out,) if isinstance(out, torch.Tensor) else tree_iter(out):
+            if isinstance(leaf, torch.Tensor):
+                self.note(leaf)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.add_flops(int(formula(*args, **kwargs, out_val=out)))
+        return out
+
+
+def _takes_itself_apart(kind: type) -> bool:
+    """Whether tensors of this class are made of others (quantised ones of torchao, for example)."""
+    return issubclass(kind, torch.Tensor) and hasattr(kind, "__tensor_flatten__")
+
+
+def to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without its data: shape, strides and dtype on the meta device."""
+    if is_traceable_wrapper_subclass(tensor):
+        return tensor.detach().to("meta")
+    if tensor.device.type == "meta":
+        return tensor.detach()
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def map_to_meta(tree: Any) -> Any:
+    """All tensors of a nest of lists, tuples and dictionaries on meta; the rest as it is."""
+    return tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+
+def _on_meta(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The arguments with every tensor and device on meta that a device would have to have."""
+    if all(map(_is_settled, args)) and all(map(_is_settled, kwargs.values())):
+        return args, kwargs  # nearly always, and ten times as fast
+    leaves, shape = tree_flatten((args, kwargs))
+    mixed = any(isinstance(leaf, torch.Tensor) and leaf.device.type == "meta" for leaf in leaves)
+    args, kwargs = tree_unflatten([_leaf_on_meta(leaf, mixed) for leaf in leaves], shape)
+    return args, kwargs
+
+
+def _is_settled(argument: Any) -> bool:
+    if isinstance(argument, torch.Tensor):
+        return argument.is_meta
+    if isinstance(argument, list | tuple):
+        return all(map(_is_settled, argument))
+    return not isinstance(argument, torch.device) or argument.type in _KEPT_DEVICES
+
+
+def _leaf_on_meta(leaf: Any, mixed: bool) -> Any:
+    if isinstance(leaf, torch.device) and leaf.type not in _KEPT_DEVICES:
+        return torch.device("meta")
+    if isinstance(leaf, torch.Tensor) and not leaf.is_meta:
+        # Host tensors stay, but for those that meet the device's; a number may meet any.
+        stays = leaf.is_cpu and (not mixed or leaf.dim() == 0)
+        return leaf if stays else to_meta(leaf)
+    return leaf

@@ -1,0 +1,42 @@
+"""What a forward of a Wan transformer costs, by geometry alone: from the cache, or followed once.
+
+Importing this module needs no torch; torch and diffusers are loaded when the cache has no answer.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from ..layout.geometry import WanGeometry
+from ..plan.workload import ForwardCost, Workload, latent_size
+from .cache import library_versions, remembered
+
+_NO_SHAPE = ("naming", "extras", "unused", "eps")  # fields that no tensor of a forward shows
+
+
+def predict_forward(geometry: WanGeometry, workload: Workload) -> ForwardCost:
+    """What one forward of diffusers' class of this geometry costs for the workload.
+
+    The whole depth is followed: VACE hints add up, so a shallow model would not do. Raises
+    ArgsError where the model cannot cut the clip, ModelError where diffusers is needed and absent.
+    """
+    latent_size(geometry, workload)  # refuses at the door
+    fields = {key: value for key, value in asdict(geometry).items() if key not in _NO_SHAPE}
+    question = {
+        "kind": "transformer",
+        "geometry": fields,
+        "workload": asdict(workload),
+        "libraries": library_versions("torch", "diffusers"),
+    }
+
+    def follow() -> dict[str, Any]:
+        from .wan import follow_forward
+
+        return asdict(follow_forward(geometry, workload))
+
+    return cost_of(remembered(question, follow))
+
+
+def cost_of(kept: dict[str, Any]) -> ForwardCost:
+    """The value that `asdict` and JSON have taken apart."""
+    units = tuple((name, flops) for name, flops in kept["unit_flops"])
+    return ForwardCost(**{**kept, "unit_flops": units})
