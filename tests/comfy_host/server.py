@@ -108,7 +108,8 @@ def running(launch: Launch) -> Iterator[Server]:
 
 def _command(launch: Launch, port: int) -> list[str]:
     arguments = ["--cpu", "--listen", "127.0.0.1", "--port", str(port), "--disable-api-nodes"]
-    arguments += ["--base-directory", str(launch.root), *launch.arguments]
+    arguments += ["--base-directory", str(launch.root)]
+    arguments += ["--database-url", f"sqlite:///{launch.root}/user/comfyui.db", *launch.arguments]
     python = str(launch.environment.python)
     # -u: the log is whole when it is read.
     return [*launch.prefix, python, "-u", "main.py", *arguments]
