@@ -4,9 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..errors import SelectionError
+from ..errors import BlockSwapError
 from ..selection import BlockSwapArgs
-from ..selection.grammar import parse_block_list
 from .types import CATEGORY, BlockSwapArgsType
 
 _AUTOMATIC = -1
@@ -34,10 +33,18 @@ class BlockSwapArgsNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, blocks: str = "") -> bool | str:
+    def validate_inputs(
+        cls,
+        blocks: str = "",
+        blocks_to_swap: int = _AUTOMATIC,
+        vram_budget: str = "",
+        ram_budget: str = "",
+    ) -> bool | str:
+        """Called before the prompt runs; a wired input is not known yet and keeps its default."""
+        asked = {"blocks": blocks, "blocks_to_swap": blocks_to_swap}
         try:
-            parse_block_list(blocks or "")
-        except SelectionError as error:
+            args_from(asked | {"vram_budget": vram_budget, "ram_budget": ram_budget})
+        except BlockSwapError as error:
             return str(error)
         return True
 
