@@ -1,4 +1,4 @@
-"""ComfyUI's patcher and sampler over the simulated accelerator: bytes, capacity, and who owns what."""
+"""ComfyUI's patcher and sampler over the simulated accelerator: bytes, capacity, ownership."""
 
 import os
 from collections.abc import Iterator

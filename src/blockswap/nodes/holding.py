@@ -164,8 +164,8 @@ class _Guard:
         self._module = module
 
     def install(self) -> None:
-        self._before = vars(self._module).get("_apply")
-        self._module._apply = self  # type: ignore[method-assign,assignment]
+        self._before: Any = vars(self._module).get("_apply")
+        self._module._apply = self  # type: ignore[method-assign]
 
     def remove(self) -> None:
         if vars(self._module).get("_apply") is not self:
@@ -188,10 +188,8 @@ class _Guard:
                 holding.close()
             elif self._module in holding.modules:
                 return self._module
-        if self._before is not None:
-            moved: torch.nn.Module = self._before(fn, recurse)
-        else:
-            moved = type(self._module)._apply(self._module, fn, recurse)
+        move: Any = self._before or type(self._module)._apply.__get__(self._module)
+        moved: torch.nn.Module = move(fn, recurse)
         return moved
 
     def _stays(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> bool:
@@ -209,7 +207,7 @@ class Immovable:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        module._apply = self  # type: ignore[method-assign,assignment]
+        module._apply = self  # type: ignore[method-assign]
 
     def __call__(
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True

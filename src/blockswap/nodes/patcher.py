@@ -285,9 +285,7 @@ class _Overrides:
         files = _files_of(patcher.model)
         if files is not None:
             return plan_file_units(files, args, device=device, granted_bytes=granted)
-        return plan_units(
-            transformer_of(patcher), args, device=device, granted_bytes=granted
-        )
+        return plan_units(transformer_of(patcher), args, device=device, granted_bytes=granted)
 
 
 def _settle_notes(module: Any, patcher: Any) -> None:
