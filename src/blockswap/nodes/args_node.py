@@ -1,4 +1,4 @@
-"""The node *WanVideo Block Swap Args*: widgets in, the dictionary that block-swap packs share out."""
+"""The node *WanVideo Block Swap Args*: widgets in, the dictionary that such packs share out."""
 
 from typing import Any
 

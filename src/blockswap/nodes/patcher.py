@@ -45,7 +45,7 @@ class Wish:
 
 
 def keep_file_units(model: Any, files: FileUnits) -> None:
-    """Notes on a shared model object that its units are in a file, and nothing there to be moved."""
+    """Notes on a shared model object that its units are in a file: nothing there can be moved."""
     setattr(model, _FILES, files)
     for name in files.names:
         for module in files.root.get_submodule(name).modules():
@@ -164,6 +164,8 @@ class _Overrides:
             "unpatch_model",
             "patch_weight_to_device",
             "_load_list",
+            "patch_hooks",
+            "unpatch_hooks",
             "model_size",
             "get_ram_usage",
         ):
@@ -202,6 +204,27 @@ class _Overrides:
         if holding is not None and holding.taking:
             _bring_back(patcher, key)
         return result
+
+    def patch_hooks(self, hooks: Any) -> Any:
+        """Scheduled patches (hooks) are written to the weights between two calls of the model."""
+        self._expect_writes(hooks is not None)
+        return self._host.patch_hooks(self._patcher, hooks)
+
+    def unpatch_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        self._expect_writes(bool(self._patcher.hook_backup))
+        return self._host.unpatch_hooks(self._patcher, *args, **kwargs)
+
+    def _expect_writes(self, expected: bool) -> None:
+        holding = holding_of(self._patcher.model)
+        if not expected or holding is None or holding.swap is None:
+            return
+        if holding.files is not None:
+            raise ModelError(
+                "hooks were to change weights of blocks that are streamed from their file, and a "
+                "file is never written: load the model with ComfyUI's own loader and put WanVideo "
+                "Block Swap behind it"
+            )
+        holding.swap.forget_slots()
 
     def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> Any:
         patcher = self._patcher
@@ -289,7 +312,7 @@ class _Overrides:
 
 
 def _settle_notes(module: Any, patcher: Any) -> None:
-    """What the host has noted on a module in a file is applied on arrival; without notes it goes."""
+    """What the host has noted on a module in a file is applied on arrival."""
     if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
         patch_on_arrival(module)
     elif not patcher.force_cast_weights:

@@ -153,6 +153,13 @@ class Streamer:
         # Whoever still holds this object holds no view of the memory that goes now.
         self.units = tuple(replace(unit, streamed=None) for unit in self.units)
 
+    def forget_slots(self) -> None:
+        """Empties every slot, after the copies under way: their sources may then be written to."""
+        self._abandon()
+        for slot in self._pool.slots:
+            self._empty(slot)
+        self._device.synchronize()
+
     def _claim(self, index: int) -> _Run:
         with self._entry:
             if self._closed:

@@ -1,4 +1,4 @@
-"""The only place that wires rooms together: `swap_blocks`, `open_transformer`, and their hosted kin."""
+"""The only place that wires rooms together: `swap_blocks`, `open_transformer`, their kin."""
 
 from .checkpoint import open_transformer
 from .handle import Swap
