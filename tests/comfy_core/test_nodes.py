@@ -70,7 +70,7 @@ def test_mistakes_are_found_before_anything_runs(widgets: dict[str, Any], said: 
 
 def test_what_only_the_model_can_tell() -> None:
     plain = tiny.model("t2v")
-    with pytest.raises(SelectionError, match="^Invalid range: '4-6': the model has blocks 0-5"):
+    with pytest.raises(SelectionError, match=r"^Invalid range: '4-6': the model has blocks 0-5"):
         BlockSwapNode.execute(plain, BlockSwapArgs(blocks="4-6").to_mapping())
     with pytest.raises(ArgsError, match="is no block swap argument"):
         BlockSwapNode.execute(plain, {"block_to_swap": 3})
