@@ -20,7 +20,9 @@ import torch
 
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
-from ..swap import Swap, stream_units
+from ..swap import FileUnits, Swap, stream_file_units, stream_units
+from .arrival import forget_patches
+from .status import StatusLine
 
 _ATTRIBUTE = "blockswap_holding"
 
@@ -38,8 +40,11 @@ class Claim:
 class Holding:
     """The streamed units of one model object. `swap` is None until the host has loaded the rest."""
 
-    def __init__(self, model: Any, claim: Claim, plan: SwapPlan) -> None:
+    def __init__(
+        self, model: Any, claim: Claim, plan: SwapPlan, files: FileUnits | None = None
+    ) -> None:
         self.claim = claim
+        self.files = files  # where the units are, when the host has none of them
         self.plan = plan
         self.swap: Swap | None = None
         self.loading = False  # the host is at work on behalf of the clone that holds
@@ -47,9 +52,11 @@ class Holding:
         self._model = weakref.ref(model)
         self._owner: weakref.ref[Any] | None = None
         self._parked: Any = None
+        self._status = StatusLine(self._status_line)
         self.closed = False
         root: torch.nn.Module = model.diffusion_model
-        units = [root.get_submodule(name) for name in plan.streamed]
+        names = plan.streamed if files is None else files.names
+        units = [root.get_submodule(name) for name in names]
         self.modules = frozenset(module for unit in units for module in unit.modules())
         self._guards = [_Guard(self, module) for module in (root, *self.modules)]
         for guard in self._guards:
@@ -58,17 +65,29 @@ class Holding:
         # For a model that is dropped without having been unloaded.
         weakref.finalize(model, self.close)
 
-    def hold(self, owner: Any) -> None:
+    def hold(self, owner: Any, node_id: str | None) -> None:
         """`owner` is the clone that the model is loaded for; when it goes, the holding is parked.
 
         The host then takes the clone's parent for loaded, which did not ask for block swap.
         """
+        self._status.node_id = node_id
         self._owner = weakref.ref(owner, lambda _: self.park())
 
     def open(self, root: torch.nn.Module) -> None:
         """Starts streaming, after the host has loaded what is its."""
-        if self.swap is None:
-            self.swap = stream_units(root, self.plan, self.claim.args, device=self.claim.device)
+        if self.swap is not None:
+            return
+        args, device = self.claim.args, self.claim.device
+        told = self._status
+        if self.files is None:
+            self.swap = stream_units(root, self.plan, args, device=device, after_forward=told)
+        else:
+            self.swap = stream_file_units(
+                self.files, self.plan, args, device=device, after_forward=told
+            )
+
+    def _status_line(self) -> str:
+        return "" if self.swap is None else self.swap.status_line()
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -100,13 +119,13 @@ class Holding:
         self._parked = model.current_weight_patches_uuid
         model.current_weight_patches_uuid = uuid.uuid4()
 
-    def resume(self, owner: Any) -> None:
+    def resume(self, owner: Any, node_id: str | None) -> None:
         """A clone with an equal claim goes on with what is there."""
         model = self._model()
         if self._parked is not None and model is not None:
             model.current_weight_patches_uuid = self._parked
         self._parked = None
-        self.hold(owner)
+        self.hold(owner, node_id)
 
     def close(self) -> None:
         """Gives the blocks back to the host as they were. Closing twice does nothing."""
@@ -120,6 +139,9 @@ class Holding:
         self._owner = None
         for guard in self._guards:
             guard.remove()
+        if self.files is not None:
+            for module in self.modules:
+                forget_patches(module)
 
 
 def holding_of(model: Any) -> Holding | None:
@@ -142,11 +164,15 @@ class _Guard:
         self._module = module
 
     def install(self) -> None:
+        self._before = vars(self._module).get("_apply")
         self._module._apply = self  # type: ignore[method-assign,assignment]
 
     def remove(self) -> None:
-        if vars(self._module).get("_apply") is self:  # else someone has wrapped it meanwhile
-            del self._module._apply
+        if vars(self._module).get("_apply") is not self:
+            return  # someone has wrapped it meanwhile
+        del self._module._apply
+        if self._before is not None:
+            self._module._apply = self._before
 
     def __call__(
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
@@ -162,7 +188,10 @@ class _Guard:
                 holding.close()
             elif self._module in holding.modules:
                 return self._module
-        moved: torch.nn.Module = type(self._module)._apply(self._module, fn, recurse)
+        if self._before is not None:
+            moved: torch.nn.Module = self._before(fn, recurse)
+        else:
+            moved = type(self._module)._apply(self._module, fn, recurse)
         return moved
 
     def _stays(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> bool:
@@ -173,6 +202,19 @@ class _Guard:
         probe = torch.empty(0, device=device)
         moved = fn(probe)
         return moved.device == probe.device and moved.dtype == probe.dtype
+
+
+class Immovable:
+    """Stands in for `Module._apply` where a module never has weights that could be moved."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        module._apply = self  # type: ignore[method-assign,assignment]
+
+    def __call__(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> torch.nn.Module:
+        return self._module
 
 
 def modules_in(entry: Sequence[Any]) -> list[torch.nn.Module]:

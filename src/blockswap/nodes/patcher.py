@@ -20,11 +20,12 @@ from ..errors import ModelError
 from ..layout.slab import align_up
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs, select
-from ..swap import plan_units
-from .holding import Claim, Holding, holding_of, modules_in
-from .status import show_status
+from ..swap import FileUnits, plan_file_units, plan_units
+from .arrival import forget_patches, patch_on_arrival
+from .holding import Claim, Holding, Immovable, holding_of, modules_in
 
 KEY = "blockswap"
+_FILES = "blockswap_files"
 _UNBOUNDED = 1e31  # the host says 1e32 where it sets no limit
 
 
@@ -41,6 +42,19 @@ class Wish:
         args = self.args
         named = args.block_list is not None or args.blocks_to_swap is not None
         return not named and args.vram_budget is None
+
+
+def keep_file_units(model: Any, files: FileUnits) -> None:
+    """Notes on a shared model object that its units are in a file, and nothing there to be moved."""
+    setattr(model, _FILES, files)
+    for name in files.names:
+        for module in files.root.get_submodule(name).modules():
+            Immovable(module)
+
+
+def _files_of(model: Any) -> FileUnits | None:
+    files: FileUnits | None = vars(model).get(_FILES)
+    return files
 
 
 def swap_on_clone(patcher: Any, wish: Wish) -> Any:
@@ -136,6 +150,12 @@ class _Overrides:
         """The patcher's class, whose methods do the work; other packs change it now and then."""
         return type(self._patcher)
 
+    @property
+    def _wish(self) -> Wish:
+        wish = wish_of(self._patcher)
+        assert wish is not None, "overrides are put on patchers that have a wish"
+        return wish
+
     def install(self) -> None:
         patcher = self._patcher
         for name in (
@@ -148,12 +168,11 @@ class _Overrides:
             "get_ram_usage",
         ):
             setattr(patcher, name, getattr(self, name))
-        wish = wish_of(patcher)
-        assert wish is not None, "overrides are put on patchers that have a wish"
+        wish = self._wish
         # How much of the model stays under an automatic plan is what the host answers by loading.
         self._size_to_ask = self._whole
         if not wish.automatic:
-            plan = plan_units(transformer_of(patcher), wish.args, device=patcher.load_device)
+            plan = self._plan(patcher.load_device, None)
             self._size_to_ask = size_with(plan, self._whole)
 
     def model_size(self) -> int:
@@ -197,7 +216,7 @@ class _Overrides:
         model = patcher.model
         holding = holding_of(model)
         if holding is not None and holding.claim == self._claim(device_to):
-            holding.resume(patcher)
+            holding.resume(patcher, self._wish.node_id)
         elif model.current_weight_patches_uuid is not None:
             # Loaded for a clone that asked for something else: the host starts afresh.
             used = model.model_loaded_weight_memory
@@ -228,7 +247,6 @@ class _Overrides:
             with holding.at_work():
                 result = self._host.load(patcher, device_to, room, force_patch_weights, fits)
             holding.open(transformer_of(patcher))
-            show_status(patcher, holding)
         except BaseException:
             release(patcher.model)
             raise
@@ -236,28 +254,48 @@ class _Overrides:
 
     def _claim(self, device: Any) -> Claim:
         patcher = self._patcher
-        wish = wish_of(patcher)
-        assert wish is not None, "overrides are put on patchers that have a wish"
         replaced = tuple(
             (name, id(value))
             for name, value in sorted(patcher.object_patches.items())
             if name.startswith("diffusion_model")
         )
-        return Claim(wish.args, device, patcher.patches_uuid, replaced)
+        return Claim(self._wish.args, device, patcher.patches_uuid, replaced)
 
     def _take(self, device: Any, granted: int) -> Holding:
         """Plans, takes the streamed units out of the host's care, and lets it patch them."""
         patcher = self._patcher
         claim = self._claim(device)
-        plan = plan_units(
-            transformer_of(patcher), claim.args, device=device, granted_bytes=granted
-        )
-        holding = Holding(patcher.model, claim, plan)
-        holding.hold(patcher)
-        if plan.streamed:
+        plan = self._plan(device, granted)
+        files = _files_of(patcher.model)
+        holding = Holding(patcher.model, claim, plan, files)
+        holding.hold(patcher, self._wish.node_id)
+        if holding.modules:
+            # Weights in memory are patched for good; of those in a file the host only notes what is
+            # to be patched, as it does for weights that it finds no room for.
+            room = 1e32 if files is None else 1e-3
             with holding.at_work(), holding.taking_turn(), _without_callbacks(patcher):
-                self._host.load(patcher, device, 1e32, False, False)
+                self._host.load(patcher, device, room, False, False)
+        if files is not None:
+            for module in holding.modules:
+                _settle_notes(module, patcher)
         return holding
+
+    def _plan(self, device: Any, granted: int | None) -> SwapPlan:
+        patcher, args = self._patcher, self._wish.args
+        files = _files_of(patcher.model)
+        if files is not None:
+            return plan_file_units(files, args, device=device, granted_bytes=granted)
+        return plan_units(
+            transformer_of(patcher), args, device=device, granted_bytes=granted
+        )
+
+
+def _settle_notes(module: Any, patcher: Any) -> None:
+    """What the host has noted on a module in a file is applied on arrival; without notes it goes."""
+    if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
+        patch_on_arrival(module)
+    elif not patcher.force_cast_weights:
+        forget_patches(module)
 
 
 def release(model: Any) -> None:
@@ -276,8 +314,8 @@ def whole_size(model: Any) -> int:
 
 def size_with(plan: SwapPlan, whole: int) -> int:
     """Bytes on the device under a plan: slots in place of the streamed units."""
-    if plan.device.startswith("cpu"):
-        return whole  # the blocks are used where they lie
+    if not plan.slots:
+        return whole  # nothing is streamed, or the blocks are used where they lie
     streamed = sum(unit.slab_bytes for unit in plan.units if unit.tier != "resident")
     return whole - streamed + plan.slots * align_up(plan.slot_bytes, 512)
 

@@ -102,6 +102,11 @@ class Swap:
         """The plan beside what was measured; `print(swap.report())`. Waits for the device."""
         return summarise(self.plan, self.measured())
 
+    def status_line(self) -> str:
+        """The report in a line, from what is measured by now: this waits for nothing."""
+        measured = self._final or Measured(self._recorder.visits(), self._recorder.counters.copy())
+        return summarise(self.plan, measured).status_line()
+
     def timeline(self, path: str | os.PathLike[str]) -> None:
         """Draws the last forwards as a PNG. Raises OutputError when it cannot be written."""
         draw_timeline(self.plan, self.measured(), path)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,51 +78,14 @@ def swap_blocks(
         streamed: dict[str, StreamedUnit] = {}
         if not where.on_host:
             _place_residents(parts)
-            streamed = _rehome(parts, plan, _pin_budget(wanted))
+            streamed = rehome(parts, plan, pin_budget(wanted))
         swap, _ = start_engine(parts, streamed, debug=wanted.block_swap_debug)
         swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
     return swap
 
 
-def plan_units(
-    model: torch.nn.Module,
-    args: BlockSwapArgs,
-    *,
-    device: str | torch.device,
-    granted_bytes: int | None = None,
-) -> SwapPlan:
-    """The plan for a loaded model whose host application moves all that is not streamed.
-
-    `granted_bytes`: what the host allows weights and slots on the device, for an automatic plan.
-    Raises ArgsError, ModelError, PlanError or DeviceError.
-    """
-    live = describe_module(model)
-    facts = replace(facts_of_module(live, open_device(device)), granted_bytes=granted_bytes)
-    return make_plan(facts, select(args, live.layout), args)
-
-
-def stream_units(
-    model: torch.nn.Module, plan: SwapPlan, args: BlockSwapArgs, *, device: str | torch.device
-) -> Swap:
-    """Streams the plan's units and nothing else: residents and the rest are the host's to place.
-
-    The streamed units' weights must be in host memory, as in `swap_blocks`. Nothing watches over
-    moves of the model: the host must not move a streamed unit before the swap is closed.
-    Raises ModelError, DeviceError or StateError, and leaves the model as it was.
-    """
-    where = open_device(device)
-    refuse_swapped(model)
-    live = describe_module(model)
-    refuse_unloaded(live, units=plan.streamed)
-    with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
-        parts = make_parts(live, plan, where, undo)
-        streamed = {} if where.on_host else _rehome(parts, plan, _pin_budget(args))
-        swap, _ = start_engine(parts, streamed, debug=args.block_swap_debug, guarded=False)
-        swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
-    return swap
-
-
-def _pin_budget(args: BlockSwapArgs) -> int:
+def pin_budget(args: BlockSwapArgs) -> int:
+    """Most bytes of host memory to pin."""
     return UNLIMITED if args.ram_budget_bytes is None else args.ram_budget_bytes
 
 
@@ -135,7 +97,7 @@ def _place_residents(parts: Parts) -> None:
             hang_on_device(parts.undo, unit.tensors, host_leaves(unit.tensors), parts.device)
 
 
-def _rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, StreamedUnit]:
+def rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, StreamedUnit]:
     """Moves the streamed units into the RAM store, one at a time."""
     names = set(plan.streamed)
     units = [unit for unit in parts.live.units if unit.layout.name in names]
