@@ -34,10 +34,18 @@ class WanVideoBlockSwap:
         return (arguments,)
 
 
+class Inner:
+    """The pack's own `WanVideoModel`, which keeps what it needs in a `pipeline`."""
+
+    def __init__(self) -> None:
+        self.pipeline: dict = {}
+
+
 class StandInModel:
     """What is known from outside of the pack's model: it is cloned, and carries options."""
 
     def __init__(self) -> None:
+        self.model = Inner()
         self.model_options: dict = {"transformer_options": {}}
 
     def clone(self) -> "StandInModel":
