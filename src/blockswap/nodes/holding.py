@@ -63,7 +63,15 @@ class Holding:
             guard.install()
         setattr(model, _ATTRIBUTE, self)
         # For a model that is dropped without having been unloaded.
-        weakref.finalize(model, self.close)
+        self._dropped = weakref.finalize(model, self.close)
+        self._dropped.atexit = False  # the process takes its memory with it
+
+    @property
+    def own_bytes(self) -> int:
+        """Device memory that is ours: slots, and the residents of a model in a file."""
+        residents = [unit.slab_bytes for unit in self.plan.units if unit.tier == "resident"]
+        kept = sum(residents) if self.files is not None else 0
+        return kept + self.plan.slots * self.plan.slot_bytes
 
     def hold(self, owner: Any, node_id: str | None) -> None:
         """`owner` is the clone that the model is loaded for; when it goes, the holding is parked.
@@ -137,6 +145,7 @@ class Holding:
                 self.swap.close()
         self.closed = True
         self._owner = None
+        self._dropped.detach()
         for guard in self._guards:
             guard.remove()
         if self.files is not None:

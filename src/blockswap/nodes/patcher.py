@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ModelError
-from ..layout.slab import align_up
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs, select
 from ..swap import FileUnits, plan_file_units, plan_units
 from .arrival import forget_patches, patch_on_arrival
 from .holding import Claim, Holding, Immovable, holding_of, modules_in
+from .room import granted_by_host, size_with, whole_size
 
 KEY = "blockswap"
 _FILES = "blockswap_files"
-_UNBOUNDED = 1e31  # the host says 1e32 where it sets no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +206,9 @@ class _Overrides:
 
     def patch_hooks(self, hooks: Any) -> Any:
         """Scheduled patches (hooks) are written to the weights between two calls of the model."""
-        self._expect_writes(hooks is not None)
-        return self._host.patch_hooks(self._patcher, hooks)
+        patcher = self._patcher
+        self._expect_writes(hooks is not None and bool(patcher.get_combined_hook_patches(hooks)))
+        return self._host.patch_hooks(patcher, hooks)
 
     def unpatch_hooks(self, *args: Any, **kwargs: Any) -> Any:
         self._expect_writes(bool(self._patcher.hook_backup))
@@ -261,14 +261,15 @@ class _Overrides:
             return self._host.load(
                 patcher, device_to, lowvram_model_memory, force_patch_weights, full_load
             )
-        granted = _granted(device_to, lowvram_model_memory)
+        granted = granted_by_host(device_to, lowvram_model_memory)
         try:
             holding = holding_of(patcher.model) or self._take(device_to, granted)
-            plan = holding.plan
-            fits = full_load or plan.device_bytes <= granted
-            room = max(lowvram_model_memory - plan.slots * plan.slot_bytes, 0.1)
+            fits = full_load or holding.plan.device_bytes <= granted
+            room = max(lowvram_model_memory - holding.own_bytes, 0.1)
             with holding.at_work():
                 result = self._host.load(patcher, device_to, room, force_patch_weights, fits)
+            if not fits:  # else the host has counted `model_size()`
+                patcher.model.model_loaded_weight_memory += holding.own_bytes
             holding.open(transformer_of(patcher))
         except BaseException:
             release(patcher.model)
@@ -324,35 +325,6 @@ def release(model: Any) -> None:
     holding = holding_of(model)
     if holding is not None:
         holding.close()
-
-
-def whole_size(model: Any) -> int:
-    """Bytes of all weights of a model, as the host counts them."""
-    import comfy.model_management
-
-    return int(comfy.model_management.module_size(model))
-
-
-def size_with(plan: SwapPlan, whole: int) -> int:
-    """Bytes on the device under a plan: slots in place of the streamed units."""
-    if not plan.slots:
-        return whole  # nothing is streamed, or the blocks are used where they lie
-    streamed = sum(unit.slab_bytes for unit in plan.units if unit.tier != "resident")
-    return whole - streamed + plan.slots * align_up(plan.slot_bytes, 512)
-
-
-def _granted(device: Any, lowvram_model_memory: float) -> int:
-    """Bytes that the host lets weights take on the device, less a margin.
-
-    Allocators round, and other programs come and go: at the brim the host would take residents
-    off the device again before the next run.
-    """
-    import comfy.model_management
-
-    room = lowvram_model_memory
-    if not 0 < room < _UNBOUNDED:
-        room = comfy.model_management.get_free_memory(device)
-    return int(room * 63 / 64)
 
 
 def _bring_back(patcher: Any, key: str) -> None:
