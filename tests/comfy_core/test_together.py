@@ -65,7 +65,17 @@ def compiled(patcher: Any) -> Any:
     return clone
 
 
-@pytest.mark.parametrize("other", [shifted, guided, cached, compiled])
+def compiled_blocks(patcher: Any) -> Any:
+    """As packs do it that compile each block: compiled modules take the blocks' places."""
+    clone = patcher.clone()
+    for index, block in enumerate(patcher.model.diffusion_model.blocks):
+        name = f"diffusion_model.blocks.{index}"
+        inner = getattr(block, "_orig_mod", block)
+        clone.add_object_patch(name, torch.compile(inner, backend="eager"))
+    return clone
+
+
+@pytest.mark.parametrize("other", [shifted, guided, cached, compiled, compiled_blocks])
 def test_other_nodes_before_and_after(other: Any) -> None:
     plain = tiny.model("t2v")
     expected = tiny.sample(other(plain), steps=4)
@@ -191,6 +201,25 @@ def test_a_scheduled_lora() -> None:
     model = swapped(plain)
     assert torch.equal(scheduled(model), expected)
     assert torch.equal(tiny.sample(model), tiny.sample(plain))
+
+
+def test_dynamic_vram_is_left_loudly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stub of what newer cores offer: their own path starts on CUDA alone."""
+    plain = tiny.model("t2v")
+    cloned = type(plain).clone
+    asked: list[bool] = []
+
+    def clone(patcher: Any, disable_dynamic: bool = False) -> Any:
+        asked.append(disable_dynamic)
+        return cloned(patcher)
+
+    monkeypatch.setattr(type(plain), "clone", clone)
+    monkeypatch.setattr(type(plain), "is_dynamic", lambda _: True, raising=False)
+    swapped(plain)
+    assert asked == [True]
+    assert "is made without it" in caplog.text
 
 
 def test_gguf_is_refused_in_a_sentence() -> None:

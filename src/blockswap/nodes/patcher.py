@@ -11,6 +11,7 @@ them on clones of the clone. The host's own methods do the work, seen through th
     patch_weight_to_device brings a patched weight of a streamed unit back to where it rests
 """
 
+import logging
 import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def wish_of(patcher: Any) -> Wish | None:
 
 def _refuse_foreign(root: Any) -> None:
     for name, parameter in root.named_parameters():
-        if type(parameter).__name__ == "GGMLParameter" or type(parameter).__name__ == "GGMLTensor":
+        if type(parameter).__name__.startswith("GGML"):
             raise ModelError(
                 f"{name} is a GGUF tensor, whose dequantisation belongs to the pack that loaded "
                 "it: block swap needs a safetensors checkpoint (bf16, fp16 or fp8_scaled)"
@@ -104,8 +105,6 @@ def _clone_without_dynamic(patcher: Any) -> Any:
     is_dynamic = getattr(patcher, "is_dynamic", None)
     if is_dynamic is None or not is_dynamic():
         return patcher.clone()
-    import logging
-
     logging.warning(
         "blockswap: this model is under dynamic VRAM, which moves every weight itself; the clone "
         "with block swap is made without it, so that each block has one owner"
