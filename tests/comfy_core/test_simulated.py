@@ -146,3 +146,27 @@ def test_streamed_from_the_file(
     management.unload_all_models()
     units = [p for n, p in model.model.named_parameters() if ".blocks." in n]
     assert {p.device.type for p in units} == {"meta"}
+
+
+def test_patching_does_not_gather_blocks_on_the_device(sim: ModuleType) -> None:
+    """A LoRA on every block, on a device that holds a third of them: each goes back at once."""
+    patched = tiny.with_lora(kinds("plain", BLOCKS), 0.6)
+    expected = tiny.sample(patched)
+    management.unload_all_models()
+    room = patched.model_size() // 3
+    sim.configure(capacity=sim.counters().device_bytes + room, mode=_mode())
+    assert torch.equal(tiny.sample(swapped(patched)), expected)
+
+
+def test_other_models_stay_where_there_is_room(sim: ModuleType) -> None:
+    """The host finds room for residents and slots, not for blocks that never come."""
+    other, plain = kinds("plain"), kinds("plain", BLOCKS)
+    expected = tiny.sample(other)
+    held = sim.counters().device_bytes
+    sim.configure(capacity=held + plain.model_size() // 2, mode=_mode())
+    model = swapped(plain, blocks="0-29")
+    tiny.sample(model)
+    loaded = [m.model for m in management.current_loaded_models]
+    assert {id(m.model) for m in loaded} == {id(other.model), id(plain.model)}
+    assert other.loaded_size() == other.model_size()
+    assert torch.equal(tiny.sample(other), expected)
