@@ -32,7 +32,7 @@ SWITCHES = (
     "--remote-allow-origins=*",
 )
 START_SECONDS = 60
-ANSWER_SECONDS = 60
+ANSWER_SECONDS = 15
 
 
 class BrowserTrouble(Exception):
