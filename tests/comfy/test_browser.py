@@ -33,6 +33,8 @@ PLACE = """(() => {{
 }})()"""
 SLOT = "node.getConnectionPos({is_input}, {slot})"
 WIDGET = "[node.pos[0] + 60, node.pos[1] + node.widgets.find(w => w.name == '{name}').last_y + 10]"
+# Neither the splash of the start nor a dialog lies over the graph.
+UNCOVERED = "document.elementFromPoint(500, 300)?.id == 'graph-canvas'"
 TOOLTIP = "(document.querySelector('.node-tooltip')?.innerText ?? '')"
 BUTTON = """(() => {{
   const found = [...document.querySelectorAll('button')].find(b => b.innerText.includes('{text}'))
@@ -69,11 +71,9 @@ def page(window: Page, comfy: Client) -> Page:
 
 def opened(window: Page, comfy: Client) -> None:
     comfy.free()
-    window.open("about:blank")
     window.open(comfy.server.url)
     window.wait_for(READY)
-    window.wait_for("app.graph._nodes.length > 0")  # the graph of a first visit
-    window.wait_for("document.elementFromPoint(500, 300)?.id == 'graph-canvas'")  # no splash
+    window.wait_for(UNCOVERED)
 
 
 @pytest.fixture
@@ -113,7 +113,9 @@ def add_by_search(page: Page, text: str, x: float, y: float) -> None:
     page.wait_for(f"{first} == {json.dumps(text)}")
     page.press(**CONFIRM)
     page.wait_for(f"app.graph._nodes.length == {before + 1}")
+    page.wait_for(UNCOVERED)
     page.click(x, y)
+    page.wait_for("!app.graph._nodes.some(node => node.flags.ghost)")
 
 
 def test_the_node_is_found_by_its_name_and_tells_what_its_slots_are(
