@@ -43,6 +43,10 @@ def base(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         (root / "models").symlink_to(models, target_is_directory=True)
         server.prepare(root)
         example_files.write_picture(root / "input")
+        settings = root / "user" / "default" / "comfy.settings.json"
+        settings.parent.mkdir()
+        # A page without the greeting of a first visit.
+        settings.write_text('{"Comfy.TutorialCompleted": true, "Comfy.Locale": "en"}')
         return root
 
     return make

@@ -33,6 +33,7 @@ SWITCHES = (
 )
 START_SECONDS = 60
 ANSWER_SECONDS = 60
+SHOWN_SECONDS = 30
 
 
 class BrowserTrouble(Exception):
@@ -61,15 +62,21 @@ class Page:
         self._numbers = itertools.count(1)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One DevTools command and its answer; events in between are passed over."""
-        number = next(self._numbers)
-        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        """One DevTools command and its answer. A page that asks whether to leave is left."""
+        number = self._send(method, parameters)
         while True:
             answer = json.loads(self._socket.recv())
+            if answer.get("method") == "Page.javascriptDialogOpening":
+                self._send("Page.handleJavaScriptDialog", {"accept": True})
             if answer.get("id") == number:
                 if "error" in answer:
                     raise BrowserTrouble(f"{method}: {answer['error']}")
                 return dict(answer["result"])
+
+    def _send(self, method: str, parameters: dict[str, Any]) -> int:
+        number = next(self._numbers)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        return number
 
     def evaluate(self, script: str) -> Any:
         """The JSON value of an expression; a promise is awaited."""
@@ -80,7 +87,7 @@ class Page:
             raise BrowserTrouble(f"{script}\n{done['exceptionDetails']}")
         return done["result"].get("value")
 
-    def wait_for(self, script: str, *, seconds: float = ANSWER_SECONDS) -> Any:
+    def wait_for(self, script: str, *, seconds: float = SHOWN_SECONDS) -> Any:
         """The expression's value as soon as it is true. Raises BrowserTrouble."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -160,6 +160,6 @@ ARGS: Mapping[str, Any] = {
     "offload_img_emb": False,
     "prefetch_blocks": -1,
     "vace_blocks_to_swap": -1,
-    "use_non_blocking": False,
+    "use_non_blocking": True,
     "block_swap_debug": False,
 }
