@@ -5,12 +5,12 @@ BIN    := $(VENV)/bin
 # One thread a worker: two workers with two threads each would only get in each other's way.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check format lint types contracts fast coverage bench test-gpu clean
+.PHONY: demo test check format lint types contracts fast coverage bench test-gpu comfy-env clean
 
 demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
 
-test: $(VENV)/.ready
+test: $(VENV)/.ready comfy-env
 	$(TEST) -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
 
 check: format lint types contracts fast
@@ -38,8 +38,12 @@ bench: $(VENV)/.ready
 test-gpu: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/gpu -m gpu
 
+# A real ComfyUI for the tests, in an environment of its own; does nothing when it is there already.
+comfy-env: $(VENV)/.ready
+	cd tests && ../$(BIN)/python -m comfy_host.environment
+
 clean:
-	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache tests/simaccel/.build
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache tests/simaccel/.build tests/comfy_host/.build
 
 # torch first and alone: the version is pinned, and on machines with a mirror of CPU wheels pip
 # takes that one.

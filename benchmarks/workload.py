@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-
 from benchmarks.simulator import RATES, Rates, sim
 
 BLOCK_TENSORS = 4

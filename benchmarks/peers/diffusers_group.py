@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from unittest import mock
 
 import torch
-
 from benchmarks.simulator import Rates
 from benchmarks.workload import Case, ClockedModel
 

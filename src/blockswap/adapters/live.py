@@ -5,7 +5,7 @@ the compute device: parameters outside the units, tensors shared between modules
 (a buffer may change during a forward, and what changes cannot be fetched again from a store).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,8 +127,11 @@ def _live(name: str, places: tuple[Place, ...]) -> LiveTensor:
     )
 
 
-def refuse_unloaded(model: LiveModel) -> None:
-    """Raises ModelError unless the tensors have data, and those of the units in host memory."""
+def refuse_unloaded(model: LiveModel, units: Collection[str] | None = None) -> None:
+    """Raises ModelError unless the tensors have data, and those of the units in host memory.
+
+    `units` names the units that matter; None means all.
+    """
     for live in model.rest:
         if live.tensor.device.type == "meta":
             raise ModelError(
@@ -136,6 +139,8 @@ def refuse_unloaded(model: LiveModel) -> None:
                 "weights first, or open its checkpoint with open_transformer"
             )
     for unit in model.units:
+        if units is not None and unit.layout.name not in units:
+            continue
         for live in unit.tensors:
             for _, leaf in leaf_tensors(live.tensor):
                 if leaf.device.type == "cpu":

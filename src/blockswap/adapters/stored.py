@@ -1,7 +1,7 @@
 """A skeleton and the checkpoint behind it: which stored tensor each of its parameters is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,9 +50,7 @@ def match_checkpoint(
         if tensor.device.type != "meta":
             continue
         _refuse_computed(place)
-        found = by_key.pop(to_original_key(place.label), None)
-        _check(checkpoint.label, place.label, tuple(tensor.shape), found)
-        assert found is not None
+        found = _found(checkpoint.label, place, by_key)
         wanted = _compute_dtype(model, place.label, torch_dtype(found.dtype), dtype)
         meta = torch.empty(found.shape, dtype=wanted, device="meta")
         place.table[place.name] = (
@@ -63,6 +61,35 @@ def match_checkpoint(
     _refuse_real(live, stored)
     _refuse_left_over(checkpoint.label, by_key)
     return StoredModel(live=live, stored=stored)
+
+
+def match_skeleton(model: torch.nn.Module, checkpoint: Checkpoint) -> StoredModel:
+    """Finds the bytes of each unit's meta parameters; their dtypes stay those of `model`.
+
+    What lies outside the units, in the model and in the checkpoint, is not looked at.
+    Raises GeometryError where the checkpoint lacks a tensor or holds another shape.
+    """
+    by_key = _by_original_key(checkpoint)
+    live = describe_module(model)
+    stored = {
+        tensor.places[0].label: _found(checkpoint.label, tensor.places[0], by_key)
+        for unit in live.units
+        for tensor in unit.tensors
+        if tensor.tensor.device.type == "meta"
+    }
+    _refuse_real(live, stored)
+    return StoredModel(live=live, stored=stored)
+
+
+def _found(label: str, place: Place, by_key: dict[str, StoredTensor]) -> StoredTensor:
+    """Takes the stored tensor of a place out of `by_key`."""
+    shape = tuple(place.table[place.name].shape)
+    found = by_key.pop(to_original_key(place.label), None)
+    if found is not None and not shape and found.shape == (1,):
+        found = replace(found, shape=())  # scales are written either way, and torch loads both
+    _check(label, place.label, shape, found)
+    assert found is not None
+    return found
 
 
 def _by_original_key(checkpoint: Checkpoint) -> dict[str, StoredTensor]:

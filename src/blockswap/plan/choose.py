@@ -3,6 +3,7 @@
 asked                      limit on the device                        chosen
 a list or a count          none                                       exactly those streamed
 a budget                   the budget                                 the fastest that fits
+nothing, a host's grant    the grant                                  the fastest that fits
 nothing, accelerator       0.9 x free - reserve                       the fastest that fits
 nothing, CPU + checkpoint  none                                       all candidates streamed
 
@@ -44,6 +45,8 @@ def choose(question: Question) -> Choice:
             "no budget was given: what may be streamed is read from the checkpoint as it is needed"
         )
         return Choice(question.all_streamed(), question.slots, sentences=(said,))
+    if facts.granted_bytes is not None:
+        return _within_grant(question, facts.granted_bytes)
     if facts.device_free_bytes is None:
         said = f"{facts.device} does not tell its free memory: all that may be streamed is streamed"
         return Choice(question.all_streamed(), question.slots, sentences=(said,))
@@ -92,6 +95,23 @@ def _budget_sentences(
     if question.foresight is None:
         said.append(f"{asked} covers weights and slots: activations come on top of it")
     return tuple(said)
+
+
+def _within_grant(question: Question, granted: int) -> Choice:
+    """Automatic under an application that has counted activations and other models already."""
+    offered = question.offered()
+    device = question.facts.device
+    fit = fit_in(question, offered, granted)
+    if fit is not None:
+        said = f"{format_bytes(granted)} is granted to weights and slots on {device}"
+        return Choice(fit.option, fit.slots, sentences=(said,))
+    floor = floor_of(offered)
+    said = (
+        f"{format_bytes(granted)} is granted to weights and slots on {device}, less than the "
+        f"{format_bytes(floor.device_bytes(1))} that are needed at least: all that helps is "
+        "streamed through 1 slot"
+    )
+    return Choice(floor, 1, sentences=(said,))
 
 
 def _within_free(question: Question, free: int) -> Choice:

@@ -32,6 +32,8 @@ class Facts:
     `on_host`: the compute device is the CPU. `granularity`: the device allocator rounds each
     allocation up to a multiple of it. Free memory is counted before the model is on the device,
     None where it is not known. `from_checkpoint`: the weights are in a file, not in host memory.
+    `granted_bytes`: what an application that shares the device out allows weights and slots, for a
+    plan that was left open; None where the free memory decides.
     Raises PlanError if the file has no bytes for a unit although it is to be read from there.
     """
 
@@ -44,6 +46,7 @@ class Facts:
     host_free_bytes: int | None
     granularity: int
     from_checkpoint: bool
+    granted_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not self.from_checkpoint:

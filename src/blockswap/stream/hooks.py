@@ -42,7 +42,7 @@ class Hooks:
             self._handles.append(register(unit.before_state_dict))
 
     def guard(self, modules: Sequence[torch.nn.Module], moves: "Moves") -> None:
-        """Makes `.to()`, `.cuda()`, `.half()` and their like harmless or refused on `modules`."""
+        """Makes `.to()`, `.half()` and their like harmless or refused on root and `modules`."""
         for module in dict.fromkeys((self._root, *modules)):
             if "_apply" not in vars(module):
                 ours = _MoveGuard(module, moves).apply

@@ -203,6 +203,13 @@ class Streamer:
         self.units = tuple(replace(unit, streamed=None, resident=None) for unit in self.units)
         self._arriving.clear()
 
+    def forget_slots(self) -> None:
+        """Empties every slot, after the copies under way: their sources may then be written to."""
+        self._abandon()
+        for slot in self._pool.slots:
+            self._empty(slot)
+        self._device.synchronize()
+
     def _claim(self, index: int) -> _Run:
         with self._entry:
             if self._closed:

@@ -1,8 +1,28 @@
-"""The only place that wires rooms together: `swap_blocks` and `open_transformer`."""
+"""The only place that wires rooms together: `swap_blocks`, `open_transformer`, their kin."""
 
 from .checkpoint import open_transformer
 from .foresee import Outlook
 from .handle import Swap
-from .module import swap_blocks
+from .hosted import (
+    FileUnits,
+    find_file_units,
+    plan_file_units,
+    plan_units,
+    stream_file_units,
+    stream_units,
+)
+from .module import as_args, swap_blocks
 
-__all__ = ["Outlook", "Swap", "open_transformer", "swap_blocks"]
+__all__ = [
+    "FileUnits",
+    "Outlook",
+    "Swap",
+    "as_args",
+    "find_file_units",
+    "open_transformer",
+    "plan_file_units",
+    "plan_units",
+    "stream_file_units",
+    "stream_units",
+    "swap_blocks",
+]

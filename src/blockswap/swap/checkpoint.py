@@ -81,7 +81,7 @@ def open_transformer(
     plan = make_plan(facts, selection, wanted, foresight)
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
         parts = make_parts(model.live, plan, where, undo)
-        opening = _Opening(parts, model, checkpoint)
+        opening = Opening(parts, model, checkpoint)
         opening.load_rest()
         residents = opening.load_residents()
         forms = opening.forms(facts, ram_room(plan, facts, selection, wanted))
@@ -136,7 +136,7 @@ def _matched(
     return match_checkpoint(skeleton, checkpoint, dtype), assumed
 
 
-class _Opening:
+class Opening:
     """The steps of opening a checkpoint, in order."""
 
     def __init__(self, parts: Parts, model: StoredModel, checkpoint: Checkpoint) -> None:

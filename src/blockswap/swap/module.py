@@ -83,20 +83,24 @@ def swap_blocks(
     foresight = foresee(live, workload, where)
     facts, selection = facts_of_module(live, where), select(wanted, live.layout)
     plan = make_plan(facts, selection, wanted, foresight)
-    pin_budget = UNLIMITED if wanted.ram_budget_bytes is None else wanted.ram_budget_bytes
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
         parts = make_parts(live, plan, where, undo)
         streamed: dict[str, StreamedUnit] = {}
         residents: dict[str, Resident] = {}
         if not where.on_host:
             residents = _place_residents(parts)
-            streamed = _rehome(parts, plan, pin_budget)
-        forms = RamForms(parts, facts, pin_budget=pin_budget - plan.pinned_bytes)
+            streamed = rehome(parts, plan, pin_budget(wanted))
+        forms = RamForms(parts, facts, pin_budget=pin_budget(wanted) - plan.pinned_bytes)
         freedom = freedom_of(Basis(facts, selection, wanted, foresight), forms)
         debug = wanted.block_swap_debug
         swap, _ = start_engine(parts, streamed, residents, freedom, debug=debug)
         swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
     return swap
+
+
+def pin_budget(args: BlockSwapArgs) -> int:
+    """Most bytes of host memory to pin."""
+    return UNLIMITED if args.ram_budget_bytes is None else args.ram_budget_bytes
 
 
 def _place_residents(parts: Parts) -> dict[str, Resident]:
@@ -111,7 +115,7 @@ def _place_residents(parts: Parts) -> dict[str, Resident]:
     }
 
 
-def _rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, StreamedUnit]:
+def rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, StreamedUnit]:
     """Moves the streamed units into the RAM store, one at a time."""
     names = set(plan.streamed)
     units = [unit for unit in parts.live.units if unit.layout.name in names]

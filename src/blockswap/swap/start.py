@@ -67,8 +67,12 @@ def start_engine(
     freedom: Freedom | None,
     *,
     debug: bool,
+    hosted: bool = False,
 ) -> tuple[Swap, Hooks]:
-    """Connects the engine to the model; from here on a forward streams."""
+    """Connects the engine to the model; from here on a forward streams.
+
+    `hosted`: an application around it watches over moves, loading and memory instead.
+    """
     live, undo = parts.live, parts.undo
     residency = None if freedom is None else Residency(parts, freedom, streamed)
     if residency is not None:
@@ -80,8 +84,9 @@ def start_engine(
     undo.callback(hooks.remove)
     modules = [unit.module for unit in live.units]
     hooks.connect(streamer, modules)
-    hooks.guard(modules, _moves(parts))
-    hooks.refuse_loading(modules, live.layout.label)
+    if not hosted:
+        hooks.guard(modules, _moves(parts))
+        hooks.refuse_loading(modules, live.layout.label)
     if debug:
         swap.print_visits()
         hooks.after_forward(swap.flush_visits)
@@ -93,7 +98,7 @@ def start_engine(
     parts.device.synchronize()
     parts.device.reset_peak()
     parts.recorder.restart()
-    if not parts.device.on_host:
+    if not parts.device.on_host and not hosted:
         corrector = None
         if residency is not None:
             residency.connect(swap, streamer)

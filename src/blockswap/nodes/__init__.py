@@ -1,0 +1,1 @@
+"""The ComfyUI nodes, and what makes block swap work through ComfyUI's model patcher."""

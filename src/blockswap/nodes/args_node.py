@@ -1,0 +1,146 @@
+"""The node *WanVideo Block Swap Args*: widgets in, the dictionary that such packs share out."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..errors import BlockSwapError
+from ..selection import BlockSwapArgs
+from .types import CATEGORY, BlockSwapArgsType
+
+_AUTOMATIC = -1
+
+
+class BlockSwapArgsNode(io.ComfyNode):
+    """Makes BLOCKSWAPARGS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BlockSwapWanVideoArgs",
+            display_name="WanVideo Block Swap Args",
+            category=CATEGORY,
+            description="What to stream and with how much memory. Everything may be left as it "
+            "is: what is not said is planned automatically.",
+            inputs=[*_which(), *_how_much(), *_how()],
+            outputs=[
+                BlockSwapArgsType.Output(
+                    display_name="block_swap_args",
+                    tooltip="For WanVideo Block Swap and the loader; WanVideoWrapper's nodes "
+                    "take it as well.",
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        blocks: str = "",
+        blocks_to_swap: int = _AUTOMATIC,
+        vram_budget: str = "",
+        ram_budget: str = "",
+    ) -> bool | str:
+        """Called before the prompt runs; a wired input is not known yet and keeps its default."""
+        asked = {"blocks": blocks, "blocks_to_swap": blocks_to_swap}
+        try:
+            args_from(asked | {"vram_budget": vram_budget, "ram_budget": ram_budget})
+        except BlockSwapError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        return io.NodeOutput(args_from(widgets).to_mapping())
+
+
+def args_from(widgets: dict[str, Any]) -> BlockSwapArgs:
+    """The arguments that the widgets ask for; -1 and an empty text mean automatic."""
+    values: dict[str, Any] = {
+        key: None if value == "" or (_is_count(key) and value == _AUTOMATIC) else value
+        for key, value in widgets.items()
+    }
+    return BlockSwapArgs(**values)
+
+
+def _is_count(key: str) -> bool:
+    return key in ("blocks_to_swap", "prefetch_blocks", "vace_blocks_to_swap")
+
+
+def _count(name: str, most: int, tooltip: str) -> Any:
+    return io.Int.Input(name, default=_AUTOMATIC, min=_AUTOMATIC, max=most, tooltip=tooltip)
+
+
+def _which() -> list[Any]:
+    return [
+        io.String.Input(
+            "blocks",
+            default="",
+            placeholder="0,2,3-5",
+            tooltip="Which blocks to stream: numbers and inclusive ranges such as 0-5 or "
+            "0,2,3-5. Empty: the plan or the count below decides.",
+        ),
+        _count(
+            "blocks_to_swap",
+            9999,
+            "How many blocks to stream, spread evenly. -1: the plan decides. More than the model "
+            "has means all of them.",
+        ),
+    ]
+
+
+def _how_much() -> list[Any]:
+    return [
+        io.String.Input(
+            "vram_budget",
+            default="",
+            placeholder="8GiB",
+            tooltip="Most device memory for weights and slots, such as 8GiB; activations come on "
+            "top. With it, blocks and blocks_to_swap name what may be streamed. Empty: what "
+            "ComfyUI grants the model.",
+        ),
+        io.String.Input(
+            "ram_budget",
+            default="",
+            placeholder="16GiB",
+            tooltip="Most host memory to lock for streamed blocks, such as 16GiB; with the loader, "
+            "the most that rests in RAM while the others are read from the file. Empty: as much "
+            "as is needed.",
+        ),
+    ]
+
+
+def _how() -> list[Any]:
+    return [
+        io.Boolean.Input(
+            "offload_txt_emb",
+            default=False,
+            tooltip="Stream the text embedder too. It is small and used once a step.",
+        ),
+        io.Boolean.Input(
+            "offload_img_emb",
+            default=False,
+            tooltip="Stream the image embedder too, where the model has one.",
+        ),
+        _count(
+            "prefetch_blocks",
+            40,
+            "How many blocks to copy ahead. -1: two. 0: each is copied when it is needed, which "
+            "is slow and needs least memory.",
+        ),
+        _count(
+            "vace_blocks_to_swap",
+            9999,
+            "How many of the VACE blocks to stream. -1: the plan decides, or none where blocks or "
+            "a count is given.",
+        ),
+        io.Boolean.Input(
+            "use_non_blocking",
+            default=True,
+            tooltip="Copy while blocks compute. Off: nothing is copied ahead.",
+        ),
+        io.Boolean.Input(
+            "block_swap_debug",
+            default=False,
+            tooltip="Print a line for each block with its true times to the console. Slows down.",
+        ),
+    ]

@@ -1,0 +1,54 @@
+"""The node *Load Wan Model (Block Swap)*: a checkpoint whose blocks are streamed from its file."""
+
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..swap import as_args
+from .loading import load_streamed
+from .patcher import Wish
+from .types import CATEGORY, args_input
+
+
+class BlockSwapLoaderNode(io.ComfyNode):
+    """Opens a checkpoint without ever holding all of it in memory."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BlockSwapWanVideoLoader",
+            display_name="Load Wan Model (Block Swap)",
+            category=CATEGORY,
+            description="Loads a Wan checkpoint for machines with little RAM: its blocks are read "
+            "from the file each time they run, and the whole model is never in memory.",
+            inputs=[
+                io.Combo.Input(
+                    "unet_name",
+                    options=folder_paths.get_filename_list("diffusion_models"),
+                    tooltip="A .safetensors file in models/diffusion_models.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=["default"],
+                    default="default",
+                    tooltip="The weights compute as ComfyUI would have them from this file.",
+                ),
+                args_input(),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The model, with block swap on it already: it needs no further node.",
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, unet_name: str, weight_dtype: str = "default", block_swap_args: Any = None
+    ) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("diffusion_models", unet_name)
+        node_id = cls.hidden.unique_id if cls.hidden is not None else None
+        return io.NodeOutput(load_streamed(path, Wish(as_args(block_swap_args), node_id)))

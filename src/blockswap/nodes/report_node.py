@@ -1,0 +1,109 @@
+"""The node *WanVideo Block Swap Report*: what was planned and what was measured, and a picture."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from .holding import last_holding_of
+from .patcher import release, transformer_of
+from .types import CATEGORY, model_input
+from .wrapper_pack import is_wrappers
+
+
+class BlockSwapReportNode(io.ComfyNode):
+    """Tells what block swap did to a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BlockSwapWanVideoReport",
+            display_name="WanVideo Block Swap Report",
+            category=CATEGORY,
+            description="What is where, bytes and seconds, hidden and exposed, as a text and as a "
+            "timeline of the last steps. Connect what the sampler gives, so that it runs after it.",
+            inputs=[
+                model_input("The model that the sampler ran, with block swap on it."),
+                io.AnyType.Input(
+                    "after",
+                    optional=True,
+                    tooltip="Anything that the sampler gives, such as its latents: the report is "
+                    "made after it.",
+                ),
+                io.Boolean.Input(
+                    "free_host_memory",
+                    default=False,
+                    tooltip="Afterwards unload the model and unlock the host memory of its blocks. "
+                    "The next run loads it again.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="text", tooltip="The report, a line a figure."),
+                io.Image.Output(
+                    display_name="timeline",
+                    tooltip="The last steps as a picture: blocks computing, copies, and where the "
+                    "device waited.",
+                ),
+            ],
+            is_output_node=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> float:
+        return float("nan")  # never equal: each run has its own report
+
+    @classmethod
+    def execute(
+        cls, model: Any, after: Any = None, free_host_memory: bool = False
+    ) -> io.NodeOutput:
+        text, picture = _report(model)
+        if free_host_memory and not is_wrappers(model):
+            text += "\n  " + _free(model)
+        return io.NodeOutput(text, picture, ui=ui.PreviewText(text))
+
+
+def _report(model: Any) -> tuple[str, torch.Tensor]:
+    if is_wrappers(model):
+        asked = model.model_options.get("transformer_options", {}).get("block_swap_args")
+        said = (
+            f"this is a model of WanVideoWrapper, which swaps blocks itself; it was asked {asked}"
+        )
+        return said, _blank()
+    transformer_of(model)
+    holding = last_holding_of(model.model)
+    if holding is None or holding.swap is None:
+        return "no blocks were swapped in this model yet: run a sampler with it first", _blank()
+    return holding.swap.report().text(), _picture(holding.swap)
+
+
+def _picture(swap: Any) -> torch.Tensor:
+    """The timeline as ComfyUI has images: `[1, height, width, 3]`, 0 to 1."""
+    import numpy as np
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "timeline.png"
+        swap.timeline(path)
+        with Image.open(path) as drawn:
+            pixels = np.asarray(drawn.convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels)[None]
+
+
+def _blank() -> torch.Tensor:
+    return torch.ones(1, 64, 64, 3)
+
+
+def _free(model: Any) -> str:
+    """Unloads every clone of the model, as ComfyUI's own *free* does for all models."""
+    import comfy.model_management as management
+
+    for loaded in [m for m in management.current_loaded_models if m.model is not None]:
+        if loaded.model.is_clone(model):
+            loaded.model_unload()
+            management.current_loaded_models.remove(loaded)
+    release(model.model)
+    management.soft_empty_cache()
+    return "the model was unloaded and the host memory of its blocks unlocked"

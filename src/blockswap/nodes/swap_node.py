@@ -1,0 +1,67 @@
+"""The node *WanVideo Block Swap*: a model in, a clone of it that runs with its blocks streamed."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..swap import as_args
+from .patcher import Wish, swap_on_clone
+from .status import send_text
+from .types import CATEGORY, AnyModel, args_input, model_input
+from .wrapper_pack import hand_over, is_wrappers
+
+ALIAS = "WanVideoBlockSwap"
+
+
+class BlockSwapNode(io.ComfyNode):
+    """Puts block swap on a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _schema("BlockSwapWanVideo")
+
+    @classmethod
+    def execute(cls, model: Any, block_swap_args: Any = None) -> io.NodeOutput:
+        args = as_args(block_swap_args)
+        node_id = cls.hidden.unique_id if cls.hidden is not None else None
+        if is_wrappers(model):
+            clone, said = hand_over(model, args)
+            send_text(node_id, said)
+            return io.NodeOutput(clone)
+        return io.NodeOutput(swap_on_clone(model, Wish(args, node_id)))
+
+
+class BlockSwapAliasNode(BlockSwapNode):
+    """The same under the id that the node has in other places; for prompts, not for the menu."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        schema = _schema(ALIAS)
+        # The menu leaves deprecated nodes out; newer cores can say it in so many words.
+        schema.is_deprecated = True
+        if hasattr(schema, "is_dev_only"):
+            schema.is_dev_only = True
+        return schema
+
+
+def _schema(node_id: str) -> io.Schema:
+    return io.Schema(
+        node_id=node_id,
+        display_name="WanVideo Block Swap",
+        category=CATEGORY,
+        description="Streams transformer blocks of a Wan model to the device just before they "
+        "run, so that a model runs that does not fit. The result is the same to the last bit.",
+        inputs=[
+            model_input(
+                "A Wan model: T2V, I2V, VACE, 5B or either 14B expert, LoRAs and all. A model of "
+                "WanVideoWrapper is handed its own block swap arguments."
+            ),
+            args_input(),
+        ],
+        outputs=[
+            AnyModel.Output(
+                display_name="model", tooltip="The model, for a sampler or further model nodes."
+            )
+        ],
+        hidden=[io.Hidden.unique_id],
+    )

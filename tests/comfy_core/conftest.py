@@ -1,0 +1,43 @@
+"""The real ComfyUI in this process: its package on the path, its options set to a quiet CPU."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOME = os.environ.get("BLOCKSWAP_COMFYUI")
+REASON = (
+    "no ComfyUI here: tests/comfy builds one and runs these tests in it, or set BLOCKSWAP_COMFYUI "
+    "to a ComfyUI folder and run pytest with its Python"
+)
+collect_ignore_glob: list[str] = []
+
+if HOME is None:
+    collect_ignore_glob.append("test_*.py")
+else:
+    # ComfyUI reads its options from the command line while it is imported.
+    # The attention it would choose for a CPU splits its work by how much memory is free, which
+    # changes the last bits.
+    given, sys.argv = sys.argv, ["main.py", "--cpu", "--use-pytorch-cross-attention"]
+    sys.path.insert(0, str(Path(HOME)))
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args
+
+    sys.argv = given
+    import comfy.model_management
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    """ComfyUI runs everything in inference mode; nothing stays loaded from test to test."""
+    import torch
+
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+        comfy.model_management.unload_all_models()
+        comfy.model_management.current_loaded_models.clear()

@@ -1,0 +1,41 @@
+"""ComfyUI's memory management pointed at the simulated accelerator."""
+
+from typing import Any
+
+import comfy.model_management as management
+import pytest
+import torch
+
+
+def point_at(device: torch.device, patch: pytest.MonkeyPatch) -> None:
+    """Makes `device` the one ComfyUI computes on, with the memory that it says is free."""
+
+    def free(where: Any = None, torch_free_too: bool = False) -> Any:
+        if where is not None and torch.device(where).type == "cpu":
+            nbytes = 1 << 34
+        else:
+            # As ComfyUI counts it on CUDA: what torch keeps for later is free, too.
+            kept = torch.accelerator.memory_reserved() - torch.accelerator.memory_allocated()
+            nbytes = torch.accelerator.get_memory_info(device)[0] + kept
+        return (nbytes, 0) if torch_free_too else nbytes
+
+    patch.setattr(management, "get_torch_device", lambda: device)
+    patch.setattr(management, "get_free_memory", free)
+    patch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
+    patch.setattr(management, "cpu_state", management.CPUState.GPU)
+    patch.setattr(
+        management, "soft_empty_cache", lambda force=False: torch.accelerator.empty_cache()
+    )
+    # Activations of a tiny model: the real floor is 0.8 GiB and more.
+    patch.setattr(management, "minimum_inference_memory", lambda: SMALL_INFERENCE)
+    patch.setattr(management, "EXTRA_RESERVED_VRAM", 0)
+    patch.setattr(management, "unet_dtype", _dtype)
+    patch.setattr(management, "unet_manual_cast", lambda *_, **__: None)
+
+
+SMALL_INFERENCE = 1 << 20
+
+
+def _dtype(*_: Any, weight_dtype: Any = None, **__: Any) -> torch.dtype:
+    quantised = weight_dtype is None or weight_dtype.itemsize == 1
+    return torch.bfloat16 if quantised else weight_dtype
