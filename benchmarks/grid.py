@@ -39,6 +39,12 @@ TWO_SLOTS = "ours, two slots"
 CONTIGUOUS = "ours, residents contiguous"
 TWO_SLOTS_CONTIGUOUS = "ours, two slots, residents contiguous"
 BOTH = "ours, half in RAM and half on disk"
+# Of the streamed blocks, what rests on disk; the others are in RAM.
+SHARES = {
+    BOTH if share == 50 else f"ours, {share} % on disk and the others in RAM": share / 100
+    for share in range(10, 100, 10)
+}
+HELD_TO_TARGET = (AUTOMATIC, *SHARES)
 OURS: dict[str, Setting] = {
     AUTOMATIC: Setting(),
     TWO_SLOTS: Setting(slots=2),
@@ -113,8 +119,10 @@ def points(*, quick: bool = False) -> Iterator[Point]:
         for name, setting in OURS.items():
             for case in _cases(some(FRACTIONS), some(RATIOS)):
                 yield Point(name, tier, case, partial(runner, setting=setting))
-    for case in _cases(some(PEER_FRACTIONS), some(PEER_RATIOS)):
-        yield Point(BOTH, "disk", case, partial(run_from_disk, setting=Setting(in_ram=0.5)))
+    for name, share in SHARES.items():
+        mixed = partial(run_from_disk, setting=Setting(in_ram=1 - share))
+        for case in _cases(some(PEER_FRACTIONS), some(PEER_RATIOS)):
+            yield Point(name, "disk", case, mixed)
     for name in PEERS:
         for case in _cases(some(PEER_FRACTIONS), some(PEER_RATIOS)):
             yield Point(name, "ram", case, partial(run_peer, name))

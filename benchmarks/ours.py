@@ -11,10 +11,13 @@ from safetensors.torch import save_file
 from benchmarks.disk_clock import clocked_disk
 from benchmarks.simulator import RATES, STEPS, Rates, Steady, Steps, prepare, steady_state
 from benchmarks.workload import Case, ClockedModel, block_bytes, tail, timed_model
-from blockswap import BlockSwapArgs, open_transformer, swap_blocks
+from blockswap import BlockSwapArgs, SwapPlan, open_transformer, swap_blocks
 from blockswap.swap.handle import Swap
 
 Spread = Literal["spread", "contiguous"]
+# What a `ram_budget` leaves to staging: two buffers for a block with its sectors, and less than a
+# block more.
+STAGING_BYTES = 5 * block_bytes() // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +34,16 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One case measured: the steady state, the bound of the case and the slots that were used."""
+    """One case measured: the steady state, the bound of the case and the slots that were used.
+
+    Of our own engine also the plan, and what each block computed for.
+    """
 
     steady: Steady
     bound_seconds: float
     slots: int
+    plan: SwapPlan | None = None
+    block_seconds: float = 0.0
 
     @property
     def over_bound(self) -> float:
@@ -48,7 +56,8 @@ def arguments(case: Case, setting: Setting) -> BlockSwapArgs:
     ahead = None if setting.slots is None else setting.slots - 1
     if setting.residents == "contiguous":
         return BlockSwapArgs(blocks=tail(case), prefetch_blocks=ahead)
-    budget = round(case.streamed * setting.in_ram) * block_bytes() if setting.in_ram else None
+    in_ram = round(case.streamed * setting.in_ram)
+    budget = in_ram * block_bytes() + STAGING_BYTES if in_ram else None
     return BlockSwapArgs(blocks_to_swap=case.streamed, prefetch_blocks=ahead, ram_budget=budget)
 
 
@@ -61,7 +70,7 @@ def run_from_ram(
     with swap_blocks(model, arguments(case, setting), device="sim") as swap:
         transfer = rates.link_seconds(swap.plan.copied_bytes_per_forward)
         steady = steady_state(model, steps)
-        return Outcome(steady, case.bound_seconds(transfer), swap.plan.slots)
+        return _outcome(case, swap.plan, steady, transfer)
 
 
 def run_from_disk(
@@ -83,6 +92,11 @@ def run_from_disk(
             skeleton.compute_for(case.compute_seconds(transfer))
             with clocked_disk():
                 steady = steady_state(skeleton, steps)
-            return Outcome(steady, case.bound_seconds(transfer), plan.slots)
+            return _outcome(case, plan, steady, transfer)
         finally:
             swap.close()
+
+
+def _outcome(case: Case, plan: SwapPlan, steady: Steady, transfer: float) -> Outcome:
+    bound, each = case.bound_seconds(transfer), case.compute_seconds(transfer)
+    return Outcome(steady, bound, plan.slots, plan, each)

@@ -15,6 +15,14 @@ import pytest
 DEVICES = ("cpu", "sim-eager", "sim-lazy")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Figures kept by tests stay with the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLOCKSWAP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def sim_module() -> ModuleType:
     """The `simaccel` package, built; skips where there is no compiler (never where CI is set)."""

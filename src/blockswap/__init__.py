@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import BlockSwapError
 from .plan import SwapPlan
+from .plan.workload import Workload
 from .selection import BlockSwapArgs
 
 if TYPE_CHECKING:
-    from .swap import Swap, open_transformer, swap_blocks
+    from .swap import Outlook, Swap, open_transformer, swap_blocks
 
 __version__ = "0.1.0"
 __all__ = [
     "BlockSwapArgs",
     "BlockSwapError",
+    "Outlook",
     "Swap",
     "SwapPlan",
+    "Workload",
     "open_transformer",
     "swap_blocks",
 ]
@@ -29,7 +32,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Loads the torch side on first use, so that planning and the command line start quickly."""
-    if name in {"Swap", "open_transformer", "swap_blocks"}:
+    if name in {"Outlook", "Swap", "open_transformer", "swap_blocks"}:
         from . import swap
 
         return getattr(swap, name)

@@ -13,21 +13,28 @@ from typing import Any
 
 from .errors import OutputError
 
+OVERRIDE = "BLOCKSWAP_CACHE"
+
 
 def cache_folder() -> Path:
     """The user's cache folder of blockswap; it need not exist.
 
-    `BLOCKSWAP_CACHE` names it outright; else it is `blockswap` below `XDG_CACHE_HOME`, on Windows
-    below `LOCALAPPDATA`, on macOS below `~/Library/Caches`, elsewhere below `~/.cache`.
+    `$BLOCKSWAP_CACHE` names it outright; else it is `blockswap` below `$XDG_CACHE_HOME` or
+    `~/.cache` (macOS: `~/Library/Caches`, Windows: `%LOCALAPPDATA%`).
     """
-    named = os.environ.get("BLOCKSWAP_CACHE")
+    named = os.environ.get(OVERRIDE)
     if named:
         return Path(named)
-    above = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    if above and Path(above).is_absolute():  # a relative one is to be ignored (XDG)
-        return Path(above) / "blockswap"
-    home = Path(os.path.expanduser("~"))
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "blockswap"
+    home = Path.home()
+    if sys.platform == "win32":
+        above = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        above = home / "Library" / "Caches"
+    else:
+        wanted = os.environ.get("XDG_CACHE_HOME", "")
+        # The specification tells to ignore a path that is not absolute.
+        above = Path(wanted) if os.path.isabs(wanted) else home / ".cache"
+    return above / "blockswap"
 
 
 def read_json(path: Path) -> Any:
@@ -55,7 +62,7 @@ def write_json_atomically(path: Path, value: Any) -> None:
     except OSError as error:
         raise OutputError(
             f"cannot write {path} ({error.strerror or error}): make room, or name another folder "
-            "with BLOCKSWAP_CACHE"
+            f"with {OVERRIDE}"
         ) from error
     finally:
         if half is not None:

@@ -78,3 +78,17 @@ def test_exactly_the_streamed_bytes_are_copied_in_each_forward() -> None:
 def test_disk_figures_do_not_depend_on_how_threads_are_scheduled(clock: ModuleType) -> None:
     runs = {run_from_disk(Case(32, 0.95), Setting(slots=2), STEPS).steady for _ in range(3)}
     assert len({round(steady.step_seconds * 1e12) for steady in runs}) == 1
+
+
+@pytest.mark.parametrize("on_disk", [0.1, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize(("streamed", "ratio"), [(40, 1.0), (33, 0.95), (20, 1.05), (13, 0.25)])
+def test_ram_and_disk_mixed_run_at_the_bound(streamed: int, ratio: float, on_disk: float) -> None:
+    case = Case(streamed, ratio)
+    outcome = run_from_disk(case, Setting(in_ram=1 - on_disk), Steps(warm=6, measured=6))
+    assert 1 - 1e-9 <= outcome.over_bound <= 1.02
+
+
+def test_a_mixed_figure_does_not_depend_on_how_threads_are_scheduled() -> None:
+    case = Case(33, 1.0)
+    runs = {run_from_disk(case, Setting(in_ram=0.7), STEPS).steady.step_seconds for _ in range(3)}
+    assert len({round(seconds * 1e12) for seconds in runs}) == 1

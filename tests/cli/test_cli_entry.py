@@ -32,7 +32,7 @@ def failing(error: BaseException) -> typer.Typer:
     return made
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["inspect"], ["synth"]])
+@pytest.mark.parametrize("command", [[], ["convert"], ["demo"], ["inspect"], ["probe"], ["synth"]])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_command_has_help(command: list[str], flag: str) -> None:
     result = runner.invoke(app, [*command, flag])
@@ -42,7 +42,7 @@ def test_every_command_has_help(command: list[str], flag: str) -> None:
 
 def test_no_arguments_show_the_commands() -> None:
     result = runner.invoke(app, [])
-    assert all(name in result.output for name in ("demo", "inspect", "synth"))
+    assert all(name in result.output for name in ("convert", "demo", "inspect", "probe", "synth"))
 
 
 def test_version_names_the_installed_version(monkeypatch: pytest.MonkeyPatch) -> None:

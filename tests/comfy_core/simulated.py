@@ -1,7 +1,5 @@
 """ComfyUI's memory management pointed at the simulated accelerator."""
 
-from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import comfy.model_management as management
@@ -25,7 +23,9 @@ def point_at(device: torch.device, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(management, "get_free_memory", free)
     patch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
     patch.setattr(management, "cpu_state", management.CPUState.GPU)
-    patch.setattr(management, "soft_empty_cache", lambda force=False: torch.accelerator.empty_cache())
+    patch.setattr(
+        management, "soft_empty_cache", lambda force=False: torch.accelerator.empty_cache()
+    )
     # Activations of a tiny model: the real floor is 0.8 GiB and more.
     patch.setattr(management, "minimum_inference_memory", lambda: SMALL_INFERENCE)
     patch.setattr(management, "EXTRA_RESERVED_VRAM", 0)

@@ -98,5 +98,7 @@ def _bytes(patcher: Any) -> dict[str, torch.Tensor]:
     return {
         f"{key}/{'.'.join(path)}": leaf.detach().reshape(-1).view(torch.uint8)
         for key, parameter in patcher.model.named_parameters()
-        for path, leaf in leaf_tensors(parameter.data if type(parameter) is torch.nn.Parameter else parameter)
+        for path, leaf in leaf_tensors(
+            parameter.data if type(parameter) is torch.nn.Parameter else parameter
+        )
     }

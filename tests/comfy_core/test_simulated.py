@@ -1,7 +1,8 @@
-"""ComfyUI's patcher and sampler over the simulated accelerator: bytes, capacity, and who owns what."""
+"""ComfyUI's patcher and sampler over the simulated accelerator: bytes, capacity, ownership."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -11,13 +12,17 @@ import pytest
 import simulated
 import tiny
 import torch
+from safetensors.torch import save_file
 
 from blockswap import BlockSwapArgs
 from blockswap.nodes.holding import holding_of
+from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.patcher import Wish, swap_on_clone
 
 BLOCKS = 30
 STEPS = 2
+FEW = 10
+ROOM_FOR_A_FILE = 6 << 20
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +37,8 @@ def swapped(patcher: Any, **args: Any) -> Any:
     return swap_on_clone(patcher, Wish(BlockSwapArgs(**args)))
 
 
-def kinds(kind: str) -> Any:
-    weights = tiny.state_dict("t2v", blocks=BLOCKS)
+def kinds(kind: str, blocks: int = FEW) -> Any:
+    weights = tiny.state_dict("t2v", blocks=blocks)
     if kind == "fp8_scaled":
         return tiny.loaded(tiny.fp8_scaled(weights))
     if kind == "mixed":
@@ -43,7 +48,7 @@ def kinds(kind: str) -> Any:
 
 @pytest.mark.parametrize("asked", [{}, {"blocks": "0-29"}, {"vram_budget": "2.8MiB"}])
 def test_a_third_of_the_model_is_enough(asked: dict[str, Any], sim: ModuleType) -> None:
-    plain = kinds("plain")
+    plain = kinds("plain", BLOCKS)
     expected = tiny.sample(plain, steps=STEPS)
     usual = _traffic(sim, plain)
     management.unload_all_models()
@@ -87,7 +92,7 @@ def test_with_a_lora(kind: str) -> None:
     for strength in (1.0, 0.4):
         patched = tiny.with_lora(plain, strength)
         expected = tiny.sample(patched)
-        for asked in ({"blocks": "0,2-9"}, {"blocks_to_swap": 30}):
+        for asked in ({"blocks": "0,2-9"}, {"blocks_to_swap": FEW}):
             assert torch.equal(tiny.sample(swapped(patched, **asked)), expected)
     assert torch.equal(tiny.sample(patched), expected)
 
@@ -95,7 +100,7 @@ def test_with_a_lora(kind: str) -> None:
 def test_unloading_gives_every_byte_back(sim: ModuleType) -> None:
     plain = kinds("plain")
     start = sim.counters()
-    model = swapped(tiny.with_lora(plain, 0.5), blocks="1-16")
+    model = swapped(tiny.with_lora(plain, 0.5), blocks="1-8")
     tiny.sample(model)
     held = sim.counters()
     assert held.pinned_bytes > start.pinned_bytes
@@ -111,8 +116,57 @@ def test_quantised_tensors() -> None:
     """ComfyUI cannot patch these on a device that has no fp8 arithmetic, so without a LoRA."""
     plain = kinds("mixed")
     expected = tiny.sample(plain)
-    for asked in ({"blocks": "0,2-9"}, {"blocks_to_swap": 30}):
+    for asked in ({"blocks": "0,2-9"}, {"blocks_to_swap": FEW}):
         model = swapped(plain, **asked)
         assert torch.equal(tiny.sample(model), expected)
         assert torch.equal(tiny.sample(model), expected)
     assert torch.equal(tiny.sample(plain), expected)
+
+
+@pytest.mark.parametrize("args", [{}, {"blocks": "0-19", "ram_budget": 0}, {"ram_budget": "1MiB"}])
+def test_streamed_from_the_file(
+    args: dict[str, Any], sim: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Computing with fp8 makes a cast weight at a time, as large as 1 MiB.
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2 << 20)
+    weights = tiny.fp8_scaled(tiny.state_dict("t2v", blocks=24))
+    save_file(weights, tmp_path / "wan.safetensors")
+    plain = tiny.loaded(weights)
+    model = load_streamed(str(tmp_path / "wan.safetensors"), Wish(BlockSwapArgs(**args)))
+    patched = tiny.with_lora(plain, 0.6)
+    expected, expected_patched = tiny.sample(plain), tiny.sample(patched)
+    management.unload_all_models()
+    sim.configure(capacity=sim.counters().device_bytes + ROOM_FOR_A_FILE, mode=_mode())
+    assert torch.equal(tiny.sample(model), expected)
+    plan = holding_of(model.model).plan
+    assert plan.streamed
+    assert (plan.read_bytes_per_forward > 0) == ("ram_budget" in args)
+    assert torch.equal(tiny.sample(tiny.with_lora(model, 0.6)), expected_patched)
+    assert torch.equal(tiny.sample(model), expected)
+    management.unload_all_models()
+    units = [p for n, p in model.model.named_parameters() if ".blocks." in n]
+    assert {p.device.type for p in units} == {"meta"}
+
+
+def test_patching_does_not_gather_blocks_on_the_device(sim: ModuleType) -> None:
+    """A LoRA on every block, on a device that holds a third of them: each goes back at once."""
+    patched = tiny.with_lora(kinds("plain", BLOCKS), 0.6)
+    expected = tiny.sample(patched)
+    management.unload_all_models()
+    room = patched.model_size() // 3
+    sim.configure(capacity=sim.counters().device_bytes + room, mode=_mode())
+    assert torch.equal(tiny.sample(swapped(patched)), expected)
+
+
+def test_other_models_stay_where_there_is_room(sim: ModuleType) -> None:
+    """The host finds room for residents and slots, not for blocks that never come."""
+    other, plain = kinds("plain"), kinds("plain", BLOCKS)
+    expected = tiny.sample(other)
+    held = sim.counters().device_bytes
+    sim.configure(capacity=held + plain.model_size() // 2, mode=_mode())
+    model = swapped(plain, blocks="0-29")
+    tiny.sample(model)
+    loaded = [m.model for m in management.current_loaded_models]
+    assert {id(m.model) for m in loaded} == {id(other.model), id(plain.model)}
+    assert other.loaded_size() == other.model_size()
+    assert torch.equal(tiny.sample(other), expected)

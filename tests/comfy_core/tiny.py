@@ -91,7 +91,12 @@ def _is_linear_of_a_block(key: str, value: torch.Tensor) -> bool:
 
 
 def with_lora(patcher: Any, strength: float, *, seed: int = 11) -> Any:
-    """A clone with a LoRA on linears of every block and one outside them, as the loader adds it."""
+    """A clone with a LoRA, as ComfyUI's loader node adds it."""
+    return comfy.sd.load_lora_for_models(patcher, None, lora_of(patcher, seed), strength, 0)[0]
+
+
+def lora_of(patcher: Any, seed: int = 11) -> dict[str, Any]:
+    """A LoRA for linears of every block and one outside them."""
     draw = torch.Generator().manual_seed(seed)
     lora = {}
     for key, value in patcher.model.diffusion_model.state_dict().items():
@@ -100,8 +105,7 @@ def with_lora(patcher: Any, strength: float, *, seed: int = 11) -> Any:
             name = "diffusion_model." + key.removesuffix(".weight")
             lora[f"{name}.lora_up.weight"] = torch.randn(value.shape[0], 4, generator=draw) * 0.1
             lora[f"{name}.lora_down.weight"] = torch.randn(4, value.shape[1], generator=draw) * 0.1
-    patched, _ = comfy.sd.load_lora_for_models(patcher, None, lora, strength, 0)
-    return patched
+    return lora
 
 
 def noise_for(patcher: Any) -> torch.Tensor:
@@ -110,12 +114,16 @@ def noise_for(patcher: Any) -> torch.Tensor:
     return torch.randn(1, channels, 3, 8, 8, generator=draw)
 
 
-def sample(patcher: Any, *, steps: int = 2, callback: Callable[..., None] | None = None) -> Any:
+def sample(
+    patcher: Any, *, steps: int = 2, callback: Callable[..., None] | None = None, hooks: Any = None
+) -> Any:
     """Latents of two steps through ComfyUI's own sampler."""
     noise = noise_for(patcher)
     draw = torch.Generator().manual_seed(5)
     texts = [torch.randn(1, 7, 4096, generator=draw) for _ in range(2)]
     positive, negative = ([[text, {}]] for text in texts)
+    if hooks is not None:
+        positive[0][1]["hooks"] = hooks
     return comfy.sample.sample(
         patcher,
         noise,

@@ -49,9 +49,8 @@ def collect_pools(monkeypatch: pytest.MonkeyPatch) -> list[Pool]:
 
 def wait_for_readers(pool: Pool) -> None:
     """Until every read asked for is done and its copy enqueued; the device is not waited for."""
-    for slot in pool.slots:
-        if slot.job is not None:
-            assert slot.job.wait(30)
+    for job in (*(slot.job for slot in pool.slots), *(s.read for s in pool.staging)):
+        assert job is None or job.wait(30)
 
 
 class DeafEvent:

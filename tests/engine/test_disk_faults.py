@@ -1,6 +1,5 @@
 """A disk that fails under a forward: one error that names the place, no hang, a retry works."""
 
-import errno
 import linecache
 import os
 import sys
@@ -12,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from cases import Shelf, forward, fresh, opened, reference, skeleton, stores
-from seams import stall_reads
-from test_streamed_file import PLATFORMS
+from disk_seam import Disk
+from seams import collect_pools, stall_reads, wait_for_readers
+from test_streamed_file import PLATFORMS, broken
 
 from blockswap import open_transformer
 from blockswap.errors import ReadError
@@ -90,15 +90,13 @@ def test_an_error_of_one_block_reaches_the_forward_once_and_a_retry_works(
 def test_eio_of_the_system_call_names_file_block_offset_and_cause(
     device: torch.device, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    disk = Disk(monkeypatch)
     model = open_mini(path, device)
 
-    def broken(*_: object) -> int:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "preadv", broken)
-        with pytest.raises(ReadError) as raised, torch.no_grad():
-            forward(model, "mini", device)
+    disk.fault = broken
+    with pytest.raises(ReadError) as raised, torch.no_grad():
+        forward(model, "mini", device)
+    disk.heal()
     for word in ("blocks.0", str(path), "at byte", "Input/output error"):
         assert word in str(raised.value)
     with torch.no_grad():
@@ -110,12 +108,10 @@ def test_close_works_while_the_disk_is_broken(
     device: torch.device, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = set(threading.enumerate())
+    disk = Disk(monkeypatch)
     model = open_mini(path, device)
 
-    def broken(*_: object) -> int:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "preadv", broken)
+    disk.fault = broken
     with pytest.raises(ReadError), torch.no_grad():
         forward(model, "mini", device)
     model.blockswap.close()
@@ -155,7 +151,11 @@ def test_a_file_replaced_while_streaming_keeps_serving_the_one_that_was_opened(
     os.replace(other, path)
     with torch.no_grad():
         for _ in range(2):
-            assert torch.equal(forward(model, "mini", device), reference("mini", device))
+            try:
+                assert torch.equal(forward(model, "mini", device), reference("mini", device))
+            except ReadError as error:  # a reader may have opened the file only now: see plain
+                assert not hasattr(os, "preadv")
+                assert "was replaced by another file" in str(error)
     model.blockswap.close()
 
 
@@ -214,14 +214,16 @@ def _at_with(frame: FrameType) -> bool:
 
 @pytest.mark.parametrize("phase", range(4))
 def test_ctrl_c_at_any_line_of_the_engine_is_survived(
-    phase: int, device: torch.device, shelf: Shelf
+    phase: int, device: torch.device, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One forward is interrupted at a line, the next two must be right, then all is restored."""
+    collected = collect_pools(monkeypatch)
     expected = reference("mini", device)
     for store in stores(device):
-        if store.startswith("file-"):
+        if store == "file-ram":
             continue
-        args = {"blocks_to_swap": 3, "prefetch_blocks": 1}
+        # Both tiers in one forward need more blocks: then copies wait for reads and behind them.
+        args = {"blocks_to_swap": 5 if store == "file-both" else 3, "prefetch_blocks": 1}
         with opened(store, "mini", device, args, shelf=shelf) as (model, _), torch.no_grad():
             for line in range(phase * 3, 4000, 29):
                 with InterruptAt(line) as interrupt:
@@ -232,8 +234,10 @@ def test_ctrl_c_at_any_line_of_the_engine_is_survived(
                 for _ in range(2):
                     assert torch.equal(forward(model, "mini", device), expected), (store, line)
                 if not interrupt.raised:
+                    wait_for_readers(collected[-1])
                     break
             assert line > 29 * 3
+            assert not any(staging.is_claimed for staging in collected[-1].staging), store
         if store in ("ram", "pageable"):
             for name, value in fresh("mini").named_parameters():
                 assert torch.equal(model.get_parameter(name), value), (store, name)

@@ -5,7 +5,7 @@ line of it taken out, where a race must be found or the output must differ.
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from seams import (
 from torch import nn
 
 from blockswap import open_transformer, swap_blocks
-from blockswap.store.readers import Job
+from blockswap.store.readers import Follower, Job
 from blockswap.stream import transfer
 from blockswap.stream.device import Accelerator
 from blockswap.stream.pool import Pool
@@ -134,9 +134,9 @@ def test_copy_must_wait_for_free(
 def test_reader_must_wait_until_staging_is_copied(
     scenario: Scenario, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def only_earlier(self: Any, staging: Any, earlier: Job | None) -> None:
-        if earlier is not None:
-            earlier.wait()
+    def only_earlier(self: Any, staging: Any, earlier: Sequence[Job]) -> None:
+        for job in earlier:
+            job.wait()
 
     monkeypatch.setattr(transfer.StagedCopy, "_wait_until_writable", only_earlier)
     assert "write-after-read" in scenario.forwards(store)
@@ -149,7 +149,7 @@ def test_reader_must_wait_for_the_earlier_job_of_its_staging(
     """Blocks 0 and 2 share a staging buffer; block 0 lies in it, read but not yet copied."""
     if removed:
 
-        def only_copied(self: Any, staging: Any, earlier: Job | None) -> None:
+        def only_copied(self: Any, staging: Any, earlier: Sequence[Job]) -> None:
             if staging.used:
                 staging.copied.synchronize()
 
@@ -167,7 +167,7 @@ def test_forward_thread_must_wait_for_the_job_before_it_waits_for_ready(
 ) -> None:
     """Nobody has recorded ready while the read is under way, and such a wait is a no-op."""
     if removed:
-        monkeypatch.setattr(Job, "done", property(lambda self: True))
+        monkeypatch.setattr(Follower, "done", property(lambda self: True))
     gate = Gate(HOLD_SECONDS)
     stall_reads(monkeypatch, before={"blocks.1": gate.hold})
     found = scenario.forwards("disk", count=1)
@@ -218,6 +218,45 @@ def test_copied_must_be_recorded_for_every_copy_from_staging(
             staging.copied = DeafEvent(staging.copied, records=1)
 
     assert "write-after-read" in scenario.forwards(store, deafen)
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["as it is", "taken out"])
+def test_a_copy_whose_record_was_interrupted_must_be_recorded_before_its_buffer_is_filled_anew(
+    scenario: Scenario, removed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes between a copy that the forward thread enqueues and the record behind it."""
+    if removed:
+        monkeypatch.setattr(transfer.StagedCopy, "_record_copied", lambda self, staging: None)
+    x = torch.zeros(2, 16).to(scenario.device)
+    with (
+        scenario.watched() as found,
+        opened("disk", "mini", scenario.device, ARGS, shelf=scenario.shelf) as (model, swap),
+        torch.no_grad(),
+    ):
+        pool = scenario.pools[-1]
+        model.blocks[0](x)  # type: ignore[index, operator]
+        wait_for_readers(pool)
+        swap._streamer._read_ahead()
+        wait_for_readers(pool)  # the next ones are in staging, so their copies are enqueued at once
+        for staging in pool.staging:
+            staging.copied = InterruptedEvent(staging.copied)
+        with pytest.raises(KeyboardInterrupt):
+            model.blocks[1](x)  # type: ignore[index, operator]
+        for staging in pool.staging:
+            staging.copied = staging.copied.real
+        torn = next(staging for staging in pool.staging if staging.torn)
+        swap._streamer._empty_half_loaded()  # as the next entry does first
+        other = swap._streamer.units[1].streamed.transfer
+        other._read(torn)
+        wait_for_readers(pool)
+    assert bool(found) is removed
+
+
+class InterruptedEvent(DeafEvent):
+    """A device event at whose record Ctrl-C is pressed."""
+
+    def record(self, stream: Any) -> None:
+        raise KeyboardInterrupt
 
 
 def two_streams(scenario: Scenario, model: nn.Module, orders: list[tuple[int, ...]]) -> list[Any]:

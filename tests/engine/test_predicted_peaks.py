@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SHAPES, fresh, inputs
+from cases import fresh, inputs
 from torch.nn import functional as F
 
 from blockswap.layout.geometry import WanGeometry
@@ -75,7 +75,7 @@ def measured(
 ) -> tuple[int, float]:
     """Peak bytes above the weights, and FLOPs by the clock, of one call with fresh inputs."""
     gc.collect()
-    sim.configure(flops=RATE)
+    sim.configure(flops=RATE, h2d_gb_s=1e9, pageable_gb_s=1e9)
     sim.reset()
     weights = torch.accelerator.memory_allocated()
     kwargs = given()
@@ -110,9 +110,8 @@ def test_diffusers_models(
 
 
 @eager
-@pytest.mark.parametrize("shape", range(len(SHAPES)))
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "mixed"])
-@pytest.mark.parametrize("family", ["original", "original-i2v", "original-vace", "mini"])
+@pytest.mark.parametrize(("dtype", "shape"), [("fp32", 0), ("bf16", 1), ("mixed", 2)])
+@pytest.mark.parametrize("family", ["original", "original-i2v", "original-vace"])
 def test_models_laid_out_as_the_original(
     sim: ModuleType, sim_device: torch.device, family: str, dtype: str, shape: int
 ) -> None:
@@ -124,20 +123,7 @@ def test_models_laid_out_as_the_original(
 
 
 @eager
-def test_a_second_forward_needs_what_a_later_forward_needs(
-    sim: ModuleType, sim_device: torch.device
-) -> None:
-    """The original keeps its rope table on the device from the first forward on."""
-    model = fresh("original")
-    model.to(sim_device)
-    model.freqs = model.freqs.to(sim_device)
-    cost = predict_module(model, kwargs=inputs("original", sim_device), kernels="portable")
-    expect(cost, *measured(sim, model, lambda: inputs("original", sim_device)))
-
-
-@eager
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["t2v", "i2v"])
+@pytest.mark.parametrize(("family", "dtype"), [("t2v", "float32"), ("i2v", "bfloat16")])
 def test_attention_by_products(
     sim: ModuleType,
     sim_device: torch.device,
@@ -147,10 +133,8 @@ def test_attention_by_products(
 ) -> None:
     geometry, wanted = GEOMETRIES[family], replace(PLAIN, dtype=dtype, attention="math")
     cost = follow_forward(geometry, wanted)
-    assert (
-        cost.activation_bytes
-        > follow_forward(geometry, replace(wanted, attention="flash")).activation_bytes
-    )
+    flash = follow_forward(geometry, replace(wanted, attention="flash"))
+    assert cost.activation_bytes > flash.activation_bytes
 
     def by_products(query: Any, key: Any, value: Any, mask: Any = None, *_: Any, **__: Any) -> Any:
         return torch.ops.aten._scaled_dot_product_attention_math(query, key, value, mask)[0]

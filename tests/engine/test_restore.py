@@ -201,7 +201,7 @@ def test_skeleton_is_left_as_it_was_when_opening_fails(
     def failing(self: Any) -> None:
         raise MemoryError("no residents today")
 
-    monkeypatch.setattr(checkpoint._Opening, "load_residents", failing)
+    monkeypatch.setattr(checkpoint.Opening, "load_residents", failing)
     skeleton = fresh("mini").to_empty(device="meta")
     before = hooks_of(skeleton), attributes_of(skeleton)
     with pytest.raises(MemoryError):

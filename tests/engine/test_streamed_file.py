@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from disk_seam import Disk, Read
 
 from blockswap.errors import ReadError
 from blockswap.layout.stamp import FileStamp, stamp_of
 from blockswap.store.disk import PIECE_BYTES, DiskStore, DiskUnit
 from blockswap.store.file_io import StreamedFile, memory_at
 from blockswap.store.file_slab import SECTOR, Extent
+from blockswap.store.landing import Landing
 from blockswap.stream.device import aligned
 
 SIZE = 3 * SECTOR + 777
@@ -51,21 +53,21 @@ def buffer(nbytes: int) -> torch.Tensor:
 
 
 def no_direct(patch: pytest.MonkeyPatch) -> None:
-    patch.delattr(os, "O_DIRECT")
+    patch.delattr(os, "O_DIRECT", raising=False)
 
 
 def no_preadv(patch: pytest.MonkeyPatch) -> None:
-    patch.delattr(os, "preadv")
+    patch.delattr(os, "preadv", raising=False)
 
 
 def no_fadvise(patch: pytest.MonkeyPatch) -> None:
-    patch.delattr(os, "O_DIRECT")
-    patch.delattr(os, "posix_fadvise")
+    patch.delattr(os, "O_DIRECT", raising=False)
+    patch.delattr(os, "posix_fadvise", raising=False)
 
 
 def nothing_of_linux(patch: pytest.MonkeyPatch) -> None:
     for name in ("O_DIRECT", "preadv", "posix_fadvise", "O_CLOEXEC"):
-        patch.delattr(os, name)
+        patch.delattr(os, name, raising=False)
 
 
 def direct_open_fails(patch: pytest.MonkeyPatch) -> None:
@@ -93,29 +95,18 @@ def direct_read_fails(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "preadv", refusing)
 
 
-def short_reads(patch: pytest.MonkeyPatch) -> None:
-    real = os.preadv
-
-    def short(fd: int, buffers: Any, offset: int) -> int:
-        view = memoryview(buffers[0])
-        return (
-            real(fd, [view[: max(1, len(view) // 3)]], offset)
-            if len(view) > 1000
-            else real(fd, buffers, offset)
-        )
-
-    patch.setattr(os, "preadv", short)
-
-
 PLATFORMS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None] | None, str]] = {
     "as it is": (None, ""),
     "no O_DIRECT": (no_direct, "buffered"),
     "no preadv": (no_preadv, "plain"),
     "no posix_fadvise": (no_fadvise, "buffered"),
     "as Windows": (nothing_of_linux, "plain"),
-    "O_DIRECT refused at open": (direct_open_fails, "buffered"),
-    "O_DIRECT refused at read": (direct_read_fails, "buffered"),
 }
+if hasattr(os, "O_DIRECT"):
+    PLATFORMS["O_DIRECT refused at open"] = (direct_open_fails, "buffered")
+    PLATFORMS["O_DIRECT refused at read"] = (direct_read_fails, "buffered")
+if not hasattr(os, "preadv"):
+    PLATFORMS = {name: (change, "plain") for name, (change, _) in PLATFORMS.items()}
 
 
 @pytest.mark.parametrize("name", PLATFORMS)
@@ -138,17 +129,25 @@ def test_the_bytes_are_the_files_on_every_platform(
 
 def test_direct_false_reads_through_the_page_cache(path: Path, content: bytes) -> None:
     file = StreamedFile(header_of(path), direct=False)
-    assert file.mode == "buffered"
+    assert file.mode == ("buffered" if hasattr(os, "preadv") else "plain")
     memory = buffer(SECTOR)
     file.read(0, memory_at(memory.data_ptr(), SECTOR), SECTOR)
     assert bytes(memory.tolist()) == content[:SECTOR]
     file.close()
 
 
+def a_third(read: Read, view: memoryview, offset: int) -> int:
+    return read(view[: max(1, len(view) // 3)] if len(view) > 1000 else view)
+
+
+def broken(read: Read, view: memoryview, offset: int) -> int:
+    raise OSError(errno.EIO, "Input/output error")
+
+
 def test_short_reads_are_continued(
     path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short_reads(monkeypatch)
+    Disk(monkeypatch).fault = a_third
     file = StreamedFile(header_of(path))
     memory = buffer(4 * SECTOR)
     file.read(0, memory_at(memory.data_ptr(), 4 * SECTOR), SIZE)
@@ -277,18 +276,27 @@ def test_no_descriptor_left_is_one_sentence_and_leaves_none_behind(
 
     before = psutil.Process().num_fds()
     units = [DiskUnit("blocks.0", (Extent(0, 0, 8), Extent(1, 0, 8)))]
-    real, opened = os.open, []
+    disk, opened = Disk(monkeypatch), []
 
-    def exhausted(file: str, flags: int, *args: Any) -> int:
-        if len(opened) >= 2:
+    def exhausted() -> None:
+        if path.with_suffix(".other") in map(Path, opened):
             raise OSError(errno.EMFILE, "Too many open files")
-        opened.append(file)
-        return real(file, flags, *args)
 
+    real = os.open
+
+    def counted(file: str, *args: Any) -> int:
+        opened.append(file)
+        exhausted()
+        return real(file, *args)
+
+    other = path.with_suffix(".other")
+    other.write_bytes(path.read_bytes())
+    headers = [header_of(path), header_of(other)]
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", exhausted)
+        patch.setattr(os, "open", counted)
+        disk.opening = lambda file: (opened.append(file), exhausted())
         with pytest.raises(ReadError, match="Too many open files"):
-            DiskStore([header_of(path), header_of(path)], units)
+            DiskStore(headers, units)
     assert psutil.Process().num_fds() == before
 
 
@@ -299,31 +307,116 @@ def test_a_unit_larger_than_a_piece_is_read_in_pieces(tmp_path: Path) -> None:
     units = [DiskUnit("blocks.0", (Extent(0, 24, data.nbytes - 24),))]
     store = DiskStore([header_of(big)], units)
     memory = buffer(store.slabs[0].slab.nbytes)
-    assert len(store.pieces(0, memory.data_ptr())) == 3
+    assert len(store.pieces(0, Landing.at(memory.data_ptr()))) == 3
     moved = store.read_into(0, memory.data_ptr())
     at = store.slab_offsets(0)[0]
     found = memory[at : at + data.nbytes - 24].clone().view(torch.int64)
     assert torch.equal(found, data[3:])
     assert moved == data.nbytes - 24
-    assert set(store.modes) <= {"direct", "buffered"}
+    assert set(store.modes) <= ({"direct", "buffered"} if hasattr(os, "preadv") else {"plain"})
+    store.close()
+
+
+@pytest.mark.parametrize(("piece_bytes", "pieces"), [(SECTOR, 4), (SECTOR + 1, 2), (1 << 30, 1)])
+def test_the_size_of_a_read_can_be_chosen(tmp_path: Path, piece_bytes: int, pieces: int) -> None:
+    file = tmp_path / "unit.bin"
+    file.write_bytes(os.urandom(4 * SECTOR))
+    units = [DiskUnit("blocks.0", (Extent(0, 16, 4 * SECTOR - 16),))]
+    store = DiskStore([header_of(file)], units, piece_bytes=piece_bytes)
+    memory = buffer(store.slabs[0].slab.nbytes)
+    assert len(store.pieces(0, Landing.at(memory.data_ptr()))) == pieces
+    store.read_into(0, memory.data_ptr())
+    at = store.slab_offsets(0)[0]
+    assert bytes(memory[at : at + 4 * SECTOR - 16]) == file.read_bytes()[16:]
     store.close()
 
 
 def test_an_error_names_file_block_byte_and_cause(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    disk = Disk(monkeypatch)
     store = DiskStore([header_of(path)], [DiskUnit("blocks.7", (Extent(0, SECTOR + 5, 100),))])
     memory = buffer(store.slabs[0].slab.nbytes)
 
-    def broken(*_: object) -> int:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "preadv", broken)
-        with pytest.raises(ReadError) as raised:
-            store.read_into(0, memory.data_ptr())
+    disk.fault = broken
+    with pytest.raises(ReadError) as raised:
+        store.read_into(0, memory.data_ptr())
+    disk.heal()
     for word in ("blocks.7", str(path), f"byte {SECTOR}", "Input/output error"):
         assert word in str(raised.value)
     assert isinstance(raised.value.__cause__, OSError)
     store.read_into(0, memory.data_ptr())  # the disk is well again
     store.close()
+
+
+def in_thread(call: Callable[[], None]) -> list[BaseException]:
+    """Runs `call` in a thread of its own; what it raised."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    return raised
+
+
+def test_a_handle_opened_later_is_of_the_same_file(
+    path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain reads: each thread opens the file by name, which may be another file's by then."""
+    nothing_of_linux(monkeypatch)
+    file = StreamedFile(header_of(path))
+    replaced(path)
+    path.write_bytes(bytes(SIZE))
+    memory = buffer(SECTOR)
+    view = memory_at(memory.data_ptr(), SECTOR)
+    (error,) = in_thread(lambda: file.read(0, view, SECTOR))
+    assert isinstance(error, ReadError)
+    assert "was replaced by another file" in str(error)
+    file.close()
+
+
+def test_a_file_is_not_opened_again_after_it_was_closed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that a stuck disk held finds its file closed when the disk answers."""
+    import psutil
+
+    for change in (None, nothing_of_linux):
+        before = psutil.Process().num_fds()
+        with monkeypatch.context() as patch:
+            if change is not None:
+                change(patch)
+            file = StreamedFile(header_of(path))
+            file.close()
+            memory = buffer(SECTOR)
+            view = memory_at(memory.data_ptr(), SECTOR)
+            (error,) = in_thread(lambda: file.read(0, view, SECTOR))
+        assert "was closed while it was being read" in str(error)
+        assert psutil.Process().num_fds() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="there is no O_DIRECT to be refused")
+@pytest.mark.parametrize("cause", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_too_few_descriptors_is_not_taken_for_a_missing_o_direct(
+    cause: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    real, before = os.open, psutil.Process().num_fds()
+
+    def exhausted(file: str, flags: int, *args: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(cause, os.strerror(cause))
+        return real(file, flags, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", exhausted)
+        with pytest.raises(ReadError, match="cannot be opened"):
+            StreamedFile(header_of(path))
+    assert psutil.Process().num_fds() == before

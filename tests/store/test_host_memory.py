@@ -1,7 +1,7 @@
 """Free host memory is the least of what the system and the container leave."""
 
 from blockswap.store import host_memory
-from blockswap.store.host_memory import free_host_bytes, peak_host_bytes
+from blockswap.store.host_memory import free_host_bytes, peak_host_bytes, total_host_bytes
 
 
 def write(tmp_path, monkeypatch, *, available_kb, limit, usage):
@@ -32,3 +32,15 @@ def test_unknown_stays_unknown(tmp_path, monkeypatch):
 def test_the_peak_of_this_process_is_known_here():
     ballast = b"x" * (60 * 2**20)
     assert peak_host_bytes() > len(ballast)
+
+
+def test_all_memory_is_the_systems_or_the_containers_limit(tmp_path, monkeypatch):
+    write(tmp_path, monkeypatch, available_kb=1000, limit="max", usage=0)
+    everything = total_host_bytes()
+    assert everything >= free_host_bytes()
+    write(tmp_path, monkeypatch, available_kb=1000, limit=everything - 1, usage=0)
+    assert total_host_bytes() == everything - 1
+    monkeypatch.delattr(host_memory.os, "sysconf")
+    assert total_host_bytes() == everything - 1
+    monkeypatch.setattr(host_memory, "_CGROUPS", ())
+    assert total_host_bytes() is None

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from blockswap.errors import OutputError
+from blockswap.layout import writing
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.layout.geometry import WanGeometry, infer_geometry
 from blockswap.synth import synth
-from blockswap.synth import write as write_module
 from blockswap.synth.draw import Drawer
 
 TINY = WanGeometry(
@@ -82,7 +82,7 @@ def test_too_little_room_is_said_with_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(write_module.shutil, "disk_usage", lambda _: usage(0, 0, 1024))
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: usage(0, 0, 1024))
     with pytest.raises(OutputError, match=r"takes \d+\.\d KiB, .* has 1.0 KiB free: free \d"):
         synth(TINY, tmp_path / "f.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ from blockswap.errors import ArgsError
 from blockswap.units import (
     format_bytes,
     format_bytes_at_least,
+    format_flops,
     format_rate,
     format_seconds,
     parse_bytes,
@@ -154,3 +155,16 @@ def test_times_are_printed_in_the_unit_that_fits(seconds, text):
 )
 def test_rates_are_printed_in_decimal_units(rate, text):
     assert format_rate(rate) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (99.09e12, "99.1 TFLOP/s"),
+        (999.9e9, "1.0 TFLOP/s"),
+        (148e9, "148 GFLOP/s"),
+        (2e6, "0.002 GFLOP/s"),
+    ],
+)
+def test_rates_of_computing_have_their_unit(rate, text):
+    assert format_flops(rate) == text

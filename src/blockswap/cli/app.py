@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from ..errors import BlockSwapError
 from .console import print_error
+from .convert import convert
 from .demo import demo
 from .inspect import inspect
 from .plan import plan
@@ -28,7 +29,7 @@ class Commands(TyperGroup):
             print_error(str(error))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
-            print_error("interrupted before it was done")
+            print_error(str(interrupt) or "interrupted before it was done")
             raise typer.Exit(130) from interrupt
 
 
@@ -41,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(convert)
 app.command()(demo)
 app.command()(inspect)
 app.command()(plan)

@@ -15,7 +15,6 @@ from ..forecast import (
     find_model,
     forecast,
     largest_clip,
-    say_workload,
     sweep,
 )
 from ..plan.cards import find_card, machine_of_card
@@ -158,7 +157,7 @@ def _draw(told: Forecast, path: Path) -> None:
     foreseen = told.foreseen()
     if foreseen is None:
         raise ArgsError("there is no timeline without seconds: give --gpu or run blockswap probe")
-    heading = f"Forecast: {told.order.model.label}, {say_workload(told.order.workload)}"
+    heading = f"Forecast: {told.order.model.label}, {told.order.workload.words}"
     draw_timeline(told.plan, foreseen, path, heading=heading)
 
 
@@ -170,7 +169,7 @@ def _compare(order: Order, png: Path | None, notes: list[str], *, as_json: bool)
             raise ArgsError("there is no curve without seconds: give --gpu or run blockswap probe")
         dots = tuple(Dot(p.budget_bytes, p.step_seconds or 0.0, p.streamed) for p in timed)
         name = "this machine" if order.machine is None else order.machine.name
-        title = f"Forecast: {order.model.label}, {say_workload(order.workload)} on {name}"
+        title = f"Forecast: {order.model.label}, {order.workload.words} on {name}"
         draw_curve(Curve(title, dots), png)
     if as_json:
         typer.echo(json.dumps([asdict(point) for point in points], indent=2))

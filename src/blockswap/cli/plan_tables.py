@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..forecast import Forecast, Order, Point, say_workload
+from ..forecast import Forecast, Order, Point
 from ..units import format_bytes, format_seconds
 from .console import new_table, print_facts
 
@@ -15,9 +15,7 @@ _ROWS = 17  # of a sweep, printed; the picture and the JSON have all of them
 
 def print_forecast(console: Console, told: Forecast, notes: Sequence[str]) -> None:
     """The plan as a table, the map of blocks, the time line's figures, and the reasons."""
-    print_facts(
-        console, f"{told.order.model.label}: {say_workload(told.order.workload)}", _facts(told)
-    )
+    print_facts(console, f"{told.order.model.label}: {told.order.workload.words}", _facts(told))
     table = new_table("phase", "weights", "activations", "peak")
     for phase in told.phases:
         sizes = (phase.weight_bytes, phase.activation_bytes, phase.peak_bytes)
@@ -28,7 +26,7 @@ def print_forecast(console: Console, told: Forecast, notes: Sequence[str]) -> No
 
 
 def _title(order: Order) -> str:
-    return f"{order.model.label}: {say_workload(order.workload)}"
+    return f"{order.model.label}: {order.workload.words}"
 
 
 def _facts(told: Forecast) -> tuple[tuple[str, str], ...]:

@@ -1,17 +1,20 @@
 """Owns `blockswap probe`: what this machine can do, and how each figure was found."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from ..plan.machine import DiskFigures
-from ..probe import DiskPart, Figure, Probe, Trial
-from ..probe import probe as probe_machine
 from ..units import format_bytes, format_flops, format_rate
 from .console import new_console, new_table, print_facts
+
+if TYPE_CHECKING:
+    from ..probe import DiskPart, Figure, Probe, Trial
 
 
 def probe(
@@ -36,6 +39,8 @@ def probe(
 
     Takes about ten seconds the first time; figures are kept, and used by plans.
     """
+    from ..probe import probe as probe_machine  # torch: not for `--help`
+
     with new_console(stderr=True).status("measuring; other programs at work show in the figures"):
         found = probe_machine(device, place=folder, fresh=fresh)
     if as_json:

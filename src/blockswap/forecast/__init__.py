@@ -2,7 +2,7 @@
 
 from .clip import largest_clip
 from .figures import ModelFigures, find_model
-from .forecast import Forecast, Order, forecast, say_workload
+from .forecast import Forecast, Order, forecast
 from .sweep import Point, sweep
 
 __all__ = [
@@ -13,6 +13,5 @@ __all__ = [
     "find_model",
     "forecast",
     "largest_clip",
-    "say_workload",
     "sweep",
 ]

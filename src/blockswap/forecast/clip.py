@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ..plan.workload import FRAMES, Workload
-from .forecast import Order, has_plan
+from .forecast import Order, foresee, has_plan
 
 
 def largest_clip(order: Order) -> Workload | None:
@@ -14,7 +14,8 @@ def largest_clip(order: Order) -> Workload | None:
     low, high = 0, order.workload.latent_frames
     while low < high:
         middle = (low + high + 1) // 2
-        if has_plan(replace(order, workload=_with(order.workload, middle))):
+        shorter = replace(order, workload=_with(order.workload, middle))
+        if has_plan(shorter, foresee(shorter)):
             low = middle
         else:
             high = middle - 1

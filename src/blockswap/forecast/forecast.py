@@ -4,16 +4,17 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import PlanError
 from ..events import Counters, Measured
-from ..plan import Facts, Foresight, Speeds, SwapPlan, make_plan
-from ..plan.foresight import pipeline_of
+from ..plan import Facts, Foresight, SwapPlan, make_plan
+from ..plan.foresight import pipeline_of, speeds_of
 from ..plan.machine import Machine
-from ..plan.workload import ForwardCost, Workload
+from ..plan.margin import MARGIN
+from ..plan.workload import Workload
 from ..predict import (
-    MARGIN,
-    NO_MARGIN,
     Companions,
     Generation,
     PhaseNeed,
+    carried_bytes,
+    predict_forward,
     predict_generation,
 )
 from ..selection import BlockSwapArgs, select
@@ -47,16 +48,17 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The plan, and what it was made from. `speeds` are None where the machine is not known.
-
-    `margin_bytes` is left free beside the predicted peak.
-    """
+    """The plan, and what it was made from."""
 
     order: Order
     plan: SwapPlan
     generation: Generation
-    margin_bytes: int
-    speeds: Speeds | None
+    foresight: Foresight
+
+    @property
+    def margin_bytes(self) -> int:
+        """Left free beside the predicted peak."""
+        return self.foresight.margin_bytes
 
     @property
     def phases(self) -> tuple[PhaseNeed, ...]:
@@ -83,56 +85,45 @@ class Forecast:
 
     def foreseen(self) -> Measured | None:
         """Two forwards in the steady state as a report or a picture takes them."""
-        if self.speeds is None:
+        speeds = self.foresight.speeds
+        if speeds is None:
             return None
-        line = pipeline_of(self.plan, self.speeds, on_host=self.order.on_host)
+        line = pipeline_of(self.plan, speeds, on_host=self.order.on_host)
         return Measured(visits=line.visits(), counters=Counters(forwards=2))
 
 
 def forecast(order: Order) -> Forecast:
     """Plans without weights and without the machine. Raises PlanError, ArgsError, GeometryError."""
-    generation = generation_of(order)
-    return planned(order, generation, speeds_of(order, generation.denoising))
+    foresight = foresee(order)
+    plan = plan_of(order, foresight)
+    generation = predict_generation(order.model.geometry, order.workload, order.companions)
+    return Forecast(order, plan, generation, foresight)
 
 
-def generation_of(order: Order) -> Generation:
-    """What the whole generation costs, whatever the plan."""
-    return predict_generation(order.model.geometry, order.workload, order.companions)
+def foresee(order: Order) -> Foresight:
+    """What a forward needs and takes, whatever the plan: a pipeline's latents are counted."""
+    geometry, workload = order.model.geometry, order.workload
+    cost = predict_forward(geometry, workload)
+    carried = carried_bytes(geometry, workload, dtype=order.companions.text_encoder_dtype)
+    activations = cost.activation_bytes + carried
+    margin = MARGIN if order.machine is None else order.machine.kept_free
+    speeds = speeds_of(cost, order.machine, workload.dtype)
+    return Foresight(workload.words, activations, margin.of(activations), speeds)
 
 
-def planned(order: Order, generation: Generation, speeds: Speeds | None) -> Forecast:
-    """The forecast, where what the generation costs is known already."""
-    activations = generation.denoising.activation_bytes + generation.carried_bytes
-    margin = (NO_MARGIN if order.on_host else MARGIN).of(activations)
-    foresight = Foresight(say_workload(order.workload), activations, margin, speeds)
+def plan_of(order: Order, foresight: Foresight) -> SwapPlan:
+    """The plan, where what a forward needs is known already. Raises PlanError."""
     selection = select(order.args, order.model.layout)
-    plan = make_plan(facts_of(order), selection, order.args, foresight)
-    return Forecast(order, plan, generation, margin, speeds)
+    return make_plan(facts_of(order), selection, order.args, foresight)
 
 
-def has_plan(order: Order) -> bool:
+def has_plan(order: Order, foresight: Foresight) -> bool:
     """Whether anything fits; how fast it is does not matter for that."""
     try:
-        planned(order, generation_of(order), None)
+        plan_of(order, replace(foresight, speeds=None))
     except PlanError:
         return False
     return True
-
-
-def speeds_of(order: Order, cost: ForwardCost) -> Speeds | None:
-    """Seconds of every unit on the order's machine; None where its rate is not known."""
-    machine = order.machine
-    if machine is None:
-        return None
-    seconds: dict[str, float] = {}
-    for name, flops in (*cost.unit_flops, ("", cost.rest_flops)):
-        found = machine.compute_seconds(flops, order.workload.dtype)
-        if found is None:
-            return None
-        seconds[name] = found
-    rest = seconds.pop("")
-    disk = None if machine.disk is None else machine.disk.bytes_per_second
-    return Speeds(seconds, rest, machine.pinned_link, disk)
 
 
 def facts_of(order: Order) -> Facts:
@@ -154,9 +145,3 @@ def facts_of(order: Order) -> Facts:
         granularity=GRANULARITY_BYTES,
         from_checkpoint=from_file,
     )
-
-
-def say_workload(workload: Workload) -> str:
-    """The clip in words: "1280x720, 81 frames"."""
-    said = f"{workload.width}x{workload.height}, {workload.frames} frames"
-    return said if workload.batch == 1 else f"{said}, batch {workload.batch}"

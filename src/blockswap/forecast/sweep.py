@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from .forecast import Forecast, Order, generation_of, has_plan, planned, speeds_of
+from ..plan import Foresight, SwapPlan
+from .forecast import Order, foresee, has_plan, plan_of
 
 STEPS = 64
 
@@ -23,21 +24,20 @@ def sweep(order: Order, *, steps: int = STEPS) -> tuple[Point, ...]:
 
     Raises what `forecast` raises but PlanError.
     """
-    generation = generation_of(order)
-    speeds = speeds_of(order, generation.denoising)
-    least, most = limits(order)
+    foresight = foresee(order)
+    least, most = limits(order, foresight)
     budgets = [least + (most - least) * step // steps for step in range(steps + 1)]
-    return tuple(_point(planned(_under(order, b), generation, speeds), b) for b in budgets)
+    return tuple(_point(plan_of(_under(order, b), foresight), b) for b in budgets)
 
 
-def limits(order: Order) -> tuple[int, int]:
+def limits(order: Order, foresight: Foresight) -> tuple[int, int]:
     """The least budget in bytes that has a plan, and the one that keeps the whole model."""
-    whole = planned(_under(order, 1 << 60), generation_of(order), None)
-    most = (whole.plan.peak_bytes or 0) + whole.margin_bytes
+    whole = plan_of(_under(order, 1 << 60), replace(foresight, speeds=None))
+    most = whole.device_bytes + foresight.reserve_bytes
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2
-        if has_plan(_under(order, middle)):
+        if has_plan(_under(order, middle), foresight):
             high = middle
         else:
             low = middle + 1
@@ -48,8 +48,7 @@ def _under(order: Order, budget_bytes: int) -> Order:
     return replace(order, args=replace(order.args, vram_budget=budget_bytes))
 
 
-def _point(told: Forecast, budget_bytes: int) -> Point:
-    plan = told.plan
+def _point(plan: SwapPlan, budget_bytes: int) -> Point:
     assert plan.peak_bytes is not None, "a forecast knows its workload"
     return Point(
         budget_bytes=budget_bytes,

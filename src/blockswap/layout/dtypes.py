@@ -29,6 +29,11 @@ SAFETENSORS_CODES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+# torch's name -> safetensors code
+CODES: Mapping[str, str] = MappingProxyType(
+    {name: code for code, name in SAFETENSORS_CODES.items()}
+)
+
 ITEM_BYTES: Mapping[str, int] = MappingProxyType(
     {
         "bool": 1,

@@ -3,7 +3,8 @@
 A name may carry one of three prefixes. The longest that occurs anywhere in the checkpoint is *the*
 prefix: names that carry it lose it. Other names are kept as they are when they start like a Wan
 transformer's (`blocks.0...`, beside `model.blocks.1...`); the rest, such as the VAE and the text
-encoder of a full checkpoint, is left out. Two names with the same bare form are an error.
+encoder of a full checkpoint, is left out; so is padding (`PADDING`). Two names with the same bare
+form are an error.
 """
 
 from collections.abc import Iterable
@@ -33,6 +34,15 @@ _ROOTS = frozenset(
 )
 
 
+# Tensors of zeros that `blockswap convert` puts before a block so that it starts on a page.
+PADDING = "blockswap_padding"
+
+
+def is_padding(name: str) -> bool:
+    """Whether a tensor means nothing and only fills a file up: `[prefix.]blockswap_padding.7`."""
+    return name.split(".")[-2:-1] == [PADDING]
+
+
 def common_prefix(names: Iterable[str]) -> str:
     """The longest known prefix that any of the names carries, or the empty string."""
     names = tuple(names)
@@ -49,6 +59,8 @@ def bare_keys(label: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
     keys: dict[str, str] = {}
     owner: dict[str, str] = {}
     for name in names:
+        if is_padding(name):
+            continue
         if name.startswith(prefix):
             key = name[len(prefix) :]
         elif name.split(".", 1)[0] in _ROOTS:

@@ -19,6 +19,27 @@ def align_up(nbytes: int, alignment: int) -> int:
     return -(-nbytes // alignment) * alignment
 
 
+# Host memory that a slab is staged in lies in at most so many chunks, one copy each.
+MAX_CHUNKS = 4
+
+
+def staging_chunks(nbytes: int) -> tuple[int, ...]:
+    """Powers of two, largest first, that hold `nbytes`: what a staging buffer really locks.
+
+    torch's host allocator rounds each pinned allocation up to a power of two. The last of
+    `MAX_CHUNKS` takes all that is left: at most 1/15 more than `nbytes` is locked.
+    """
+    chunks: list[int] = []
+    left = nbytes
+    while left > 0:
+        power = 1 << (left.bit_length() - 1)
+        if len(chunks) == MAX_CHUNKS - 1 and power < left:
+            power *= 2
+        chunks.append(power)
+        left -= power
+    return tuple(chunks)
+
+
 @dataclass(frozen=True, slots=True)
 class Slab:
     """Byte offset of each leaf of a unit, in the unit's leaf order, and the slab's size."""

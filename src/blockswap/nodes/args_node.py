@@ -1,4 +1,4 @@
-"""The node *WanVideo Block Swap Args*: widgets in, the dictionary that block-swap packs share out."""
+"""The node *WanVideo Block Swap Args*: widgets in, the dictionary that such packs share out."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ class BlockSwapArgsNode(io.ComfyNode):
 
 def args_from(widgets: dict[str, Any]) -> BlockSwapArgs:
     """The arguments that the widgets ask for; -1 and an empty text mean automatic."""
-    values = {
+    values: dict[str, Any] = {
         key: None if value == "" or (_is_count(key) and value == _AUTOMATIC) else value
         for key, value in widgets.items()
     }

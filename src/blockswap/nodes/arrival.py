@@ -34,14 +34,15 @@ class PatchOnArrival:
             made = patch.set_func(full, seed=seed, return_weight=True)
         else:
             made = comfy.float.stochastic_rounding(full, self._stored_dtype, seed=seed)
-        return made.to(weight.dtype)
+        patched: torch.Tensor = made.to(weight.dtype)
+        return patched
 
 
 def patch_on_arrival(module: torch.nn.Module) -> None:
     """Takes over what the host has prepared for patching `module`'s weights at each use."""
     for name in ("weight", "bias"):
-        functions = getattr(module, f"{name}_function", None)
-        for at, function in enumerate(functions or ()):
+        functions: list[Any] = getattr(module, f"{name}_function", [])
+        for at, function in enumerate(functions):
             if type(function).__name__ == "LowVramPatch":
                 dtype = getattr(module, name).dtype
                 functions[at] = PatchOnArrival(function, dtype)

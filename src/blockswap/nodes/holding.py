@@ -63,7 +63,15 @@ class Holding:
             guard.install()
         setattr(model, _ATTRIBUTE, self)
         # For a model that is dropped without having been unloaded.
-        weakref.finalize(model, self.close)
+        self._dropped = weakref.finalize(model, self.close)
+        self._dropped.atexit = False  # the process takes its memory with it
+
+    @property
+    def own_bytes(self) -> int:
+        """Device memory that is ours: slots, and the residents of a model in a file."""
+        residents = [unit.slab_bytes for unit in self.plan.units if unit.tier == "resident"]
+        kept = sum(residents) if self.files is not None else 0
+        return kept + self.plan.slots * self.plan.slot_bytes
 
     def hold(self, owner: Any, node_id: str | None) -> None:
         """`owner` is the clone that the model is loaded for; when it goes, the holding is parked.
@@ -137,6 +145,7 @@ class Holding:
                 self.swap.close()
         self.closed = True
         self._owner = None
+        self._dropped.detach()
         for guard in self._guards:
             guard.remove()
         if self.files is not None:
@@ -164,8 +173,8 @@ class _Guard:
         self._module = module
 
     def install(self) -> None:
-        self._before = vars(self._module).get("_apply")
-        self._module._apply = self  # type: ignore[method-assign,assignment]
+        self._before: Any = vars(self._module).get("_apply")
+        self._module._apply = self  # type: ignore[method-assign]
 
     def remove(self) -> None:
         if vars(self._module).get("_apply") is not self:
@@ -188,10 +197,8 @@ class _Guard:
                 holding.close()
             elif self._module in holding.modules:
                 return self._module
-        if self._before is not None:
-            moved: torch.nn.Module = self._before(fn, recurse)
-        else:
-            moved = type(self._module)._apply(self._module, fn, recurse)
+        move: Any = self._before or type(self._module)._apply.__get__(self._module)
+        moved: torch.nn.Module = move(fn, recurse)
         return moved
 
     def _stays(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> bool:
@@ -209,7 +216,7 @@ class Immovable:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        module._apply = self  # type: ignore[method-assign,assignment]
+        module._apply = self  # type: ignore[method-assign]
 
     def __call__(
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True

@@ -96,7 +96,7 @@ def _all_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _load_rest(root: torch.nn.Module, checkpoint: Checkpoint, files: FileUnits) -> None:
-    """Loads what lies outside the units, as ComfyUI's own loader would: cast to the model's dtypes."""
+    """Loads what lies outside the units, cast to the model's dtypes, as ComfyUI's loader would."""
     from safetensors import safe_open
 
     units = tuple(f"{name}." for name in files.names)

@@ -11,22 +11,22 @@ them on clones of the clone. The host's own methods do the work, seen through th
     patch_weight_to_device brings a patched weight of a streamed unit back to where it rests
 """
 
+import logging
 import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ModelError
-from ..layout.slab import align_up
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs, select
 from ..swap import FileUnits, plan_file_units, plan_units
 from .arrival import forget_patches, patch_on_arrival
 from .holding import Claim, Holding, Immovable, holding_of, modules_in
+from .room import granted_by_host, size_with, whole_size
 
 KEY = "blockswap"
 _FILES = "blockswap_files"
-_UNBOUNDED = 1e31  # the host says 1e32 where it sets no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Wish:
 
 
 def keep_file_units(model: Any, files: FileUnits) -> None:
-    """Notes on a shared model object that its units are in a file, and nothing there to be moved."""
+    """Notes on a shared model object that its units are in a file: nothing there can be moved."""
     setattr(model, _FILES, files)
     for name in files.names:
         for module in files.root.get_submodule(name).modules():
@@ -93,7 +93,7 @@ def wish_of(patcher: Any) -> Wish | None:
 
 def _refuse_foreign(root: Any) -> None:
     for name, parameter in root.named_parameters():
-        if type(parameter).__name__ == "GGMLParameter" or type(parameter).__name__ == "GGMLTensor":
+        if type(parameter).__name__.startswith("GGML"):
             raise ModelError(
                 f"{name} is a GGUF tensor, whose dequantisation belongs to the pack that loaded "
                 "it: block swap needs a safetensors checkpoint (bf16, fp16 or fp8_scaled)"
@@ -105,8 +105,6 @@ def _clone_without_dynamic(patcher: Any) -> Any:
     is_dynamic = getattr(patcher, "is_dynamic", None)
     if is_dynamic is None or not is_dynamic():
         return patcher.clone()
-    import logging
-
     logging.warning(
         "blockswap: this model is under dynamic VRAM, which moves every weight itself; the clone "
         "with block swap is made without it, so that each block has one owner"
@@ -164,6 +162,8 @@ class _Overrides:
             "unpatch_model",
             "patch_weight_to_device",
             "_load_list",
+            "patch_hooks",
+            "unpatch_hooks",
             "model_size",
             "get_ram_usage",
         ):
@@ -203,6 +203,28 @@ class _Overrides:
             _bring_back(patcher, key)
         return result
 
+    def patch_hooks(self, hooks: Any) -> Any:
+        """Scheduled patches (hooks) are written to the weights between two calls of the model."""
+        patcher = self._patcher
+        self._expect_writes(hooks is not None and bool(patcher.get_combined_hook_patches(hooks)))
+        return self._host.patch_hooks(patcher, hooks)
+
+    def unpatch_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        self._expect_writes(bool(self._patcher.hook_backup))
+        return self._host.unpatch_hooks(self._patcher, *args, **kwargs)
+
+    def _expect_writes(self, expected: bool) -> None:
+        holding = holding_of(self._patcher.model)
+        if not expected or holding is None or holding.swap is None:
+            return
+        if holding.files is not None:
+            raise ModelError(
+                "hooks were to change weights of blocks that are streamed from their file, and a "
+                "file is never written: load the model with ComfyUI's own loader and put WanVideo "
+                "Block Swap behind it"
+            )
+        holding.swap.forget_slots()
+
     def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> Any:
         patcher = self._patcher
         if unpatch_weights:
@@ -238,14 +260,15 @@ class _Overrides:
             return self._host.load(
                 patcher, device_to, lowvram_model_memory, force_patch_weights, full_load
             )
-        granted = _granted(device_to, lowvram_model_memory)
+        granted = granted_by_host(device_to, lowvram_model_memory)
         try:
             holding = holding_of(patcher.model) or self._take(device_to, granted)
-            plan = holding.plan
-            fits = full_load or plan.device_bytes <= granted
-            room = max(lowvram_model_memory - plan.slots * plan.slot_bytes, 0.1)
+            fits = full_load or holding.plan.device_bytes <= granted
+            room = max(lowvram_model_memory - holding.own_bytes, 0.1)
             with holding.at_work():
                 result = self._host.load(patcher, device_to, room, force_patch_weights, fits)
+            if not fits:  # else the host has counted `model_size()`
+                patcher.model.model_loaded_weight_memory += holding.own_bytes
             holding.open(transformer_of(patcher))
         except BaseException:
             release(patcher.model)
@@ -285,13 +308,11 @@ class _Overrides:
         files = _files_of(patcher.model)
         if files is not None:
             return plan_file_units(files, args, device=device, granted_bytes=granted)
-        return plan_units(
-            transformer_of(patcher), args, device=device, granted_bytes=granted
-        )
+        return plan_units(transformer_of(patcher), args, device=device, granted_bytes=granted)
 
 
 def _settle_notes(module: Any, patcher: Any) -> None:
-    """What the host has noted on a module in a file is applied on arrival; without notes it goes."""
+    """What the host has noted on a module in a file is applied on arrival."""
     if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
         patch_on_arrival(module)
     elif not patcher.force_cast_weights:
@@ -303,35 +324,6 @@ def release(model: Any) -> None:
     holding = holding_of(model)
     if holding is not None:
         holding.close()
-
-
-def whole_size(model: Any) -> int:
-    """Bytes of all weights of a model, as the host counts them."""
-    import comfy.model_management
-
-    return int(comfy.model_management.module_size(model))
-
-
-def size_with(plan: SwapPlan, whole: int) -> int:
-    """Bytes on the device under a plan: slots in place of the streamed units."""
-    if not plan.slots:
-        return whole  # nothing is streamed, or the blocks are used where they lie
-    streamed = sum(unit.slab_bytes for unit in plan.units if unit.tier != "resident")
-    return whole - streamed + plan.slots * align_up(plan.slot_bytes, 512)
-
-
-def _granted(device: Any, lowvram_model_memory: float) -> int:
-    """Bytes that the host lets weights take on the device, less a margin.
-
-    Allocators round, and other programs come and go: at the brim the host would take residents
-    off the device again before the next run.
-    """
-    import comfy.model_management
-
-    room = lowvram_model_memory
-    if not 0 < room < _UNBOUNDED:
-        room = comfy.model_management.get_free_memory(device)
-    return int(room * 63 / 64)
 
 
 def _bring_back(patcher: Any, key: str) -> None:

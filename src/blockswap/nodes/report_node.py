@@ -68,7 +68,9 @@ class BlockSwapReportNode(io.ComfyNode):
 def _report(model: Any) -> tuple[str, torch.Tensor]:
     if is_wrappers(model):
         asked = model.model_options.get("transformer_options", {}).get("block_swap_args")
-        said = f"this is a model of WanVideoWrapper, which swaps blocks itself; it was asked {asked}"
+        said = (
+            f"this is a model of WanVideoWrapper, which swaps blocks itself; it was asked {asked}"
+        )
         return said, _blank()
     transformer_of(model)
     holding = last_holding_of(model.model)

@@ -6,8 +6,10 @@ Both are optional: without them a plan leaves a reserve and keeps as many blocks
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .machine import Machine
 from .timeline import Pipeline, Stage, Timing
 from .values import PlannedUnit, SwapPlan
+from .workload import ForwardCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,19 @@ class Foresight:
     @property
     def reserve_bytes(self) -> int:
         return self.activation_bytes + self.margin_bytes
+
+
+def speeds_of(cost: ForwardCost, machine: Machine | None, dtype: str) -> Speeds | None:
+    """Seconds of every unit on `machine`; None where its rate for `dtype` is not known."""
+    if machine is None or machine.compute_seconds(0.0, dtype) is None:
+        return None
+    seconds = {name: machine.compute_seconds(flops, dtype) for name, flops in cost.unit_flops}
+    return Speeds(
+        compute_seconds={name: found or 0.0 for name, found in seconds.items()},
+        rest_seconds=machine.compute_seconds(cost.rest_flops, dtype) or 0.0,
+        link=machine.pinned_link,
+        disk=None if machine.disk is None else machine.disk.bytes_per_second,
+    )
 
 
 def timing_of(plan: SwapPlan, speeds: Speeds, *, on_host: bool) -> Timing:

@@ -10,6 +10,7 @@ CPU, checkpoint            in the file, read straight into slots: no staging, no
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..layout.slab import staging_chunks
 from .facts import Facts, UnitFacts
 from .subsets import Costs, kept_sets
 from .values import Tier
@@ -75,7 +76,7 @@ class HostRoom:
         if pageable_bytes:
             sizes += [unit.ram_slab_bytes for unit in streamed]
         buffers = min(self.staging_wanted, len(sizes))
-        return Staging(buffers, max(sizes) if buffers else 0)
+        return Staging(buffers, sum(staging_chunks(max(sizes))) if buffers else 0)
 
     def _holds_all(self, streamed: Sequence[UnitFacts]) -> bool:
         if self.on_host or self.ram_budget_bytes is None:
@@ -90,7 +91,11 @@ class HostRoom:
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """Pinned buffers between file and device: how many, and the bytes of each."""
+    """Pinned buffers between file and device: how many, and the bytes that each locks.
+
+    Two are enough: with a read under way into one while the other is copied, and reads that run
+    ahead of the slots, the virtual clock sees every mix of RAM and disk at its bound.
+    """
 
     buffers: int
     buffer_bytes: int

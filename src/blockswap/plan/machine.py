@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import ArgsError
+from .margin import MARGIN, NO_MARGIN, Margin
 
 Rates = tuple[tuple[str, float], ...]  # dtype name and figure; a tuple, so that it hashes
 
@@ -47,6 +48,14 @@ class Machine:
     pageable_link: float | None = None
     disk: DiskFigures | None = None
     source: str = ""
+    margin: Margin | None = None
+
+    @property
+    def kept_free(self) -> Margin:
+        """What a prediction leaves free here: `margin`, by default that of its kind of device."""
+        if self.margin is not None:
+            return self.margin
+        return NO_MARGIN if self.on_host else MARGIN
 
     def compute_seconds(
         self, matmul_flops: float, dtype: str, *, attention_flops: float = 0.0
@@ -75,6 +84,7 @@ class Machine:
     def to_dict(self) -> dict[str, Any]:
         """Dictionaries, numbers and texts, ready for `json.dumps`; `machine_from` reads it."""
         told = asdict(self)
+        del told["margin"]
         told["flops"] = dict(self.flops)
         told["attention_flops"] = dict(self.attention_flops)
         return told

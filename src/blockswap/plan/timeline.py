@@ -4,10 +4,11 @@
     copies           |c0 |  |c1 |  |c2 |          after the read, and when the slot is free
     compute              |0       ||1      ||2    after the one before, and when its copy has ended
 
-The rules are those of `stream`: a read starts when a slot was found for it and its staging buffer
-is free; a copy waits for the read, the copy before it and the slot's last forward; a block waits
-for its copy. The host is never in the way, except where it waits for a read. The engine on a
-virtual clock agrees with it to the last digits wherever it has one order of events to follow.
+The rules are those of `stream`: reads run ahead as far as staging buffers are free; a copy waits
+for a slot, the read, the copy before it and the slot's last forward, and one from RAM is not
+enqueued before one whose read is late; a block waits for its copy. The host is never in the way,
+except where it waits for a read. The engine on a virtual clock agrees with it to the last digits
+wherever it has one order of events to follow.
 """
 
 from collections import deque
@@ -152,12 +153,14 @@ class _Slot:
 
 @dataclass(slots=True)
 class _Job:
-    """A read that was asked for, and the copy that follows it."""
+    """A read that was asked for, and the copy that follows it once it has a slot."""
 
+    index: int
     stage: Stage
-    slot: _Slot
     asked: float
     buffer: int
+    slot: _Slot | None = None
+    read: tuple[float, float] | None = None
 
 
 class _Run:
@@ -170,8 +173,9 @@ class _Run:
         self._after = _upcoming(pipeline.stages)
         self._jobs: deque[_Job] = deque()
         self._copied = [0.0] * max(1, pipeline.staging_buffers)
+        self._staged: dict[int, _Job] = {}  # by buffer: read ahead, and without a slot
         self._host = self._compute = self._copies = self._disk = 0.0
-        self._turn = self._uses = 0
+        self._uses = 0
         self.exposed = 0.0
         self.visits: list[Visit] = []
         self._forwards = 0
@@ -189,6 +193,7 @@ class _Run:
                 self._visit(index, stage)
             else:
                 self._fetch_ahead(index, self._pipeline.prefetch + 1, running=None)
+                self._read_ahead(index)
                 arrived = self._compute
                 self._run_for(stage.compute_seconds)
                 self._note(stage, None, arrived, arrived)
@@ -201,7 +206,12 @@ class _Run:
             self._load(index, slot)
         self._touch(slot)
         self._fetch_ahead(index, self._pipeline.prefetch, running=slot)
-        self._settle(slot)
+        if slot.job is not None:
+            self._catch_up(self._host)
+        self._read_ahead(index)
+        if slot.job is not None:
+            self._settle(slot)
+            self._fetch_ahead(index, self._pipeline.prefetch, running=slot)
         arrived, start = self._compute, max(self._compute, slot.ready)
         self.exposed += start - arrived
         self._compute = start
@@ -210,6 +220,7 @@ class _Run:
         slot.free = self._compute
         self._touch(slot)
         self._fetch_ahead(index, self._pipeline.prefetch + 1, running=None)
+        self._read_ahead(index)
 
     def _note(self, stage: Stage, slot: _Slot | None, arrived: float, started: float) -> None:
         copied = read = (None, None)  # type: tuple[float | None, float | None]
@@ -245,21 +256,64 @@ class _Run:
         if not self._pipeline.prefetch:
             return
         wanted = self._after[index][:distance]
+        self._catch_up(self._host)
+        late = running is not None and running.job is not None
         for ahead in wanted:
-            if self._find(ahead) is None:
+            slot = self._find(ahead)
+            if slot is None:
+                if late and not self._stages[ahead].read_seconds:
+                    return
                 slot = self._evictable(set(wanted), running=running)
                 if slot is None:
                     return
                 self._load(ahead, slot)
+            late = late or slot.job is not None
+
+    def _read_ahead(self, index: int) -> None:
+        """Asks for the next reads of units in no slot, while there are staging buffers for them."""
+        if not self._pipeline.prefetch or self._pipeline.on_host:
+            return
+        self._catch_up(self._host)
+        reads = (at for at in self._after[index] if self._stages[at].read_seconds)
+        wanted = [at for at in reads if self._find(at) is None][: len(self._copied)]
+        staged = {job.index for job in self._staged.values()}
+        for at in wanted:
+            claimed = {job.buffer for job in self._jobs}
+            free = [b for b in range(len(self._copied)) if b not in claimed | set(self._staged)]
+            if at not in staged and free:
+                self._staged[free[0]] = self._ask(at, free[0])
+
+    def _take_staged(self, index: int) -> _Job | None:
+        """The unit's read, if it was read ahead: its buffer is free once its copy has ended."""
+        for buffer, job in self._staged.items():
+            if job.index == index:
+                return self._staged.pop(buffer)
+        return None
+
+    def _next_buffer(self) -> int:
+        """A free staging buffer, else the one whose copy is enqueued first."""
+        count, pending = len(self._copied), [job.buffer for job in self._jobs]
+        if len(pending) >= count:
+            return pending[-count]
+        return min(range(count), key=lambda buffer: (buffer in pending, self._copied[buffer]))
+
+    def _ask(self, index: int, buffer: int) -> _Job:
+        job = _Job(index, self._stages[index], self._host, buffer)
+        self._jobs.append(job)
+        return job
 
     def _load(self, index: int, slot: _Slot) -> None:
         stage = self._stages[index]
         slot.occupant, slot.job = index, None
         self._touch(slot)
         if stage.read_seconds:
-            slot.job = _Job(stage, slot, self._host, self._turn % len(self._copied))
-            self._turn += 1
-            self._jobs.append(slot.job)
+            job = self._take_staged(index) or self._ask(index, self._next_buffer())
+            job.slot = slot
+            if job.read is None:
+                slot.job = job
+            else:
+                slot.read = job.read
+                self._copied[job.buffer] = self._copy(stage, slot, max(self._host, job.read[1]))
         else:
             self._catch_up(self._host)
             self._copy(stage, slot, self._host)
@@ -288,7 +342,10 @@ class _Run:
     def _finish(self, job: _Job) -> float:
         """The read has been done and its copy is enqueued, at the time returned."""
         end = self._disk = self._read_end(job)
-        job.slot.read = end - job.stage.read_seconds, end
+        job.read = end - job.stage.read_seconds, end
+        if job.slot is None:
+            return end
+        job.slot.read = job.read
         if self._pipeline.on_host:
             job.slot.ready = end
         else:

@@ -62,6 +62,12 @@ class Workload:
                 )
 
     @property
+    def words(self) -> str:
+        """The clip in words: "1280x720, 81 frames"."""
+        said = f"{self.width}x{self.height}, {self.frames} frames"
+        return said if self.batch == 1 else f"{said}, batch {self.batch}"
+
+    @property
     def latent_frames(self) -> int:
         return (self.frames - 1) // FRAMES + 1
 

@@ -7,8 +7,7 @@ no torch: only what has to be followed loads it.
 from typing import TYPE_CHECKING, Any
 
 from .cache import cache_folder
-from .generation import Companions, Generation, PhaseNeed, predict_generation
-from .margin import MARGIN, NO_MARGIN, Margin
+from .generation import Companions, Generation, PhaseNeed, carried_bytes, predict_generation
 from .phase import PhaseCost
 from .text_encoder import predict_text_encoder
 from .transformer import predict_forward
@@ -18,14 +17,12 @@ if TYPE_CHECKING:
     from .module import predict_module
 
 __all__ = [
-    "MARGIN",
-    "NO_MARGIN",
     "Companions",
     "Generation",
-    "Margin",
     "PhaseCost",
     "PhaseNeed",
     "cache_folder",
+    "carried_bytes",
     "predict_forward",
     "predict_generation",
     "predict_module",

@@ -5,9 +5,6 @@ the answer depends on, so a file is never out of date, only no longer asked for.
 """
 
 import json
-import os
-import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -15,27 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-OVERRIDE = "BLOCKSWAP_CACHE"
+from ..cache import cache_folder, write_json_atomically
+
+__all__ = ["cache_folder", "library_versions", "remembered"]
+
 _SCHEMA = 1  # raised when the way of predicting changes, or what is written down
-
-
-def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again; the folder may not exist yet.
-
-    `$BLOCKSWAP_CACHE` if set; else `blockswap` below `$XDG_CACHE_HOME` or `~/.cache`
-    (macOS: `~/Library/Caches`, Windows: `%LOCALAPPDATA%`).
-    """
-    if wanted := os.environ.get(OVERRIDE):
-        return Path(wanted)
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        root = str(Path.home() / "Library" / "Caches")
-    else:
-        root = os.environ.get("XDG_CACHE_HOME", "")
-        # The specification tells to ignore a path that is not absolute.
-        root = root if os.path.isabs(root) else str(Path.home() / ".cache")
-    return Path(root) / "blockswap"
 
 
 def library_versions(*names: str) -> dict[str, str]:
@@ -83,22 +64,10 @@ def _read(path: Path, asked: Mapping[str, Any]) -> Any | None:
 
 
 def _write(path: Path, kept: Mapping[str, Any]) -> None:
-    """Appears under its name whole or not at all: another process may be reading."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(kept, file)
-            os.replace(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
+        write_json_atomically(path, kept)
     except OSError as error:
-        _warn(
-            f"a prediction could not be kept in {path.parent} ({error}): it is worked out anew "
-            f"each time; set {OVERRIDE} to a folder that can be written"
-        )
+        _warn(f"a prediction could not be kept and is worked out anew each time: {error}")
 
 
 def _warn(sentence: str) -> None:

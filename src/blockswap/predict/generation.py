@@ -78,7 +78,6 @@ def predict_generation(
     tiled, dtype = beside.vae_tiled, beside.vae_dtype
     conditioned = geometry.in_channels != geometry.out_channels or geometry.num_vace_blocks > 0
     text = predict_text_encoder(tokens=workload.text_tokens, dtype=beside.text_encoder_dtype)
-    latent_bytes = 4 * geometry.out_channels * prod(latent_size(geometry, workload))
     return Generation(
         text_encoding=text,
         conditioning=predict_vae(workload, version=version, task="encode", tiled=tiled, dtype=dtype)
@@ -86,6 +85,14 @@ def predict_generation(
         else None,
         denoising=predict_forward(geometry, workload),
         decoding=predict_vae(workload, version=version, tiled=tiled, dtype=dtype),
-        # Two prompts, the second of them for guidance.
-        carried_bytes=2 * text.output_bytes + SAMPLER_LATENTS * latent_bytes,
+        carried_bytes=carried_bytes(geometry, workload, dtype=beside.text_encoder_dtype),
     )
+
+
+def carried_bytes(
+    geometry: WanGeometry, workload: Workload, *, dtype: TextEncoderDtype = "bfloat16"
+) -> int:
+    """Latents and embeddings that a pipeline holds beside a forward; two prompts for guidance."""
+    text = predict_text_encoder(tokens=workload.text_tokens, dtype=dtype)
+    latent_bytes = 4 * geometry.out_channels * prod(latent_size(geometry, workload))
+    return 2 * text.output_bytes + SAMPLER_LATENTS * latent_bytes

@@ -11,6 +11,7 @@ it. Where the device has one, the composite is replaced by its allocations:
 """
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -20,11 +21,15 @@ from torch.overrides import TorchFunctionMode
 from ..plan.workload import AttentionKind, KernelSet
 from .recorder import Recorder
 
+_DEVICE_NAME = re.compile(r"(cuda|xpu|mps|hpu|npu|xla|privateuseone)(:\d+)?")
 _RMS_NORMS = frozenset({F.rms_norm, torch.rms_norm})
 
 
 class Kernels(TorchFunctionMode):
-    """Replaces attention and RMS norms by what the device's kernels allocate and compute."""
+    """Replaces attention and RMS norms by what the device's kernels allocate and compute.
+
+    Names of accelerators become meta here already: torch would start CUDA to read "cuda".
+    """
 
     def __init__(self, recorder: Recorder, *, attention: AttentionKind, kernels: KernelSet) -> None:
         super().__init__()
@@ -35,7 +40,11 @@ class Kernels(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = {name: _without_device(value) for name, value in (kwargs or {}).items()}
+        if func is torch.Tensor.cuda:
+            return args[0].to("meta")
+        if func is torch.Tensor.to:
+            args = tuple(map(_without_device, args))
         if func is F.scaled_dot_product_attention:
             return (self._attend if self._flash else _attend_by_products)(*args, **kwargs)
         if self._fused_norms and func in _RMS_NORMS:
@@ -49,13 +58,23 @@ class Kernels(TorchFunctionMode):
     ) -> torch.Tensor:
         """`[batch, heads, tokens, head_dim]` each -> the same as `query`."""
         self._recorder.add_flops(_attention_flops(query, key, value))
-        output = torch.empty_like(query)
-        if value.shape[-1] != query.shape[-1]:
+        if value.shape[-1] == query.shape[-1]:
+            output = torch.empty_like(query)
+        else:
             output = query.new_empty((*query.shape[:-1], value.shape[-1]))
         # Alive beside the output until the kernel is done.
         logsumexp = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
         del logsumexp
         return output
+
+
+def _without_device(value: Any) -> Any:
+    """An accelerator becomes meta, whether it is a device or named; anything else stays."""
+    if isinstance(value, str) and _DEVICE_NAME.fullmatch(value):
+        return "meta"
+    if isinstance(value, torch.device) and value.type != "cpu":
+        return torch.device("meta")
+    return value
 
 
 def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:

@@ -1,7 +1,8 @@
 """Any module's forward, followed without data: this module owns running it under the recorder."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -27,8 +28,10 @@ def predict_module(
 
     `model` is any module with Wan's blocks (diffusers' classes, modules laid out as `WanModel`,
     ComfyUI's), on any device or without data; it is not changed. The inputs are examples: their
-    shapes and dtypes count, and they may be meta tensors. Raises ModelError for a model without
-    blocks, for one that is being swapped, and where the forward asks for the values of a tensor.
+    shapes and dtypes count, and they may be meta tensors. What a forward moves to the device and
+    keeps there (the original's rope table) counts as made in this one. Raises ModelError for a
+    model without blocks, for one that is being swapped, and where the forward asks for the values
+    of a tensor.
     """
     root = bare(model)
     units = [(unit.name, unit.module) for unit in unit_modules(root)]
@@ -41,7 +44,7 @@ def predict_module(
         return functional_call(root, state, given, named)
 
     recorder = Recorder(state.values())
-    with recorder.watching(units):
+    with _attributes_kept(root), recorder.watching(units):
         return record_call(
             recorder,
             forward,
@@ -50,6 +53,30 @@ def predict_module(
             attention=attention,
             kernels=kernels,
         )
+
+
+@contextmanager
+def _attributes_kept(root: torch.nn.Module) -> Iterator[None]:
+    """Gives every module back the attributes it had: a forward may keep tensors, which are meta.
+
+    Lists and dictionaries that are attributes get their contents back, too.
+    """
+    kept = [(module, dict(vars(module))) for module in root.modules()]
+    contents = [
+        (value, copy(value))
+        for _, attributes in kept
+        for name, value in attributes.items()
+        if type(value) in (list, dict) and not name.startswith("_")
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes in kept:
+            vars(module).clear()
+            vars(module).update(attributes)
+        for value, before in contents:
+            value.clear()
+            (value.update if isinstance(value, dict) else value.extend)(before)
 
 
 def record_call(

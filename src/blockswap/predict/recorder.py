@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
 from ..layout.slab import align_up
 
+# Made of several operations on every device, and their results are as large as its input.
+_TAKEN_APART = frozenset({torch.ops.aten._safe_softmax.default})
 _KEPT_DEVICES = ("cpu", "meta")
 GRANULARITY_BYTES = 512  # CUDA's caching allocator hands out multiples of it
 
@@ -40,6 +43,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.rest_flops = 0
         self._units: list[str] = []
         self._live: dict[int, weakref.ref[Any]] = {}
+        self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         # Held, so that no activation's storage gets the address of a weight's.
         self._weights = {s._cdata: s for s in (w.untyped_storage() for w in weights)}
 
@@ -115,7 +119,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if any(map(_takes_itself_apart, types)):
             return NotImplemented  # the subclass says what it does; that is seen then
-        args, kwargs = _on_meta(args, kwargs or {})
+        args, kwargs = self._on_meta(args, kwargs or {})
+        if func in _TAKEN_APART:
+            with self:
+                return func._op_dk(DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
         out = func(*args, **kwargs)
         for leaf in (out,) if isinstance(out, torch.Tensor) else tree_iter(out):
             if isinstance(leaf, torch.Tensor):
@@ -124,6 +131,35 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if formula is not None:
             self.add_flops(int(formula(*args, **kwargs, out_val=out)))
         return out
+
+    def _on_meta(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arguments with every tensor and device on meta that a device would have to have."""
+        if all(map(_is_settled, args)) and all(map(_is_settled, kwargs.values())):
+            return args, kwargs  # nearly always, and ten times as fast
+        leaves, shape = tree_flatten((args, kwargs))
+        mixed = any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in leaves)
+        changed = [self._leaf_on_meta(leaf, mixed) for leaf in leaves]
+        args, kwargs = tree_unflatten(changed, shape)
+        return args, kwargs
+
+    def _leaf_on_meta(self, leaf: Any, mixed: bool) -> Any:
+        if isinstance(leaf, torch.device) and leaf.type not in _KEPT_DEVICES:
+            return torch.device("meta")
+        if not isinstance(leaf, torch.Tensor) or leaf.is_meta:
+            return leaf
+        # Host tensors stay, but for those that meet the device's; a number may meet any.
+        if leaf.is_cpu and (not mixed or leaf.dim() == 0):
+            return leaf
+        return self._twin(leaf)
+
+    def _twin(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The meta form of a tensor that was there before: no activation, the same each time."""
+        if id(tensor) not in self._twins:
+            meta = to_meta(tensor)
+            storage = meta.untyped_storage()
+            self._weights[storage._cdata] = storage
+            self._twins[id(tensor)] = tensor, meta
+        return self._twins[id(tensor)][1]
 
 
 def _takes_itself_apart(kind: type) -> bool:
@@ -145,29 +181,9 @@ def map_to_meta(tree: Any) -> Any:
     return tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
-def _on_meta(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The arguments with every tensor and device on meta that a device would have to have."""
-    if all(map(_is_settled, args)) and all(map(_is_settled, kwargs.values())):
-        return args, kwargs  # nearly always, and ten times as fast
-    leaves, shape = tree_flatten((args, kwargs))
-    mixed = any(isinstance(leaf, torch.Tensor) and leaf.device.type == "meta" for leaf in leaves)
-    args, kwargs = tree_unflatten([_leaf_on_meta(leaf, mixed) for leaf in leaves], shape)
-    return args, kwargs
-
-
 def _is_settled(argument: Any) -> bool:
     if isinstance(argument, torch.Tensor):
         return argument.is_meta
     if isinstance(argument, list | tuple):
         return all(map(_is_settled, argument))
     return not isinstance(argument, torch.device) or argument.type in _KEPT_DEVICES
-
-
-def _leaf_on_meta(leaf: Any, mixed: bool) -> Any:
-    if isinstance(leaf, torch.device) and leaf.type not in _KEPT_DEVICES:
-        return torch.device("meta")
-    if isinstance(leaf, torch.Tensor) and not leaf.is_meta:
-        # Host tensors stay, but for those that meet the device's; a number may meet any.
-        stays = leaf.is_cpu and (not mixed or leaf.dim() == 0)
-        return leaf if stays else to_meta(leaf)
-    return leaf

@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from ..stream.device import Device
-from .timing import Timing, time_calls, time_once
+from ..units import format_bytes
+from .timing import Timing, no_time_passed, not_measured, time_calls, time_once
 from .values import Figure, Limits
 
 HEAD_DIM = 128  # as in every Wan transformer
@@ -50,10 +51,10 @@ def memory_figure(device: Device, limits: Limits) -> Figure | str:
 
         timing = time_calls(device, device.current_stream(), copy, limits.link_seconds / 5)
     except RuntimeError as error:
-        return _not_measured(name, error)
+        return not_measured(name, error)
     if timing.seconds <= 0:
-        return _no_time(name)
-    how = f"copies of {nbytes >> 20} MiB within it, read and written; {timing.words()}"
+        return no_time_passed(name)
+    how = f"copies of {format_bytes(nbytes)} within it, read and written; {timing.words()}"
     return Figure(name, 2 * nbytes / timing.seconds, "byte", how, timing.spread)
 
 
@@ -62,9 +63,9 @@ def _measured(device: Device, work: _Work, rungs: tuple[int, ...], share: float)
     try:
         tokens, timing = _climb(device, work, rungs, share)
     except RuntimeError as error:  # a dtype the device lacks, or no memory
-        return _not_measured(work.name, error)
+        return not_measured(work.name, error)
     if timing.seconds <= 0:
-        return _no_time(work.name)
+        return no_time_passed(work.name)
     how = f"{work.shape(tokens)}; {timing.words()}"
     return Figure(work.name, work.flops(tokens) / timing.seconds, "FLOP", how, timing.spread)
 
@@ -136,12 +137,3 @@ def _random(device: Device, dtype: torch.dtype, rows: int, columns: int) -> torc
 
 def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _not_measured(name: str, error: RuntimeError) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{name} was not measured: {lines[0] if lines else type(error).__name__}"
-
-
-def _no_time(name: str) -> str:
-    return f"{name} was not measured: the device's clock saw no time pass"

@@ -20,8 +20,8 @@ from .reads import Clock, Setting, TrialReader
 from .scratch import probe_file
 from .values import Limits, Trial
 
-# A setting must beat the one in use by this factor: less is the noise of a disk, and not worth
-# more threads, or copies through the page cache that take cores away from the blocks.
+# A setting must beat the one in use by this factor in every turn: less is the noise of a disk, and
+# not worth more threads, or copies through the page cache that take cores away from the blocks.
 CLEARLY = 1.1
 _ROUNDS = 3
 
@@ -84,7 +84,7 @@ class _Search:
         return Measured(figures, self._trials(), self._sentences(first, buffered))
 
     def _stage(self, used: Setting, candidates: Sequence[Setting]) -> Setting:
-        """The candidate that clearly beats the one `used`, which is one of them, or else that."""
+        """The candidate that clearly beats the one `used` in every turn, or else the one used."""
         found: dict[Setting, list[float]] = {setting: [] for setting in candidates}
         for _ in range(_ROUNDS):
             for setting in candidates:
@@ -96,7 +96,7 @@ class _Search:
 
         def gain(setting: Setting) -> float:
             turns = zip(found[setting], found[used], strict=False)
-            return statistics.median([rate / beside for rate, beside in turns] or [0.0])
+            return min((rate / beside for rate, beside in turns), default=0.0)
 
         best = max(candidates, key=gain)
         return best if gain(best) > CLEARLY else used

@@ -17,11 +17,12 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 def hardware_of(device: Device) -> Hardware:
     """The device, what drives it, and the host around it, as texts."""
+    threads = f", {torch.get_num_threads()} threads" if device.on_host else ""
     return {
         "device": f"{device.torch_device} {device_name(device)}",
         "device memory": str(device.total_bytes()),
         "driver": _first_line(_DRIVER) or "of the system",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "torch": f"{torch.__version__}{threads}",
         "cpu": f"{cpu_name()}, {os.cpu_count()} cores",
         "system": platform.platform(),
     }

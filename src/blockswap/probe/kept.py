@@ -10,6 +10,7 @@ from typing import Any
 
 from ..cache import cache_folder, read_json, write_json_atomically
 from ..errors import ArgsError
+from ..report.words import count_of
 from .hardware import Hardware
 from .values import DevicePart, DiskPart, device_part_from, disk_part_from
 
@@ -21,7 +22,7 @@ OLDEST = timedelta(days=180)
 
 @dataclass(slots=True)
 class Kept:
-    """What is known of this hardware. `sentence` says why nothing is, where that is strange."""
+    """What is known of this hardware. `sentence` says why figures that are kept are not used."""
 
     device: DevicePart | None = None
     disks: dict[str, DiskPart] = field(default_factory=dict)
@@ -51,7 +52,8 @@ def read_kept(hardware: Hardware, *, now: datetime) -> Kept:
         return Kept(sentence=f"the figures kept in {path} cannot be read: probed anew")
     if age > OLDEST:
         return Kept(sentence=f"the figures kept in {path} are {age.days} days old: probed anew")
-    return Kept(device, {key: disk for key, disk in disks.items() if key not in old})
+    good = {key: disk for key, disk in disks.items() if key not in old}
+    return Kept(device, good, _old_disks(path, len(old)) if old else None)
 
 
 def write_kept(hardware: Hardware, device: DevicePart, disks: Mapping[str, DiskPart]) -> None:
@@ -63,6 +65,11 @@ def write_kept(hardware: Hardware, device: DevicePart, disks: Mapping[str, DiskP
         "disks": {key: disk.to_dict() for key, disk in disks.items()},
     }
     write_json_atomically(kept_path(hardware), value)
+
+
+def _old_disks(path: Path, count: int) -> str:
+    disks = count_of(count, "disk")
+    return f"figures of {disks} kept in {path} are over {OLDEST.days} days old: no longer used"
 
 
 def _age(measured_at: str, now: datetime) -> timedelta:

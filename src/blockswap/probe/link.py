@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from ..stream.device import Device
-from .timing import time_calls
+from ..units import format_bytes
+from .timing import no_time_passed, not_measured, time_calls
 from .values import Figure, Limits
 
 
@@ -19,11 +20,16 @@ def link_figures(device: Device, limits: Limits) -> Iterator[Figure | str]:
         yield "there is no link: blocks are used where they lie"
         return
     nbytes, share = limits.copy_bytes, limits.link_seconds / 5
-    on_device = torch.ones(nbytes, dtype=torch.uint8, device=device.torch_device)
+    try:
+        on_device = torch.ones(nbytes, dtype=torch.uint8, device=device.torch_device)
+    except RuntimeError as error:
+        yield not_measured("the link", error)
+        return
     pinned = device.pin(nbytes)
     pageable = torch.ones(nbytes, dtype=torch.uint8)  # written, so that the pages are there
     if pinned is None:
-        yield f"the link from pinned memory was not measured: {nbytes >> 20} MiB cannot be pinned"
+        size = format_bytes(nbytes)
+        yield f"the link from pinned memory was not measured: {size} cannot be pinned"
     else:
         pinned.fill_(1)
         yield from _both_ways(device, "pinned", pinned, on_device, share)
@@ -52,8 +58,8 @@ def _both_ways(
         device.synchronize()  # the buffers were written on another stream
         timing = time_calls(device, stream, body, share)
         if timing.seconds <= 0:
-            yield f"{name} was not measured: the device's clock saw no time pass"
+            yield no_time_passed(name)
             continue
-        how = f"copies of {nbytes >> 20} MiB; {timing.words()}"
+        how = f"copies of {format_bytes(nbytes)}; {timing.words()}"
         yield Figure(name, nbytes / timing.seconds, "byte", how, timing.spread)
     device.synchronize()

@@ -105,7 +105,8 @@ def cached_probe(
         return None
     key = _disk_key(place)
     disk = None if key is None else kept.disks.get(key)
-    return _found(kept.device, disk, [], measured=False, path=kept_path(hardware))
+    sentences = [kept.sentence] if kept.sentence else []
+    return _found(kept.device, disk, sentences, measured=False, path=kept_path(hardware))
 
 
 def _found(

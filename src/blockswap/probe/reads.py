@@ -22,6 +22,8 @@ _BUFFER_BYTES = 64 * MIB
 _SPAN_BYTES = GIB
 # A disk that answers nothing for so long is not measured.
 _STUCK_SECONDS = 30.0
+# Nothing is left to read then, unless the disk is stuck.
+_CLOSING_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class TrialReader:
             return self._read(file, pool, setting.chunk_bytes, seconds)
         finally:
             self.modes[setting] = file.mode
-            pool.close(1.0)  # nothing is left to do unless the disk is stuck
+            pool.close(_CLOSING_SECONDS)
             file.close()
 
     def _read(

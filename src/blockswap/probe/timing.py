@@ -28,7 +28,7 @@ class Timing:
     @property
     def spread(self) -> float:
         """The slowest round over the fastest: 1 on a machine with nothing else to do."""
-        return max(self.rounds) / min(self.rounds)
+        return max(self.rounds) / max(min(self.rounds), 1e-12)
 
     def words(self) -> str:
         """Such as "5 x 12 calls of 1.2 ms to 1.3 ms"."""
@@ -77,3 +77,14 @@ def _round(device: Device, stream: Any, body: Callable[[], None], calls: int) ->
     end.record(stream)
     end.synchronize()
     return begin.elapsed_time(end) / 1e3 / calls
+
+
+def not_measured(name: str, error: RuntimeError) -> str:
+    """The sentence about a figure that the device refused: a dtype it lacks, or no memory."""
+    lines = str(error).strip().splitlines()
+    return f"{name} was not measured: {lines[0] if lines else type(error).__name__}"
+
+
+def no_time_passed(name: str) -> str:
+    """The sentence about a figure whose work took the device no time."""
+    return f"{name} was not measured: the device's clock saw no time pass"

@@ -96,7 +96,7 @@ def device_part_from(value: Mapping[str, Any]) -> DevicePart:
     """What `DevicePart.to_dict` wrote. Raises KeyError, TypeError or ValueError where it is not."""
     return DevicePart(
         machine=machine_from(value["machine"]),
-        figures=tuple(Figure(**figure) for figure in value["figures"]),
+        figures=tuple(_figure(figure) for figure in value["figures"]),
         sentences=tuple(map(str, value["sentences"])),
         measured_at=str(value["measured_at"]),
     )
@@ -108,7 +108,17 @@ def disk_part_from(value: Mapping[str, Any]) -> DiskPart:
     return DiskPart(
         folder=str(value["folder"]),
         figures=None if figures is None else disk_from(figures),
-        trials=tuple(Trial(**trial) for trial in value["trials"]),
+        trials=tuple(_trial(trial) for trial in value["trials"]),
         sentences=tuple(map(str, value["sentences"])),
         measured_at=str(value["measured_at"]),
     )
+
+
+def _figure(value: Mapping[str, Any]) -> Figure:
+    name, unit, how = (str(value[key]) for key in ("name", "unit", "how"))
+    return Figure(name, float(value["per_second"]), unit, how, float(value["spread"]))
+
+
+def _trial(value: Mapping[str, Any]) -> Trial:
+    readers, chunk_bytes = int(value["readers"]), int(value["chunk_bytes"])
+    return Trial(str(value["mode"]), readers, chunk_bytes, float(value["bytes_per_second"]))

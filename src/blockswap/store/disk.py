@@ -4,8 +4,8 @@ No second copy exists, on disk or in RAM. A unit is a few large sector-aligned r
 pieces so that several can be under way at once; what comes back is the unit's slab (`FileSlab`).
 """
 
-import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import ReadError
@@ -13,6 +13,7 @@ from ..layout.slab import align_up
 from ..layout.stamp import Stamped
 from .file_io import StreamedFile, memory_at
 from .file_slab import SECTOR, Extent, FileRun, FileSlab, file_slab
+from .landing import Landing
 from .readers import Piece
 
 PIECE_BYTES = 8 * 1024 * 1024
@@ -61,8 +62,8 @@ class DiskStore:
         """Byte offset of each leaf in the unit's slab."""
         return self.slabs[index].slab.offsets
 
-    def pieces(self, index: int, address: int) -> list[Piece]:
-        """Reads that together bring the unit's runs to `address` (sector-aligned host memory).
+    def pieces(self, index: int, landing: Landing) -> list[Piece]:
+        """Reads that together bring the unit's runs to `landing` (sector-aligned host memory).
 
         Each raises ReadError naming file, unit and offset. The memory must stay valid and
         untouched until all have run; then `settle` completes the slab.
@@ -71,40 +72,51 @@ class DiskStore:
         for run in self.slabs[index].runs:
             for start in range(0, run.nbytes, self._piece_bytes):
                 size = min(self._piece_bytes, run.nbytes - start)
-                pieces.append(_ReadPiece(self, index, run, (start, size), address))
+                for at, part, base in landing.spans(run.slab_offset + start, size):
+                    span = (at - run.slab_offset, part)
+                    pieces.append(_ReadPiece(self, index, run, span, base))
         return pieces
 
-    def settle(self, index: int, address: int) -> int:
+    def settle(self, index: int, landing: Landing) -> int:
         """Moves what the file laid unaligned; returns the bytes moved.
 
         Raises ReadError if a file was written to since it was opened.
         """
         slab = self.slabs[index]
-        for shard in {run.shard for run in slab.runs}:
-            self._files[shard].check_unchanged()
+        first = {run.shard: run.offset for run in reversed(slab.runs)}
+        for shard, offset in first.items():
+            with self._named(index, shard, offset):
+                self._files[shard].check_unchanged()
         for move in slab.moves:
-            ctypes.memmove(address + move.target, address + move.source, move.nbytes)
+            landing.move_up(move.source, move.target, move.nbytes)
         return sum(move.nbytes for move in slab.moves)
 
     def read_into(self, index: int, address: int) -> int:
         """Reads the whole unit in the calling thread; returns the bytes moved."""
-        for piece in self.pieces(index, address):
+        landing = Landing.at(address)
+        for piece in self.pieces(index, landing):
             piece()
-        return self.settle(index, address)
+        return self.settle(index, landing)
 
     def read_piece(self, index: int, run: FileRun, span: tuple[int, int], address: int) -> None:
-        """Reads `span` = (start, size) of `run`; see `pieces`."""
+        """Reads `span` = (start, size) of `run`: slab offset o goes to `address + o`."""
         file = self._files[run.shard]
         start, size = span
         needed = max(0, min(size, run.needed - start))
         target = memory_at(address + run.slab_offset + start, size)
-        try:
+        with self._named(index, run.shard, run.offset + start):
             file.read(run.offset + start, target, needed)
-        except OSError as error:
-            cause = str(error) if isinstance(error, ReadError) else error.strerror or str(error)
+
+    @contextmanager
+    def _named(self, index: int, shard: int, offset: int) -> Iterator[None]:
+        """Says of whatever fails inside which unit, file and byte it is about."""
+        try:
+            yield
+        except (OSError, MemoryError) as error:
+            cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise ReadError(
-                f"reading {self._units[index].name} from {file.path} at byte "
-                f"{run.offset + start} failed: {cause}"
+                f"reading {self._units[index].name} from {self._files[shard].path} at byte "
+                f"{offset} failed: {cause}"
             ) from error
 
     def close(self) -> None:

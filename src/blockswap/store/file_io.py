@@ -7,7 +7,6 @@
 Opened once, used by several reader threads at a time.
 """
 
-import contextlib
 import ctypes
 import errno
 import io
@@ -18,6 +17,10 @@ from typing import Literal
 from ..errors import ReadError
 from ..layout.stamp import Stamped, verify_unchanged
 from .file_slab import SECTOR
+
+# Errors that say nothing of O_DIRECT: there is too little of something.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
 
 Mode = Literal["direct", "buffered", "plain"]
 
@@ -39,6 +42,7 @@ class StreamedFile:
         self._handles: list[io.FileIO] = []
         self._direct: int | None = None
         self._buffered: int | None = None
+        self._closed = False
         self.mode: Mode = "plain"
         try:
             self._open(direct)
@@ -75,6 +79,7 @@ class StreamedFile:
         verify_unchanged(self._header, fd=self._descriptor())
 
     def close(self) -> None:
+        self._closed = True
         for descriptor in (self._direct, self._buffered):
             if descriptor is not None:
                 os.close(descriptor)
@@ -92,11 +97,17 @@ class StreamedFile:
         self._buffered = os.open(self.path, flags)
         self.mode = "buffered"
         if direct and hasattr(os, "O_DIRECT"):
-            with contextlib.suppress(OSError):  # tmpfs and some network mounts: stay buffered
+            try:
                 self._direct = os.open(self.path, flags | os.O_DIRECT)
                 self.mode = "direct"
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    raise
+                # tmpfs and some network mounts: stay buffered
 
     def _read_once(self, offset: int, target: memoryview) -> int:
+        # A stuck disk may answer after all, when nobody waits for it any more.
+        self._refuse_closed()
         if self._buffered is None:
             handle = self._handle()
             handle.seek(offset)
@@ -107,7 +118,7 @@ class StreamedFile:
             try:
                 return os.preadv(direct, [target], offset)
             except OSError as error:
-                if error.errno != errno.EINVAL:
+                if error.errno not in _REFUSED:
                     raise
                 self._give_up_direct()
         count = os.preadv(self._buffered, [target], offset)
@@ -128,10 +139,21 @@ class StreamedFile:
         handle: io.FileIO | None = getattr(self._local, "handle", None)
         if handle is None:
             handle = io.FileIO(self.path, "rb")
+            try:
+                # It is opened by name, now: that must still be the file whose header was read.
+                verify_unchanged(self._header, fd=handle.fileno())
+                with self._lock:
+                    self._refuse_closed()
+                    self._handles.append(handle)
+            except ReadError:
+                handle.close()
+                raise
             self._local.handle = handle
-            with self._lock:
-                self._handles.append(handle)
         return handle
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ReadError(f"{self.path} was closed while it was being read")
 
     def _descriptor(self) -> int:
         return self._buffered if self._buffered is not None else self._handle().fileno()

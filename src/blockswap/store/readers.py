@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ..errors import ReadError, StateError
+from ..errors import BlockSwapError, ReadError, StateError
 
 Piece = Callable[[], None]
 
@@ -74,6 +74,7 @@ class Job:
         self._keep = keep
         self._lock = threading.Lock()
         self._done = _Latch()
+        self._followers: deque[Follower] = deque()
 
     @property
     def done(self) -> bool:
@@ -87,6 +88,19 @@ class Job:
     def wait(self, timeout: float | None = None) -> bool:
         """Waits on the host until the job is done; True unless `timeout` seconds ran out first."""
         return self._done.wait(timeout)
+
+    def raise_error(self, what: str) -> None:
+        """Raises what made the job fail, if anything did; `what` it was to bring is for messages.
+
+        Each time a new exception, caused by the one that is kept: a kept one that is raised itself
+        would hold the frames of the forward it ended, and all their tensors with them.
+        """
+        error = self.error
+        if isinstance(error, BlockSwapError):
+            raise type(error)(*error.args) from error
+        if error is not None:
+            cause = str(error) or type(error).__name__
+            raise ReadError(f"reading {what} failed: {cause}") from error
 
     def take(self) -> tuple[Piece, bool]:
         """The next piece, and whether it is the last one to take. Called under the pool's lock."""
@@ -126,6 +140,43 @@ class Job:
         self._finish = self._keep = None
         self._waiting.clear()
         self._done.open()
+        # After the door is open: who comes to follow later sees that it is.
+        while self._followers:
+            self._followers.popleft().lead_on(self.error)
+
+
+class Follower(Job):
+    """A job that is not queued: the reader that ends the job it follows runs its `finish`.
+
+    Either that reader ends it or the one who asked for it does, whoever claims it first.
+    """
+
+    def __init__(self, finish: Piece) -> None:
+        super().__init__((), finish)
+        self._claims: list[str] = []  # the first one counts; appending is a single step
+
+    def follow(self, leader: Job) -> bool:
+        """True if a reader runs `finish` when `leader` ends, or hands its error on.
+
+        False if `leader` is over: then nobody else will, and what there is to do is the caller's.
+        """
+        leader._followers.append(self)
+        return not (leader.done and self._claim("asker"))
+
+    def withdraw(self) -> None:
+        """Ends it, unless a reader has begun it. An interrupted call may be repeated."""
+        if self._claim("asker"):
+            self.cancel(StateError("a copy was given up before its read was over"))
+
+    def lead_on(self, error: BaseException | None) -> None:
+        """The job it follows has ended."""
+        if self._claim("reader"):
+            self.error = error
+            self._complete()
+
+    def _claim(self, who: str) -> bool:
+        self._claims.append(who)
+        return self._claims[0] == who
 
 
 class ReaderPool:
@@ -155,28 +206,37 @@ class ReaderPool:
             self._jobs.append(job)
 
     def cancel_orphan(self, job: Job) -> None:
-        """Ends a job that an interrupt kept from being queued; only its submitter may call this."""
+        """Ends a job that an interrupt kept from being queued; only its submitter may call this.
+
+        A follower, which is never queued, is withdrawn.
+        """
+        if isinstance(job, Follower):
+            job.withdraw()
+            return
         with self._lock:
             if not job.done and not job.taken and job not in self._jobs:
                 job.cancel(StateError("a read was interrupted before it was queued"))
 
     def close(self, timeout: float = STUCK_SECONDS) -> list[str]:
-        """Lets queued work finish, stops the threads; names those a stuck disk still holds."""
+        """Lets queued work finish, stops the threads; names those a stuck disk still holds.
+
+        Waits `timeout` seconds in all, and not again when it is called again.
+        """
         with self._lock:
+            end = time.monotonic() + (0.0 if self._closed else timeout)
             self._closed = True
             self._tokens.put(None)  # each reader passes it on
         here = threading.current_thread()  # the garbage collector may close us from anywhere
         for thread in self._threads:
             if thread is not here:
-                thread.join(timeout)
-        stuck = [t.name for t in self._threads if t is not here and t.is_alive()]
-        self._threads.clear()
+                thread.join(max(0.0, end - time.monotonic()))
+        self._threads = [t for t in self._threads if t is not here and t.is_alive()]
         with self._lock:
             for job in self._jobs:
                 if not job.taken:
                     job.cancel(StateError("its swap was closed before the read began"))
             self._jobs.clear()
-        return stuck
+        return [thread.name for thread in self._threads]
 
     def _start(self) -> None:
         for number in range(self._count):

@@ -112,6 +112,6 @@ def as_value(tensor: torch.Tensor, *, is_parameter: bool) -> torch.Tensor:
     if type(tensor) is not torch.Tensor:
         # `Parameter` detaches a subclass, and some (comfy's QuantizedTensor) copy their scales
         # then: those would be views of the slot no more. torch marks such parameters like this.
-        tensor._is_param = True  # type: ignore[attr-defined]
+        tensor._is_param = True
         return tensor
     return torch.nn.Parameter(tensor, requires_grad=False)

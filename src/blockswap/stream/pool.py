@@ -10,13 +10,17 @@ Two experts or two clones of a model can share one pool: a slot's occupant names
 
 import threading
 import warnings
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 
+from ..layout.slab import staging_chunks
 from ..store.disk import DiskStore
 from ..store.file_slab import SECTOR
+from ..store.landing import Landing
 from ..store.readers import READERS, Job, ReaderPool
 from ..units import format_bytes
 from .device import Device, Event, aligned, host_buffer
@@ -59,19 +63,49 @@ class Slot:
 
 
 class Staging:
-    """A pinned host buffer. `copied` says that its last copy to the device is done."""
+    """A pinned host buffer that holds, or is about to hold, a unit until its copy is enqueued.
 
-    __slots__ = ("copied", "job", "memory", "used")
+    It is made of a few chunks, because each is locked up to the next power of two.
+    `read` is the job that fills it, `copy` the one that enqueues the copy once the read is over,
+    and `jobs` are all that must be over before anybody may write here again; `copied` then says
+    that the last copy to the device is done. `occupant` is the transfer whose unit it holds, None
+    as soon as the copy is enqueued or will be by a reader.
+    """
 
-    def __init__(self, memory: torch.Tensor, device: Device) -> None:
-        self.memory = memory
+    __slots__ = (
+        "chunks",
+        "copied",
+        "copy",
+        "jobs",
+        "landing",
+        "occupant",
+        "read",
+        "read_ended",
+        "read_started",
+        "torn",
+        "turn",
+        "used",
+    )
+
+    def __init__(self, chunks: Sequence[torch.Tensor], device: Device) -> None:
+        self.chunks = tuple(chunks)
+        starts = accumulate((chunk.numel() for chunk in chunks[:-1]), initial=0)
+        self.landing = Landing(tuple(starts), tuple(chunk.data_ptr() for chunk in chunks))
         self.copied: Event = device.new_event(timing=False)
-        self.job: Job | None = None
+        self.occupant: object = None
+        self.read: Job | None = None
+        self.copy: Job | None = None
+        self.jobs: list[Job] = []
+        self.read_started: float | None = None
+        self.read_ended: float | None = None
+        self.torn = False  # a copy is enqueued and `copied` not recorded after it
         self.used = False
+        self.turn = 0  # when it was given to a unit last
 
     @property
-    def address(self) -> int:
-        return self.memory.data_ptr()
+    def is_claimed(self) -> bool:
+        """Whether a reader will enqueue a copy from here."""
+        return self.copy is not None and not self.copy.done
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +146,8 @@ class Pool:
 
     @property
     def pinned_bytes(self) -> int:
-        return sum(s.memory.numel() for s in self.staging if s.memory.is_pinned())
+        chunks = [chunk for staging in self.staging for chunk in staging.chunks]
+        return sum(chunk.numel() for chunk in chunks if chunk.is_pinned())
 
     def find(self, occupant: Occupant) -> Slot | None:
         """The slot that holds, or is about to hold, the unit."""
@@ -131,11 +166,29 @@ class Pool:
         self._uses += 1
         slot.last_used = self._uses
 
+    def staged(self, occupant: object) -> Staging | None:
+        """The staging buffer that holds, or is about to hold, the transfer's unit."""
+        for staging in self.staging:
+            if staging.occupant is occupant:
+                return staging
+        return None
+
+    def free_staging(self, keep: Collection[object]) -> Staging | None:
+        """A staging buffer that no copy is waiting to leave and whose unit is not in `keep`."""
+        free = [s for s in self.staging if not s.is_claimed and s.occupant not in keep]
+        return min(free, key=lambda staging: staging.turn, default=None)
+
     def next_staging(self) -> Staging:
-        """The staging buffer whose turn it is; its earlier job may still be under way."""
-        staging = self.staging[self._turn % len(self.staging)]
+        """The staging buffer to fill at once: the first of the free ones, else of all.
+
+        The read of an earlier unit may still be under way in it, and its copy not enqueued.
+        """
+        return min(self.staging, key=lambda staging: (staging.is_claimed, staging.turn))
+
+    def fill(self, staging: Staging) -> None:
+        """Notes that the staging buffer is given to another unit."""
         self._turn += 1
-        return staging
+        staging.turn = self._turn
 
     def add_staging(self, nbytes: int) -> bool:
         """Makes two staging buffers of `nbytes` unless there are such; True if it made any."""
@@ -167,21 +220,25 @@ class Pool:
         for slot in self.slots:
             slot.job = None
         for staging in self.staging:
-            staging.job = None
+            staging.occupant = staging.read = staging.copy = None
+            staging.jobs.clear()
         self.slots.clear()
         self.staging.clear()
         self.decode = None
 
     def _staging(self, sizes: PoolSizes) -> Staging:
-        nbytes = sizes.staging_bytes
+        chunks = [self._chunk(nbytes) for nbytes in staging_chunks(sizes.staging_bytes)]
+        return Staging(chunks, self.device)
+
+    def _chunk(self, nbytes: int) -> torch.Tensor:
         memory = self.device.pin(nbytes)
-        if memory is not None and memory.data_ptr() % SECTOR:
-            # A direct read wants sector-aligned memory, a pinned allocation need not be.
+        if memory is not None and memory.data_ptr() % SECTOR and nbytes >= SECTOR:
+            # A direct read wants sector-aligned memory, and not every system pins whole pages.
             memory = self.device.pin(nbytes + SECTOR)
         if memory is None:
             self.sentences.append(
                 f"pinning {format_bytes(nbytes)} of staging memory failed: copies from it are not "
                 "hidden under compute"
             )
-            memory = host_buffer(nbytes)
-        return Staging(aligned(memory, nbytes), self.device)
+            return host_buffer(nbytes)
+        return memory if memory.numel() == nbytes else aligned(memory, nbytes)

@@ -7,7 +7,8 @@ Three slots a, b, c and six streamed blocks; copies (top) run ahead of compute (
                          ^ waits ready(a)     ^ free(a) was recorded when 0 ended: 3 may come
 
 Host to device only: nothing is ever copied back. The forward thread never waits for the device;
-it may wait for a file read (`slot.job`).
+it may wait for a file read (`slot.job`). Where RAM and disk mix, reads run further ahead than
+slots, in the order of the units on disk (`_read_ahead`): staging is what bounds them.
 """
 
 import os
@@ -19,14 +20,14 @@ from typing import Any
 
 import torch
 
-from ..errors import BlockSwapError, ReadError, StateError
+from ..errors import StateError
 from ..store.readers import STUCK_SECONDS
 from .binding import Binding, Hanging
 from .decode import Decode
 from .marks import Mark, Recorder
 from .pool import Occupant, Pool, Slot
 from .schedule import Schedule
-from .transfer import Transfer
+from .transfer import PinnedCopy, StagedCopy, Transfer
 
 _MODULE_CALLS = frozenset(
     function.__code__
@@ -128,6 +129,7 @@ class Streamer:
             self.recorder.completed(mark)
         # Whatever comes next is in a slot already: look one further than on entering.
         self._fetch_ahead(self._prefetch + 1)
+        self._read_ahead()
         # Last: until here the pool is this thread's alone.
         self._run = None
 
@@ -153,6 +155,13 @@ class Streamer:
         # Whoever still holds this object holds no view of the memory that goes now.
         self.units = tuple(replace(unit, streamed=None) for unit in self.units)
 
+    def forget_slots(self) -> None:
+        """Empties every slot, after the copies under way: their sources may then be written to."""
+        self._abandon()
+        for slot in self._pool.slots:
+            self._empty(slot)
+        self._device.synchronize()
+
     def _claim(self, index: int) -> _Run:
         with self._entry:
             if self._closed:
@@ -168,6 +177,7 @@ class Streamer:
             self._refuse_another_thread(f"{self.units[index].name} was run")
             # What is left of an earlier run is what Ctrl-C left: torch calls no hook for it.
             self._abandon()
+            self._empty_half_loaded()
             # The compute stream is read here, once, and passed on from here.
             stream = self._device.current_stream()
             run = _Run(index, threading.current_thread(), stream, self.recorder.take())
@@ -216,12 +226,16 @@ class Streamer:
         if unit.streamed is None:
             mark.arrived.record(run.stream)
             self._fetch_ahead(self._prefetch + 1)
+            self._read_ahead()
         else:
             slot = self._slot_of(run.index)
             run.slot = slot
             slot.in_use = True
             self._pool.touch(slot)
-            self._fetch_ahead(self._prefetch)
+            self._fetch_ahead(self._prefetch, behind=slot)
+            self._read_ahead()
+            if self._wait_for_read(run, slot):
+                self._fetch_ahead(self._prefetch)
             # The visit that a copy was made for carries that copy's times.
             mark = slot.mark or spare
             mark.arrived.record(run.stream)
@@ -247,17 +261,49 @@ class Streamer:
         self._load(index, slot)
         return slot
 
-    def _fetch_ahead(self, distance: int) -> None:
-        """Starts copies of the next `distance` streamed units that are in no slot yet."""
+    def _fetch_ahead(self, distance: int, behind: Slot | None = None) -> None:
+        """Starts copies of the next `distance` streamed units that are in no slot yet.
+
+        Copies come in the order in which they are needed: one from pinned memory is not enqueued
+        while the copy of a unit before it, `behind` for the one running, still waits for its read.
+        It would hold that copy up until its own slot is free, which is later.
+        """
         if not self._prefetch:
             return
         wanted = self._schedule.upcoming()[:distance]
+        late = behind is not None and _awaits_read(behind)
         for index in wanted:
-            if self._pool.find(self._keys[index]) is None:
+            slot = self._pool.find(self._keys[index])
+            if slot is None:
+                unit = self.units[index].streamed
+                assert unit is not None, "only streamed units are scheduled"
+                if late and isinstance(unit.transfer, PinnedCopy):
+                    return
                 slot = self._pool.evictable({self._keys[i] for i in wanted})
                 if slot is None:
                     return
                 self._load(index, slot)
+            late = late or _awaits_read(slot)
+
+    def _read_ahead(self) -> None:
+        """Starts reads of the next units that come through staging, ahead of the slots.
+
+        Where units in RAM lie between those on disk, the disk works while the link copies them.
+        """
+        buffers = len(self._pool.staging)
+        if not buffers or not self._prefetch:
+            return
+        wanted: list[StagedCopy] = []
+        for index in self._schedule.upcoming():
+            unit = self.units[index].streamed
+            assert unit is not None, "only streamed units are scheduled"
+            if isinstance(unit.transfer, StagedCopy) and self._pool.find(self._keys[index]) is None:
+                wanted.append(unit.transfer)
+                if len(wanted) == buffers:
+                    break
+        for transfer in wanted:
+            if self._pool.staged(transfer) is None and not transfer.read_ahead(wanted):
+                return
 
     def _load(self, index: int, slot: Slot) -> None:
         unit = self.units[index].streamed
@@ -270,8 +316,17 @@ class Streamer:
         # Last, so that an interrupt before this line leaves a slot that holds nothing.
         slot.occupant = self._keys[index]
 
+    def _empty_half_loaded(self) -> None:
+        """Gives up what an interrupt kept from getting its slot: else its staging stays claimed."""
+        for slot in self._pool.slots:
+            if slot.occupant is None and slot.job is not None:
+                self._empty(slot)
+
     def _empty(self, slot: Slot) -> None:
-        """Forgets what a slot holds; a read still under way into it is waited for first."""
+        """Forgets what a slot holds; a read still under way into it is waited for first.
+
+        A copy that waits for its read in staging is given up, and the read goes on alone.
+        """
         slot.occupant = None
         if slot.job is not None:
             self._pool.readers.cancel_orphan(slot.job)
@@ -281,17 +336,21 @@ class Streamer:
             self.recorder.discard(slot.mark)
             slot.mark = None
 
-    def _wait_ready(self, run: _Run, slot: Slot, unit: StreamedUnit) -> None:
+    def _wait_for_read(self, run: _Run, slot: Slot) -> bool:
+        """On the host, until the copy into the slot is enqueued; True if that took waiting."""
         job = slot.job
-        if job is not None:
-            if not job.done:
-                self.recorder.counters.host_waits += 1
-                self._pool.readers.cancel_orphan(job)
-                while not job.wait(1.0):  # in slices: some systems deliver Ctrl-C only between
-                    pass
-            if job.error is not None:
-                self._raise_read_error(run.index, job.error)
-            slot.job = None
+        if job is None:
+            return False
+        waited = not job.done
+        if waited:
+            self.recorder.counters.host_waits += 1
+            while not job.wait(1.0):  # in slices: some systems deliver Ctrl-C only between
+                pass
+        job.raise_error(self.units[run.index].name)
+        slot.job = None
+        return waited
+
+    def _wait_ready(self, run: _Run, slot: Slot, unit: StreamedUnit) -> None:
         # The copy engine writes the slot; the compute stream reads it after that copy.
         self._device.wait(run.stream, slot.ready)
         if slot.freed_on is not None and slot.freed_on != run.stream:
@@ -302,11 +361,6 @@ class Streamer:
         if unit.decode is not None:
             unit.decode.run(self._pool, slot.index, run.stream)
         unit.binding.bind(unit.values[slot.index])
-
-    def _raise_read_error(self, index: int, error: BaseException) -> None:
-        if isinstance(error, BlockSwapError):
-            raise error
-        raise ReadError(f"reading {self.units[index].name} failed: {error}") from error
 
     def _release(self, run: _Run) -> None:
         """Takes the unit's weights out of the model and its slot out of use.
@@ -338,3 +392,7 @@ class Streamer:
             mark, run.mark = run.mark, None
             self.recorder.discard(mark)
         self._run = None
+
+
+def _awaits_read(slot: Slot) -> bool:
+    return slot.job is not None and not slot.job.done

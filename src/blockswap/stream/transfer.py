@@ -1,19 +1,21 @@
 """How a unit's bytes get into a slot, one class for each place they can come from.
 
     PinnedCopy   pinned RAM  -> slot                 enqueued by the forward thread, at once
-    StagedCopy   file or pageable RAM -> staging -> slot    by reader threads, two hops overlapped
+    StagedCopy   file or pageable RAM -> staging -> slot    read ahead by reader threads, two hops
+                                                     overlapped
     DirectRead   file -> slot                        the compute device is the CPU itself
 
-`start` never waits for the device. Where readers are involved `slot.job` tells when *ready* has
-been recorded: waiting on an event that nobody has recorded yet would be a no-op, and a race.
+`start` never waits for the device. Where a reader has a part in it `slot.job` tells when *ready*
+has been recorded: waiting on an event that nobody has recorded yet would be a no-op, and a race.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 import torch
 
-from ..store.readers import Job, Piece
+from ..store.landing import Landing
+from ..store.readers import Follower, Job, Piece
 from .marks import Mark, Recorder
 from .pool import Pool, Slot, Staging
 
@@ -23,9 +25,9 @@ class Source(Protocol):
 
     read_bytes: int
 
-    def pieces(self, address: int) -> Sequence[Piece]: ...
+    def pieces(self, landing: Landing) -> Sequence[Piece]: ...
 
-    def settle(self, address: int) -> int: ...
+    def settle(self, landing: Landing) -> int: ...
 
 
 # (target in the slot, source in host memory) of each copy of a unit.
@@ -63,43 +65,99 @@ class PinnedCopy:
 
 
 class StagedCopy:
-    """Reader threads fill a staging buffer, the last of them enqueues the copy to the slot."""
+    """Reader threads fill a staging buffer, ahead of the slots if they can; then it is copied.
+
+    Where the read is over when the unit gets its slot, the forward thread enqueues the copy;
+    else the reader that ends the read does.
+    """
 
     def __init__(self, pool: Pool, source: Source, nbytes: int, recorder: Recorder) -> None:
         self._pool = pool
         self._source = source
         self._recorder = recorder
         self.copied_bytes = nbytes
-        self._targets = [slot.memory.narrow(0, 0, nbytes) for slot in pool.slots]
-        self._origins = {id(s): s.memory.narrow(0, 0, nbytes) for s in pool.staging}
+        self._pairs: list[dict[int, Pairs]] = [
+            {id(s): tuple(_pairs(slot.memory, s.chunks, nbytes)) for s in pool.staging}
+            for slot in pool.slots
+        ]
+
+    def read_ahead(self, keep: Collection[object]) -> bool:
+        """Starts the read into a buffer that is free; False if only `keep` and copies are there."""
+        staging = self._pool.free_staging(keep)
+        if staging is None:
+            return False
+        self._read(staging)
+        return True
 
     def start(self, slot: Slot, mark: Mark) -> None:
-        staging = self._pool.next_staging()
-        earlier = staging.job
-        if earlier is not None:
-            self._pool.readers.cancel_orphan(earlier)
+        staging = self._pool.staged(self)
+        if staging is None or _has_failed(staging):
+            # Nobody asked for it, or its read failed after it was asked for: read it now.
+            staging = staging or self._pool.next_staging()
+            self._read(staging)
+        assert staging.read is not None, "a buffer with an occupant has its read"
+        copy = Follower(lambda: self._copy(staging, slot, mark))
+        # Known to slot and staging before a reader can know it: an interrupt in between leaves a
+        # slot that has a job and holds nothing, which the next entry sets right.
+        slot.job = staging.copy = copy
+        staging.jobs.append(copy)
+        if not copy.follow(staging.read):
+            if staging.read.error is None:
+                self._copy(staging, slot, mark)
+                copy.withdraw()  # it is done: here, and not by a reader
+                slot.job = None
+            else:
+                copy.cancel(staging.read.error)
+        staging.occupant = None
+
+    def _read(self, staging: Staging) -> None:
+        """Asks for the unit's read into `staging`, from which nobody else will be served now."""
+        pool, landing = self._pool, staging.landing
+        staging.occupant = None
+        pool.fill(staging)
+        if staging.read is not None:
+            pool.readers.cancel_orphan(staging.read)
+        earlier = tuple(job for job in staging.jobs if not job.done)
+        if staging.torn:
+            self._record_copied(staging)
 
         def guard() -> None:
             self._wait_until_writable(staging, earlier)
 
         def finish() -> None:
-            _note_read(self._recorder, mark, self._source, staging.address)
-            pair = (self._targets[slot.index], self._origins[id(staging)])
-            _enqueue(self._pool, slot, mark, (pair,), staging=staging)
-            self._recorder.count_copies(1, self.copied_bytes)
+            _settle(self._recorder, self._source, landing)
+            staging.read_ended = self._recorder.host_now()
 
-        pieces = _timed(self._source.pieces(staging.address), mark, self._recorder.host_now, guard)
+        def begin() -> None:
+            staging.read_started = self._recorder.host_now()
+
+        pieces = _guarded(self._source.pieces(landing), guard, begin)
         # The job keeps the memory it writes to alive, whatever becomes of the pool meanwhile.
-        job = Job(pieces, finish, keep=staging.memory)
-        # Known to slot and staging before it can run: an interrupt in between leaves an orphan,
-        # which whoever finds it cancels, and never a read that nobody knows of.
-        slot.job = staging.job = job
-        self._pool.readers.submit(job)
+        job = Job(pieces, finish, keep=staging.chunks)
+        # Known to the buffer before it can run: an interrupt in between leaves an orphan, which
+        # whoever finds it cancels, and never a read that nobody knows of.
+        staging.read = job
+        staging.jobs = [*earlier, job]
+        pool.readers.submit(job)
+        staging.occupant = self
 
-    def _wait_until_writable(self, staging: Staging, earlier: Job | None) -> None:
+    def _copy(self, staging: Staging, slot: Slot, mark: Mark) -> None:
+        mark.read_started, mark.read_ended = staging.read_started, staging.read_ended
+        pairs = self._pairs[slot.index][id(staging)]
+        _enqueue(self._pool, slot, mark, pairs, staging=staging)
+        self._recorder.count_copies(len(pairs), self.copied_bytes)
+
+    def _record_copied(self, staging: Staging) -> None:
+        """After an interrupt between a copy and its record: one that covers that copy, too."""
+        with self._pool.enqueue_lock:
+            staging.copied.record(self._pool.copies)
+            staging.used = True
+            staging.torn = False
+
+    def _wait_until_writable(self, staging: Staging, earlier: Sequence[Job]) -> None:
         """Runs in a reader thread, before it writes to the staging buffer."""
-        if earlier is not None:
-            earlier.wait()  # that job's copy is enqueued, or was given up
+        for job in earlier:
+            job.wait()  # a read into the buffer is over; its copy is enqueued, or was given up
         if staging.used:
             # The copy engine reads the staging buffer; this thread overwrites it after that copy.
             staging.copied.synchronize()
@@ -117,12 +175,16 @@ class DirectRead:
 
     def start(self, slot: Slot, mark: Mark) -> None:
         # The forward that used this slot before has returned: on the host that is all there is.
-        address = slot.memory.data_ptr()
+        landing = Landing.at(slot.memory.data_ptr())
+
+        def begin() -> None:
+            mark.read_started = self._recorder.host_now()
 
         def finish() -> None:
-            _note_read(self._recorder, mark, self._source, address)
+            _settle(self._recorder, self._source, landing)
+            mark.read_ended = self._recorder.host_now()
 
-        pieces = _timed(self._source.pieces(address), mark, self._recorder.host_now, None)
+        pieces = _guarded(self._source.pieces(landing), None, begin)
         slot.job = Job(pieces, finish, keep=slot.memory)
         self._pool.readers.submit(slot.job)
 
@@ -142,6 +204,8 @@ def _enqueue(
             # The compute stream reads the slot; the copy overwrites it after that forward.
             device.wait(copies, slot.free)
         mark.copy_started.record(copies)
+        if staging is not None:
+            staging.torn = True
         for target, source in pairs:
             target.copy_(source, non_blocking=True)
         mark.copy_ended.record(copies)
@@ -149,32 +213,49 @@ def _enqueue(
         if staging is not None:
             staging.copied.record(copies)
             staging.used = True
+            staging.torn = False
         mark.has_copy = True
 
 
-def _timed(
-    pieces: Sequence[Piece],
-    mark: Mark,
-    now: Callable[[], float],
-    guard: Callable[[], None] | None,
+def _guarded(
+    pieces: Sequence[Piece], guard: Callable[[], None] | None, begin: Callable[[], None]
 ) -> list[Piece]:
-    def timed(piece: Piece) -> Piece:
+    """`pieces`, each behind `guard`; the first of them calls `begin` when it may go on."""
+    begun: list[bool] = []
+
+    def guarded(piece: Piece) -> Piece:
         def run() -> None:
             if guard is not None:
                 guard()
-            if mark.read_started is None:
-                mark.read_started = now()
+            if not begun:
+                begun.append(True)
+                begin()
             piece()
 
         return run
 
-    return [timed(piece) for piece in pieces]
+    return [guarded(piece) for piece in pieces]
 
 
-def _note_read(recorder: Recorder, mark: Mark, source: Source, address: int) -> None:
-    moved = source.settle(address)
-    mark.read_ended = recorder.host_now()
+def _pairs(
+    target: torch.Tensor, chunks: Sequence[torch.Tensor], nbytes: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(target, source) of each copy that brings `nbytes` bytes out of a staging buffer."""
+    start = 0
+    for chunk in chunks:
+        size = min(chunk.numel(), nbytes - start)
+        if size > 0:
+            yield target.narrow(0, start, size), chunk.narrow(0, 0, size)
+        start += size
+
+
+def _settle(recorder: Recorder, source: Source, landing: Landing) -> None:
+    moved = source.settle(landing)
     with recorder.count_lock:
         recorder.counters.reads += 1
         recorder.counters.read_bytes += source.read_bytes
         recorder.counters.moved_bytes += moved
+
+
+def _has_failed(staging: Staging) -> bool:
+    return staging.read is not None and staging.read.error is not None

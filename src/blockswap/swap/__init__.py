@@ -1,6 +1,7 @@
-"""The only place that wires rooms together: `swap_blocks`, `open_transformer`, and their hosted kin."""
+"""The only place that wires rooms together: `swap_blocks`, `open_transformer`, their kin."""
 
 from .checkpoint import open_transformer
+from .foresee import Outlook
 from .handle import Swap
 from .hosted import (
     FileUnits,
@@ -14,6 +15,7 @@ from .module import as_args, swap_blocks
 
 __all__ = [
     "FileUnits",
+    "Outlook",
     "Swap",
     "as_args",
     "find_file_units",

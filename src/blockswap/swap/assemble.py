@@ -12,6 +12,7 @@ from ..adapters.live import LiveModel, LiveUnit
 from ..layout.slab import pack
 from ..layout.values import Leaf
 from ..plan import SwapPlan
+from ..store.landing import Landing
 from ..store.leaves import view_leaf
 from ..store.ram import RamStore
 from ..stream.binding import Binding
@@ -48,7 +49,7 @@ def make_parts(live: LiveModel, plan: SwapPlan, device: Device, undo: ExitStack)
             slots=plan.slots,
             slot_bytes=plan.slot_bytes,
             staging_buffers=_staging_buffers(plan, device),
-            staging_bytes=plan.staging_bytes or plan.slot_bytes,
+            staging_bytes=plan.staging_bytes,
             decode_bytes=plan.decode_bytes,
         ),
     )
@@ -129,10 +130,14 @@ class PageableSource:
     def __init__(self, runs: Sequence[tuple[torch.Tensor, int]]) -> None:
         self._runs = list(runs)
 
-    def pieces(self, address: int) -> list[Callable[[], None]]:
-        return [_HostCopy(memory, address + at) for memory, at in self._runs]
+    def pieces(self, landing: Landing) -> list[Callable[[], None]]:
+        return [
+            _HostCopy(memory.narrow(0, start - at, size), base + start)
+            for memory, at in self._runs
+            for start, size, base in landing.spans(at, memory.numel())
+        ]
 
-    def settle(self, address: int) -> int:
+    def settle(self, landing: Landing) -> int:
         return 0
 
 

@@ -19,6 +19,7 @@ from ..layout.values import contiguous_stride
 from ..plan import make_plan
 from ..selection import BlockSwapArgs, select
 from ..store.disk import DiskStore, DiskUnit
+from ..store.landing import Landing
 from ..store.ram import RamStore
 from ..store.readers import Piece
 from ..stream.device import open_device
@@ -37,6 +38,7 @@ from .assemble import (
 )
 from .closed import refuse_closed, reopened
 from .facts import decoded_leaves, extents_of, facts_of_checkpoint
+from .foresee import AnyWorkload, foresee
 from .loading import Loader
 from .module import UNLIMITED, as_args, refuse_swapped
 from .place import hang_on_device, host_leaves
@@ -49,13 +51,15 @@ def open_transformer(
     device: str | torch.device,
     dtype: torch.dtype | None = None,
     skeleton: torch.nn.Module | None = None,
+    workload: AnyWorkload | None = None,
 ) -> torch.nn.Module:
     """Opens a Wan checkpoint with its blocks streamed from the file; reads only what stays.
 
     `path` is a `.safetensors` file, an index, or a folder, in original or diffusers names. The
     model is diffusers' Wan class for the file's geometry, or `skeleton`: a module of yours with
     its parameters on the meta device. Without `dtype` every tensor computes in the dtype it is
-    stored in; with it, weights are cast on the device each time they arrive.
+    stored in; with it, weights are cast on the device each time they arrive. `workload` is that of
+    `swap_blocks`.
 
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
@@ -68,7 +72,8 @@ def open_transformer(
     checkpoint = open_checkpoint(path)
     model, assumed = _matched(checkpoint, skeleton, dtype)
     facts = facts_of_checkpoint(model, where)
-    plan = make_plan(facts, select(wanted, model.live.layout), wanted)
+    foresight = foresee(model.live, workload, where)
+    plan = make_plan(facts, select(wanted, model.live.layout), wanted, foresight)
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
         parts = make_parts(model.live, plan, where, undo)
         opening = Opening(parts, model, checkpoint)
@@ -238,8 +243,8 @@ class DiskSource:
         self._index = index
         self.read_bytes = store.slabs[index].read_bytes
 
-    def pieces(self, address: int) -> list[Piece]:
-        return self._store.pieces(self._index, address)
+    def pieces(self, landing: Landing) -> list[Piece]:
+        return self._store.pieces(self._index, landing)
 
-    def settle(self, address: int) -> int:
-        return self._store.settle(self._index, address)
+    def settle(self, landing: Landing) -> int:
+        return self._store.settle(self._index, landing)

@@ -102,6 +102,15 @@ class Swap:
         """The plan beside what was measured; `print(swap.report())`. Waits for the device."""
         return summarise(self.plan, self.measured())
 
+    def forget_slots(self) -> None:
+        """Host weights are about to be written: what slots hold of them is fetched anew after it.
+
+        Waits for the device. Call it between forwards; raises StateError while another thread runs
+        the model.
+        """
+        self._streamer.refuse_running()
+        self._streamer.forget_slots()
+
     def status_line(self) -> str:
         """The report in a line, from what is measured by now: this waits for nothing."""
         measured = self._final or Measured(self._recorder.visits(), self._recorder.counters.copy())

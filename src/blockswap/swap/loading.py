@@ -6,12 +6,12 @@ import torch
 
 from ..adapters.live import LiveTensor
 from ..adapters.stored import StoredModel, extent_of
-from ..errors import BlockSwapError, ReadError
 from ..layout.stamp import Stamped
 from ..layout.values import Leaf, contiguous_stride
 from ..store.disk import DiskStore, DiskUnit
+from ..store.landing import Landing
 from ..store.leaves import view_leaf
-from ..store.readers import Job, ReaderPool
+from ..store.readers import STUCK_SECONDS, Job, ReaderPool
 from ..stream.device import host_buffer
 
 
@@ -43,16 +43,19 @@ class Loader:
         ]
 
     def _fill(self, store: DiskStore, name: str, scratch: torch.Tensor) -> None:
-        address = scratch.data_ptr()
-        job = Job(store.pieces(0, address), lambda: _settle(store, address))
-        self._readers.submit(job)
-        while not job.wait(1.0):
-            pass
-        if job.error is not None:
-            if isinstance(job.error, BlockSwapError):
-                raise job.error
-            raise ReadError(f"reading {name} failed: {job.error}") from job.error
+        landing = Landing.at(scratch.data_ptr())
+        job = Job(store.pieces(0, landing), lambda: _settle(store, landing), keep=scratch)
+        try:
+            self._readers.submit(job)
+            while not job.wait(1.0):
+                pass
+        except BaseException:
+            # Readers still write to the scratch memory and read the files, which go after this.
+            self._readers.cancel_orphan(job)
+            job.wait(STUCK_SECONDS)
+            raise
+        job.raise_error(name)
 
 
-def _settle(store: DiskStore, address: int) -> None:
-    store.settle(0, address)
+def _settle(store: DiskStore, landing: Landing) -> None:
+    store.settle(0, landing)

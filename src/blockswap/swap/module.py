@@ -23,6 +23,7 @@ from .assemble import (
     start_engine,
 )
 from .facts import facts_of_module
+from .foresee import AnyWorkload, foresee
 from .handle import Swap
 from .place import hang_on_device, host_leaves
 
@@ -50,6 +51,7 @@ def swap_blocks(
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
+    workload: AnyWorkload | None = None,
 ) -> Swap:
     """Streams chosen blocks of a loaded model to `device`; everything else is put there.
 
@@ -57,6 +59,10 @@ def swap_blocks(
     into pinned memory (never more than the model and about one block), residents and the rest
     are copied to the device. On the CPU nothing moves. `args` is a `BlockSwapArgs`, a dictionary
     of another pack, or None for an automatic plan.
+
+    With a `workload` (the clip, what a forward costs, or either with a machine as `Outlook`) the
+    plan knows the activations, and a `vram_budget` covers them too; where the machine's speed is
+    known (`blockswap probe`) it is the fastest that fits.
 
     Use it as a context manager or call `close()`. Raises ArgsError, ModelError, PlanError,
     DeviceError or StateError, and leaves the model as it was. Output is equal to the last bit to
@@ -72,7 +78,9 @@ def swap_blocks(
     refuse_swapped(model)
     live = describe_module(model)
     refuse_unloaded(live)
-    plan = make_plan(facts_of_module(live, where), select(wanted, live.layout), wanted)
+    foresight = foresee(live, workload, where)
+    facts = facts_of_module(live, where)
+    plan = make_plan(facts, select(wanted, live.layout), wanted, foresight)
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
         parts = make_parts(live, plan, where, undo)
         streamed: dict[str, StreamedUnit] = {}

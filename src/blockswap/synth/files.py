@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from ..layout.dtypes import ITEM_BYTES
 from ..layout.geometry import tensor_names
 from ..layout.geometry.stated import HEADS_KEY, VACE_KEY
-from ..layout.header import LENGTH_BYTES, METADATA_KEY
 from ..layout.shards import DIFFUSERS_STEM, SUFFIX
-from ..layout.slab import align_up
-from .spec import CODES, SynthSpec
-
-_HEADER_ALIGNMENT = 8
+from ..layout.writing import header_bytes
+from .spec import SynthSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ def _grouped(tensors: Sequence[NewTensor], shard_bytes: int) -> list[list[NewTen
 
 def _new_file(spec: SynthSpec, name: str, tensors: Sequence[NewTensor]) -> NewFile:
     laid = sorted(tensors, key=lambda tensor: (-ITEM_BYTES[tensor.dtype], tensor.name))
-    return NewFile(name, _header(_metadata(spec), laid), tuple(laid))
+    return NewFile(name, header_bytes(_metadata(spec), laid), tuple(laid))
 
 
 def _metadata(spec: SynthSpec) -> dict[str, str]:
@@ -100,18 +97,3 @@ def _metadata(spec: SynthSpec) -> dict[str, str]:
     if spec.geometry.vace_layers:
         metadata[VACE_KEY] = ",".join(map(str, spec.geometry.vace_layers))
     return metadata
-
-
-def _header(metadata: dict[str, str], tensors: Sequence[NewTensor]) -> bytes:
-    entries: dict[str, object] = {METADATA_KEY: metadata}
-    end = 0
-    for tensor in tensors:
-        begin, end = end, end + tensor.nbytes
-        entries[tensor.name] = {
-            "dtype": CODES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text = text.ljust(align_up(len(text), _HEADER_ALIGNMENT))
-    return len(text).to_bytes(LENGTH_BYTES, "little") + text

@@ -1,23 +1,13 @@
 """What to synthesise: this module owns the request, checked, as one value."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from ..errors import ArgsError
 from ..layout.geometry import Naming, WanGeometry, to_diffusers_key
 from ..layout.prefix import PREFIXES
 
-# torch's name -> safetensors' code, for the element types that Wan checkpoints come in
-CODES: Mapping[str, str] = MappingProxyType(
-    {
-        "float32": "F32",
-        "float16": "F16",
-        "bfloat16": "BF16",
-        "float8_e4m3fn": "F8_E4M3",
-        "float8_e5m2": "F8_E5M2",
-    }
-)
+# the element types that Wan checkpoints come in
+DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +26,8 @@ class SynthSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dtype not in CODES:
-            raise ArgsError(f"Unknown dtype: {self.dtype!r}: use one of {', '.join(CODES)}")
+        if self.dtype not in DTYPES:
+            raise ArgsError(f"Unknown dtype: {self.dtype!r}: use one of {', '.join(DTYPES)}")
         if self.naming not in ("original", "diffusers"):
             raise ArgsError(f"Unknown naming: {self.naming!r}: use original or diffusers")
         if self.prefix not in ("", *PREFIXES):

@@ -7,8 +7,7 @@ end, shards first and their index last. Memory stays under 150 MB whatever the m
 import os
 import re
 import secrets
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,10 @@ from pathlib import Path
 from ..errors import ArgsError, OutputError
 from ..layout.geometry import Naming, WanGeometry, find_variant
 from ..layout.shards import DIFFUSERS_STEM, INDEX_SUFFIX, SUFFIX
-from ..units import format_bytes
+from ..layout.writing import Meter, Progress, check_parent, check_room
 from .draw import Drawer
 from .files import NewFile, index_json, plan_files
 from .spec import SynthSpec
-
-Progress = Callable[[int, int], None]
 
 INDEX_NAME = DIFFUSERS_STEM + INDEX_SUFFIX
 _OWN_SHARD = re.compile(rf"{DIFFUSERS_STEM}-\d{{5}}-of-\d{{5}}{re.escape(SUFFIX)}")
@@ -66,7 +63,7 @@ def synth(  # noqa: PLR0913 - one keyword for each option of the command of the 
     files = plan_files(spec, target.name, shard_bytes)
     sharded = shard_bytes is not None
     _check_target(target, sharded=sharded, overwrite=overwrite)
-    _check_room(target.parent, files)
+    check_room(target.parent, sum(file.nbytes for file in files))
     try:
         with _folder(target if sharded else target.parent) as folder:
             written = _write_all(folder, files, Drawer(spec), progress, sharded=sharded)
@@ -84,10 +81,7 @@ def synth(  # noqa: PLR0913 - one keyword for each option of the command of the 
 
 
 def _check_target(target: Path, *, sharded: bool, overwrite: bool) -> None:
-    if not target.parent.is_dir():
-        raise OutputError(
-            f"cannot write {target}: the folder {target.parent} is not there, create it first"
-        )
+    check_parent(target)
     if sharded == target.name.endswith(SUFFIX):
         raise OutputError(
             f"cannot write shards to {target}: they go into a folder, leave out {SUFFIX}"
@@ -103,16 +97,6 @@ def _check_target(target: Path, *, sharded: bool, overwrite: bool) -> None:
     if occupied and not overwrite:
         raise OutputError(
             f"cannot write {target}: it is there already, choose another name or allow overwriting"
-        )
-
-
-def _check_room(folder: Path, files: Sequence[NewFile]) -> None:
-    # What is overwritten stays until the new files are whole, so its room does not count.
-    needed, free = sum(file.nbytes for file in files), shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutputError(
-            f"the checkpoint takes {format_bytes(needed)}, {folder} has {format_bytes(free)} "
-            f"free: free {format_bytes(needed - free)} or choose another disk"
         )
 
 
@@ -142,7 +126,7 @@ def _write_all(
     """Writes under temporary names, then renames; on failure no temporary file stays."""
     mark = secrets.token_hex(4)
     partial = {folder / f".{file.name}.{mark}": folder / file.name for file in files}
-    meter = _Meter(sum(file.nbytes for file in files), progress)
+    meter = Meter(sum(file.nbytes for file in files), progress)
     index = folder / INDEX_NAME
     try:
         for path, file in zip(partial, files, strict=True):
@@ -160,7 +144,7 @@ def _write_all(
     return list(partial.values())
 
 
-def _write_file(path: Path, file: NewFile, drawer: Drawer, meter: "_Meter") -> None:
+def _write_file(path: Path, file: NewFile, drawer: Drawer, meter: Meter) -> None:
     with path.open("xb") as stream:
         meter.add(stream.write(file.header))
         for tensor in file.tensors:
@@ -173,18 +157,3 @@ def _drop_older_shards(folder: Path, keep: set[str]) -> None:
     for path in folder.iterdir():
         if _OWN_SHARD.fullmatch(path.name) and path.name not in keep:
             path.unlink()
-
-
-class _Meter:
-    """Counts bytes and tells whoever asked, at most once for each part in a thousand."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._total, self._progress = total, progress
-        self._done = self._told = 0
-
-    def add(self, nbytes: int) -> None:
-        self._done += nbytes
-        due = (self._done - self._told) * 1000 >= self._total or self._done == self._total
-        if self._progress is not None and due:
-            self._told = self._done
-            self._progress(self._done, self._total)

@@ -14,6 +14,7 @@ namespace simaccel {
 namespace {
 
 constexpr size_t kAlignment = 512;                       // as CUDA's caching allocator
+constexpr size_t kPageBytes = 4096;                      // pinned memory is whole pages
 constexpr int64_t kMaxCachedBytes = int64_t{256} << 20;  // real memory this process may keep
 constexpr int kPoison = 0xFF;                            // a NaN in every floating-point type
 
@@ -29,7 +30,8 @@ int64_t locked_bytes(size_t requested) {
 
 Block::Block(MemoryKind kind, size_t bytes, size_t requested, int home, bool poison)
     : kind(kind), bytes(bytes), requested(requested), home(home) {
-  data = static_cast<char*>(std::aligned_alloc(kAlignment, bytes));
+  const size_t alignment = kind == MemoryKind::kPinned ? kPageBytes : kAlignment;
+  data = static_cast<char*>(std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment));
   TORCH_CHECK(data != nullptr, "the host is out of memory for ", in_words(bytes),
               " of simulated device memory");
   if (poison) std::memset(data, kPoison, bytes);

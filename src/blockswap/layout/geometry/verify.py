@@ -11,8 +11,8 @@ from .tensors import tensor_names
 from .values import WanGeometry
 
 # What quantised files add beside a layer's weight, or once for the file.
-_SCALES = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
-_FILE_MARKS = ("scaled_fp8",)
+SCALES = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
+FILE_MARKS = ("scaled_fp8",)
 # Early diffusers I2V files hold it; the model itself never reads it.
 _UNUSED = ".norm_added_q.weight"
 
@@ -65,4 +65,4 @@ def _tensors(names: list[str]) -> str:
 
 def _is_scale(key: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
     layer, _, last = key.rpartition(".")
-    return key in _FILE_MARKS or (last in _SCALES and f"{layer}.weight" in expected)
+    return key in FILE_MARKS or (last in SCALES and f"{layer}.weight" in expected)

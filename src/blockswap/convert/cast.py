@@ -1,0 +1,78 @@
+"""Pieces: this module owns reading a tensor in its new dtype, a few megabytes at a time.
+
+A piece is cast as torch's `.to` casts (round to nearest, ties to even), always with the same
+boundaries: what is written, written again after an interrupt, and compared, is the same bytes.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ..errors import ArgsError, ReadError
+from ..layout.dtypes import ITEM_BYTES
+from ..layout.header import FileTensor
+from ..store.file_io import StreamedFile
+from ..store.leaves import torch_dtype
+
+PIECE_BYTES = 16 * 1024 * 1024
+
+
+def pieces(source: str, target: str, count: int, *, start: int = 0) -> Iterator[tuple[int, int]]:
+    """(first element, elements) of each piece of a tensor of `count` elements, from `start` on.
+
+    Neither form of a piece is larger than `PIECE_BYTES`.
+    """
+    step = max(1, PIECE_BYTES // max(ITEM_BYTES[source], ITEM_BYTES[target]))
+    for first in range(start, count, step):
+        yield first, min(step, count - first)
+
+
+class PieceReader:
+    """Reads pieces of tensors from open files into two buffers that it uses over and over."""
+
+    def __init__(self, files: Sequence[StreamedFile]) -> None:
+        self._files = files
+        self._stored = bytearray(PIECE_BYTES)
+        self._cast = bytearray(PIECE_BYTES)
+
+    def read(self, where: tuple[int, FileTensor], span: tuple[int, int], dtype: str) -> memoryview:
+        """Elements `span` = (first, count) of a tensor, as `dtype`; valid until the next call.
+
+        Raises ReadError, and ArgsError where a finite value has no finite form in `dtype`.
+        """
+        shard, tensor = where
+        first, count = span
+        item_bytes = ITEM_BYTES[tensor.dtype]
+        stored = memoryview(self._stored)[: count * item_bytes]
+        _read(self._files[shard], tensor, tensor.offset + first * item_bytes, stored)
+        if tensor.dtype == dtype:
+            return stored
+        values = torch.frombuffer(self._stored, dtype=torch_dtype(tensor.dtype), count=count)
+        result = torch.frombuffer(self._cast, dtype=torch_dtype(dtype), count=count)
+        result.copy_(values)
+        _check_finite(tensor.name, values, result, dtype)
+        return memoryview(self._cast)[: count * ITEM_BYTES[dtype]]
+
+
+def _read(file: StreamedFile, tensor: FileTensor, offset: int, target: memoryview) -> None:
+    try:
+        file.read(offset, target, len(target))
+    except ReadError:
+        raise
+    except OSError as error:
+        raise ReadError(
+            f"reading {tensor.name} from {file.path} at byte {offset} failed: "
+            f"{error.strerror or error}"
+        ) from error
+
+
+def _check_finite(name: str, values: torch.Tensor, result: torch.Tensor, dtype: str) -> None:
+    if bool(torch.isfinite(result).all()):
+        return
+    exact = values.to(torch.float64)  # which holds every value of every other type
+    lost = torch.isfinite(exact) & ~torch.isfinite(result)
+    if bool(lost.any()):
+        value = exact[lost][0].item()
+        raise ArgsError(
+            f"{name} holds {value:g}, more than {dtype} can hold: choose bfloat16 or float32"
+        )

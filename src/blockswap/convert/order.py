@@ -1,0 +1,119 @@
+"""Order: this module owns where each tensor lies in the converted file.
+
+    |header, spaces|blocks.0 ........|pad|blocks.1 ........|pad| ... |the rest| other tensors|
+    0              4096 x n          4096 x m
+
+Units come in the order in which a forward runs them, each in one run that starts on a page. The
+format allows no holes, Wan's blocks are no whole number of pages (but for TI2V-5B in fp32), and a
+model has fewer small tensors outside its blocks than gaps between them: no order of its own
+tensors does it. So tensors of zeros fill the gaps, named `[prefix]blockswap_padding.N`.
+Within a unit tensors whose size is a multiple of 256 come first, so that in Wan's geometries every
+one starts at a multiple of 256.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..layout.checkpoint import Checkpoint
+from ..layout.dtypes import ITEM_BYTES
+from ..layout.geometry import unit_of, units_in_order
+from ..layout.geometry.stated import HEADS_KEY, VACE_KEY, stated_by
+from ..layout.header import FileTensor
+from ..layout.prefix import PADDING, is_padding
+from ..layout.slab import LEAF_ALIGNMENT, align_up
+from ..layout.writing import header_bytes
+from .rules import new_dtype
+
+PAGE = 4096
+_ZERO_DTYPE = "uint8"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tensor of the new file; `source` is where it comes from (shard, tensor), None: zeros."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: tuple[int, FileTensor] | None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class NewLayout:
+    """The new file: its first bytes, then its tensors in this order."""
+
+    header: bytes
+    tensors: tuple[Placed, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header) + sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def padding_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors if tensor.source is None)
+
+
+def new_layout(
+    checkpoint: Checkpoint, dtype: str | None, *, everything: bool, padding: bool
+) -> NewLayout:
+    """Lays the checkpoint out in one file; `padding` fills up to the next page before each unit."""
+    tensors: list[Placed] = []
+    end = 0
+    for group in _groups(checkpoint, dtype, everything=everything):
+        gap = align_up(end, PAGE) - end
+        if gap and padding:
+            number = sum(tensor.source is None for tensor in tensors)
+            name = f"{checkpoint.prefix}{PADDING}.{number}"
+            tensors.append(Placed(name, _ZERO_DTYPE, (gap,), None))
+            end += gap
+        tensors += group
+        end += sum(tensor.nbytes for tensor in group)
+    header = header_bytes(_metadata(checkpoint), tensors, alignment=PAGE)
+    return NewLayout(header, tuple(tensors))
+
+
+def _groups(
+    checkpoint: Checkpoint, dtype: str | None, *, everything: bool
+) -> Iterator[Sequence[Placed]]:
+    """The units in execution order, then all that is in none, without empty groups."""
+    groups: dict[str | None, list[Placed]] = {
+        unit: [] for unit in (*units_in_order(checkpoint.tensors), None)
+    }
+    keys = {tensor.name: key for key, tensor in checkpoint.tensors.items()}
+    for shard, header in enumerate(checkpoint.headers):
+        for tensor in header.tensors:
+            if is_padding(tensor.name):
+                continue
+            key = keys.get(tensor.name)
+            unit, new = None, tensor.dtype
+            if key is not None:
+                split = unit_of(key)
+                unit = None if split is None else split.unit
+                new = new_dtype(checkpoint.tensors[key], dtype, everything=everything)
+            groups[unit].append(Placed(tensor.name, new, tensor.shape, (shard, tensor)))
+    for group in groups.values():
+        if group:
+            # Stable: tensors of equal alignment keep the order of their files.
+            yield sorted(group, key=lambda tensor: -_alignment(tensor.nbytes))
+
+
+def _alignment(nbytes: int) -> int:
+    """The largest power of two that divides a size, up to what leaves are aligned to."""
+    return min(nbytes & -nbytes, LEAF_ALIGNMENT) if nbytes else LEAF_ALIGNMENT
+
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    """The checkpoint's own, and what only a config.json beside it says: one file has none."""
+    metadata = dict(checkpoint.metadata)
+    stated = stated_by(checkpoint)
+    if stated.num_heads is not None:
+        metadata.setdefault(HEADS_KEY, str(stated.num_heads))
+    if stated.vace_layers:
+        metadata.setdefault(VACE_KEY, ",".join(map(str, stated.vace_layers)))
+    return metadata

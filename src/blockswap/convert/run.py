@@ -1,0 +1,168 @@
+"""Conversion: this module owns the steps of `convert`, and that nothing half done gets the name.
+
+Everything is written to `.NAME.part` beside the target, compared with the source, and renamed.
+Memory stays under 100 MB beside torch itself, whatever the size of model and tensors.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ArgsError, HeaderError, OutputError, ReadError
+from ..layout.checkpoint import Checkpoint, open_checkpoint
+from ..layout.header import read_header
+from ..layout.shards import SUFFIX
+from ..layout.writing import Meter, Progress, check_parent, check_room
+from ..units import format_bytes
+from .cast import PieceReader
+from .journal import Journal
+from .order import NewLayout, new_layout
+from .part import open_part, write_part
+from .rules import check_request
+from .verify import compare, open_files
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What was written. `resumed_bytes` an earlier, interrupted run had done already; `notes` say
+    what may not have been expected."""
+
+    path: Path
+    tensors: int
+    nbytes: int
+    padding_bytes: int
+    cast_tensors: int
+    resumed_bytes: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    checkpoint: Checkpoint
+    layout: NewLayout
+    journal: Journal
+    target: Path
+
+
+def convert(  # noqa: PLR0913 - one keyword for each option of the command of the same name
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    everything: bool = False,
+    padding: bool = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Converted:
+    """Rewrites a checkpoint into one `.safetensors` file laid out for streaming.
+
+    `source` is a file, an index or a folder. Names, prefix and metadata stay. With `dtype`
+    ("bfloat16", "float16", "float32") floating-point tensors of the transformer are cast, but for
+    those that official pipelines keep in fp32, unless `everything`. `padding` lets every block
+    start at a multiple of 4096 bytes, at the price of tensors of zeros that some programs refuse.
+
+    A run that was ended early goes on where it was when it is called again in the same way; the
+    target appears only when it is whole and equal to its source. `progress` is called with bytes
+    written and compared, and bytes to write and compare. Raises ArgsError, CheckpointError,
+    ReadError, and OutputError for all that is wrong with the target.
+    """
+    path = Path(os.path.abspath(target))
+    checkpoint = open_checkpoint(source)
+    check_request(checkpoint, dtype)
+    _check_target(path, checkpoint, overwrite=overwrite)
+    layout = new_layout(checkpoint, dtype, everything=everything, padding=padding)
+    work = _Work(checkpoint, layout, Journal(path, checkpoint.headers, layout.header), path)
+    try:
+        resumed, stale = _run(work, Meter(2 * layout.nbytes, progress))
+    except (ReadError, OutputError):
+        raise
+    except ArgsError:
+        work.journal.discard()  # it would come to the same end again
+        raise
+    except OSError as error:
+        raise _failed(work, error) from error
+    notes = () if stale is None else (f"an unfinished conversion was begun anew: {stale}",)
+    sources = [tensor.source for tensor in layout.tensors]
+    return Converted(
+        path=path,
+        tensors=len(sources) - sources.count(None),
+        nbytes=layout.nbytes,
+        padding_bytes=layout.padding_bytes,
+        cast_tensors=sum(t.source is not None and t.source[1].dtype != t.dtype
+                         for t in layout.tensors),
+        resumed_bytes=resumed,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _run(work: _Work, meter: Meter) -> tuple[int, str | None]:
+    journal = work.journal
+    done = journal.part.stat().st_size if journal.part.exists() else 0
+    check_room(work.target.parent, max(0, work.layout.nbytes - done))
+    with open_files(work.checkpoint.headers) as files:
+        reader = PieceReader(files)
+        with open_part(journal) as part:
+            found = write_part(part, journal, work.layout, reader, meter)
+            for file in files:
+                file.check_unchanged()
+            _compare(work, reader, meter)
+    journal.part.replace(work.target)
+    journal.remove()
+    _sync_folder(work.target.parent)
+    return found
+
+
+def _compare(work: _Work, reader: PieceReader, meter: Meter) -> None:
+    try:
+        header = read_header(work.journal.part)
+        meter.add(header.data_start)
+        differences = compare(work.checkpoint, header, reader, meter).differences
+    except HeaderError as error:
+        differences = (str(error),)
+    if differences:
+        work.journal.discard()
+        raise OutputError(
+            f"{work.target} was not made: what was written reads back differently "
+            f"({differences[0]}), check the disk and the memory of this machine"
+        )
+
+
+def _check_target(target: Path, checkpoint: Checkpoint, *, overwrite: bool) -> None:
+    check_parent(target)
+    if not target.name.endswith(SUFFIX):
+        raise OutputError(f"cannot write {target}: end the file's name with {SUFFIX}")
+    if not target.exists():
+        return
+    for path in checkpoint.paths:
+        if os.path.samefile(path, target):
+            raise OutputError(
+                f"cannot write {target}: it is the source itself, choose another name"
+            )
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: a folder of this name is there, choose another")
+    if not overwrite:
+        raise OutputError(
+            f"cannot write {target}: it is there already, choose another name or allow overwriting"
+        )
+
+
+def _failed(work: _Work, error: OSError) -> OutputError:
+    """A full disk keeps what is there: room can be made, and hours of copying are not lost."""
+    part, done = work.journal.part, 0
+    with suppress(OSError):
+        done = part.stat().st_size
+    return OutputError(
+        f"cannot write {work.target}: {error.strerror or error} after {format_bytes(done)} of "
+        f"{format_bytes(work.layout.nbytes)}, make room and run it again to go on, or remove {part}"
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name last; systems that cannot open a folder (Windows) do it by themselves."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

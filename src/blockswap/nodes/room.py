@@ -1,0 +1,37 @@
+"""Bytes on the device: what the host is asked to find room for, and what it grants."""
+
+from typing import Any
+
+from ..layout.slab import align_up
+from ..plan import SwapPlan
+
+_UNBOUNDED = 1e31  # the host says 1e32 where it sets no limit
+
+
+def whole_size(model: Any) -> int:
+    """Bytes of all weights of a model, as the host counts them."""
+    import comfy.model_management
+
+    return int(comfy.model_management.module_size(model))
+
+
+def size_with(plan: SwapPlan, whole: int) -> int:
+    """Bytes on the device under a plan: slots in place of the streamed units."""
+    if not plan.slots:
+        return whole  # nothing is streamed, or the blocks are used where they lie
+    streamed = sum(unit.slab_bytes for unit in plan.units if unit.tier != "resident")
+    return whole - streamed + plan.slots * align_up(plan.slot_bytes, 512)
+
+
+def granted_by_host(device: Any, lowvram_model_memory: float) -> int:
+    """Bytes that the host lets weights take on the device, less a margin.
+
+    Allocators round, and other programs come and go: at the brim the host would take residents
+    off the device again before the next run.
+    """
+    import comfy.model_management as management
+
+    room = lowvram_model_memory
+    if not 0 < room < _UNBOUNDED:
+        room = management.get_free_memory(device) - management.minimum_inference_memory()
+    return max(int(room * 63 / 64), 0)

@@ -1,0 +1,93 @@
+"""`blockswap plan`: what it prints, what it writes, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from blockswap.cli.app import app
+from blockswap.demo.weights import weights_path
+
+runner = CliRunner()
+CLIP = ["--size", "832x480", "--frames", "17"]
+CARD = ["--gpu", "RTX 4060"]
+
+
+def run(*options: str) -> str:
+    result = runner.invoke(app, ["plan", "--model", "wan2.1-t2v-1.3b", *CLIP, *options])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_plan_for_a_card() -> None:
+    said = run(*CARD, "--vram", "2GiB")
+    for words in ("RTX 4060", "denoising", "decoding", "blocks_to_swap", "a forward", "binding"):
+        assert words in said
+
+
+def test_json_holds_the_whole_plan() -> None:
+    told = json.loads(run(*CARD, "--vram", "2GiB", "--json"))
+    plan = told["plan"]
+    assert plan["peak_bytes"] + told["margin_bytes"] <= 2 << 30
+    assert plan["block_map"].count("m") == told["blocks_to_swap"]
+    assert plan["timing"]["step_seconds"] >= plan["timing"]["compute_seconds"]
+    assert [phase["name"] for phase in told["phases"]][-1] == "decoding"
+
+
+def test_ram_and_disk_for_a_card() -> None:
+    told = json.loads(run(*CARD, "--vram", "1.5GiB", "--ram", "1GiB", "--disk", "1GB", "--json"))
+    tiers = {unit["tier"] for unit in told["plan"]["units"]}
+    assert tiers == {"resident", "ram", "disk"}
+    pinned = told["plan"]["pinned_bytes"]
+    assert pinned + told["plan"]["staging_buffers"] * told["plan"]["staging_bytes"] <= 1 << 30
+
+
+def test_lists_and_counts_are_taken_as_they_are() -> None:
+    assert json.loads(run(*CARD, "--blocks-to-swap", "7", "--json"))["blocks_to_swap"] == 7
+    listed = json.loads(run(*CARD, "--blocks", "0,2,3-5", "--json"))
+    assert listed["plan"]["block_map"].count("m") == 5
+
+
+def test_a_machine_that_was_not_probed_gets_bytes_and_no_seconds() -> None:
+    said = run()
+    assert "no seconds" in said
+    assert "denoising" in said
+
+
+def test_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number, options in enumerate(([], ["--compare"])):
+        path = tmp_path / f"{number}.png"
+        run(*CARD, "--vram", "2GiB", "--png", str(path), *options)
+        assert Image.open(path).width == 1600
+
+
+def test_a_comparison_in_words_and_as_json() -> None:
+    assert "budget" in run(*CARD, "--compare")
+    points = json.loads(run(*CARD, "--compare", "--json"))
+    assert len(points) == 65
+    assert points[-1]["streamed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--size", "big"], "is no size"),
+        (["--size", "833x480"], "no multiple of"),
+        (["--frames", "80"], "use 77 or 81"),
+        (["--gpu", "RTX 9090"], "RTX 9090"),
+        (["--vram", "lots"], "lots"),
+        (["--blocks", "3-1"], "Invalid range: '3-1'"),
+        (["--vram", "20MiB", "--model", str(weights_path())], "the largest clip that fits is"),
+        (["--gpu", "4060", "--vram", "6MiB"], "needs at least"),
+        (["--png", "out.png"], "there is no timeline without seconds"),
+        (["--png", "out.png", "--compare"], "there is no curve without seconds"),
+    ],
+)
+def test_mistakes_are_one_sentence(options: list[str], words: str) -> None:
+    result = runner.invoke(app, ["plan", "--model", "wan2.1-t2v-1.3b", *CLIP, *options])
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1

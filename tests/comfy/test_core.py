@@ -1,0 +1,45 @@
+"""Runs `tests/comfy_core` with ComfyUI's own Python: those tests have it in their process."""
+
+import os
+import subprocess
+
+import pytest
+
+from comfy_host.environment import Environment
+from comfy_host.server import REPOSITORY
+
+SUITES = (
+    "test_equal.py",
+    "test_loader.py",
+    "test_nodes.py",
+    "test_simulated.py",
+    "test_together.py",
+)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_in_the_process_of_comfyui(suite: str, environment: Environment) -> None:
+    tests = REPOSITORY / "tests"
+    folders = (REPOSITORY / "src", tests, tests / "comfy_core")
+    variables = os.environ | {
+        "BLOCKSWAP_COMFYUI": str(environment.core),
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "OMP_NUM_THREADS": "1",
+    }
+    for name in [name for name in variables if name.startswith(("PYTEST_", "COV_"))]:
+        del variables[name]
+    command = [environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"]
+    ran = subprocess.run(
+        [*command, tests / "comfy_core" / suite],
+        cwd=REPOSITORY,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+
+
+def test_every_suite_is_run() -> None:
+    there = {path.name for path in (REPOSITORY / "tests" / "comfy_core").glob("test_*.py")}
+    assert there == set(SUITES)

@@ -1,0 +1,157 @@
+"""The nodes as ComfyUI calls them: their arguments, what they refuse, and what they say."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import nodes as core
+import pytest
+import tiny
+import torch
+
+from blockswap import BlockSwapArgs
+from blockswap.errors import ArgsError, SelectionError
+from blockswap.nodes.args_node import BlockSwapArgsNode, args_from
+from blockswap.nodes.extension import comfy_entrypoint
+from blockswap.nodes.holding import holding_of
+from blockswap.nodes.report_node import BlockSwapReportNode
+from blockswap.nodes.swap_node import ALIAS, BlockSwapNode
+from blockswap.nodes.wrapper_pack import is_wrappers
+
+WIDGETS: dict[str, Any] = {
+    "blocks": "",
+    "blocks_to_swap": -1,
+    "vram_budget": "",
+    "ram_budget": "",
+    "offload_txt_emb": False,
+    "offload_img_emb": False,
+    "prefetch_blocks": -1,
+    "vace_blocks_to_swap": -1,
+    "use_non_blocking": True,
+    "block_swap_debug": False,
+}
+
+
+def test_untouched_widgets_are_automatic() -> None:
+    assert args_from(WIDGETS) == BlockSwapArgs()
+    (made,) = BlockSwapArgsNode.execute(**WIDGETS).result
+    assert BlockSwapArgs.from_mapping(made) == BlockSwapArgs()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"blocks": "0,2,3-5"},
+        {"blocks_to_swap": 0},
+        {"blocks_to_swap": 7, "vram_budget": "8GiB", "ram_budget": "16GiB"},
+        {"prefetch_blocks": 0, "use_non_blocking": False, "vace_blocks_to_swap": 0},
+    ],
+)
+def test_widgets_arrive(changed: dict[str, Any]) -> None:
+    (made,) = BlockSwapArgsNode.execute(**(WIDGETS | changed)).result
+    assert BlockSwapArgs.from_mapping(made) == BlockSwapArgs(**changed)
+
+
+@pytest.mark.parametrize(
+    ("widgets", "said"),
+    [
+        ({"blocks": "3-1"}, "Invalid range: '3-1'"),
+        ({"blocks": "a"}, "Invalid integer: 'a'"),
+        ({"blocks": "1", "blocks_to_swap": 3}, "blocks='1' names 1 blocks"),
+        ({"vram_budget": "much"}, "vram_budget='much' is no size"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(widgets: dict[str, Any], said: str) -> None:
+    answer = BlockSwapArgsNode.validate_inputs(**widgets)
+    assert isinstance(answer, str)
+    assert answer.startswith(said)
+    assert BlockSwapArgsNode.validate_inputs(blocks="0-3") is True
+
+
+def test_what_only_the_model_can_tell() -> None:
+    plain = tiny.model("t2v")
+    with pytest.raises(SelectionError, match=r"^Invalid range: '4-6': the model has blocks 0-5"):
+        BlockSwapNode.execute(plain, BlockSwapArgs(blocks="4-6").to_mapping())
+    with pytest.raises(ArgsError, match="is no block swap argument"):
+        BlockSwapNode.execute(plain, {"block_to_swap": 3})
+    assert holding_of(plain.model) is None
+
+
+def test_the_neighbours_dictionary_is_taken_as_it_is() -> None:
+    plain = tiny.model("t2v")
+    theirs = {"blocks_to_swap": 4, "offload_img_emb": False, "use_non_blocking": False}
+    (model,) = BlockSwapNode.execute(plain, theirs).result
+    tiny.sample(model)
+    streamed = [n for n in holding_of(plain.model).plan.streamed if n.startswith("blocks.")]
+    assert len(streamed) == 4
+
+
+class WrappersModel:
+    """What is known of the wrapper pack's model object."""
+
+    def __init__(self) -> None:
+        self.model_options: dict[str, Any] = {}
+        self.model = SimpleNamespace(pipeline={})
+
+    def clone(self) -> "WrappersModel":
+        return WrappersModel()
+
+
+def test_a_wrappers_model_is_handed_arguments_in_its_own_contract() -> None:
+    given = WrappersModel()
+    assert is_wrappers(given)
+    assert not is_wrappers(tiny.model("t2v"))
+    (model,) = BlockSwapNode.execute(given, BlockSwapArgs(blocks_to_swap=7).to_mapping()).result
+    asked = model.model_options["transformer_options"]["block_swap_args"]
+    assert asked["blocks_to_swap"] == 7
+    assert given.model_options == {}
+    text, picture = BlockSwapReportNode.execute(model).result
+    assert "WanVideoWrapper" in text
+    assert picture.shape[-1] == 3
+
+
+def test_the_report_before_during_and_after() -> None:
+    plain = tiny.model("t2v")
+    (model,) = BlockSwapNode.execute(plain, {"blocks_to_swap": 3}).result
+    assert "run a sampler with it first" in BlockSwapReportNode.execute(model).result[0]
+    expected = tiny.sample(model)
+    text, picture = BlockSwapReportNode.execute(model).result
+    assert text.startswith("block swap on cpu: 3 of 6 blocks streamed")
+    assert picture.ndim == 4
+    assert picture.dtype == torch.float32
+    assert 0 <= picture.min() < picture.max() <= 1
+    text, _ = BlockSwapReportNode.execute(model, free_host_memory=True).result
+    assert text.endswith("the host memory of its blocks unlocked")
+    assert holding_of(plain.model) is None
+    assert "3 of 6 blocks" in BlockSwapReportNode.execute(model).result[0]
+    assert torch.equal(tiny.sample(model), expected)
+
+
+def test_the_status_line_is_sent_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blockswap.nodes import status
+
+    sent: list[tuple[str | None, str]] = []
+    monkeypatch.setattr(status, "send_text", lambda node, text: sent.append((node, text)))
+    monkeypatch.setattr(BlockSwapNode, "hidden", SimpleNamespace(unique_id="12"))
+    plain = tiny.model("t2v")
+    (model,) = BlockSwapNode.execute(plain, {"blocks_to_swap": 3}).result
+    tiny.sample(model)
+    node, text = sent[0]
+    assert node == "12"
+    assert text.startswith("3 of 6 blocks streamed · ")
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_the_missions_id_is_ours_only_where_it_is_free(
+    taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if taken:
+        monkeypatch.setitem(core.NODE_CLASS_MAPPINGS, ALIAS, object)
+    extension = asyncio.run(comfy_entrypoint())
+    listed = asyncio.run(extension.get_node_list())
+    schemas = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in listed}
+    assert (ALIAS in schemas) == (not taken)
+    assert "BlockSwapWanVideo" in schemas
+    assert not schemas["BlockSwapWanVideo"].is_deprecated
+    if not taken:
+        assert schemas[ALIAS].is_deprecated  # which keeps it out of the menu

@@ -1,0 +1,241 @@
+"""Block swap beside what else people put on a model: one owner per block, whoever comes next."""
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.hooks
+import comfy.model_base
+import comfy.model_management as management
+import pytest
+import simulated
+import tiny
+import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_easycache import EasyCacheNode
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+
+from blockswap import BlockSwapArgs
+from blockswap.errors import ModelError
+from blockswap.nodes.holding import holding_of
+from blockswap.nodes.patcher import Wish, swap_on_clone
+
+STREAMED = {"blocks": "0,2-4"}
+
+
+@pytest.fixture(autouse=True, params=["cpu", "sim"])
+def device(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[torch.device]:
+    if request.param == "cpu":
+        yield torch.device("cpu")
+        return
+    sim = request.getfixturevalue("sim_module")
+    sim.configure(mode="eager", races="raise", poison=True)
+    sim.reset()
+    where = torch.device("sim", 0)
+    simulated.point_at(where, monkeypatch)
+    monkeypatch.setattr(comfy.model_base.BaseModel, "memory_required", lambda *_, **__: 1 << 18)
+    yield where
+    management.unload_all_models()
+    assert sim.races() == []
+
+
+def swapped(patcher: Any, **args: Any) -> Any:
+    return swap_on_clone(patcher, Wish(BlockSwapArgs(**(args or STREAMED))))
+
+
+def shifted(patcher: Any, shift: float = 3.0) -> Any:
+    return ModelSamplingSD3().patch(patcher, shift)[0]
+
+
+def guided(patcher: Any) -> Any:
+    return SkipLayerGuidanceDiT.execute(patcher, 3.0, 0.0, 1.0, double_layers="1,2").result[0]
+
+
+def cached(patcher: Any) -> Any:
+    return EasyCacheNode.execute(patcher, 0.5, 0.1, 0.95, False).result[0]
+
+
+def compiled(patcher: Any) -> Any:
+    """As the TorchCompileModel node does it, whose backends need a compiler for the device."""
+    clone = patcher.clone()
+    set_torch_compile_wrapper(model=clone, backend="eager")
+    return clone
+
+
+def compiled_blocks(patcher: Any) -> Any:
+    """As packs do it that compile each block: compiled modules take the blocks' places."""
+    clone = patcher.clone()
+    for index, block in enumerate(patcher.model.diffusion_model.blocks):
+        name = f"diffusion_model.blocks.{index}"
+        inner = getattr(block, "_orig_mod", block)
+        clone.add_object_patch(name, torch.compile(inner, backend="eager"))
+    return clone
+
+
+@pytest.mark.parametrize("other", [shifted, guided, cached, compiled, compiled_blocks])
+def test_other_nodes_before_and_after(other: Any) -> None:
+    plain = tiny.model("t2v")
+    expected = tiny.sample(other(plain), steps=4)
+    for model in (other(swapped(plain)), swapped(other(plain))):
+        assert torch.equal(tiny.sample(model, steps=4), expected)
+        assert torch.equal(tiny.sample(model, steps=4), expected)
+    assert torch.equal(tiny.sample(other(plain), steps=4), expected)
+
+
+def test_a_clone_with_the_same_wish_goes_on_with_what_is_there() -> None:
+    plain = tiny.model("t2v")
+    first, second = swapped(plain), shifted(swapped(plain))
+    tiny.sample(first)
+    holding = holding_of(plain.model)
+    expected = tiny.sample(shifted(plain.clone()))
+    assert holding_of(plain.model) is None
+    tiny.sample(first)
+    holding = holding_of(plain.model)
+    assert torch.equal(tiny.sample(second), expected)
+    assert holding_of(plain.model) is holding
+
+
+def test_two_samplers_with_different_args_on_one_model() -> None:
+    plain = tiny.model("t2v")
+    expected = tiny.sample(plain)
+    first, second = swapped(plain, blocks="0-2"), swapped(plain, blocks="3-5")
+    for model in (first, second, first, plain, second):
+        assert torch.equal(tiny.sample(model), expected)
+
+
+def test_two_models_in_turn() -> None:
+    plains = [tiny.model("t2v", seed=seed) for seed in (1, 2)]
+    expected = [tiny.sample(plain) for plain in plains]
+    models = [swapped(plain) for plain in plains]
+    for _ in range(2):
+        for model, wanted in zip(models, expected, strict=True):
+            assert torch.equal(tiny.sample(model), wanted)
+
+
+def test_after_an_interrupt_in_the_middle_of_a_step() -> None:
+    plain = tiny.model("t2v")
+    expected = tiny.sample(plain)
+    model = swapped(plain)
+    tiny.sample(model)
+    block = plain.model.diffusion_model.blocks[3]
+    handle = block.ffn[0].register_forward_pre_hook(
+        lambda *_: management.interrupt_current_processing(True)
+    )
+    with pytest.raises(management.InterruptProcessingException):
+        tiny.sample(model)
+    handle.remove()
+    assert torch.equal(tiny.sample(model), expected)
+    assert torch.equal(tiny.sample(plain), expected)
+
+
+def test_a_clone_that_is_gone_leaves_the_model_to_its_parent() -> None:
+    plain = tiny.model("t2v")
+    expected = tiny.sample(plain)
+    model = swapped(plain)
+    tiny.sample(model)
+    assert holding_of(plain.model) is not None
+    del model
+    gc.collect()
+    assert torch.equal(tiny.sample(plain), expected)
+    assert holding_of(plain.model) is None
+
+
+def test_a_model_that_is_dropped_gives_everything_back(
+    request: pytest.FixtureRequest, device: torch.device
+) -> None:
+    plain = tiny.model("t2v")
+    model = swapped(plain)
+    tiny.sample(model)
+    swap = holding_of(plain.model).swap
+    del plain, model
+    gc.collect()
+    assert swap.closed
+
+
+def test_ten_runs_with_changing_args_leave_memory_where_one_left_it(
+    request: pytest.FixtureRequest, device: torch.device
+) -> None:
+    plain = tiny.model("t2v")
+    expected = tiny.sample(plain)
+
+    def left() -> tuple[int, ...]:
+        management.unload_all_models()
+        gc.collect()
+        # By type: isinstance() would ask lazy modules of torch for their class.
+        tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+        host = sum(storages.values())
+        if device.type == "cpu":
+            return (host,)
+        counters = request.getfixturevalue("sim_module").counters()
+        return host, counters.device_bytes, counters.pinned_bytes
+
+    assert torch.equal(tiny.sample(swapped(plain, blocks="1-3")), expected)
+    once = left()
+    for run in range(10):
+        args = [{"blocks": f"{run % 4}-5"}, {"blocks_to_swap": run % 6}, {}][run % 3]
+        model = swapped(plain, **args)
+        if run % 4 == 3:
+            tiny.sample(tiny.with_lora(model, 0.1 * run))
+        else:
+            assert torch.equal(tiny.sample(model), expected)
+        del model
+    after = left()
+    assert all(b <= a + 4096 for a, b in zip(once, after, strict=True)), (once, after)
+
+
+def test_a_scheduled_lora() -> None:
+    """Hooks write patched weights between two calls of the model, streamed or not."""
+    plain = tiny.model("t2v")
+    lora = tiny.lora_of(plain)
+
+    def scheduled(patcher: Any) -> Any:
+        hooks = comfy.hooks.create_hook_lora(lora, 0.8, 0)
+        return tiny.sample(patcher, hooks=hooks)
+
+    expected = scheduled(plain)
+    assert not torch.equal(expected, tiny.sample(plain))
+    model = swapped(plain)
+    assert torch.equal(scheduled(model), expected)
+    assert torch.equal(tiny.sample(model), tiny.sample(plain))
+
+
+def test_dynamic_vram_is_left_loudly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stub of what newer cores offer: their own path starts on CUDA alone."""
+    plain = tiny.model("t2v")
+    cloned = type(plain).clone
+    asked: list[bool] = []
+
+    def clone(patcher: Any, disable_dynamic: bool = False) -> Any:
+        asked.append(disable_dynamic)
+        return cloned(patcher)
+
+    monkeypatch.setattr(type(plain), "clone", clone)
+    monkeypatch.setattr(type(plain), "is_dynamic", lambda _: True, raising=False)
+    swapped(plain)
+    assert asked == [True]
+    assert "is made without it" in caplog.text
+
+
+def test_gguf_is_refused_in_a_sentence() -> None:
+    class GGMLTensor(torch.nn.Parameter):
+        pass
+
+    plain = tiny.model("t2v")
+    linear = plain.model.diffusion_model.blocks[0].ffn[0]
+    linear._parameters["weight"] = GGMLTensor(linear.weight.data, requires_grad=False)
+    with pytest.raises(ModelError, match="GGUF"):
+        swapped(plain)
+
+
+def test_another_kind_of_model_is_refused_in_a_sentence() -> None:
+    class Other:
+        model = torch.nn.Linear(1, 1)
+
+    with pytest.raises(ModelError, match="no diffusion model"):
+        swapped(Other())
