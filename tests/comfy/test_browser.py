@@ -191,7 +191,7 @@ def runnable(name: str) -> dict[str, Any]:
         elif node["type"] == "KSampler":
             node["widgets_values"][2] = 4
         elif node["type"] == f"{OURS}Args":  # a budget that is as small as the model
-            node["widgets_values"] = ["3MiB" if v == "4GiB" else v for v in node["widgets_values"]]
+            node["widgets_values"] = ["4MiB" if v == "4GiB" else v for v in node["widgets_values"]]
         elif node.get("title", "").endswith("(Negative Prompt)"):
             node["widgets_values"] = ["blurred, static, low quality"]
     return workflow
