@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from unittest import mock
 
 from benchmarks.simulator import sim
-
 from blockswap.store.disk import DiskStore
 from blockswap.store.file_slab import FileRun
 from blockswap.store.readers import Follower, Job, Piece

@@ -21,11 +21,11 @@ from typing import cast
 from unittest import mock
 
 import torch
+from safetensors.torch import save_file
+
 from benchmarks.conditions import RESULTS, bullet_list, machine
 from benchmarks.null_device import NullDevice
 from benchmarks.stopwatch import Stopwatch
-from safetensors.torch import save_file
-
 from blockswap import BlockSwapArgs, open_transformer, swap_blocks
 from blockswap.stream import transfer
 from blockswap.stream.binding import Binding

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from safetensors.torch import save_file
+
 from benchmarks.disk_clock import clocked_disk
 from benchmarks.simulator import RATES, STEPS, Rates, Steady, Steps, prepare, steady_state
 from benchmarks.workload import Case, ClockedModel, block_bytes, tail, timed_model
-from safetensors.torch import save_file
-
 from blockswap import BlockSwapArgs, SwapPlan, open_transformer, swap_blocks
 from blockswap.swap.handle import Swap
 

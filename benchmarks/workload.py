@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
 from benchmarks.simulator import RATES, Rates, sim
 
 BLOCK_TENSORS = 4

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+
 from benchmarks.peers.diffusers_group import DiffusersGroup, DiffusersGroupRecordStream
 from benchmarks.peers.lightx2v import LightX2V
 from benchmarks.peers.mmgp import Mmgp

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 import torch
+
 from benchmarks.simulator import Rates
 from benchmarks.workload import Case, ClockedModel
 

@@ -9,6 +9,7 @@ residents: every block travels in every forward.
 """
 
 import torch
+
 from benchmarks.peers.weights import hang, hang_pinned
 from benchmarks.simulator import Rates
 from benchmarks.workload import Case, ClockedModel

@@ -7,6 +7,7 @@ from pinned memory on a transfer stream, each tensor into newly allocated device
 """
 
 import torch
+
 from benchmarks.peers.weights import hang, hang_on_device, hang_pinned
 from benchmarks.simulator import Rates
 from benchmarks.workload import Case, ClockedModel

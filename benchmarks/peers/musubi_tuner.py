@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+
 from benchmarks.peers.weights import hang, hang_on_device, hang_pinned, tensors_of
 from benchmarks.simulator import Rates, sim
 from benchmarks.workload import Case, ClockedModel

@@ -12,6 +12,7 @@ Here the blocks counted are those really swapped, although the count asked for t
 """
 
 import torch
+
 from benchmarks.peers.weights import hang, hang_on_device, tensors_of
 from benchmarks.simulator import Rates
 from benchmarks.workload import Case, ClockedModel

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from PIL import Image
+
 from benchmarks.chart import Line, Panel, draw
 from benchmarks.grid import AUTOMATIC, FRACTIONS, RATIOS, Row, points
 from benchmarks.schedule import misses
 from benchmarks.tables import grid_table, summary_table
-from PIL import Image
 
 
 def row(schedule: str = AUTOMATIC, *, streamed: int = 4, ratio: float = 1.0, over: float) -> Row:

@@ -4,9 +4,9 @@ import json
 import shlex
 
 import pytest
-from benchmarks.forecasts import README, ROWS, Row
 from typer.testing import CliRunner
 
+from benchmarks.forecasts import README, ROWS, Row
 from blockswap.cli.app import app
 from blockswap.units import format_bytes
 

@@ -3,6 +3,7 @@
 from unittest import mock
 
 import torch
+
 from benchmarks.host_overhead import (
     AROUND,
     BLOCKS,
@@ -14,7 +15,6 @@ from benchmarks.host_overhead import (
 )
 from benchmarks.null_device import NullDevice
 from benchmarks.stopwatch import Stopwatch
-
 from blockswap import BlockSwapArgs, Swap, swap_blocks
 
 OPEN = "blockswap.swap.module.open_device"

@@ -1,6 +1,7 @@
 """Peers' schedules: what each is known for shows on the clock, and none is below the bound."""
 
 import pytest
+
 from benchmarks.ours import Setting, run_from_ram
 from benchmarks.peers import PEERS
 from benchmarks.simulator import Steps

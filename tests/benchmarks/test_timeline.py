@@ -1,13 +1,13 @@
 """The planner's timeline against two others: the recurrence of equal blocks, and the engine."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from benchmarks.ours import Outcome, Setting, run_from_disk, run_from_ram
 from benchmarks.recurrence import Pipeline as Recurrence
 from benchmarks.simulator import RATES, Steps
 from benchmarks.workload import Case
-from hypothesis import given
-from hypothesis import strategies as st
-
 from blockswap.plan.foresight import Speeds, timing_of
 from blockswap.plan.timeline import Pipeline, Stage
 

@@ -236,7 +236,7 @@ def test_host_memory_is_freed_when_asked_and_built_anew(comfy: Client, latent: L
     assert torch.equal(latent(Sampled(T2V).swapped(**ALL)), latent(Sampled(T2V)))
 
 
-@pytest.mark.parametrize("asked", [{}, ALL, SOME, {"ram_budget": "2MiB"}], ids=str)
+@pytest.mark.parametrize("asked", [{}, ALL, SOME, {"ram_budget": "4MiB"}], ids=str)
 def test_the_loader_gives_what_the_cores_loader_gives(asked, latent: Latent, comfy: Client):
     graph = prompt(replace(Sampled(T2V), loader=f"{OURS}Loader"))
     if asked:
