@@ -33,6 +33,7 @@ from blockswap.stream.marks import Recorder
 from blockswap.stream.pool import Pool
 from blockswap.stream.schedule import Schedule
 from blockswap.stream.streamer import Streamer
+from blockswap.stream.supply import Supply
 from blockswap.swap.handle import Swap
 
 BLOCKS = 40
@@ -51,9 +52,9 @@ SECTIONS = {
         (Streamer, "_wait_ready"),
     ),
     "prefetch: which block, which slot": (
-        (Streamer, "_fetch_ahead"),
-        (Streamer, "_slot_of"),
-        (Streamer, "_load"),
+        (Supply, "fetch_ahead"),
+        (Supply, "slot_of"),
+        (Supply, "_load"),
         (Schedule, "entered"),
         (Schedule, "begin_forward"),
         (Pool, "find"),

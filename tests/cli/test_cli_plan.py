@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from blockswap.cli.app import app
@@ -12,6 +13,13 @@ from blockswap.demo.weights import weights_path
 runner = CliRunner()
 CLIP = ["--size", "832x480", "--frames", "17"]
 CARD = ["--gpu", "RTX 4060"]
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test of this process may have brought the simulated one."""
+    for place in ("stream.device", "probe.measure"):
+        monkeypatch.setattr(f"blockswap.{place}.best_device", lambda: torch.device("cpu"))
 
 
 def run(*options: str) -> str:

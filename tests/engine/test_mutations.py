@@ -236,7 +236,7 @@ def test_a_copy_whose_record_was_interrupted_must_be_recorded_before_its_buffer_
         pool = scenario.pools[-1]
         model.blocks[0](x)  # type: ignore[index, operator]
         wait_for_readers(pool)
-        swap._streamer._read_ahead()
+        swap._streamer._supply.read_ahead()
         wait_for_readers(pool)  # the next ones are in staging, so their copies are enqueued at once
         for staging in pool.staging:
             staging.copied = InterruptedEvent(staging.copied)
@@ -245,7 +245,7 @@ def test_a_copy_whose_record_was_interrupted_must_be_recorded_before_its_buffer_
         for staging in pool.staging:
             staging.copied = staging.copied.real
         torn = next(staging for staging in pool.staging if staging.torn)
-        swap._streamer._empty_half_loaded()  # as the next entry does first
+        swap._streamer._supply.empty_half_loaded()  # as the next entry does first
         other = swap._streamer.units[1].streamed.transfer
         other._read(torn)
         wait_for_readers(pool)

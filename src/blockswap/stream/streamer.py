@@ -8,7 +8,7 @@ Three slots a, b, c and six streamed blocks; copies (top) run ahead of compute (
 
 Host to device only: nothing is ever copied back. The forward thread never waits for the device;
 it may wait for a file read (`slot.job`). Where RAM and disk mix, reads run further ahead than
-slots, in the order of the units on disk (`_read_ahead`): staging is what bounds them.
+slots, in the order of the units on disk (`Supply.read_ahead`): staging is what bounds them.
 """
 
 import os
@@ -23,10 +23,9 @@ import torch
 from ..errors import StateError
 from ..store.readers import STUCK_SECONDS
 from .marks import Mark, Recorder
-from .pool import Occupant, Pool, Slot
+from .pool import Pool, Slot
 from .resident import Resident
-from .schedule import Schedule
-from .transfer import PinnedCopy, StagedCopy
+from .supply import Supply
 from .unit import Change, StreamedUnit, Unit
 
 _MODULE_CALLS = frozenset(
@@ -53,14 +52,10 @@ class Streamer:
     def __init__(
         self, units: Sequence[Unit], pool: Pool, *, prefetch: int, recorder: Recorder
     ) -> None:
-        self.units = tuple(units)
         self.recorder = recorder
+        self._supply = Supply(units, pool, prefetch=prefetch, recorder=recorder)
         self._pool = pool
         self._device = pool.device
-        self._prefetch = prefetch
-        streamed = frozenset(i for i, unit in enumerate(self.units) if unit.streamed)
-        self._schedule = Schedule(range(len(self.units)), streamed)
-        self._keys: list[Occupant] = [(id(self), i) for i in range(len(self.units))]
         self._run: _Run | None = None
         self._arriving: dict[int, Resident] = {}  # slabs of units that stay from their next visit
         self._change: Change | None = None  # begun, and to be completed by whoever comes next
@@ -69,12 +64,17 @@ class Streamer:
         self._closed = False
         self._process = os.getpid()
 
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """In execution order, as they are now."""
+        return self._supply.units
+
     def begin_forward(self) -> None:
         """The whole model's forward starts. Raises StateError like `enter`."""
         with self._entry:
             self._refuse_another_thread("a forward was started")
             self.recorder.counters.forwards += 1
-            self._schedule.begin_forward()
+            self._supply.schedule.begin_forward()
 
     def enter(self, index: int) -> None:
         """Makes unit `index` ready to run on the current stream.
@@ -109,8 +109,8 @@ class Streamer:
         if self._arriving:
             self._arrive(index)
         # Whatever comes next is in a slot already: look one further than on entering.
-        self._fetch_ahead(self._prefetch + 1)
-        self._read_ahead()
+        self._supply.fetch_ahead(self._supply.prefetch + 1)
+        self._supply.read_ahead()
         # Last: until here the pool is this thread's alone.
         self._run = None
 
@@ -157,7 +157,7 @@ class Streamer:
 
     def deepen(self, prefetch: int) -> None:
         """Looks `prefetch` units ahead from now on (slots have been added)."""
-        self._prefetch = prefetch
+        self._supply.prefetch = prefetch
 
     def _arrive(self, index: int) -> None:
         """A unit whose slab is filled stays from here on."""
@@ -173,10 +173,8 @@ class Streamer:
         if change is None:
             return
         change.hang()
-        index = change.index
-        self.units = (*self.units[:index], change.unit, *self.units[index + 1 :])
-        self._schedule.stream(i for i, unit in enumerate(self.units) if unit.streamed)
-        self._arriving.pop(index, None)
+        self._supply.replace(change.index, change.unit)
+        self._arriving.pop(change.index, None)
         self._change = None
 
     def refuse_running(self) -> None:
@@ -193,21 +191,21 @@ class Streamer:
         self._closed = True
         self._abandon()
         self._complete_change()
-        for slot in self._pool.slots:
-            if slot.occupant is not None and slot.occupant[0] == id(self):
-                if slot.job is not None and not slot.job.wait(STUCK_SECONDS):
-                    slot.job = None
-                self._empty(slot)
+        for slot in self._supply.occupied():
+            if slot.job is not None and not slot.job.wait(STUCK_SECONDS):
+                slot.job = None
+            self._supply.empty(slot)
         self._device.synchronize()
         # Whoever still holds this object holds no view of the memory that goes now.
-        self.units = tuple(replace(unit, streamed=None, resident=None) for unit in self.units)
+        gone = tuple(replace(unit, streamed=None, resident=None) for unit in self.units)
+        self._supply.units = gone
         self._arriving.clear()
 
     def forget_slots(self) -> None:
         """Empties every slot, after the copies under way: their sources may then be written to."""
         self._abandon()
         for slot in self._pool.slots:
-            self._empty(slot)
+            self._supply.empty(slot)
         self._device.synchronize()
 
     def _claim(self, index: int) -> _Run:
@@ -225,7 +223,7 @@ class Streamer:
             self._refuse_another_thread(f"{self.units[index].name} was run")
             # What is left of an earlier run is what Ctrl-C left: torch calls no hook for it.
             self._abandon()
-            self._empty_half_loaded()
+            self._supply.empty_half_loaded()
             self._complete_change()
             # The compute stream is read here, once, and passed on from here.
             stream = self._device.current_stream()
@@ -270,8 +268,8 @@ class Streamer:
     def _make_ready(self, run: _Run) -> None:
         if self._arriving:
             self._arrive(run.index)  # an interrupt came between its filling and its stay
-        unit = self.units[run.index]
-        self._schedule.entered(run.index)
+        supply, unit = self._supply, self.units[run.index]
+        supply.schedule.entered(run.index)
         spare = run.mark
         assert spare is not None, "a run has a mark until it is completed"
         mark = spare
@@ -279,17 +277,17 @@ class Streamer:
             mark.arrived.record(run.stream)
             if unit.resident is not None:
                 unit.resident.read_on(run.stream, self._settled)
-            self._fetch_ahead(self._prefetch + 1)
-            self._read_ahead()
+            supply.fetch_ahead(supply.prefetch + 1)
+            supply.read_ahead()
         else:
-            slot = self._slot_of(run.index)
+            slot = supply.slot_of(run.index)
             run.slot = slot
             slot.in_use = True
             self._pool.touch(slot)
-            self._fetch_ahead(self._prefetch, behind=slot)
-            self._read_ahead()
+            supply.fetch_ahead(supply.prefetch, behind=slot)
+            supply.read_ahead()
             if self._wait_for_read(run, slot):
-                self._fetch_ahead(self._prefetch)
+                supply.fetch_ahead(supply.prefetch)
             # The visit that a copy was made for carries that copy's times.
             mark = slot.mark or spare
             mark.arrived.record(run.stream)
@@ -305,92 +303,6 @@ class Streamer:
         mark.forward = self.recorder.counters.forwards
         mark.unit = unit.name
         mark.tier = unit.tier
-
-    def _slot_of(self, index: int) -> Slot:
-        slot = self._pool.find(self._keys[index])
-        if slot is not None and (slot.job is None or slot.job.error is None):
-            return slot
-        # Nobody asked for the unit, or its read failed after it was asked for: read it now.
-        self.recorder.counters.on_demand += 1
-        slot = slot or self._pool.evictable(set())
-        assert slot is not None, "one unit runs at a time, so a slot that is not running exists"
-        self._load(index, slot)
-        return slot
-
-    def _fetch_ahead(self, distance: int, behind: Slot | None = None) -> None:
-        """Starts copies of the next `distance` streamed units that are in no slot yet.
-
-        Copies come in the order in which they are needed: one from pinned memory is not enqueued
-        while the copy of a unit before it, `behind` for the one running, still waits for its read.
-        It would hold that copy up until its own slot is free, which is later.
-        """
-        if not self._prefetch:
-            return
-        wanted = self._schedule.upcoming()[:distance]
-        late = behind is not None and _awaits_read(behind)
-        for index in wanted:
-            slot = self._pool.find(self._keys[index])
-            if slot is None:
-                unit = self.units[index].streamed
-                assert unit is not None, "only streamed units are scheduled"
-                if late and isinstance(unit.transfer, PinnedCopy):
-                    return
-                slot = self._pool.evictable({self._keys[i] for i in wanted})
-                if slot is None:
-                    return
-                self._load(index, slot)
-            late = late or _awaits_read(slot)
-
-    def _read_ahead(self) -> None:
-        """Starts reads of the next units that come through staging, ahead of the slots.
-
-        Where units in RAM lie between those on disk, the disk works while the link copies them.
-        """
-        buffers = len(self._pool.staging)
-        if not buffers or not self._prefetch:
-            return
-        wanted: list[StagedCopy] = []
-        for index in self._schedule.upcoming():
-            unit = self.units[index].streamed
-            assert unit is not None, "only streamed units are scheduled"
-            if isinstance(unit.transfer, StagedCopy) and self._pool.find(self._keys[index]) is None:
-                wanted.append(unit.transfer)
-                if len(wanted) == buffers:
-                    break
-        for transfer in wanted:
-            if self._pool.staged(transfer) is None and not transfer.read_ahead(wanted):
-                return
-
-    def _load(self, index: int, slot: Slot) -> None:
-        unit = self.units[index].streamed
-        assert unit is not None
-        self._empty(slot)
-        slot.mark = self.recorder.take()
-        slot.mark.copied_bytes = unit.transfer.copied_bytes
-        self._pool.touch(slot)
-        unit.transfer.start(slot, slot.mark)
-        # Last, so that an interrupt before this line leaves a slot that holds nothing.
-        slot.occupant = self._keys[index]
-
-    def _empty_half_loaded(self) -> None:
-        """Gives up what an interrupt kept from getting its slot: else its staging stays claimed."""
-        for slot in self._pool.slots:
-            if slot.occupant is None and slot.job is not None:
-                self._empty(slot)
-
-    def _empty(self, slot: Slot) -> None:
-        """Forgets what a slot holds; a read still under way into it is waited for first.
-
-        A copy that waits for its read in staging is given up, and the read goes on alone.
-        """
-        slot.occupant = None
-        if slot.job is not None:
-            self._pool.readers.cancel_orphan(slot.job)
-            slot.job.wait()
-            slot.job = None
-        if slot.mark is not None:
-            self.recorder.discard(slot.mark)
-            slot.mark = None
 
     def _wait_for_read(self, run: _Run, slot: Slot) -> bool:
         """On the host, until the copy into the slot is enqueued; True if that took waiting."""
@@ -448,7 +360,3 @@ class Streamer:
             mark, run.mark = run.mark, None
             self.recorder.discard(mark)
         self._run = None
-
-
-def _awaits_read(slot: Slot) -> bool:
-    return slot.job is not None and not slot.job.done
