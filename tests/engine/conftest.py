@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
+import torch
 from cases import Shelf
+from mutation_scenario import Scenario
+from seams import collect_pools
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +35,6 @@ def capacity(
 
     The models are small: reserve and headroom are shares of it alone.
     """
-    import torch
 
     from blockswap.plan import choose, correct
 
@@ -53,3 +55,20 @@ def capacity(
 
 class _NoParams:
     params: dict[str, object] = {}
+
+
+@pytest.fixture(params=["sim-eager", "sim-lazy"])
+def scenario(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    sim_module: ModuleType,
+    shelf: Shelf,
+) -> Iterator[Scenario]:
+    torch.set_num_threads(1)
+    mode = request.param.removeprefix("sim-")
+    sim_module.configure(mode=mode)
+    sim_module.reset()
+    found = Scenario(sim_module, mode, collect_pools(monkeypatch), shelf)
+    yield found
+    sim_module.configure(races="off", unrecorded_waits="off")
+    sim_module.reset()

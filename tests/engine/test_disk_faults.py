@@ -12,8 +12,9 @@ import pytest
 import torch
 from cases import Shelf, forward, fresh, opened, reference, skeleton, stores
 from disk_seam import Disk
+from file_faults import broken
 from seams import collect_pools, stall_reads, wait_for_readers
-from test_streamed_file import PLATFORMS, broken
+from test_streamed_file import PLATFORMS
 
 from blockswap import open_transformer
 from blockswap.errors import ReadError

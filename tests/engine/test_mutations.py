@@ -5,17 +5,17 @@ line of it taken out, where a race must be found or the output must differ.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
-from cases import Shelf, fresh, inputs, opened, reference
+from cases import fresh, opened
+from mutation_scenario import ARGS, Scenario
 from seams import (
     DeafEvent,
     Gate,
-    collect_pools,
     drop_waits,
     is_event,
     replace_event,
@@ -31,78 +31,11 @@ from blockswap.stream.device import Accelerator
 from blockswap.stream.pool import Pool
 from blockswap.stream.streamer import Streamer
 
-ARGS = {"blocks_to_swap": 5, "prefetch_blocks": 2}
 STORES = ("ram", "pageable", "disk")
 # Two blocks, each in a slot and in a staging buffer of its own: no reader waits for the device, and
 # so none orders, as a side effect, what the taken-out line should have ordered.
 TWO_BLOCKS = {"blocks": "1,3", "prefetch_blocks": 1}
 HOLD_SECONDS = 0.5
-
-
-class Scenario:
-    """Runs a model and says what was found: race kinds, and whether an output was wrong."""
-
-    def __init__(self, sim: Any, mode: str, pools: list[Pool], shelf: Shelf) -> None:
-        self.sim = sim
-        self.mode = mode
-        self.device = torch.device("sim", 0)
-        self.pools = pools
-        self.shelf = shelf
-
-    @contextmanager
-    def watched(self) -> Iterator[list[str]]:
-        """Collects what goes wrong inside, instead of raising it."""
-        found: list[str] = []
-        self.sim.configure(mode=self.mode, races="record", unrecorded_waits="record")
-        self.sim.reset()
-        try:
-            yield found
-            torch.accelerator.synchronize()
-            found += [race.kind for race in self.sim.races()]
-        finally:
-            self.sim.configure(mode=self.mode, races="off", unrecorded_waits="off")
-            self.sim.reset()
-
-    def forwards(
-        self,
-        store: str,
-        meddle: Callable[[Pool], None] | None = None,
-        *,
-        count: int = 4,
-        args: dict[str, Any] = ARGS,
-    ) -> list[str]:
-        """Forwards of the mini model from `store`, without waiting in between."""
-        expected = reference("mini", self.device)
-        given = inputs("mini", self.device)
-        with (
-            self.watched() as found,
-            opened(store, "mini", self.device, args, shelf=self.shelf) as (model, _),
-            torch.no_grad(),
-        ):
-            if meddle is not None:
-                meddle(self.pools[-1])
-            outs = [model(**given) for _ in range(count)]
-            wait_for_readers(self.pools[-1])
-            torch.accelerator.synchronize()
-            found += ["output" for out in outs if not torch.equal(out.cpu(), expected)]
-        return found
-
-
-@pytest.fixture(params=["sim-eager", "sim-lazy"])
-def scenario(
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    sim_module: Any,
-    shelf: Shelf,
-) -> Iterator[Scenario]:
-    torch.set_num_threads(1)
-    mode = request.param.removeprefix("sim-")
-    sim_module.configure(mode=mode)
-    sim_module.reset()
-    found = Scenario(sim_module, mode, collect_pools(monkeypatch), shelf)
-    yield found
-    sim_module.configure(races="off", unrecorded_waits="off")
-    sim_module.reset()
 
 
 @pytest.mark.parametrize("store", STORES)

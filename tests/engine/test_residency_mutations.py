@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 from cases import opened
+from mutation_scenario import Scenario
 from seams import collect_residencies, drop_waits
-from test_mutations import Scenario, scenario  # noqa: F401 - a fixture
 from test_residency import budget
 
 from blockswap.stream.device import Accelerator
@@ -28,7 +28,7 @@ def run(model: Any, index: int, x: torch.Tensor, stream: torch.Stream | None = N
         model.blocks[index](x)
 
 
-def inputs_of(scenario: Scenario) -> tuple[list[torch.Tensor], torch.Stream]:  # noqa: F811
+def inputs_of(scenario: Scenario) -> tuple[list[torch.Tensor], torch.Stream]:
     given = [torch.ones(2, 16, device=scenario.device) for _ in range(2)]
     stream = torch.Stream(scenario.device)
     torch.accelerator.synchronize()
@@ -37,7 +37,7 @@ def inputs_of(scenario: Scenario) -> tuple[list[torch.Tensor], torch.Stream]:  #
 
 @BOTH
 def test_another_stream_must_wait_for_what_filled_the_slab(
-    scenario: Scenario,  # noqa: F811
+    scenario: Scenario,
     removed: bool,
     residencies: list[Residency],
     monkeypatch: pytest.MonkeyPatch,
@@ -62,7 +62,7 @@ def test_another_stream_must_wait_for_what_filled_the_slab(
 
 @BOTH
 def test_a_fresh_slab_must_be_waited_for_by_the_stream_that_fills_it(
-    scenario: Scenario,  # noqa: F811
+    scenario: Scenario,
     removed: bool,
     residencies: list[Residency],
     monkeypatch: pytest.MonkeyPatch,
@@ -86,7 +86,7 @@ def test_a_fresh_slab_must_be_waited_for_by_the_stream_that_fills_it(
 
 @BOTH
 def test_the_allocator_must_know_every_stream_that_used_a_slab(
-    scenario: Scenario,  # noqa: F811
+    scenario: Scenario,
     removed: bool,
     residencies: list[Residency],
     monkeypatch: pytest.MonkeyPatch,
@@ -110,7 +110,7 @@ def test_the_allocator_must_know_every_stream_that_used_a_slab(
 
 @BOTH
 def test_copies_must_wait_for_fresh_slots(
-    scenario: Scenario,  # noqa: F811
+    scenario: Scenario,
     removed: bool,
     residencies: list[Residency],
     monkeypatch: pytest.MonkeyPatch,

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from disk_seam import Disk, Read
+from disk_seam import Disk
+from file_faults import a_third, broken, grown, in_thread, replaced, touched
 
 from blockswap.errors import ReadError
 from blockswap.layout.stamp import FileStamp, stamp_of
@@ -136,14 +137,6 @@ def test_direct_false_reads_through_the_page_cache(path: Path, content: bytes) -
     file.close()
 
 
-def a_third(read: Read, view: memoryview, offset: int) -> int:
-    return read(view[: max(1, len(view) // 3)] if len(view) > 1000 else view)
-
-
-def broken(read: Read, view: memoryview, offset: int) -> int:
-    raise OSError(errno.EIO, "Input/output error")
-
-
 def test_short_reads_are_continued(
     path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,21 +191,6 @@ def test_a_file_cut_short_is_said_with_its_byte(
     with pytest.raises(ReadError, match=rf"data\.bin ends at byte {SECTOR + 100}, \d+ bytes"):
         file.read(0, memory_at(memory.data_ptr(), 4 * SECTOR), SIZE)
     file.close()
-
-
-def touched(path: Path) -> None:
-    os.utime(path, ns=(0, 0))
-
-
-def grown(path: Path) -> None:
-    with open(path, "ab") as file:
-        file.write(b"more")
-
-
-def replaced(path: Path) -> None:
-    other = path.with_suffix(".new")
-    other.write_bytes(path.read_bytes())
-    os.replace(other, path)
 
 
 @pytest.mark.parametrize("change", [touched, grown])
@@ -347,22 +325,6 @@ def test_an_error_names_file_block_byte_and_cause(
     assert isinstance(raised.value.__cause__, OSError)
     store.read_into(0, memory.data_ptr())  # the disk is well again
     store.close()
-
-
-def in_thread(call: Callable[[], None]) -> list[BaseException]:
-    """Runs `call` in a thread of its own; what it raised."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(60)
-    return raised
 
 
 def test_a_handle_opened_later_is_of_the_same_file(
