@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from report_samples import MIB, Speeds, assert_golden, measured_of, plan_of
 
 from blockswap.events import Counters, Measured, Visit
+from blockswap.plan.timeline import Timing
 from blockswap.plan.values import PlannedUnit
 from blockswap.report import summarise
 
@@ -176,3 +177,21 @@ def test_any_summary_is_json_and_accounts_for_the_time(
         span = measured.visits[-1].ended - measured.visits[0].arrived
         assert times.compute_seconds + times.exposed_seconds == pytest.approx(span)
         assert 0.0 <= (times.waiting_share or 0.0) <= 1.0
+
+
+def test_what_was_foreseen_stands_beside_what_was_measured() -> None:
+    plan = plan_of("RmmdRmmd")
+    measured = measured_of(plan, speeds=Speeds(copy=0.0105, read=0.03))
+    timing = Timing(
+        step_seconds=0.1,
+        compute_seconds=0.08,
+        copy_seconds=0.06,
+        read_seconds=0.02,
+        exposed_seconds=0.01,
+        rest_seconds=0.02,
+    )
+    foreseen = replace(plan, activation_bytes=100 << 20, timing=timing)
+    rows = dict(summarise(foreseen, measured).rows())
+    assert rows["a forward"] == "86.0 ms in blocks, foreseen 70.0 ms"
+    assert "foreseen 550.0 MiB" in rows["device"]
+    assert "a forward" not in dict(summarise(plan, measured).rows())

@@ -55,6 +55,12 @@ class Timing:
     copy_seconds: float
     read_seconds: float
     exposed_seconds: float
+    rest_seconds: float = 0.0  # of the compute, what is outside the units
+
+    @property
+    def block_seconds(self) -> float:
+        """What a report measures of a forward: compute of the units, and waiting for them."""
+        return self.compute_seconds - self.rest_seconds + self.exposed_seconds
 
     @property
     def bound_seconds(self) -> float:
@@ -119,6 +125,7 @@ class Pipeline:
             copy_seconds=sum(s.copy_seconds for s in self._moving()),
             read_seconds=sum(s.read_seconds for s in self._moving()),
             exposed_seconds=(exposed[-1] - exposed[-1 - last]) / last,
+            rest_seconds=self.rest_seconds,
         )
 
     def visits(self, *, after: int = 4, forwards: int = 2) -> tuple[Visit, ...]:

@@ -88,6 +88,8 @@ class Times:
     on_demand: int
     late: tuple[tuple[int, str], ...]  # (forward, unit) whose transfer began once it was entered
     host_waits: int
+    forward_seconds: float | None = None  # of whole forwards: in their blocks, waiting included
+    planned_forward_seconds: float | None = None
 
     @property
     def waiting_share(self) -> float | None:
@@ -108,6 +110,7 @@ class Peaks:
     host_bytes: int | None
     pinned_bytes: int
     staging_bytes: int
+    planned_peak_bytes: int | None = None  # with activations, where the workload was known
 
 
 def placement_of(plan: SwapPlan) -> Placement:
@@ -154,9 +157,11 @@ def traffic_of(plan: SwapPlan, measured: Measured) -> Traffic:
     )
 
 
-def times_of(measured: Measured) -> Times:
+def times_of(plan: SwapPlan, measured: Measured) -> Times:
     """Compute, hidden and exposed seconds of the timed visits, and the stalls by name."""
     counters, visits = measured.counters, measured.visits
+    whole = _whole_forwards(plan, visits)
+    within = sum(v.compute_seconds + v.exposed_seconds for v in visits if v.forward in whole)
     unmeasured = sum(has_unmeasured_transfer(visit) for visit in visits)
     told = [visit for visit in visits if not has_unmeasured_transfer(visit)]
     return Times(
@@ -171,6 +176,8 @@ def times_of(measured: Measured) -> Times:
         on_demand=counters.on_demand,
         late=tuple((visit.forward, visit.unit) for visit in visits if is_late(visit)),
         host_waits=counters.host_waits,
+        forward_seconds=within / len(whole) if whole else None,
+        planned_forward_seconds=None if plan.timing is None else plan.timing.block_seconds,
     )
 
 
@@ -183,6 +190,7 @@ def peaks_of(plan: SwapPlan, measured: Measured) -> Peaks:
         host_bytes=measured.host_peak_bytes,
         pinned_bytes=plan.pinned_bytes,
         staging_bytes=plan.staging_buffers * plan.staging_bytes,
+        planned_peak_bytes=plan.peak_bytes,
     )
 
 

@@ -88,7 +88,7 @@ def summarise(plan: SwapPlan, measured: Measured) -> Summary:
     return Summary(
         placement=placement_of(plan),
         traffic=traffic_of(plan, measured),
-        times=times_of(measured),
+        times=times_of(plan, measured),
         peaks=peaks_of(plan, measured),
         plan_sentences=plan.sentences,
         measured_sentences=measured.sentences,
@@ -164,6 +164,11 @@ def _times_rows(times: Times, prefetch: int) -> list[tuple[str, str]]:
         ("compute", f"{say_seconds(times.compute_seconds)} in {over}"),
         ("transfer", _transfer_words(times)),
     ]
+    if times.planned_forward_seconds is not None:
+        foreseen = say_seconds(times.planned_forward_seconds)
+        rows.append(
+            ("a forward", f"{say_seconds(times.forward_seconds)} in blocks, foreseen {foreseen}")
+        )
     if times.untimed_visits:
         untimed = f"{times.untimed_visits} of {count_of(times.visits, 'visit')}"
         rows.append(("untimed", f"{untimed}, left out of seconds and rates"))
@@ -210,6 +215,8 @@ def _on_demand_words(times: Times, prefetch: int) -> str:
 
 def _peaks_rows(peaks: Peaks) -> list[tuple[str, str]]:
     planned = f"weights and slots planned {say_bytes(peaks.planned_device_bytes)}"
+    if peaks.planned_peak_bytes is not None:
+        planned = f"foreseen {say_bytes(peaks.planned_peak_bytes)}; {planned}"
     reserve = f"{say_bytes(peaks.reserve_bytes)} left to activations"
     host = f"pinned {say_bytes(peaks.pinned_bytes)}, staging {say_bytes(peaks.staging_bytes)}"
     return [
