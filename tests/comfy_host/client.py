@@ -115,8 +115,14 @@ class Client:
             return bytes(answer.read())
 
     def free(self) -> None:
-        """What the page's *unload models and cache* button asks for; done before the next run."""
+        """What the page's *unload models and cache* button asks for; done when this returns.
+
+        ComfyUI only notes the wish, and heeds it when its worker comes by: a prompt queued at once
+        may run before that. So one that does nothing goes first, and the worker comes by after it.
+        """
         self.post("/free", {"unload_models": True, "free_memory": True})
+        nothing = {"class_type": "PreviewAny", "inputs": {"source": str(time.monotonic_ns())}}
+        self.run_well({"nothing": nothing})
 
     def interrupt(self) -> None:
         self.post("/interrupt", {})

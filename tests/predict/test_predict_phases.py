@@ -11,10 +11,9 @@ from torch import nn
 from blockswap.adapters.vae import build_vae
 from blockswap.errors import ArgsError
 from blockswap.layout.geometry import find_variant
+from blockswap.plan.margin import MARGIN, NO_MARGIN
 from blockswap.plan.workload import Workload
 from blockswap.predict import (
-    MARGIN,
-    NO_MARGIN,
     Companions,
     predict_generation,
     predict_text_encoder,
