@@ -68,8 +68,7 @@ def _with_one_more_gib(question: Question, choice: Choice) -> tuple[int, float] 
         return None
     limit = choice.option.device_bytes(choice.slots) + GIB
     fit = fit_in(question, question.offered(), limit)
-    if fit is None:
-        return None
+    assert fit is not None, "what fits fits with more memory"
     plan = build_plan(question, fit.option, fit.slots)
     plan = replace(plan, timing=timing_of(plan, speeds, on_host=question.facts.on_host))
     assert plan.timing is not None
