@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from blockswap.cli.app import app
@@ -79,6 +81,35 @@ def test_a_comparison_in_words_and_as_json() -> None:
     assert points[-1]["streamed"] == 0
 
 
+def test_a_model_with_a_timestep_for_every_token_is_foreseen_with_them() -> None:
+    told = json.loads(run(*CARD, "--model", "wan2.2-ti2v-5b", "--size", "832x448", "--json"))
+    assert told["workload"]["per_token_timestep"]
+    assert not json.loads(run(*CARD, "--json"))["workload"]["per_token_timestep"]
+
+
+def test_a_file_is_foreseen_in_its_own_dtype(tmp_path: Path) -> None:
+    with safe_open(weights_path(), "pt") as file:
+        held = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        save_file(held, tmp_path / "whole.safetensors", metadata=file.metadata())
+    options = [*CARD, "--model", str(tmp_path / "whole.safetensors"), "--json"]
+    own, cast = json.loads(run(*options)), json.loads(run(*options, "--dtype", "bfloat16"))
+    assert (own["workload"]["dtype"], cast["workload"]["dtype"]) == ("float32", "bfloat16")
+    assert own["plan"]["activation_bytes"] > cast["plan"]["activation_bytes"]
+
+
+def test_the_host_is_foreseen_with_its_own_kernels() -> None:
+    assert json.loads(run("--json"))["workload"]["kernels"] == "portable"
+    assert json.loads(run(*CARD, "--json"))["workload"]["kernels"] == "cuda"
+
+
+def test_a_budget_beyond_the_card_does_not_silence_warnings() -> None:
+    assert "text encoding needs 10.8 GiB, there is 8.0 GiB" in run(*CARD, "--vram", "30GiB")
+
+
+def test_a_budget_that_a_comparison_does_not_use_is_said() -> None:
+    assert "--vram 2GiB is not used" in run(*CARD, "--vram", "2GiB", "--compare")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -87,6 +118,9 @@ def test_a_comparison_in_words_and_as_json() -> None:
         (["--frames", "80"], "use 77 or 81"),
         (["--gpu", "RTX 9090"], "RTX 9090"),
         (["--vram", "lots"], "lots"),
+        (["--dtype", "fp8"], "use one of bfloat16, float16, float32"),
+        (["--gpu", "4060", "--disk", "0"], "reads nothing"),
+        (["--disk", "1GB"], "give --gpu too"),
         (["--blocks", "3-1"], "Invalid range: '3-1'"),
         (["--vram", "20MiB", "--model", str(weights_path())], "the largest clip that fits is"),
         (["--gpu", "4060", "--vram", "6MiB"], "needs at least"),

@@ -7,7 +7,7 @@ import pytest
 from plan_samples import CPU, FILE, GIB, block, blocks, layout_of, machine, planned
 
 from blockswap.errors import PlanError
-from blockswap.plan import UnitFacts, make_plan
+from blockswap.plan import Foresight, UnitFacts, make_plan
 from blockswap.selection import BlockSwapArgs, select
 
 
@@ -273,6 +273,34 @@ def test_what_does_not_fit_says_how_many_more_blocks_would():
 def test_one_block_more_is_said_in_the_singular():
     plan = planned(machine(blocks(8), device_free_bytes=660), blocks_to_swap=4)
     assert "stream 1 more block (5 instead of 4)" in said(plan)
+
+
+def foreseen(facts, activation_bytes, **wish):
+    """A plan for a clip whose bytes are known and whose seconds are not."""
+    args = BlockSwapArgs(**wish)
+    foresight = Foresight("a clip", activation_bytes, 10)
+    return make_plan(facts, select(args, layout_of(facts)), args, foresight)
+
+
+def test_activations_count_in_what_does_not_fit():
+    plan = foreseen(machine(blocks(8), device_free_bytes=860), 190, blocks_to_swap=4)
+    assert (
+        "the plan needs 960 B on cuda:0 with 200 B for activations, 860 B is free: "
+        "stream 1 more block (5 instead of 4)"
+    ) in said(plan)
+    fits = foreseen(machine(blocks(8), device_free_bytes=860), 190, blocks_to_swap=5)
+    assert fits.device_bytes + 200 == 860
+    assert "is free" not in said(fits)
+    over = foreseen(machine(blocks(8), device_free_bytes=700), 190, vram_budget=800)
+    assert "700 B is free: lower the budget to 700 B" in said(over)
+
+
+@pytest.mark.parametrize(("activations", "slots"), [(1690, 2), (1790, 1)])
+def test_a_small_device_keeps_what_a_known_clip_needs(activations, slots):
+    """Half of the device would be less than that."""
+    plan = foreseen(machine(blocks(8), device_free_bytes=2000), activations)
+    assert plan.slots == slots
+    assert plan.device_bytes + activations + 10 <= 2000
 
 
 def test_what_never_fits_is_not_promised():

@@ -4,13 +4,14 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from ..errors import ArgsError, PlanError
 from ..forecast import (
     Forecast,
+    ModelFigures,
     Order,
     find_model,
     forecast,
@@ -19,7 +20,7 @@ from ..forecast import (
 )
 from ..plan.cards import find_card, machine_of_card
 from ..plan.machine import DiskFigures, Machine
-from ..plan.workload import Workload
+from ..plan.workload import ComputeDtype, Workload, has_token_timesteps
 from ..predict import Companions
 from ..report.curve import Curve, Dot, draw_curve
 from ..report.timeline import draw_timeline
@@ -32,6 +33,7 @@ from .plan_tables import as_dict, print_forecast, print_sweep
 # promise, about all that PCIe 3.0 drives do.
 ASSUMED_DISK_RATE = 3.5e9
 _READERS, _CHUNK_BYTES = 4, 16 * 2**20
+_COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
 
 def plan(  # noqa: PLR0913, PLR0917 - the options of a command
@@ -75,10 +77,14 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     Says what stays, what is streamed and why, the peak of every phase, the time of a step, and the
     count to give to other packs.
     """
+    _check(dtype, gpu, disk)
+    figures = find_model(model, dtype)
     machine, notes = _machine(gpu, disk, model)
+    if compare and vram is not None:
+        notes.append(f"--compare tries budgets of its own: --vram {vram} is not used")
     order = Order(
-        model=find_model(model, dtype),
-        workload=_workload(size, frames, batch, dtype),
+        model=figures,
+        workload=_workload(figures, (size, frames, batch), on_host=machine.on_host),
         machine=machine,
         args=BlockSwapArgs(
             blocks=blocks, blocks_to_swap=blocks_to_swap, vram_budget=vram, ram_budget=ram
@@ -107,17 +113,40 @@ def _forecast(order: Order) -> Forecast:
             raise
         raise PlanError(
             f"{error}; the largest clip that fits is {clip.width}x{clip.height} with "
-            f"{clip.frames} frames"
+            f"{clip.frames} frame{'s' * (clip.frames != 1)}"
         ) from error
 
 
-def _workload(size: str, frames: int, batch: int, dtype: str | None) -> Workload:
-    match = re.fullmatch(r"\s*(\d+)\s*[x×*]\s*(\d+)\s*", size, re.ASCII | re.IGNORECASE)
+def _check(dtype: str | None, gpu: str | None, disk: str | None) -> None:
+    """Raises ArgsError for options that would have no effect, or that no model computes in."""
+    if dtype is not None and dtype not in _COMPUTE_DTYPES:
+        raise ArgsError(
+            f"--dtype {dtype} is none to compute in: use one of {', '.join(_COMPUTE_DTYPES)}"
+        )
+    if disk is not None and gpu is None:
+        raise ArgsError(
+            f"--disk {disk} is for a card that is not at hand: give --gpu too, or measure this "
+            "machine's disk with blockswap probe"
+        )
+    if disk is not None and not parse_bytes(disk, name="--disk"):
+        raise ArgsError(f"--disk {disk} reads nothing: give bytes a second, as in 3.5GB")
+
+
+def _workload(figures: ModelFigures, clip: tuple[str, int, int], *, on_host: bool) -> Workload:
+    """The clip (size, frames, batch) as this model computes it; quantised ones do in bfloat16."""
+    size, frames, batch = clip
+    match = re.fullmatch(r"\s*(\d{1,9})\s*[x×*]\s*(\d{1,9})\s*", size, re.ASCII | re.IGNORECASE)
     if match is None:
         raise ArgsError(f"--size {size!r} is no size: give width and height, as in 832x480")
-    width, height = int(match[1]), int(match[2])
-    computed = dtype if dtype in ("float16", "float32") else "bfloat16"
-    return Workload(width, height, frames, batch=batch, dtype=computed)  # type: ignore[arg-type]
+    return Workload(
+        int(match[1]),
+        int(match[2]),
+        frames,
+        batch=batch,
+        dtype=next((d for d in _COMPUTE_DTYPES if d == figures.dtype), "bfloat16"),
+        kernels="portable" if on_host else "cuda",
+        per_token_timestep=has_token_timesteps(figures.geometry),
+    )
 
 
 def _machine(gpu: str | None, disk: str | None, model: str) -> tuple[Machine, list[str]]:

@@ -74,7 +74,8 @@ class Forecast:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Phases beside denoising that need more than there is, and what helps."""
-        room = self.order.args.vram_budget_bytes or self.order.device_free_bytes
+        limits = (self.order.args.vram_budget_bytes, self.order.device_free_bytes)
+        room = min((limit for limit in limits if limit is not None), default=None)
         helps = {"decoding": "let the VAE work in tiles", "conditioning": "let the VAE tile"}
         return tuple(
             f"{phase.name} needs {format_bytes(phase.peak_bytes)}, there is {format_bytes(room)}: "

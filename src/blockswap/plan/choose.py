@@ -134,14 +134,18 @@ def _within_free(question: Question, free: int) -> Choice:
 
 
 def _short_of_memory(question: Question, offered: Sequence[Option], free: int) -> Choice:
-    """Not even the least option leaves the reserve: leave half to activations, or what there is."""
+    """Not even the least option leaves a tenth unused beside the reserve.
+
+    Then a known workload gets just what it needs; an unknown one half, or what there is.
+    """
     floor = floor_of(offered)
     device = question.facts.device
     if floor.device_bytes(1) + question.reserve_bytes > free:
         raise refusal(
             question.facts, offered, question.foresight, f"{device} has {format_bytes(free)} free"
         )
-    roomy = [n for n in range(question.slots, 1, -1) if floor.device_bytes(n) <= free // 2]
+    room = free // 2 if question.foresight is None else free - question.reserve_bytes
+    roomy = [n for n in range(question.slots, 1, -1) if floor.device_bytes(n) <= room]
     slots = roomy[0] if roomy else 1
     left = free - floor.device_bytes(slots)
     said = (

@@ -28,7 +28,9 @@ def make_plan(
     The decision depends on its arguments alone. It is within the budgets given; more budget never
     means fewer residents or, where `foresight` has speeds, a slower forward; streamed units lie as
     evenly between residents as the candidates and their sizes allow. Without a budget and with
-    exact candidates, precisely those are streamed.
+    exact candidates, precisely those are streamed. (Asking for slots is an exception: of unequal
+    blocks, a budget that just holds so many slots may give a slower forward than a smaller one,
+    where as few are taken as is fastest.)
     `staging_bytes` of the plan is the size of one staging buffer, as `slot_bytes` is of one slot;
     `pinned_bytes` is what the arena may pin, staging not counted.
     Raises PlanError, with the least budget that would do, if nothing fits.

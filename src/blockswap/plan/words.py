@@ -138,15 +138,22 @@ def _checkpoint_sentence(question: Question, plan: SwapPlan, staging: Staging) -
 
 
 def memory_warning(question: Question, choice: Choice) -> tuple[str, ...]:
-    """What does not fit although it was asked for exactly, and how many more blocks would."""
-    facts, option = question.facts, choice.option
-    needed, free = option.device_bytes(choice.slots), facts.free_bytes
+    """What does not fit although it was asked for exactly, and how many more blocks would.
+
+    What a known workload needs beside weights and slots is part of it.
+    """
+    facts, option, reserve = question.facts, choice.option, question.reserve_bytes
+    needed, free = option.device_bytes(choice.slots) + reserve, facts.free_bytes
     if free is None or needed <= free:
         return ()
-    short = f"the plan needs {format_bytes(needed)} on {facts.device}, {format_bytes(free)} is free"
+    beside = f" with {format_bytes(reserve)} for activations" if reserve else ""
+    short = (
+        f"the plan needs {format_bytes(needed)} on {facts.device}{beside}, "
+        f"{format_bytes(free)} is free"
+    )
     if question.device_budget is not None:
         return (f"{short}: lower the budget to {format_bytes(free)}",)
-    more = _more_to_stream(question, choice, free)
+    more = _more_to_stream(question, choice, free - reserve)
     if more is None:
         return (f"{short}: streaming more blocks does not suffice, free memory there",)
     count = sum(unit.kind in ("block", "vace") for unit in option.streamed)
@@ -154,13 +161,13 @@ def memory_warning(question: Question, choice: Choice) -> tuple[str, ...]:
     return (f"{short}: stream {blocks} ({count + more} instead of {count})",)
 
 
-def _more_to_stream(question: Question, choice: Choice, free: int) -> int | None:
-    """How many further blocks must be streamed to fit `free` bytes, the largest first."""
+def _more_to_stream(question: Question, choice: Choice, limit_bytes: int) -> int | None:
+    """How many further blocks must be streamed to fit `limit_bytes`, the largest first."""
     facts = question.facts
     streamed = list(choice.option.streamed)
     blocks = [u for u in facts.units if u.kind in ("block", "vace") and u not in streamed]
     for more, unit in enumerate(sorted(blocks, key=lambda u: -u.resident_bytes), start=1):
         streamed.append(unit)
-        if option_for(facts, question.room, streamed).device_bytes(choice.slots) <= free:
+        if option_for(facts, question.room, streamed).device_bytes(choice.slots) <= limit_bytes:
             return more
     return None

@@ -85,6 +85,11 @@ def pixels_per_latent(geometry: WanGeometry) -> int:
     return 16 if geometry.out_channels == 48 else 8
 
 
+def has_token_timesteps(geometry: WanGeometry) -> bool:
+    """Whether the model's pipelines give it a timestep for every token: Wan2.2 TI2V alone."""
+    return geometry.out_channels == 48
+
+
 def latent_size(geometry: WanGeometry, workload: Workload) -> tuple[int, int, int]:
     """Latent (frames, height, width). Raises ArgsError where the model cannot cut the clip so."""
     scale, patch = pixels_per_latent(geometry), geometry.patch_size
