@@ -1,7 +1,7 @@
 """A headless Chromium over its DevTools protocol: what the browser tests click, read and draw.
 
-Chromium is found on the PATH. Where CI is set and it is missing, it is installed from the
-system's packages; elsewhere a missing one is a reason to skip.
+Chromium is found on the PATH. `.ci/run` installs it from the system's packages; elsewhere a missing
+one is a reason to skip.
 """
 
 import base64
@@ -43,15 +43,6 @@ class BrowserTrouble(Exception):
 def find() -> str | None:
     """The path of a Chromium, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
-
-
-def install() -> None:
-    """Debian's and Ubuntu's chromium. Raises CalledProcessError."""
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in ("update", "install --yes --no-install-recommends chromium"):
-        subprocess.run(
-            ["apt-get", *command.split()], env=environment, check=True, capture_output=True
-        )
 
 
 class Page:
