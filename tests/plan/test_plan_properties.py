@@ -167,7 +167,11 @@ def price(of, streamed, slots):
     disk = of.from_checkpoint
     slabs = [unit.disk_slab_bytes if disk else unit.ram_slab_bytes for unit in streamed]
     sizes = [of.rest_bytes, *(unit.resident_bytes for unit in of.units if unit not in streamed)]
-    sizes += [max(slabs, default=0)] * min(slots, len(streamed))
+    slot = max(slabs, default=0)
+    if disk and not of.on_host:  # a slot serves blocks of the file that are hardly larger, too
+        others = [unit.disk_slab_bytes for unit in of.units]
+        slot = max((size for size in others if slot <= size <= slot + slot // 64), default=slot)
+    sizes += [slot] * min(slots, len(streamed))
     sizes.append(max((unit.decode_bytes for unit in streamed), default=0) if disk else 0)
     return sum(align_up(size, of.granularity) for size in sizes)
 
