@@ -271,8 +271,7 @@ class _Run:
                 if late and not self._stages[ahead].read_seconds:
                     return
                 slot = self._evictable(set(wanted), running=running)
-                if slot is None:
-                    return
+                assert slot is not None, "no more is wanted than there are slots for"
                 self._load(ahead, slot)
             late = late or slot.job is not None
 
@@ -316,11 +315,8 @@ class _Run:
         if stage.read_seconds:
             job = self._take_staged(index) or self._ask(index, self._next_buffer())
             job.slot = slot
-            if job.read is None:
-                slot.job = job
-            else:
-                slot.read = job.read
-                self._copied[job.buffer] = self._copy(stage, slot, max(self._host, job.read[1]))
+            assert job.read is None, "the host is never later than a read that has no slot"
+            slot.job = job
         else:
             self._catch_up(self._host)
             self._copy(stage, slot, self._host)
@@ -350,8 +346,7 @@ class _Run:
         """The read has been done and its copy is enqueued, at the time returned."""
         end = self._disk = self._read_end(job)
         job.read = end - job.stage.read_seconds, end
-        if job.slot is None:
-            return end
+        assert job.slot is not None, "reads end in order, so the unit that is waited for is last"
         job.slot.read = job.read
         if self._pipeline.on_host:
             job.slot.ready = end
