@@ -29,7 +29,8 @@ contracts: $(VENV)/.ready
 
 fast: $(VENV)/.ready
 	$(TEST) -n 2 --dist loadfile -q -m "not slow and not root" tests/units tests/selection tests/plan \
-		tests/layout_files tests/report tests/store tests/stream tests/swap
+		tests/layout_files tests/report tests/store tests/engine/test_readers.py \
+		tests/engine/test_equality_runs.py tests/engine/test_guards.py tests/engine/test_restore.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.schedule

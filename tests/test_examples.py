@@ -35,3 +35,11 @@ def test_readme_commands_run_one_after_the_other(tmp_path):
     for command in COMMANDS:
         words = shlex.split(command.split("#")[0])
         assert run([sys.executable, "-m", "blockswap", *words[1:]], tmp_path)
+
+
+def test_the_folders_that_the_makefile_names_are_there():
+    named = re.findall(r"\btests/[\w/.]+", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    # Build folders are made by what they are named for.
+    missing = [name for name in named if "/.build" not in name and not (ROOT / name).exists()]
+    assert named
+    assert not missing
