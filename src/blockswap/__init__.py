@@ -15,7 +15,15 @@ from .plan.workload import Workload
 from .selection import BlockSwapArgs
 
 if TYPE_CHECKING:
-    from .swap import Outlook, Swap, open_transformer, swap_blocks
+    from .swap import (
+        Outlook,
+        Swap,
+        Swaps,
+        open_experts,
+        open_transformer,
+        swap_blocks,
+        swap_experts,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,15 +32,18 @@ __all__ = [
     "Outlook",
     "Swap",
     "SwapPlan",
+    "Swaps",
     "Workload",
+    "open_experts",
     "open_transformer",
     "swap_blocks",
+    "swap_experts",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Loads the torch side on first use, so that planning and the command line start quickly."""
-    if name in {"Outlook", "Swap", "open_transformer", "swap_blocks"}:
+    if name in __all__:  # all that is not imported above
         from . import swap
 
         return getattr(swap, name)

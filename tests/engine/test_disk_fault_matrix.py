@@ -250,7 +250,7 @@ def direct_refused(bench: Bench) -> Fault:
     """A mount that takes O_DIRECT and then does not like it, from this read on."""
 
     def fault(read: Read, view: memoryview, offset: int) -> int:
-        files = bench.model.blockswap._streamer._pool.files._files
+        files = bench.model.blockswap._streamer._pool.files[0]._files
         if any(file._direct is not None for file in files):
             raise OSError(errno.EINVAL, "Invalid argument")
         return read(view)

@@ -20,7 +20,7 @@ def build_plan(question: Question, option: Option, slots: int) -> SwapPlan:
     slots = min(slots, len(streamed))
     # Blocks that all fit in the slots are still there when the next forward comes.
     moving = visiting if slots < len(visiting) else []
-    return _measured(
+    return measured(
         facts,
         SwapPlan(
             device=facts.device,
@@ -78,8 +78,14 @@ def _pinned_bytes(question: Question, ram_bytes: int) -> int:
     return ram_bytes if budget is None else min(ram_bytes, budget)
 
 
-def _measured(facts: Facts, plan: SwapPlan) -> SwapPlan:
+def measured(facts: Facts, plan: SwapPlan) -> SwapPlan:
     """The plan with its device bytes: rest, residents, slots and decode buffer, each rounded."""
     residents = [unit.slab_bytes for unit in plan.units if unit.tier == "resident"]
     sizes = [plan.rest_bytes, plan.decode_bytes, *residents, *[plan.slot_bytes] * plan.slots]
     return replace(plan, device_bytes=sum(align_up(size, facts.granularity) for size in sizes))
+
+
+def whole_bytes(facts: Facts) -> int:
+    """Bytes of the model with every unit resident, each rounded as the device allocator does."""
+    sizes = [facts.rest_bytes, *(unit.resident_bytes for unit in facts.units)]
+    return sum(align_up(size, facts.granularity) for size in sizes)

@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 from ..errors import PlanError
-from ..layout.slab import align_up
 from ..selection import BlockSwapArgs, Selection
 from ..units import format_bytes, format_bytes_at_least
-from .build import build_plan, planned_units, staging_of
+from .build import build_plan, planned_units, staging_of, whole_bytes
 from .choose import Choice, choose
 from .facts import Facts
 from .foresight import Foresight, timing_of
@@ -86,10 +85,7 @@ def _as_fast(one: Timing, other: Timing) -> bool:
 def _plan_in_place(question: Question) -> tuple[SwapPlan, tuple[str, ...]]:
     """A loaded model on the CPU: its blocks lie where they are used, so nothing moves."""
     facts, limit = question.facts, question.args.vram_budget_bytes
-    whole = sum(
-        align_up(size, facts.granularity)
-        for size in (facts.rest_bytes, *(unit.resident_bytes for unit in facts.units))
-    )
+    whole = whole_bytes(facts)
     if limit is not None and whole > limit:
         raise PlanError(
             f"vram_budget={format_bytes(limit)} was asked, {facts.label} is loaded and takes at "

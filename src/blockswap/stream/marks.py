@@ -19,7 +19,10 @@ KEPT_VISITS = 50_000
 
 
 class Mark:
-    """Events of one visit: copy into the slot, arrival at the wait, start and end of compute."""
+    """Events of one visit: copy into the slot, arrival at the wait, start and end of compute.
+
+    `home` is the recorder that made it, and that it goes back to.
+    """
 
     __slots__ = (
         "arrived",
@@ -29,6 +32,7 @@ class Mark:
         "ended",
         "forward",
         "has_copy",
+        "home",
         "read_ended",
         "read_started",
         "slot",
@@ -38,7 +42,8 @@ class Mark:
         "waited",
     )
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, home: "Recorder") -> None:
+        self.home = home
         self.copy_started = device.new_event(timing=True)
         self.copy_ended = device.new_event(timing=True)
         self.arrived = device.new_event(timing=True)
@@ -62,7 +67,7 @@ class Recorder:
     """The ring of marks and the visits read from them. `counters` are exact at any time."""
 
     def __init__(self, device: Device, marks: int) -> None:
-        self._free = deque(Mark(device) for _ in range(marks))
+        self._free = deque(Mark(device, self) for _ in range(marks))
         self._pending: deque[Mark] = deque()
         self._visits: deque[Visit] = deque(maxlen=KEPT_VISITS)
         self._device = device
@@ -94,13 +99,14 @@ class Recorder:
         if not self._free and self._pending:
             self._read_oldest()
         # An interrupt at the wrong moment loses a mark: then, and only then, one is made anew.
-        mark = self._free.popleft() if self._free else Mark(self._device)
+        mark = self._free.popleft() if self._free else Mark(self._device, self)
         mark.clear()
         return mark
 
-    def discard(self, mark: Mark) -> None:
-        """Takes back a mark whose visit never came."""
-        self._free.append(mark)
+    @staticmethod
+    def discard(mark: Mark) -> None:
+        """Gives a mark whose visit never came back to its recorder."""
+        mark.home._free.append(mark)
 
     def completed(self, mark: Mark) -> None:
         """The visit is enqueued to its end; its times are read some time later."""

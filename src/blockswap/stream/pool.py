@@ -5,107 +5,31 @@
     decode     one device buffer for weights whose stored form is not their compute form
     copies     the copy stream;  readers: the threads that read files
 
-Two experts or two clones of a model can share one pool: a slot's occupant names its swap too.
+Two experts can share one pool: one unit of all its swaps runs at a time (`entry`, `runner`), a
+slot's occupant names its swap too, and `turns` says whose units to bring next. What is shared ends
+with the last swap that uses it.
 """
 
 import threading
+import time
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..layout.slab import staging_chunks
 from ..store.disk import DiskStore
 from ..store.file_slab import SECTOR
-from ..store.landing import Landing
-from ..store.readers import READERS, Job, ReaderPool
+from ..store.readers import READERS, STUCK_SECONDS, ReaderPool
 from ..units import format_bytes
+from .buffers import Occupant, Slot, Staging
 from .device import Device, Event, aligned, host_buffer
-from .marks import Mark
+from .turns import Turns
 
-Occupant = tuple[int, int]  # (id of the swap, number of the unit)
-
-
-class Slot:
-    """A device buffer and the two events that order its use.
-
-    `ready` says that the slot holds the occupant's bytes, `free` that the last forward is done
-    with them. `freed_on` is the stream on which `free` was recorded, None before the first time.
-    """
-
-    __slots__ = (
-        "free",
-        "freed_on",
-        "in_use",
-        "index",
-        "job",
-        "last_used",
-        "mark",
-        "memory",
-        "occupant",
-        "ready",
-    )
-
-    def __init__(self, index: int, memory: torch.Tensor, device: Device) -> None:
-        self.index = index
-        self.memory = memory
-        self.ready: Event = device.new_event(timing=False)
-        self.free: Event = device.new_event(timing=False)
-        self.freed_on: Any = None
-        self.occupant: Occupant | None = None
-        self.job: Job | None = None  # None when ready was recorded by the forward thread itself
-        self.mark: Mark | None = None  # of the copy under way, until a visit takes it over
-        self.in_use = False
-        self.last_used = 0
-
-
-class Staging:
-    """A pinned host buffer that holds, or is about to hold, a unit until its copy is enqueued.
-
-    It is made of a few chunks, because each is locked up to the next power of two.
-    `read` is the job that fills it, `copy` the one that enqueues the copy once the read is over,
-    and `jobs` are all that must be over before anybody may write here again; `copied` then says
-    that the last copy to the device is done. `occupant` is the transfer whose unit it holds, None
-    as soon as the copy is enqueued or will be by a reader.
-    """
-
-    __slots__ = (
-        "chunks",
-        "copied",
-        "copy",
-        "jobs",
-        "landing",
-        "occupant",
-        "read",
-        "read_ended",
-        "read_started",
-        "torn",
-        "turn",
-        "used",
-    )
-
-    def __init__(self, chunks: Sequence[torch.Tensor], device: Device) -> None:
-        self.chunks = tuple(chunks)
-        starts = accumulate((chunk.numel() for chunk in chunks[:-1]), initial=0)
-        self.landing = Landing(tuple(starts), tuple(chunk.data_ptr() for chunk in chunks))
-        self.copied: Event = device.new_event(timing=False)
-        self.occupant: object = None
-        self.read: Job | None = None
-        self.copy: Job | None = None
-        self.jobs: list[Job] = []
-        self.read_started: float | None = None
-        self.read_ended: float | None = None
-        self.torn = False  # a copy is enqueued and `copied` not recorded after it
-        self.used = False
-        self.turn = 0  # when it was given to a unit last
-
-    @property
-    def is_claimed(self) -> bool:
-        """Whether a reader will enqueue a copy from here."""
-        return self.copy is not None and not self.copy.done
+if TYPE_CHECKING:
+    from .streamer import Streamer
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +53,12 @@ class Pool:
         self.copies = device.new_stream()
         self.readers = ReaderPool(sizes.readers)
         self.sentences: list[str] = []
-        self.files: DiskStore | None = None  # closed with the pool when nobody else does
+        self.files: list[DiskStore] = []  # closed with the pool when nobody else does
+        self.turns = Turns()
+        self.entry = threading.Lock()  # guards `runner`: who may enter a unit
+        # Who entered a unit last; weakly, for the pool is kept alive by every one of its swaps.
+        self.runner: Callable[[], Streamer | None] = _nobody
+        self._swaps = 0
         # Memory made in inference mode could not be written outside it (and the other way round).
         with torch.inference_mode(False):
             self.slots = [
@@ -165,6 +94,17 @@ class Pool:
         """Notes that the slot was used just now."""
         self._uses += 1
         slot.last_used = self._uses
+
+    def release_orphans(self) -> None:
+        """Frees slots that a dropped model has left in use, interrupted in the middle of a unit.
+
+        Nobody can tell any more what reads them: the device is waited for, this once.
+        """
+        orphans = [slot for slot in self.slots if slot.in_use]
+        if orphans:
+            self.device.synchronize()
+        for slot in orphans:
+            slot.in_use = False
 
     def staged(self, occupant: object) -> Staging | None:
         """The staging buffer that holds, or is about to hold, the transfer's unit."""
@@ -221,12 +161,47 @@ class Pool:
         self.decode = decode
         self.slots[:] = slots
 
+    def join(self) -> None:
+        """One more swap uses the pool, until it leaves or is abandoned."""
+        self._swaps += 1
+
+    @property
+    def shared(self) -> bool:
+        """Whether more than one swap uses the pool."""
+        return self._swaps > 1
+
+    def stop_reading(self) -> None:
+        """Before a swap's files are closed: its reads end, and with the last swap the readers.
+
+        Reads that a stuck disk holds are given up after a while, like threads in `close`.
+        """
+        if not self.shared:
+            self.readers.close()
+            return
+        end = time.monotonic() + STUCK_SECONDS
+        for staging in self.staging:
+            for job in tuple(staging.jobs):
+                job.wait(max(0.0, end - time.monotonic()))
+
+    def leave(self) -> None:
+        """A swap is closed; the last one takes the memory with it."""
+        self._swaps -= 1
+        if not self._swaps:
+            self.close()
+
     def abandon(self) -> None:
-        """The model went without a close: ends all work before the memory goes with it."""
+        """A model went without a close; the last one ends all work before the memory goes too.
+
+        Runs wherever the garbage collector finds the time, so nothing is waited for while other
+        swaps go on: what the model left in slots is overwritten, its files are closed at the end.
+        """
+        self._swaps -= 1
+        if self._swaps:
+            return
         self.readers.close()
         self.device.synchronize()  # the copy engine may still write to slots
-        if self.files is not None:
-            self.files.close()
+        for files in self.files:
+            files.close()
         self.close()
 
     def close(self) -> None:
@@ -264,3 +239,7 @@ class Pool:
             )
             return host_buffer(nbytes)
         return memory if memory.numel() == nbytes else aligned(memory, nbytes)
+
+
+def _nobody() -> None:
+    """The runner of a pool in which nothing has run yet."""

@@ -17,6 +17,7 @@ class Schedule:
         self._observed: list[int] = []
         self._order: tuple[int, ...] = ()
         self._after: list[tuple[int, ...]] = []
+        self._rest: list[tuple[int, ...]] = []
         self._cursor = -1
         self._adopt(tuple(order))
 
@@ -46,6 +47,14 @@ class Schedule:
         """The streamed units after the cursor, nearest first, each once, one turn of the cycle."""
         return self._after[self._cursor]
 
+    def rest(self) -> tuple[int, ...]:
+        """The streamed units after the cursor up to the end of the forward, each once."""
+        return self._rest[self._cursor]
+
+    def first(self) -> tuple[int, ...]:
+        """The streamed units of a forward from its start, each once."""
+        return self._after[-1]
+
     def stream(self, units: Iterable[int]) -> None:
         """From now on these units are streamed; the expected order and the cursor stay."""
         self._streamed = frozenset(units)
@@ -58,7 +67,9 @@ class Schedule:
 
     def _look_ahead(self) -> None:
         order = self._order
-        turns = [order[i + 1 :] + order[: i + 1] for i in range(len(order))]
-        self._after = [
-            tuple(dict.fromkeys(unit for unit in turn if unit in self._streamed)) for turn in turns
-        ]
+        turns = [(order[i + 1 :], order[: i + 1]) for i in range(len(order))]
+        self._rest = [self._streamed_of(rest) for rest, _ in turns]
+        self._after = [self._streamed_of(rest + wrapped) for rest, wrapped in turns]
+
+    def _streamed_of(self, units: Iterable[int]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(unit for unit in units if unit in self._streamed))

@@ -14,6 +14,7 @@ slots, in the order of the units on disk (`Supply.read_ahead`): staging is what 
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,8 +23,9 @@ import torch
 
 from ..errors import StateError
 from ..store.readers import STUCK_SECONDS
+from .buffers import Slot
 from .marks import Mark, Recorder
-from .pool import Pool, Slot
+from .pool import Pool
 from .resident import Resident
 from .supply import Supply
 from .unit import Change, StreamedUnit, Unit
@@ -57,10 +59,10 @@ class Streamer:
         self._pool = pool
         self._device = pool.device
         self._run: _Run | None = None
+        self._myself = weakref.ref(self)
         self._arriving: dict[int, Resident] = {}  # slabs of units that stay from their next visit
         self._change: Change | None = None  # begun, and to be completed by whoever comes next
         self._settled = self._device.new_event(timing=False)
-        self._entry = threading.Lock()
         self._closed = False
         self._process = os.getpid()
 
@@ -71,10 +73,10 @@ class Streamer:
 
     def begin_forward(self) -> None:
         """The whole model's forward starts. Raises StateError like `enter`."""
-        with self._entry:
+        with self._pool.entry:
             self._refuse_another_thread("a forward was started")
             self.recorder.counters.forwards += 1
-            self._supply.schedule.begin_forward()
+            self._supply.begin_forward()
 
     def enter(self, index: int) -> None:
         """Makes unit `index` ready to run on the current stream.
@@ -126,7 +128,7 @@ class Streamer:
 
         Call it between forwards. No transfer is made for it: the visit's own serves.
         """
-        with self._entry:
+        with self._pool.entry:
             self._refuse_another_thread("residents were to be added")
             assert self.units[index].streamed is not None, "only a streamed unit is promoted"
             self._arriving[index] = resident
@@ -136,7 +138,7 @@ class Streamer:
 
         Call it between forwards. Nothing is waited for: work under way keeps what it reads.
         """
-        with self._entry:
+        with self._pool.entry:
             self._refuse_another_thread("residents were to be let go")
             arriving = self._arriving.get(index)
             if arriving is not None:
@@ -154,6 +156,13 @@ class Streamer:
             unit = replace(unit, tier=tier, streamed=streamed, resident=None)
             self._change = Change(index, unit, hang)
             self._complete_change()
+
+    def expect(self, forwards: int, successor: "Streamer") -> None:
+        """After `forwards` forwards in a row come those of `successor`, a swap of the same pool."""
+        self._pool.turns.expect(self._supply, forwards, successor._supply)
+
+    def shares_pool_with(self, other: "Streamer") -> bool:
+        return self._pool is other._pool
 
     def deepen(self, prefetch: int) -> None:
         """Looks `prefetch` units ahead from now on (slots have been added)."""
@@ -179,7 +188,7 @@ class Streamer:
 
     def refuse_running(self) -> None:
         """Raises StateError while another thread runs a unit of this swap."""
-        with self._entry:
+        with self._pool.entry:
             self._refuse_another_thread("the swap was to be closed")
 
     def drain(self) -> None:
@@ -196,6 +205,7 @@ class Streamer:
                 slot.job = None
             self._supply.empty(slot)
         self._device.synchronize()
+        self._supply.retire()
         # Whoever still holds this object holds no view of the memory that goes now.
         gone = tuple(replace(unit, streamed=None, resident=None) for unit in self.units)
         self._supply.units = gone
@@ -203,13 +213,13 @@ class Streamer:
 
     def forget_slots(self) -> None:
         """Empties every slot, after the copies under way: their sources may then be written to."""
-        self._abandon()
+        self._end_left_behind()
         for slot in self._pool.slots:
             self._supply.empty(slot)
         self._device.synchronize()
 
     def _claim(self, index: int) -> _Run:
-        with self._entry:
+        with self._pool.entry:
             if self._closed:
                 raise StateError(
                     f"{self.units[index].name} was run after its swap was closed: swap or open the "
@@ -221,29 +231,42 @@ class Streamer:
                     "threads nor the device of the one that swapped it: open the model there"
                 )
             self._refuse_another_thread(f"{self.units[index].name} was run")
-            # What is left of an earlier run is what Ctrl-C left: torch calls no hook for it.
-            self._abandon()
+            self._end_left_behind()
             self._supply.empty_half_loaded()
             self._complete_change()
             # The compute stream is read here, once, and passed on from here.
             stream = self._device.current_stream()
             run = _Run(index, threading.current_thread(), stream, self.recorder.take())
+            self._pool.runner = self._myself
             self._run = run
             return run
 
     def _refuse_another_thread(self, what: str) -> None:
-        run = self._run
-        if run is None or run.thread is threading.current_thread():
+        runner = self._pool.runner()
+        run = None if runner is None else runner._run
+        if run is None or runner is None or run.thread is threading.current_thread():
             return
-        if self._still_inside(run):
+        if runner._still_inside(run):
+            whose = "the same swap" if runner is self else "a swap that shares its slots"
             raise StateError(
-                f"{what} while another thread runs {self.units[run.index].name} of the same swap: "
+                f"{what} while another thread runs {runner.units[run.index].name} of {whose}: "
                 "run one forward at a time, or swap a second copy of the model"
             )
 
+    def _end_left_behind(self) -> None:
+        """Ends what Ctrl-C left of an earlier run, of any swap of the pool: no hook is called then.
+
+        Call it when no unit of the pool is running, which makes the pool this thread's alone.
+        """
+        runner = self._pool.runner()
+        if runner is None:
+            self._pool.release_orphans()
+        else:
+            runner._abandon()
+
     def repair(self) -> None:
         """Takes weights out of the model that an interrupt (Ctrl-C) has left bound there."""
-        with self._entry:
+        with self._pool.entry:
             if self._run is None or not self._still_inside(self._run):
                 self._abandon()
                 self._complete_change()

@@ -2,14 +2,17 @@
 
 Two things run ahead of the forward: copies into slots, `prefetch` units ahead and in the order in
 which they are needed; and reads into staging buffers, in the order of the units that need one.
+Where a pool is shared and another swap's forward comes after this one, that swap's first units
+are brought in the place of our own.
 """
 
 from collections.abc import Sequence
 
+from .buffers import Occupant, Slot
 from .marks import Recorder
-from .pool import Occupant, Pool, Slot
+from .pool import Pool
 from .schedule import Schedule
-from .transfer import PinnedCopy, StagedCopy
+from .transfer import PinnedCopy, StagedCopy, Transfer
 from .unit import Unit
 
 
@@ -25,7 +28,8 @@ class Supply:
         self.schedule = Schedule(range(len(self.units)), streamed)
         self._pool = pool
         self._recorder = recorder
-        self._keys: list[Occupant] = [(id(self), i) for i in range(len(self.units))]
+        self.number = pool.turns.number()
+        self._keys: list[Occupant] = [(self.number, i) for i in range(len(self.units))]
 
     def replace(self, index: int, unit: Unit) -> None:
         """From here on `unit` stands at `index`; repeating it changes nothing."""
@@ -35,7 +39,12 @@ class Supply:
     def occupied(self) -> list[Slot]:
         """The slots that hold, or are about to hold, units of this swap."""
         slots = self._pool.slots
-        return [slot for slot in slots if slot.occupant and slot.occupant[0] == id(self)]
+        return [slot for slot in slots if slot.occupant and slot.occupant[0] == self.number]
+
+    def begin_forward(self) -> None:
+        """The whole model's forward starts."""
+        self._pool.turns.began(self)
+        self.schedule.begin_forward()
 
     def slot_of(self, index: int) -> Slot:
         """The slot that holds, or is about to hold, the unit that is to run now."""
@@ -58,19 +67,17 @@ class Supply:
         """
         if not self.prefetch:
             return
-        wanted = self.schedule.upcoming()[:distance]
+        wanted = self._upcoming(distance)
         late = behind is not None and _awaits_read(behind)
-        for index in wanted:
-            slot = self._pool.find(self._keys[index])
+        for owner, index in wanted:
+            slot = self._pool.find(owner._keys[index])
             if slot is None:
-                unit = self.units[index].streamed
-                assert unit is not None, "only streamed units are scheduled"
-                if late and isinstance(unit.transfer, PinnedCopy):
+                if late and isinstance(owner._transfer(index), PinnedCopy):
                     return
-                slot = self._pool.evictable({self._keys[i] for i in wanted})
+                slot = self._pool.evictable({other._keys[i] for other, i in wanted})
                 if slot is None:
                     return
-                self._load(index, slot)
+                owner._load(index, slot)
             late = late or _awaits_read(slot)
 
     def read_ahead(self) -> None:
@@ -82,25 +89,37 @@ class Supply:
         if not buffers or not self.prefetch:
             return
         wanted: list[StagedCopy] = []
-        for index in self.schedule.upcoming():
-            unit = self.units[index].streamed
-            assert unit is not None, "only streamed units are scheduled"
-            if isinstance(unit.transfer, StagedCopy) and self._pool.find(self._keys[index]) is None:
-                wanted.append(unit.transfer)
+        for owner, index in self._upcoming():
+            transfer = owner._transfer(index)
+            if isinstance(transfer, StagedCopy) and self._pool.find(owner._keys[index]) is None:
+                wanted.append(transfer)
                 if len(wanted) == buffers:
                     break
         for transfer in wanted:
             if self._pool.staged(transfer) is None and not transfer.read_ahead(wanted):
                 return
 
-    def _load(self, index: int, slot: Slot) -> None:
+    def _upcoming(self, distance: int | None = None) -> "list[tuple[Supply, int]]":
+        """The next streamed units and whose they are, nearest first, at most `distance`."""
+        follower = self._pool.turns.next_after(self)
+        if follower is self:
+            return [(self, index) for index in self.schedule.upcoming()[:distance]]
+        wanted = [(self, index) for index in self.schedule.rest()]
+        wanted += [(follower, index) for index in follower.schedule.first()]
+        return wanted[:distance]
+
+    def _transfer(self, index: int) -> Transfer:
         unit = self.units[index].streamed
-        assert unit is not None
+        assert unit is not None, "only streamed units are scheduled"
+        return unit.transfer
+
+    def _load(self, index: int, slot: Slot) -> None:
+        transfer = self._transfer(index)
         self.empty(slot)
         slot.mark = self._recorder.take()
-        slot.mark.copied_bytes = unit.transfer.copied_bytes
+        slot.mark.copied_bytes = transfer.copied_bytes
         self._pool.touch(slot)
-        unit.transfer.start(slot, slot.mark)
+        transfer.start(slot, slot.mark)
         # Last, so that an interrupt before this line leaves a slot that holds nothing.
         slot.occupant = self._keys[index]
 
@@ -123,6 +142,14 @@ class Supply:
         if slot.mark is not None:
             self._recorder.discard(slot.mark)
             slot.mark = None
+
+    def retire(self) -> None:
+        """The swap is closed: nothing of it is expected or kept in the pool any more."""
+        self._pool.turns.forget(self)
+        own = [unit.streamed.transfer for unit in self.units if unit.streamed is not None]
+        for staging in self._pool.staging:
+            if staging.occupant in own:
+                staging.occupant = None
 
 
 def _awaits_read(slot: Slot) -> bool:

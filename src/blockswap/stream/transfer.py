@@ -16,8 +16,9 @@ import torch
 
 from ..store.landing import Landing
 from ..store.readers import Follower, Job, Piece
+from .buffers import Slot, Staging
 from .marks import Mark, Recorder
-from .pool import Pool, Slot, Staging
+from .pool import Pool
 
 
 class Source(Protocol):

@@ -1,6 +1,7 @@
 """The only place that wires rooms together: `swap_blocks`, `open_transformer`, their kin."""
 
 from .checkpoint import open_transformer
+from .experts import Swaps, open_experts, swap_experts
 from .foresee import Outlook
 from .handle import Swap
 from .hosted import (
@@ -17,12 +18,15 @@ __all__ = [
     "FileUnits",
     "Outlook",
     "Swap",
+    "Swaps",
     "as_args",
     "find_file_units",
+    "open_experts",
     "open_transformer",
     "plan_file_units",
     "plan_units",
     "stream_file_units",
     "stream_units",
     "swap_blocks",
+    "swap_experts",
 ]

@@ -23,6 +23,7 @@ from ..stream.transfer import PinnedCopy, Source, StagedCopy, Transfer
 from ..stream.unit import StreamedUnit
 from ..units import format_bytes
 from .place import values_from
+from .sharing import Sharing
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,31 @@ class Parts:
     device: Device
     pool: Pool
     recorder: Recorder
+    sharing: Sharing
     undo: ExitStack
 
 
-def make_parts(live: LiveModel, plan: SwapPlan, device: Device, undo: ExitStack) -> Parts:
-    """Allocates what the plan says, first of all, so that too little memory shows at once."""
+def make_parts(
+    live: LiveModel,
+    plan: SwapPlan,
+    device: Device,
+    undo: ExitStack,
+    sharing: Sharing | None = None,
+) -> Parts:
+    """Allocates what the plan says, first of all, so that too little memory shows at once.
+
+    With `sharing` its pool is used, which was made for a plan with the same buffers.
+    """
     recorder = Recorder(device, marks=max(64, 4 * len(plan.units)))
-    pool = Pool(
+    sharing = sharing or Sharing(make_pool(plan, device))
+    sharing.pool.join()
+    undo.callback(sharing.pool.leave)
+    return Parts(live, plan, device, sharing.pool, recorder, sharing, undo)
+
+
+def make_pool(plan: SwapPlan, device: Device) -> Pool:
+    """The slots, staging and decode buffer of the plan."""
+    return Pool(
         device,
         PoolSizes(
             slots=plan.slots,
@@ -50,8 +69,6 @@ def make_parts(live: LiveModel, plan: SwapPlan, device: Device, undo: ExitStack)
             decode_bytes=plan.decode_bytes,
         ),
     )
-    undo.callback(pool.close)
-    return Parts(live, plan, device, pool, recorder, undo)
 
 
 def _staging_buffers(plan: SwapPlan, device: Device) -> int:

@@ -1,51 +1,30 @@
 """`open_transformer`: a transformer that runs from its checkpoint file, never whole anywhere."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..adapters.live import LiveTensor, LiveUnit
 from ..adapters.skeleton import build_skeleton
 from ..adapters.stored import StoredModel, match_checkpoint
 from ..errors import ArgsError, GeometryError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..layout.geometry import infer_geometry, name_variant
 from ..layout.geometry.stated import stated_by
-from ..layout.values import contiguous_stride
-from ..plan import Facts, make_plan
+from ..plan import Facts, SwapPlan, make_plan
 from ..plan.question import ram_room
 from ..selection import BlockSwapArgs, select
-from ..store.disk import DiskStore, DiskUnit
-from ..store.landing import Landing
-from ..store.ram import RamStore
-from ..store.readers import Piece
-from ..stream.device import open_device
-from ..stream.hooks import Hooks
-from ..stream.resident import Resident
-from ..stream.transfer import DirectRead, StagedCopy, Transfer
-from ..stream.unit import StreamedUnit
-from .assemble import (
-    Parts,
-    decoded_values,
-    ensure_staging,
-    idle_binding,
-    make_parts,
-    ram_unit,
-    resting_on,
-    unit_views,
-)
+from ..stream.device import Device, open_device
+from .assemble import make_parts
 from .closed import refuse_closed, reopened
-from .facts import decoded_leaves, extents_of, facts_of_checkpoint
+from .facts import facts_of_checkpoint
 from .foresee import AnyWorkload, foresee
-from .forms import FileForms
-from .handle import Swap
-from .loading import Loader
-from .module import UNLIMITED, as_args, refuse_swapped
-from .place import hang_on_device, hang_unit, host_leaves
+from .module import as_args, refuse_swapped
+from .opening import Opening
+from .sharing import Sharing
 from .start import Basis, freedom_of, start_engine
 
 
@@ -69,39 +48,80 @@ def open_transformer(
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
     """
-    wanted = as_args(args)
-    where = open_device(device)
-    _check_dtype(dtype)
+    wanted, where = as_args(args), open_device(device)
     if skeleton is not None:
         refuse_swapped(skeleton)
     checkpoint = open_checkpoint(path)
+    found = find_model(checkpoint, skeleton, dtype, where)
+    basis = Basis(
+        facts=found.facts,
+        selection=select(wanted, found.model.live.layout),
+        args=wanted,
+        foresight=foresee(found.model.live, workload, where),
+    )
+    plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
+    spare = ram_room(plan, basis.facts, basis.selection, wanted)
+    return open_found(found, plan, basis, where, spare_ram=spare)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A checkpoint with the skeleton that it fills, its byte counts, and what was assumed."""
+
+    checkpoint: Checkpoint
+    model: StoredModel
+    facts: Facts
+    assumed: tuple[str, ...]
+
+
+def find_model(
+    checkpoint: Checkpoint,
+    skeleton: torch.nn.Module | None,
+    dtype: torch.dtype | None,
+    where: Device,
+) -> FoundModel:
+    """Matches a checkpoint with its model. Raises ArgsError, CheckpointError or ModelError."""
+    _check_dtype(dtype)
     model, assumed = _matched(checkpoint, skeleton, dtype)
-    facts = facts_of_checkpoint(model, where)
-    selection, foresight = select(wanted, model.live.layout), foresee(model.live, workload, where)
-    plan = make_plan(facts, selection, wanted, foresight)
+    return FoundModel(checkpoint, model, facts_of_checkpoint(model, where), assumed)
+
+
+def open_found(
+    found: FoundModel,
+    plan: SwapPlan,
+    basis: Basis,
+    where: Device,
+    *,
+    spare_ram: int,
+    sharing: Sharing | None = None,
+) -> torch.nn.Module:
+    """Carries out `plan`, with the slots of `sharing` if there are any; the running model.
+
+    `spare_ram`: bytes of host memory that units may take which come to be streamed later.
+    """
+    model, root = found.model, found.model.live.root
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
-        parts = make_parts(model.live, plan, where, undo)
-        opening = Opening(parts, model, checkpoint)
+        parts = make_parts(model.live, plan, where, undo, sharing)
+        opening = Opening(parts, model, found.checkpoint)
         opening.load_rest()
         residents = opening.load_residents()
-        forms = opening.forms(facts, ram_room(plan, facts, selection, wanted))
-        freedom = freedom_of(Basis(facts, selection, wanted, foresight), forms)
+        freedom = freedom_of(basis, opening.forms(basis.facts, spare_ram))
         movable = frozenset() if freedom is None else freedom.movable
         streamed = opening.ram_units() | opening.disk_units(movable)
-        debug = wanted.block_swap_debug
+        debug = basis.args.block_swap_debug
         swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug)
         opening.refuse_saving(hooks, swap)
-        reopened(model.live.root)
+        reopened(root)
         closing = ExitStack()
-        closing.callback(refuse_closed, model.live.root, checkpoint.label)
+        closing.callback(refuse_closed, root, found.checkpoint.label)
         closing.push(undo.pop_all())
         told = [
-            lambda: assumed,
+            lambda: found.assumed,
             lambda: tuple(parts.pool.sentences),
             lambda: opening.reading_sentences(swap),
         ]
         swap.keep(closing, told)
-    return model.live.root
+    return root
 
 
 def _check_dtype(dtype: object) -> None:
@@ -134,155 +154,3 @@ def _matched(
                 "wan.num_heads in its metadata otherwise)",
             )
     return match_checkpoint(skeleton, checkpoint, dtype), assumed
-
-
-class Opening:
-    """The steps of opening a checkpoint, in order."""
-
-    def __init__(self, parts: Parts, model: StoredModel, checkpoint: Checkpoint) -> None:
-        self._parts = parts
-        self._model = model
-        self._source = ", ".join(str(path) for path in checkpoint.paths)
-        self._headers = checkpoint.headers
-        self._loader = Loader(model, self._headers, parts.pool.readers)
-        self._store: DiskStore | None = None
-        self._on_file: dict[str, int] = {}  # positions in the store
-
-    def load_rest(self) -> None:
-        """Reads what lies outside the units, and puts it and all computed buffers in place."""
-        rest = self._parts.live.rest
-        stored = [t for t in rest if self._model.stored_form(t) is not None]
-        computed = [t for t in rest if self._model.stored_form(t) is None]
-        self._hang("the rest of the model", stored)
-        if not self._parts.device.on_host:
-            hang_on_device(self._parts.undo, computed, host_leaves(computed), self._parts.device)
-
-    def load_residents(self) -> dict[str, Resident]:
-        parts, residents = self._parts, {}
-        for unit in self._units("resident"):
-            name, leaves = unit.layout.name, self._read(unit)
-            residents[name] = hang_unit(parts.undo, unit.tensors, leaves, parts.device)
-        return residents
-
-    def forms(self, facts: Facts, ram_budget: int) -> FileForms:
-        """How residents come to be streamed, should the plan be corrected."""
-        return FileForms(
-            self._parts,
-            facts,
-            ram_budget=ram_budget,
-            read=self._read,
-            disk_unit=self._disk_unit,
-        )
-
-    def ram_units(self) -> dict[str, StreamedUnit]:
-        """Reads the RAM tier into pinned memory, in compute form."""
-        parts, units = self._parts, self._units("ram")
-        store = RamStore([u.layout for u in units], lender=parts.device, pin_budget=UNLIMITED)
-        bindings = []
-        for index, unit in enumerate(units):
-            parts.undo.callback(store.give_back, index)
-            binding = resting_on(unit, store.fill(index, self._read(unit)))
-            parts.undo.callback(binding.rest_on, [t.tensor for t in unit.tensors])
-            binding.unbind()
-            bindings.append(binding)
-        ensure_staging(
-            parts, store, max((store.slab_bytes(i) for i in range(len(units))), default=0)
-        )
-        streamed = {}
-        for index, unit in enumerate(units):
-            streamed[unit.layout.name] = ram_unit(parts, store, index, unit, bindings[index])
-        return streamed
-
-    def disk_units(self, movable: Collection[str]) -> dict[str, StreamedUnit]:
-        """Opens the files for streaming. A unit on disk shows meta tensors between forwards.
-
-        The store covers the `movable` units, too: they may come to be read from the file.
-        """
-        streamed = {unit.layout.name for unit in self._units("disk")}
-        units = [u for u in self._parts.live.units if u.layout.name in streamed | set(movable)]
-        if not units:
-            return {}
-        self._on_file = {unit.layout.name: index for index, unit in enumerate(units)}
-        self._store = DiskStore(
-            self._headers,
-            [DiskUnit(u.layout.name, extents_of(self._model, u)) for u in units],
-        )
-        self._parts.undo.callback(self._store.close)
-        self._parts.pool.files = self._store
-        # Readers must have stopped before their files are closed under them.
-        self._parts.undo.callback(self._parts.pool.readers.close)
-        return {
-            unit.layout.name: self._disk_unit(unit)
-            for unit in units
-            if unit.layout.name in streamed
-        }
-
-    def refuse_saving(self, hooks: Hooks, swap: Swap) -> None:
-        """`state_dict()` would hand out tensors without data: say where the data is instead."""
-        units = self._parts.live.units
-        hooks.refuse_state_dict(
-            {u.layout.name: u.module for u in units if u.layout.name in self._on_file},
-            swap.reads_from_disk,
-            "the weights of this transformer are not in memory but streamed from "
-            f"{self._source}: copy that file instead of saving the model",
-        )
-
-    def reading_sentences(self, swap: Swap) -> tuple[str, ...]:
-        """How the files are read, where it is not the best way."""
-        if self._store is None or not any(map(swap.reads_from_disk, self._on_file)):
-            return ()
-        modes = set(self._store.modes)
-        if "plain" in modes:
-            return ("blocks are read by plain reads: this platform has no os.preadv",)
-        if "buffered" in modes:
-            return ("blocks are read through the page cache: this file system has no O_DIRECT",)
-        return ()
-
-    def _units(self, tier: str) -> list[LiveUnit]:
-        plan = self._parts.plan
-        return [u for u in self._parts.live.units if plan.tier_of(u.layout.name) == tier]
-
-    def _hang(self, name: str, tensors: tuple[LiveTensor, ...] | list[LiveTensor]) -> None:
-        hang_on_device(
-            self._parts.undo, tensors, self._loader.read(name, tensors), self._parts.device
-        )
-
-    def _read(self, unit: LiveUnit) -> list[torch.Tensor]:
-        return self._loader.read(unit.layout.name, unit.tensors)
-
-    def _disk_unit(self, unit: LiveUnit) -> StreamedUnit:
-        parts, store, index = self._parts, self._store, self._on_file[unit.layout.name]
-        assert store is not None, "opened before any unit is read from it"
-        stored = [self._model.stored_form(tensor) for tensor in unit.tensors]
-        leaves = [
-            replace(leaf, dtype=form.dtype, stride=contiguous_stride(form.shape))
-            for leaf, form in zip(unit.layout.leaves, stored, strict=True)
-            if form is not None
-        ]
-        views = unit_views(leaves, store.slab_offsets(index), parts.pool)
-        numbers = decoded_leaves(self._model, unit).numbers
-        values, decode = decoded_values(unit, views, numbers, parts.pool)
-        source = DiskSource(store, index)
-        transfer: Transfer
-        if parts.device.on_host:
-            transfer = DirectRead(parts.pool, source, parts.recorder)
-        else:
-            nbytes = store.slabs[index].slab.nbytes
-            transfer = StagedCopy(parts.pool, source, nbytes, parts.recorder)
-        binding = idle_binding(unit)
-        return StreamedUnit(binding, transfer, tuple(map(binding.hanging, values)), decode)
-
-
-class DiskSource:
-    """One unit of a disk store as the engine's transfers see it."""
-
-    def __init__(self, store: DiskStore, index: int) -> None:
-        self._store = store
-        self._index = index
-        self.read_bytes = store.slabs[index].read_bytes
-
-    def pieces(self, landing: Landing) -> list[Piece]:
-        return self._store.pieces(self._index, landing)
-
-    def settle(self, landing: Landing) -> int:
-        return self._store.settle(self._index, landing)

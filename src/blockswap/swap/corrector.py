@@ -14,6 +14,7 @@ from ..plan.correct import Correction, Use, correct
 from ..stream.device import Device
 from .handle import Swap
 from .residency import Residency
+from .sharing import Sharing
 
 # Residents are added again only when this many forwards in a row have left the room for them: a
 # step may be several forwards of different sizes, and moving a unit to and fro costs its transfer.
@@ -23,18 +24,25 @@ TENTHS_USED = 9
 
 
 class Corrector:
-    """Measures whole forwards of one swap and corrects its residents between them."""
+    """Measures whole forwards of one swap and corrects its residents between them.
 
-    def __init__(self, swap: Swap, residency: Residency, device: Device) -> None:
+    Weights are those of all swaps that share its pool: they lie on the device beside its own.
+    """
+
+    def __init__(self, swap: Swap, residency: Residency, device: Device, sharing: Sharing) -> None:
         self._swap = swap
         self._residency = residency
         self._device = device
         self._limits = residency.limits
-        # What others hold on the device is neither weights nor activations of this model.
-        self._foreign_bytes = device.allocated_bytes() - swap.plan.device_bytes
+        self._sharing = sharing
+        self.settle()
         self._reading: tuple[int, int] | None = None  # forward, bytes of its activations
         self._recent: deque[int] = deque(maxlen=PATIENCE_FORWARDS)
         self._first = True
+
+    def settle(self) -> None:
+        """What others hold on the device now is neither weights nor activations of these models."""
+        self._foreign_bytes = self._device.allocated_bytes() - self._sharing.device_bytes()
 
     def before_forward(self, number: int) -> None:
         """Corrects by what the last forward used, then measures anew."""
@@ -51,7 +59,8 @@ class Corrector:
         """The forward is enqueued to its end, so its peak is known."""
         peak = self._device.peak_bytes()
         if peak is not None and self._limits.total_bytes is not None:
-            self._reading = (number, peak - self._foreign_bytes - self._swap.plan.device_bytes)
+            held = self._foreign_bytes + self._sharing.device_bytes()
+            self._reading = (number, peak - held)
 
     def out_of_memory(self) -> None:
         """There is less than was thought: what is free now is the limit from here on."""
@@ -83,7 +92,7 @@ class Corrector:
         self._first = False
 
     def _use(self, activations: int) -> Use:
-        weights = self._swap.plan.device_bytes
+        weights = self._sharing.device_bytes()
         return Use(weights, weights + activations, self._residency.entry_bytes)
 
     def _tell(self, number: int, done: Correction) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import StateError
+from ..errors import ArgsError, StateError
 from ..events import Measured, Visit
 from ..plan import SwapPlan
 from ..plan.change import recent
@@ -125,6 +125,26 @@ class Swap:
     def report(self) -> Summary:
         """The plan beside what was measured; `print(swap.report())`. Waits for the device."""
         return summarise(self.plan, self.measured())
+
+    def followed_by(self, other: "Swap", *, after: int) -> None:
+        """Says that after `after` forwards in a row of this model those of `other` come.
+
+        The first blocks of `other` are then brought while the last of these forwards ends; both
+        must share their slots (`open_experts`, `swap_experts`). Without a word it is learnt from
+        one clip to the next. A wrong guess costs a stall, nothing else. Raises ArgsError.
+        """
+        if self is other or not self._streamer.shares_pool_with(other._streamer):
+            raise ArgsError(
+                f"{type(other.model).__name__} was to follow {type(self.model).__name__}, and they "
+                "are not two models that share their slots: open both in one call of open_experts "
+                "or swap_experts"
+            )
+        if isinstance(after, bool) or not isinstance(after, int) or after < 1:
+            raise ArgsError(
+                f"after={after!r} was asked, and a model's turn is a number of forwards: give how "
+                "many it runs in a row, 1 or more"
+            )
+        self._streamer.expect(after, other._streamer)
 
     def forget_slots(self) -> None:
         """Host weights are about to be written: what slots hold of them is fetched anew after it.

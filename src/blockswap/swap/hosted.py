@@ -19,10 +19,10 @@ from ..plan import SwapPlan, make_plan
 from ..selection import BlockSwapArgs, select
 from ..stream.device import open_device
 from .assemble import make_parts
-from .checkpoint import Opening
 from .facts import facts_of_checkpoint, facts_of_module
 from .handle import Swap
 from .module import pin_budget, refuse_swapped, rehome
+from .opening import Opening
 from .start import start_engine
 
 

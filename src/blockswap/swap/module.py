@@ -12,7 +12,7 @@ from ..errors import ModelError, StateError
 from ..plan import SwapPlan, make_plan
 from ..selection import BlockSwapArgs, select
 from ..store.ram import RamStore
-from ..stream.device import open_device
+from ..stream.device import Device, open_device
 from ..stream.resident import Resident
 from ..stream.unit import StreamedUnit
 from .assemble import (
@@ -27,6 +27,7 @@ from .foresee import AnyWorkload, foresee
 from .forms import RamForms
 from .handle import Swap
 from .place import hang_on_device, hang_unit, host_leaves
+from .sharing import Sharing
 from .start import Basis, freedom_of, start_engine
 
 UNLIMITED = 1 << 62
@@ -70,8 +71,16 @@ def swap_blocks(
     DeviceError or StateError, and leaves the model as it was. Output is equal to the last bit to
     that of the whole model on the same device.
     """
-    wanted = as_args(args)
-    where = open_device(device)
+    wanted, where = as_args(args), open_device(device)
+    live, basis = find_loaded(model, wanted, where, workload)
+    plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
+    return swap_loaded(live, plan, basis, where, pin_bytes=pin_budget(wanted))
+
+
+def find_loaded(
+    model: torch.nn.Module, wanted: BlockSwapArgs, where: Device, workload: AnyWorkload | None
+) -> tuple[LiveModel, Basis]:
+    """A loaded model's units and what a plan for it is made of. Raises as `swap_blocks`."""
     if not isinstance(model, torch.nn.Module):
         raise ModelError(
             f"a {type(model).__name__} was given to swap: give the transformer itself, a "
@@ -82,17 +91,32 @@ def swap_blocks(
     refuse_unloaded(live)
     foresight = foresee(live, workload, where)
     facts, selection = facts_of_module(live, where), select(wanted, live.layout)
-    plan = make_plan(facts, selection, wanted, foresight)
+    return live, Basis(facts, selection, wanted, foresight)
+
+
+def swap_loaded(
+    live: LiveModel,
+    plan: SwapPlan,
+    basis: Basis,
+    where: Device,
+    *,
+    pin_bytes: int,
+    sharing: Sharing | None = None,
+) -> Swap:
+    """Carries out `plan`, with the slots of `sharing` if there are any.
+
+    `pin_bytes`: most bytes of host memory to pin for streamed units, now and later.
+    """
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
-        parts = make_parts(live, plan, where, undo)
+        parts = make_parts(live, plan, where, undo, sharing)
         streamed: dict[str, StreamedUnit] = {}
         residents: dict[str, Resident] = {}
         if not where.on_host:
             residents = _place_residents(parts)
-            streamed = rehome(parts, plan, pin_budget(wanted))
-        forms = RamForms(parts, facts, pin_budget=pin_budget(wanted) - plan.pinned_bytes)
-        freedom = freedom_of(Basis(facts, selection, wanted, foresight), forms)
-        debug = wanted.block_swap_debug
+            streamed = rehome(parts, plan, pin_bytes)
+        forms = RamForms(parts, basis.facts, pin_budget=pin_bytes - plan.pinned_bytes)
+        freedom = freedom_of(basis, forms)
+        debug = basis.args.block_swap_debug
         swap, _ = start_engine(parts, streamed, residents, freedom, debug=debug)
         swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
     return swap

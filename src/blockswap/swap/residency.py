@@ -82,6 +82,15 @@ class Residency:
         """From here on changes are possible."""
         self._swap, self._streamer = swap, streamer
 
+    @property
+    def connected(self) -> bool:
+        """Whether changes are possible: the swap is open."""
+        return self._swap is not None
+
+    def release_others(self) -> tuple[str, ...]:
+        """Lets the residents of swaps go that share the pool with this one; what left."""
+        return self._parts.sharing.release_others(self)
+
     def may_move(self, name: str) -> bool:
         """Whether the unit is one of the candidates."""
         return name in self._freedom.movable

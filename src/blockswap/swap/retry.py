@@ -126,14 +126,17 @@ class _Attempts:
         retry._streamer.repair()
         device.synchronize()
         device.empty_cache()
-        chosen = self._chosen()
+        chosen, released = self._chosen(), tuple[str, ...]()
         if not chosen and self._count > 1:
-            self._give_up()
+            released = self._release_others()
+            if not released:
+                self._give_up()
         # A frame keeps the closure of its function even when it is cleared, and with it inputs of
         # blocks: the trace goes as soon as nobody is to be shown it.
         self._error = None
         gc.collect()
-        released = retry._residency.demote(chosen) if retry._residency is not None else ()
+        if retry._residency is not None:
+            released += retry._residency.demote(chosen)
         self._released += len(released)
         device.empty_cache()
         if retry._corrector is not None:
@@ -142,6 +145,11 @@ class _Attempts:
         host, own = self._random
         torch.set_rng_state(host)
         device.restore_random_state(own)
+
+    def _release_others(self) -> tuple[str, ...]:
+        """Nothing of our own is left to let go: residents of swaps that share our slots are."""
+        residency = self._retry._residency
+        return () if residency is None else residency.release_others()
 
     def _chosen(self) -> tuple[str, ...]:
         """What the error says is missing, then at least half of the rest, then everything."""

@@ -80,6 +80,7 @@ def start_engine(
     streamer = _streamer(parts, streamed, residents, residency)
     undo.callback(streamer.drain)
     swap = Swap(live.root, parts.plan, parts.device, streamer)
+    parts.sharing.add(swap)
     hooks = Hooks(live.root)
     undo.callback(hooks.remove)
     modules = [unit.module for unit in live.units]
@@ -102,8 +103,10 @@ def start_engine(
         corrector = None
         if residency is not None:
             residency.connect(swap, streamer)
-            corrector = Corrector(swap, residency, parts.device)
-        hooks.stand_in(Retry(swap, parts.device, streamer, residency, corrector).wrap)
+            corrector = Corrector(swap, residency, parts.device, parts.sharing)
+            parts.sharing.add_corrected(residency, corrector)
+        retry = Retry(swap, parts.device, streamer, residency, corrector)
+        hooks.stand_in(retry.wrap)
     return swap, hooks
 
 
