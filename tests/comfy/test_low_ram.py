@@ -1,8 +1,6 @@
 """The loader in a memory cgroup smaller than the checkpoint, against the core's outside of it."""
 
-import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +13,10 @@ from comfy_host.client import Client
 from comfy_host.environment import Environment
 from comfy_host.graphs import OURS
 from comfy_host.sampling import Sampled, prompt
+from memory_group import MemoryGroup, memory_group, require_memory_groups
 
 pytestmark = [pytest.mark.slow, pytest.mark.root]
 
-MEMORY = Path("/sys/fs/cgroup/memory")
 # Wan 1.3B with 24 of its 30 blocks: 2.3 GB in the file. ComfyUI alone takes about 0.7 GB, its own
 # loader would add the 4.5 GB that the model is in float32, which it computes in on a CPU.
 MODEL = replace(checkpoints.T2V, dim=1536, ffn_dim=8960, num_layers=24, num_heads=12)
@@ -27,17 +25,10 @@ LIMIT = 1800 * 10**6
 
 
 @pytest.fixture(scope="module")
-def cgroup() -> Iterator[Path]:
-    """A memory cgroup (v1) of LIMIT bytes; page cache counts, overrun is a kill."""
-    if os.geteuid() != 0 or not (MEMORY / "memory.limit_in_bytes").exists():
-        pytest.skip("needs root and the memory controller of cgroup v1")
-    group = MEMORY / f"blockswap-{uuid.uuid4().hex[:8]}"
-    group.mkdir()
-    try:
-        (group / "memory.limit_in_bytes").write_text(str(LIMIT))
-        yield group
-    finally:
-        group.rmdir()
+def group() -> Iterator[MemoryGroup]:
+    require_memory_groups()
+    with memory_group(LIMIT) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +49,16 @@ def sampled(launch: server.Launch, how: Sampled) -> torch.Tensor:
 
 
 def test_a_model_larger_than_the_memory_runs_and_gives_the_same(
-    environment: Environment, cgroup: Path, root: Path, tmp_path_factory: pytest.TempPathFactory
+    environment: Environment,
+    group: MemoryGroup,
+    root: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ):
     checkpoint = root / "models" / "diffusion_models" / NAME
     assert checkpoint.stat().st_size > LIMIT
-    join = f'echo $$ > {cgroup}/cgroup.procs; exec "$@"'
-    inside = server.Launch(
-        environment, root, server.default_packs(), prefix=("/bin/sh", "-c", join, "sh")
-    )
+    inside = server.Launch(environment, root, server.default_packs(), prefix=tuple(group.command()))
     ours = sampled(inside, Sampled(NAME, loader=f"{OURS}Loader"))
-    assert int((cgroup / "memory.max_usage_in_bytes").read_text()) <= LIMIT
+    assert group.peak_bytes <= LIMIT
     other = tmp_path_factory.mktemp("plenty-of-ram")
     (other / "models").symlink_to(root / "models", target_is_directory=True)
     theirs = sampled(server.Launch(environment, other, server.default_packs()), Sampled(NAME))

@@ -2,14 +2,18 @@
 
 An error reaches the forward that needed the block, once, with file, block, byte and cause; a fault
 that can be survived costs nothing but time; nothing hangs; a retry after the cause is gone is right
-to the last bit; afterwards threads and descriptors are as before.
+to the last bit; afterwards threads, descriptors and memory are as before. The table of all faults
+and their tests is in `test_real_faults.py`.
 """
 
 import errno
+import gc
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ import pytest
 import torch
 from cases import Shelf, forward, reference, skeleton
 from disk_seam import WAIT_SECONDS, CtrlC, Disk, Fault, Read, deadline, record_reads, small_reads
-from seams import wait_for_readers
+from seams import collect_pools, wait_for_readers
 from test_streamed_file import PLATFORMS
 
 from blockswap import BlockSwapArgs, open_transformer
@@ -83,6 +87,31 @@ def platform(request: pytest.FixtureRequest) -> str:
     return str(getattr(request, "param", "as it is"))
 
 
+@contextmanager
+def memory_given_back(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Slots and staging buffers are gone at the end, and on the simulator every byte there was."""
+    pools = collect_pools(monkeypatch)
+    gc.collect()
+    before = held_by(device)
+    yield
+    memory = [weakref.ref(slot.memory) for pool in pools for slot in pool.slots]
+    memory += [weakref.ref(c) for pool in pools for buffer in pool.staging for c in buffer.chunks]
+    pools.clear()
+    gc.collect()
+    assert [kept for kept in memory if kept() is not None] == []
+    assert held_by(device) == before
+
+
+def held_by(device: torch.device) -> tuple[int, ...]:
+    """Bytes of the device and pinned ones, where somebody counts them."""
+    if device.type == "cpu":
+        return ()
+    import simaccel
+
+    counters = simaccel.counters()
+    return counters.device_bytes, counters.pinned_bytes
+
+
 @pytest.fixture
 def bench(
     platform: str,
@@ -103,10 +132,11 @@ def bench(
     )
     threads, descriptors = set(threading.enumerate()), psutil.Process().num_fds()
     before = signal.signal(signal.SIGUSR1, lambda *_: None)  # by default it ends the process
-    with deadline():
+    with deadline(), memory_given_back(device, monkeypatch):
         yield made
         if made.model is not None:
             made.model.blockswap.close()
+        made.model = None
     signal.signal(signal.SIGUSR1, before)
     assert set(threading.enumerate()) <= threads
     assert psutil.Process().num_fds() == descriptors

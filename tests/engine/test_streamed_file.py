@@ -295,6 +295,24 @@ def test_a_unit_larger_than_a_piece_is_read_in_pieces(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no page can be dropped here")
+@pytest.mark.parametrize("direct", [False, True])
+def test_what_was_read_in_pieces_is_dropped_once_more_as_a_whole(
+    direct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large page that two pieces share outlives each of the drops behind them."""
+    file, dropped = tmp_path / "unit.bin", []
+    file.write_bytes(os.urandom(4 * SECTOR))
+    units = [DiskUnit("blocks.0", (Extent(0, SECTOR, 3 * SECTOR),))]
+    store = DiskStore([header_of(file)], units, piece_bytes=SECTOR, direct=direct)
+    memory = buffer(store.slabs[0].slab.nbytes)
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, size, how: dropped.append((at, size)))
+    store.read_into(0, memory.data_ptr())
+    pieces = [(SECTOR * i, SECTOR) for i in (1, 2, 3)]
+    assert dropped == ([*pieces, (SECTOR, 3 * SECTOR)] if "buffered" in store.modes else [])
+    store.close()
+
+
 @pytest.mark.parametrize(("piece_bytes", "pieces"), [(SECTOR, 4), (SECTOR + 1, 2), (1 << 30, 1)])
 def test_the_size_of_a_read_can_be_chosen(tmp_path: Path, piece_bytes: int, pieces: int) -> None:
     file = tmp_path / "unit.bin"

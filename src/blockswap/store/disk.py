@@ -87,6 +87,9 @@ class DiskStore:
         for shard, offset in first.items():
             with self._named(index, shard, offset):
                 self._files[shard].check_unchanged()
+        for run in slab.runs:
+            if self._files[run.shard].mode == "buffered":
+                self._files[run.shard].drop_pages(run.offset, run.nbytes)
         for move in slab.moves:
             landing.move_up(move.source, move.target, move.nbytes)
         return sum(move.nbytes for move in slab.moves)

@@ -78,6 +78,15 @@ class StreamedFile:
         """Raises ReadError when the file was written to or cut since its header was read."""
         verify_unchanged(self._header, fd=self._descriptor())
 
+    def drop_pages(self, offset: int, nbytes: int) -> None:
+        """Takes what was read through the page cache out of it again, where that can be asked for.
+
+        The kernel keeps a large page that reaches beyond the bytes: what was read in pieces is to
+        be dropped once more as a whole.
+        """
+        if self._buffered is not None and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._buffered, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         self._closed = True
         for descriptor in (self._direct, self._buffered):
@@ -122,8 +131,7 @@ class StreamedFile:
                     raise
                 self._give_up_direct()
         count = os.preadv(self._buffered, [target], offset)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._buffered, offset, count, os.POSIX_FADV_DONTNEED)
+        self.drop_pages(offset, count)
         return count
 
     def _give_up_direct(self) -> None:
