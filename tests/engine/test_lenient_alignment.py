@@ -1,4 +1,4 @@
-"""A 16-bit file whose data begins at 8 modulo 16: nothing is moved on the CPU, and bits are equal."""
+"""A 16-bit file whose data begins at 8 modulo 16: the CPU moves nothing, and bits are equal."""
 
 import multiprocessing
 from pathlib import Path

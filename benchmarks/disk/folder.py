@@ -1,0 +1,80 @@
+"""The files of one model: a checkpoint as diffusers lays it out, and what peers want prepared."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from blockswap.layout.geometry import WanGeometry
+from blockswap.synth import synth
+
+DIM, FFN, HEADS = 1536, 8960, 12  # Wan 2.1 T2V-1.3B
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Wan 1.3B with some of its blocks; `dtype` is that of the file and of the compute."""
+
+    blocks: int
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.blocks} blocks, {self.dtype}"
+
+    @property
+    def geometry(self) -> WanGeometry:
+        return WanGeometry(dim=DIM, ffn_dim=FFN, num_layers=self.blocks, num_heads=HEADS)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Where the files of one model lie."""
+
+    root: Path
+
+    @property
+    def transformer(self) -> Path:
+        return self.root / "transformer"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.transformer / "diffusion_pytorch_model.safetensors"
+
+    def of(self, method: str) -> Path:
+        """What is prepared for a method, and nobody else's."""
+        return self.root / method.replace(" ", "-")
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+
+
+def write_model(model: Model, root: Path) -> Folder:
+    """A checkpoint in diffusers' names, with the configuration that belongs to it."""
+    folder = Folder(root)
+    folder.transformer.mkdir(parents=True)
+    synth(model.geometry, folder.checkpoint, dtype=model.dtype, naming="diffusers")
+    (folder.transformer / "config.json").write_text(json.dumps(config(model)))
+    (root / "model.json").write_text(json.dumps(asdict(model)))
+    return folder
+
+
+def read_model(root: Path) -> Model:
+    return Model(**json.loads((root / "model.json").read_text()))
+
+
+def config(model: Model) -> dict[str, object]:
+    """diffusers' own configuration of this geometry."""
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "num_attention_heads": HEADS,
+        "attention_head_dim": DIM // HEADS,
+        "in_channels": 16,
+        "out_channels": 16,
+        "text_dim": 4096,
+        "freq_dim": 256,
+        "ffn_dim": FFN,
+        "num_layers": model.blocks,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+    }

@@ -1,0 +1,202 @@
+"""Children in their cgroups, and interleaved rounds of forwards through all of them."""
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmarks.disk.folder import Folder, Model
+from benchmarks.disk.methods import METHODS
+from benchmarks.disk.raw import THREADS
+from benchmarks.disk.rows import RESIDENT, Row, Sample, Track
+from benchmarks.disk.workload import Clip
+from benchmarks.memory import MemoryGroup, memory_group, python
+
+NO_LIMIT = 1 << 40
+SHORT = 100  # tokens of a clip whose forward the disk may bind
+STEPS = (1.0, 1.3, 2.0, None)  # shares of the limit, one after the other, until a method survives
+
+
+class Ended(Exception):
+    """The child ended in the middle of what it was asked."""
+
+
+class Child:
+    """One process in a cgroup of its own, idle until it is asked for something."""
+
+    def __init__(self, command: Sequence[str], limit_bytes: int | None) -> None:
+        self.limit_bytes = limit_bytes
+        self._stack = ExitStack()
+        self.group: MemoryGroup = self._stack.enter_context(memory_group(limit_bytes or NO_LIMIT))
+        self._process = subprocess.Popen(
+            self.group.command(*command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        self._stack.callback(self._end)
+
+    def ask(self, question: str | None = None) -> str:
+        """Sends a line and waits for the answer; without one, for what it says by itself."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            if question is not None:
+                self._process.stdin.write(question + "\n")
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            raise Ended(self._last_words())
+        return answer
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _last_words(self) -> str:
+        """Empty for a child that the limit killed."""
+        code = self._process.wait(30)
+        assert self._process.stderr is not None
+        lines = self._process.stderr.read().strip().splitlines() or [f"ended with {code}"]
+        return "" if code in (-9, 137) else lines[-1][:200]
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Runner:
+    """A method and its child, started anew with more memory whenever the limit kills it."""
+
+    def __init__(self, name: str, folder: Folder, limit_bytes: int) -> None:
+        self.name = name
+        self._folder = folder
+        self._reads_ahead = METHODS[name].reads_ahead
+        steps = STEPS if METHODS[name].limited else (None,)
+        self._limits = [None if step is None else int(limit_bytes * step) for step in steps]
+        self.killed: list[int] = []
+        self.error = ""
+        self.child: Child | None = None
+
+    def start(self, clips: Sequence[Clip]) -> None:
+        """Opens the model and runs every clip once, under the least limit that allows it."""
+        command = python("-m", "benchmarks.disk.child", "run", self.name, self._folder.root)
+        while self._limits:
+            child = Child(command, self._limits.pop(0))
+            try:
+                child.ask()
+                for clip in clips:
+                    self._forward(child, clip)
+            except Ended as ended:
+                child.close()
+                if str(ended):
+                    self.error = str(ended)
+                    return
+                if child.limit_bytes is not None:
+                    self.killed.append(child.limit_bytes)
+            else:
+                self.child = child
+                return
+
+    def forward(self, clip: Clip) -> Sample | None:
+        """One forward in the steady state; None once the child is gone."""
+        if self.child is None:
+            return None
+        try:
+            if self._reads_ahead and clip.tokens < SHORT:
+                self._forward(self.child, clip)
+            return self._forward(self.child, clip)
+        except Ended as ended:
+            self.error = str(ended) or "killed in the middle of the rounds"
+            self.close()
+            return None
+
+    def track(self, samples: Sequence[Sample]) -> Track:
+        """What is known of it after a row."""
+        if self.child is None:
+            return Track(killed=tuple(self.killed), error=self.error)
+        kinds = self.child.group.by_kind
+        return Track(
+            samples=tuple(samples),
+            limit_bytes=self.child.limit_bytes,
+            killed=tuple(self.killed),
+            anonymous_bytes=kinds["anonymous"] + kinds["shared"],
+            cached_bytes=kinds["page_cache"],
+            peak_bytes=self.child.group.peak_bytes,
+        )
+
+    def close(self) -> None:
+        if self.child is not None:
+            self.child.close()
+            self.child = None
+
+    @staticmethod
+    def _forward(child: Child, clip: Clip) -> Sample:
+        told: dict[str, Any] = json.loads(child.ask(json.dumps(asdict(clip))))
+        return Sample(**told)
+
+
+def run_rows(
+    model: Model, folder: Folder, clips: Sequence[Clip], limit_bytes: int, names: Sequence[str]
+) -> list[Row]:
+    """All rows of one model with the methods of these names."""
+    _drop_caches()
+    with ExitStack() as stack:
+        runners = []
+        for name in names:
+            runner = Runner(name, folder, limit_bytes)
+            stack.callback(runner.close)
+            runner.start(clips)
+            runners.append(runner)
+        raw = stack.enter_context(Child(python("-m", "benchmarks.disk.raw", folder.root), None))
+        raw.ask()
+        _drop_caches()
+        return [_row(model, clip, limit_bytes, runners, raw) for clip in clips]
+
+
+def _row(model: Model, clip: Clip, limit_bytes: int, runners: Sequence[Runner], raw: Child) -> Row:
+    """The counted rounds, each beginning with another method; before short ones one to warm up."""
+    samples: dict[str, list[Sample]] = {runner.name: [] for runner in runners}
+    reads: dict[int, list[float]] = {threads: [] for threads in THREADS}
+    # Long clips have run once while the methods were started, and the caches do not matter.
+    for number in range(0 if clip.tokens < SHORT else 1, rounds_of(model, clip) + 1):
+        turn = number % len(runners)
+        for runner in (*runners[turn:], *runners[:turn]):
+            sample = runner.forward(clip)
+            if number and sample is not None:
+                samples[runner.name].append(sample)
+        for threads in THREADS:
+            seconds = float(raw.ask(str(threads)))
+            if number:
+                reads[threads].append(seconds)
+    tracks = {runner.name: runner.track(samples[runner.name]) for runner in runners}
+    assert tracks[RESIDENT].samples
+    return Row(model, clip, limit_bytes, tracks, reads)
+
+
+def rounds_of(model: Model, clip: Clip) -> int:
+    """Short forwards are repeated more often."""
+    if model.blocks > 10:
+        return 4
+    return 7 if clip.tokens < SHORT else 4 if clip.tokens < 1000 else 3
+
+
+def _drop_caches() -> None:
+    """What was written or loaded so far was not charged to whom it would serve."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("1")

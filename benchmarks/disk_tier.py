@@ -1,0 +1,114 @@
+"""Blocks from the disk in bounded memory: ours and others', against the raw read and all in RAM.
+
+    python -m benchmarks.disk_tier                # about half an hour; root, 15 GB of disk, quiet
+    python -m benchmarks.disk_tier --quick        # a small model, printed only
+
+Every method runs in a process of its own under a memory cgroup in which the page cache counts;
+one works at a time, in interleaved rounds. Writes benchmarks/results/disk_tier.*
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.conditions import RESULTS
+from benchmarks.disk.child import THREADS
+from benchmarks.disk.folder import Folder, Model, write_model
+from benchmarks.disk.methods import METHODS
+from benchmarks.disk.report import markdown, summary_table, write_chart
+from benchmarks.disk.rounds import run_rows
+from benchmarks.disk.rows import Row, misses
+from benchmarks.disk.workload import Clip
+from benchmarks.memory import python, unavailable_reason
+
+MB = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model, the memory its methods may use, and the clips it is run with."""
+
+    model: Model
+    limit_bytes: int
+    clips: tuple[Clip, ...]
+
+
+DISK_BOUND = Clip(tokens=1, text=4)
+CASES = (
+    Case(
+        Model(10, "bfloat16"),
+        1000 * MB,
+        (DISK_BOUND, Clip(64, 64), Clip(400, 512), Clip(2000, 512)),
+    ),
+    Case(Model(30, "bfloat16"), 1000 * MB, (DISK_BOUND, Clip(390, 512))),
+    Case(Model(10, "float32"), 1400 * MB, (DISK_BOUND, Clip(64, 64), Clip(400, 512))),
+    Case(Model(30, "float32"), 1400 * MB, (DISK_BOUND,)),
+)
+QUICK = (Case(Model(4, "bfloat16"), 800 * MB, (DISK_BOUND, Clip(64, 64))),)
+
+
+def measure(cases: Sequence[Case], folder: Path, only: str) -> list[Row]:
+    """Writes each model, lets the methods prepare, measures, and removes it again."""
+    rows = []
+    for case in cases:
+        root = folder / case.model.name.replace(", ", "-").replace(" ", "-")
+        try:
+            files = write_model(case.model, root)
+            names = [name for name in METHODS if _wanted(name, only)]
+            for name in names:
+                _prepare(name, files)
+            rows += run_rows(case.model, files, case.clips, case.limit_bytes, names)
+            print(summary_table(rows), file=sys.stderr, flush=True)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+    return rows
+
+
+def _wanted(name: str, only: str) -> bool:
+    return not METHODS[name].limited or name == "blockswap" or only in name
+
+
+def _prepare(name: str, files: Folder) -> None:
+    command = python("-m", "benchmarks.disk.child", "prepare", name, files.root)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{name} could not be prepared: {done.stderr[-300:]}", file=sys.stderr)
+
+
+def write(rows: Sequence[Row]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "disk_tier.md").write_text(markdown(rows, THREADS))
+    data = {"rows": [row.as_json() for row in rows]}
+    (RESULTS / "disk_tier.json").write_text(json.dumps(data, indent=1) + "\n")
+    write_chart(rows, RESULTS / "disk_tier.png")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs, writes or prints; returns 1 when ours misses a target in any row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="a small model, printed only")
+    parser.add_argument("--only", default="", help="peers with this in their name; printed only")
+    parser.add_argument("--folder", type=Path, help="where models are written; default: temporary")
+    options = parser.parse_args(arguments)
+    reason = unavailable_reason()
+    if reason is not None:
+        raise SystemExit(f"the memory of the methods cannot be limited: {reason}")
+    with tempfile.TemporaryDirectory(prefix="blockswap-disk-", dir=options.folder) as folder:
+        rows = measure(QUICK if options.quick else CASES, Path(folder), options.only)
+    if not options.quick and not options.only:
+        write(rows)
+    print(markdown(rows, THREADS))
+    missed = [sentence for row in rows for sentence in misses(row)]
+    for sentence in missed:
+        print(f"MISSED: {sentence}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
