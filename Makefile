@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # One thread a worker: two workers with two threads each would only get in each other's way.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check format lint types contracts fast coverage bench disk-30 disk-14b test-gpu comfy-env clean
+.PHONY: demo test check format lint types contracts fast coverage bench bench-disk disk-30 disk-14b test-gpu comfy-env clean
 
 demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
@@ -44,6 +44,10 @@ disk-30: $(VENV)/.ready
 # temporary folder that is removed.
 disk-14b: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.disk_14b $(FOLDER)
+
+# Root, cgroup v1, a quiet machine, 45 GB of disk: about half an hour.
+bench-disk: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.disk_tier
 
 test-gpu: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/gpu -m gpu

@@ -54,7 +54,7 @@ def _draw_panel(
     canvas: ImageDraw.ImageDraw, panel: Panel, left: int, labels: tuple[str, str]
 ) -> None:
     xs = [x for line in panel.lines for x, _ in line.points]
-    low, high = min(xs), max(xs)
+    low, high = min(xs), max(max(xs), 2 * min(xs))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = math.log(x / low) / math.log(high / low)
@@ -68,7 +68,9 @@ def _draw_panel(
         if y <= panel.top:
             canvas.line([place(low, y), place(high, y)], fill=GRID)
             canvas.text((left + 24, place(low, y)[1] - 8), f"{y:g}", fill=INK, font=_font(14))
-    for x in (0.1, 0.2, 0.5, 1, 2, 5, 10):
+    for x in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20):
+        if not low <= x <= high:
+            continue
         canvas.line([place(x, 0.97), place(x, panel.top)], fill=GRID)
         at = place(x, 0.97)
         canvas.text((at[0] - 8, at[1] + 6), f"{x:g}", fill=INK, font=_font(14))

@@ -1,6 +1,6 @@
 """Blocks from the disk in bounded memory: ours and others', against the raw read and all in RAM.
 
-    python -m benchmarks.disk_tier                # about half an hour; root, 15 GB of disk, quiet
+    python -m benchmarks.disk_tier                # about half an hour; root, 45 GB of disk, quiet
     python -m benchmarks.disk_tier --quick        # a small model, printed only
 
 Every method runs in a process of its own under a memory cgroup in which the page cache counts;

@@ -123,7 +123,7 @@ def _mb(nbytes: int) -> str:
 
 def write_chart(rows: Sequence[Row], path: Path) -> None:
     """Seconds over the larger of compute and raw read, against how much the disk is asked for."""
-    panels = []
+    panels: list[Panel] = []
     for dtype in dict.fromkeys(row.model.dtype for row in rows):
         own = [row for row in rows if row.model.dtype == dtype]
         names = [name for name in own[0].tracks if name != RESIDENT]
