@@ -54,7 +54,7 @@ def _draw_panel(
     canvas: ImageDraw.ImageDraw, panel: Panel, left: int, labels: tuple[str, str]
 ) -> None:
     xs = [x for line in panel.lines for x, _ in line.points]
-    low, high = min(xs), max(max(xs), 2 * min(xs))
+    low, high = min(xs), max(*xs, 2 * min(xs))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = math.log(x / low) / math.log(high / low)

@@ -1,6 +1,7 @@
-"""One forward of a Wan 1.3B checkpoint in a process of its own: prints peak RSS and a digest.
+"""Forwards of Wan 1.3B checkpoints in a process of its own: prints peak RSS and a digest of each.
 
-python run_forward.py CHECKPOINT streamed|loaded
+python run_forward.py streamed|loaded CHECKPOINT
+python run_forward.py experts CHECKPOINT CHECKPOINT     # in turn, on one pool
 """
 
 import hashlib
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import torch
 
-from blockswap import BlockSwapArgs, open_transformer
+from blockswap import BlockSwapArgs, open_experts, open_transformer
+
+ALL = BlockSwapArgs(blocks_to_swap=30, prefetch_blocks=1)
 
 
 def streamed(path: str) -> torch.nn.Module:
     """All thirty blocks from the file, through two slots."""
-    return open_transformer(path, BlockSwapArgs(blocks_to_swap=30, prefetch_blocks=1), device="cpu")
+    return open_transformer(path, ALL, device="cpu")
 
 
 def loaded(path: str) -> torch.nn.Module:
@@ -32,10 +35,7 @@ def loaded(path: str) -> torch.nn.Module:
     return model
 
 
-def main() -> None:
-    path, how = sys.argv[1:]
-    torch.set_num_threads(1)
-    model = {"streamed": streamed, "loaded": loaded}[how](path)
+def digest_of(model: torch.nn.Module) -> str:
     torch.manual_seed(0)
     with torch.inference_mode():
         (output,) = model(
@@ -44,13 +44,24 @@ def main() -> None:
             encoder_hidden_states=torch.randn(1, 8, 4096).bfloat16(),
             return_dict=False,
         )
-    digest = hashlib.sha256(output.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    assert output.isfinite().all()
+    return hashlib.sha256(output.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def main() -> None:
+    how, *paths = sys.argv[1:]
+    torch.set_num_threads(1)
+    if how == "experts":
+        high, low = open_experts(paths, ALL, device="cpu")
+        high.blockswap.followed_by(low.blockswap, after=2)
+        order = [high, high, low, low, high]
+    else:
+        order = [{"streamed": streamed, "loaded": loaded}[how](path) for path in paths]
+    digests = [digest_of(model) for model in order]
     # Not ru_maxrss: across fork and exec that starts at the parent's own.
     status = Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    print(
-        json.dumps({"peak_bytes": peak, "digest": digest, "finite": bool(output.isfinite().all())})
-    )
+    print(json.dumps({"peak_bytes": peak, "digests": digests}))
 
 
 if __name__ == "__main__":
