@@ -192,8 +192,8 @@ def _row(model: Model, clip: Clip, limit_bytes: int, runners: Sequence[Runner], 
 def rounds_of(model: Model, clip: Clip) -> int:
     """Short forwards are repeated more often."""
     if model.blocks > 10:
-        return 4
-    return 7 if clip.tokens < SHORT else 4 if clip.tokens < 1000 else 3
+        return 3
+    return 6 if clip.tokens < SHORT else 3
 
 
 def _drop_caches() -> None:
