@@ -103,9 +103,8 @@ class Recorder:
         mark.clear()
         return mark
 
-    @staticmethod
-    def discard(mark: Mark) -> None:
-        """Gives a mark whose visit never came back to its recorder."""
+    def discard(self, mark: Mark) -> None:
+        """Gives a mark whose visit never came back to its recorder, mostly this one."""
         mark.home._free.append(mark)
 
     def completed(self, mark: Mark) -> None:
