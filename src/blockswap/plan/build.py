@@ -18,8 +18,6 @@ def build_plan(question: Question, option: Option, slots: int) -> SwapPlan:
     units = planned_units(facts, dict(zip((unit.name for unit in streamed), tiers, strict=True)))
     visiting = [unit for unit in units if unit.tier != "resident"]
     slots = min(slots, len(streamed))
-    # Blocks that all fit in the slots are still there when the next forward comes.
-    moving = visiting if slots < len(visiting) else []
     return measured(
         facts,
         SwapPlan(
@@ -35,8 +33,8 @@ def build_plan(question: Question, option: Option, slots: int) -> SwapPlan:
             pinned_bytes=_pinned_bytes(question, room.ram_bytes(streamed, tiers)),
             staging_buffers=staging.buffers,
             staging_bytes=staging.buffer_bytes,
-            copied_bytes_per_forward=0 if facts.on_host else sum(u.slab_bytes for u in moving),
-            read_bytes_per_forward=sum(u.slab_bytes for u in moving if u.tier == "disk"),
+            copied_bytes_per_forward=0,
+            read_bytes_per_forward=0,
             sentences=(),
         ),
     )
@@ -79,10 +77,21 @@ def _pinned_bytes(question: Question, ram_bytes: int) -> int:
 
 
 def measured(facts: Facts, plan: SwapPlan) -> SwapPlan:
-    """The plan with its device bytes: rest, residents, slots and decode buffer, each rounded."""
+    """The plan with what follows from its units and buffers.
+
+    Device bytes are rest, residents, slots and decode buffer, each rounded; in a forward every
+    streamed unit moves, unless all fit in the slots: then they are still there when the next comes.
+    """
     residents = [unit.slab_bytes for unit in plan.units if unit.tier == "resident"]
     sizes = [plan.rest_bytes, plan.decode_bytes, *residents, *[plan.slot_bytes] * plan.slots]
-    return replace(plan, device_bytes=sum(align_up(size, facts.granularity) for size in sizes))
+    visiting = [unit for unit in plan.units if unit.tier != "resident"]
+    moving = visiting if plan.slots < len(visiting) else []
+    return replace(
+        plan,
+        device_bytes=sum(align_up(size, facts.granularity) for size in sizes),
+        copied_bytes_per_forward=0 if facts.on_host else sum(u.slab_bytes for u in moving),
+        read_bytes_per_forward=sum(u.slab_bytes for u in moving if u.tier == "disk"),
+    )
 
 
 def whole_bytes(facts: Facts) -> int:

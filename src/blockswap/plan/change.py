@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..layout.slab import align_up
 from ..units import format_bytes
+from .build import measured
 from .correct import Correction
 from .facts import Facts
 from .values import PlannedUnit, SwapPlan, Tier
@@ -36,11 +36,6 @@ def replanned(
         PlannedUnit(unit.name, tiers[unit.name], slab_bytes(facts, unit.name, tiers[unit.name]))
         for unit in plan.units
     )
-    visiting = [unit for unit in units if unit.tier != "resident"]
-    moving = visiting if buffers.slots < len(visiting) else []
-    residents = [unit.slab_bytes for unit in units if unit.tier == "resident"]
-    slots = [buffers.slot_bytes] * buffers.slots
-    sizes = [plan.rest_bytes, buffers.decode_bytes, *residents, *slots]
     changed = replace(
         plan,
         units=units,
@@ -48,13 +43,11 @@ def replanned(
         slot_bytes=buffers.slot_bytes,
         prefetch=max(buffers.slots - 1, 0) if not plan.slots else plan.prefetch,
         decode_bytes=buffers.decode_bytes,
-        device_bytes=sum(align_up(size, facts.granularity) for size in sizes),
         pinned_bytes=held_in_ram,
         staging_buffers=buffers.staging_buffers,
         staging_bytes=buffers.staging_bytes,
-        copied_bytes_per_forward=sum(unit.slab_bytes for unit in moving),
-        read_bytes_per_forward=sum(unit.slab_bytes for unit in moving if unit.tier == "disk"),
     )
+    changed = measured(facts, changed)
     return replace(changed, sentences=(summary(facts, changed), *plan.sentences[1:]))
 
 

@@ -111,24 +111,19 @@ def _weight_bytes(plan: SwapPlan, granularity: int) -> int:
 
 def _own_plan(plan: SwapPlan, facts: Facts, units: Sequence[PlannedUnit]) -> SwapPlan:
     own = tuple(replace(unit, name=unit.name.partition("/")[2]) for unit in units)
-    visiting = [unit for unit in own if unit.tier != "resident"]
-    # Blocks that all fit in the slots are still there in the model's next forward.
-    moving = visiting if plan.slots < len(visiting) else []
     held, held_by_all = _held(own), _held(plan.units)
-    moved = 0 if facts.on_host else sum(unit.slab_bytes for unit in moving)
     parted = replace(
         plan,
         units=own,
         rest_bytes=facts.rest_bytes,
         # What may be pinned is divided as the bytes are.
         pinned_bytes=plan.pinned_bytes * held // held_by_all if held_by_all else 0,
-        copied_bytes_per_forward=moved,
-        read_bytes_per_forward=sum(u.slab_bytes for u in moving if u.tier == "disk"),
         timing=None,
     )
+    parted = measured(facts, parted)
     if facts.on_host and not facts.from_checkpoint:  # blocks are used where they lie
         return replace(parted, device_bytes=whole_bytes(facts))
-    return measured(facts, parted)
+    return parted
 
 
 def _held(units: Sequence[PlannedUnit]) -> int:

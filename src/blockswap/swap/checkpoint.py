@@ -14,7 +14,7 @@ from ..errors import ArgsError, GeometryError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..layout.geometry import infer_geometry, name_variant
 from ..layout.geometry.stated import stated_by
-from ..plan import Facts, SwapPlan, make_plan
+from ..plan import SwapPlan, make_plan
 from ..plan.question import ram_room
 from ..selection import BlockSwapArgs, select
 from ..stream.device import Device, open_device
@@ -49,47 +49,53 @@ def open_transformer(
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
     """
     wanted, where = as_args(args), open_device(device)
-    if skeleton is not None:
-        refuse_swapped(skeleton)
-    checkpoint = open_checkpoint(path)
-    found = find_model(checkpoint, skeleton, dtype, where)
-    basis = Basis(
-        facts=found.facts,
-        selection=select(wanted, found.model.live.layout),
-        args=wanted,
-        foresight=foresee(found.model.live, workload, where),
-    )
+    found = find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
+    basis = found.basis
     plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
     spare = ram_room(plan, basis.facts, basis.selection, wanted)
-    return open_found(found, plan, basis, where, spare_ram=spare)
+    return open_found(found, plan, where, spare_ram=spare)
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A checkpoint with the skeleton that it fills, its byte counts, and what was assumed."""
+    """A checkpoint and the skeleton it fills, what a plan is made of, and what was assumed."""
 
     checkpoint: Checkpoint
     model: StoredModel
-    facts: Facts
+    basis: Basis
     assumed: tuple[str, ...]
 
 
 def find_model(
-    checkpoint: Checkpoint,
-    skeleton: torch.nn.Module | None,
-    dtype: torch.dtype | None,
+    path: str | os.PathLike[str],
+    wanted: BlockSwapArgs,
     where: Device,
+    *,
+    dtype: torch.dtype | None,
+    skeleton: torch.nn.Module | None,
+    workload: AnyWorkload | None,
 ) -> FoundModel:
-    """Matches a checkpoint with its model. Raises ArgsError, CheckpointError or ModelError."""
+    """Matches a checkpoint with its model, and gathers what a plan for it is made of.
+
+    Raises ArgsError, CheckpointError or ModelError.
+    """
     _check_dtype(dtype)
+    if skeleton is not None:
+        refuse_swapped(skeleton)
+    checkpoint = open_checkpoint(path)
     model, assumed = _matched(checkpoint, skeleton, dtype)
-    return FoundModel(checkpoint, model, facts_of_checkpoint(model, where), assumed)
+    basis = Basis(
+        facts=facts_of_checkpoint(model, where),
+        selection=select(wanted, model.live.layout),
+        args=wanted,
+        foresight=foresee(model.live, workload, where),
+    )
+    return FoundModel(checkpoint, model, basis, assumed)
 
 
 def open_found(
     found: FoundModel,
     plan: SwapPlan,
-    basis: Basis,
     where: Device,
     *,
     spare_ram: int,
@@ -99,7 +105,7 @@ def open_found(
 
     `spare_ram`: bytes of host memory that units may take which come to be streamed later.
     """
-    model, root = found.model, found.model.live.root
+    model, root, basis = found.model, found.model.live.root, found.basis
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
         parts = make_parts(model.live, plan, where, undo, sharing)
         opening = Opening(parts, model, found.checkpoint)

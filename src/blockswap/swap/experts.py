@@ -13,17 +13,16 @@ from typing import Any
 import torch
 
 from ..errors import ArgsError
-from ..layout.checkpoint import open_checkpoint
 from ..plan import SwapPlan, make_plan
 from ..plan.joint import joined_facts, joined_foresight, joined_selection, parted_plans
 from ..plan.question import ram_room
-from ..selection import BlockSwapArgs, select
+from ..selection import BlockSwapArgs
 from ..stream.device import Device, open_device
 from .assemble import make_pool
 from .checkpoint import find_model, open_found
-from .foresee import AnyWorkload, foresee
+from .foresee import AnyWorkload
 from .handle import Swap
-from .module import UNLIMITED, as_args, find_loaded, refuse_swapped, swap_loaded
+from .module import UNLIMITED, as_args, find_loaded, swap_loaded
 from .sharing import Sharing
 from .start import Basis
 
@@ -72,22 +71,17 @@ def open_experts(
             "each, or none"
         )
     wanted, where = as_args(args), open_device(device)
-    found, bases = [], []
-    for number, path in enumerate(paths):
-        skeleton = None if skeletons is None else skeletons[number]
-        if skeleton is not None:
-            refuse_swapped(skeleton)
-        model = find_model(open_checkpoint(path), skeleton, dtype, where)
-        foresight = foresee(model.model.live, workload, where)
-        selection = select(wanted, model.model.live.layout)
-        found.append(model)
-        bases.append(Basis(model.facts, selection, wanted, foresight))
-    joint = _Joint(bases)
+    given: Sequence[torch.nn.Module | None] = skeletons or [None] * len(paths)
+    found = [
+        find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
+        for path, skeleton in zip(paths, given, strict=True)
+    ]
+    joint = _Joint([model.basis for model in found])
     spare = max(0, ram_room(joint.plan, joint.facts, joint.selection, wanted)) // len(found)
     models = []
     with _opening(joint.plan, where) as (sharing, undo):
-        for model, plan, basis in zip(found, joint.plans(), bases, strict=True):
-            root = open_found(model, plan, basis, where, spare_ram=spare, sharing=sharing)
+        for model, plan in zip(found, joint.plans(), strict=True):
+            root = open_found(model, plan, where, spare_ram=spare, sharing=sharing)
             swap: Any = root.blockswap
             undo.callback(swap.close)
             models.append(root)
@@ -111,8 +105,7 @@ def swap_experts(
         raise ArgsError("the same model was given twice: give each model that is used in turn once")
     wanted, where = as_args(args), open_device(device)
     found = [find_loaded(model, wanted, where, workload) for model in models]
-    bases = [basis for _, basis in found]
-    joint, budget = _Joint(bases), wanted.ram_budget_bytes
+    joint, budget = _Joint([basis for _, basis in found]), wanted.ram_budget_bytes
     spare = UNLIMITED if budget is None else (budget - joint.plan.pinned_bytes) // len(found)
     swaps = []
     with _opening(joint.plan, where) as (sharing, undo):
