@@ -10,24 +10,18 @@ by nothing but `os.preadv` with O_DIRECT.
 import contextlib
 import itertools
 import json
-import mmap
-import os
 import sys
-import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.disk.raw import Reader
 from benchmarks.memory import MemoryGroup
 from blockswap import BlockSwapArgs, open_transformer
-from blockswap.layout.checkpoint import Checkpoint, open_checkpoint
 
-SECTOR = 4096
-PIECE_BYTES = 8 * 1024 * 1024
 RAW_READERS = (1, 4)
 BLOCK_RUNS = 3
 TEXT_TOKENS = 512  # as the official pipeline pads to
@@ -109,50 +103,6 @@ def block_seconds(model: Any, clip: Clip) -> list[float]:
     return seconds
 
 
-def block_spans(checkpoint: Checkpoint) -> list[tuple[int, int]]:
-    """[start, end) of each block's bytes in the file, whole sectors, as the engine reads them."""
-    spans: dict[str, tuple[int, int]] = {}
-    for key, tensor in checkpoint.tensors.items():
-        if key.startswith("blocks."):
-            block, end = key.split(".")[1], tensor.offset + tensor.nbytes
-            start, reach = spans.get(block, (tensor.offset, end))
-            spans[block] = min(start, tensor.offset), max(reach, end)
-    return [(a // SECTOR * SECTOR, -(-b // SECTOR) * SECTOR) for a, b in spans.values()]
-
-
-def raw_seconds(path: str, spans: Sequence[tuple[int, int]], readers: int) -> float:
-    """Reads all of `spans` with O_DIRECT in pieces, by so many threads; what is read is dropped."""
-    pieces = iter(
-        [(at, min(PIECE_BYTES, end - at)) for a, end in spans for at in range(a, end, PIECE_BYTES)]
-    )
-    lock, descriptor = threading.Lock(), os.open(path, os.O_RDONLY | os.O_DIRECT)
-    failed: list[OSError] = []
-
-    def read() -> None:
-        with mmap.mmap(-1, PIECE_BYTES) as memory, memoryview(memory) as view:
-            while not failed:
-                with lock:
-                    piece = next(pieces, None)
-                if piece is None:
-                    return
-                try:
-                    os.preadv(descriptor, [view[: piece[1]]], piece[0])
-                except OSError as error:
-                    failed.append(error)
-
-    threads = [threading.Thread(target=read) for _ in range(readers)]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - began
-    os.close(descriptor)
-    if failed:
-        raise failed[0]
-    return seconds
-
-
 def measure(path: str, group: MemoryGroup, rounds: int) -> dict[str, Any]:
     began = time.perf_counter()
     model: Any = open_transformer(path, BlockSwapArgs(blocks_to_swap=40), device="cpu")
@@ -161,7 +111,7 @@ def measure(path: str, group: MemoryGroup, rounds: int) -> dict[str, Any]:
     warm_up = [forward_seconds(model, clip) for clip in CLIPS]
     # Before buffers are there that only the measuring needs.
     streaming = {"peak": group.peak_bytes, **group.by_kind}
-    spans = block_spans(open_checkpoint(path))
+    reader = Reader(Path(path))
     raw: dict[int, list[float]] = {readers: [] for readers in RAW_READERS}
     turns = itertools.cycle(RAW_READERS)
     rows: list[dict[str, Any]] = [
@@ -173,12 +123,12 @@ def measure(path: str, group: MemoryGroup, rounds: int) -> dict[str, Any]:
             row["forwards"].append(forward_seconds(model, clip))
             row["blocks"].extend(block_seconds(model, clip))
             readers = next(turns)
-            raw[readers].append(raw_seconds(path, spans, readers))
+            raw[readers].append(reader.seconds(readers))
     return {
         "opening": opening,
         "streamed": len(plan.streamed),
         "slots": plan.slots,
-        "read_bytes": sum(end - start for start, end in spans),
+        "read_bytes": reader.nbytes,
         "planned_read_bytes": plan.read_bytes_per_forward,
         "memory": streaming,
         "times_at_limit": group.times_at_limit,

@@ -23,7 +23,7 @@ from benchmarks.disk.folder import Folder, Model, write_model
 from benchmarks.disk.methods import METHODS
 from benchmarks.disk.report import markdown, summary_table, write_chart
 from benchmarks.disk.rounds import run_rows
-from benchmarks.disk.rows import Row, misses
+from benchmarks.disk.rows import OURS, Row, misses
 from benchmarks.disk.workload import Clip
 from benchmarks.memory import python, unavailable_reason
 
@@ -70,7 +70,7 @@ def measure(cases: Sequence[Case], folder: Path, only: str) -> Iterator[list[Row
 
 
 def _wanted(name: str, only: str) -> bool:
-    return not METHODS[name].limited or name == "blockswap" or only in name
+    return not METHODS[name].limited or name == OURS or only in name
 
 
 def _prepare(name: str, files: Folder) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.disk.folder import Folder, config, read_model
+from benchmarks.disk.rows import OURS, RESIDENT
 
 Forward = Callable[..., Any]
 AIRCANVAS = "aircanvas==0.1.0"
@@ -169,7 +170,6 @@ def aircanvas(folder: Folder) -> Forward:
     return forward
 
 
-RESIDENT, OURS = "all in RAM, no limit", "blockswap"
 METHODS: dict[str, Method] = {
     RESIDENT: Method(all_in_ram, limited=False),
     OURS: Method(ours, reads_ahead=True),

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks.disk.folder import Folder
 from blockswap.layout.checkpoint import open_checkpoint
+from blockswap.store.file_slab import SECTOR
 
 CHUNK = 8 * 1024 * 1024
-SECTOR = 4096
 THREADS = (1, 2, 4)
 
 Span = tuple[int, int]  # offset and size in the file, in whole sectors
@@ -52,19 +52,28 @@ class Reader:
 
     def __init__(self, checkpoint: Path) -> None:
         self._spans = block_spans(checkpoint)
+        self.nbytes = sum(nbytes for _, nbytes in self._spans)
+        self._size = checkpoint.stat().st_size
         self._file = os.open(checkpoint, os.O_RDONLY | os.O_DIRECT)
         self._buffers = [memoryview(_memory()) for _ in range(max(THREADS))]
 
     def seconds(self, threads: int) -> float:
+        """Time to read everything once. Raises the first error of a thread."""
         left = list(reversed(self._spans))  # popping from a list is a single step
+        failed: list[Exception] = []
 
         def work(buffer: memoryview) -> None:
-            while left:
+            while left and not failed:
                 try:
                     offset, nbytes = left.pop()
                 except IndexError:
                     return
-                os.preadv(self._file, [buffer[:nbytes]], offset)
+                try:
+                    count = os.preadv(self._file, [buffer[:nbytes]], offset)
+                    if count < min(nbytes, self._size - offset):
+                        raise EOFError(f"{count} of {nbytes} bytes came from byte {offset}")
+                except (OSError, EOFError) as error:
+                    failed.append(error)
 
         began = time.perf_counter()
         workers = [threading.Thread(target=work, args=(b,)) for b in self._buffers[:threads]]
@@ -72,7 +81,10 @@ class Reader:
             worker.start()
         for worker in workers:
             worker.join()
-        return time.perf_counter() - began
+        took = time.perf_counter() - began
+        if failed:
+            raise failed[0]
+        return took
 
 
 def _memory() -> mmap.mmap:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from benchmarks.disk.folder import Folder, Model
@@ -59,14 +58,6 @@ class Child:
 
     def close(self) -> None:
         self._stack.close()
-
-    def __enter__(self) -> "Child":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _last_words(self) -> str:
         """Empty for a child that the limit killed."""
@@ -163,7 +154,8 @@ def run_rows(
             stack.callback(runner.close)
             runner.start(clips)
             runners.append(runner)
-        raw = stack.enter_context(Child(python("-m", "benchmarks.disk.raw", folder.root), None))
+        raw = Child(python("-m", "benchmarks.disk.raw", folder.root), None)
+        stack.callback(raw.close)
         raw.ask()
         _drop_caches()
         return [_row(model, clip, limit_bytes, runners, raw) for clip in clips]

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks import disk_14b
 from benchmarks.conditions import RESULTS
-from benchmarks.disk_14b_run import Clip, block_spans, raw_seconds
+from benchmarks.disk.raw import Reader, block_spans
+from benchmarks.disk_14b_run import Clip
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.layout.geometry import WanGeometry
 from blockswap.synth import synth
@@ -60,7 +61,19 @@ def test_the_raw_read_is_of_the_blocks_and_nothing_else(tmp_path: Path) -> None:
     synth(WanGeometry(dim=64, ffn_dim=96, num_layers=3, num_heads=2, text_dim=24), path)
     checkpoint = open_checkpoint(path)
     blocks = [t for key, t in checkpoint.tensors.items() if key.startswith("blocks.")]
-    spans = block_spans(checkpoint)
-    assert len(spans) == 3
-    assert 0 <= sum(b - a for a, b in spans) - sum(t.nbytes for t in blocks) < 3 * 2 * 4096
-    assert raw_seconds(str(path), spans, 2) > 0
+    reader, spans = Reader(path), block_spans(path)
+    for tensor in blocks:
+        end = tensor.offset + tensor.nbytes
+        assert any(at <= tensor.offset and end <= at + nbytes for at, nbytes in spans)
+    assert 0 <= reader.nbytes - sum(t.nbytes for t in blocks) < 3 * 2 * 4096
+    assert reader.seconds(2) > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="the raw read is by O_DIRECT")
+def test_a_raw_read_that_fails_is_no_fast_one(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.safetensors"
+    synth(WanGeometry(dim=64, ffn_dim=96, num_layers=3, num_heads=2, text_dim=24), path)
+    reader = Reader(path)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(EOFError, match="bytes came from byte"):
+        reader.seconds(2)
