@@ -10,6 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 TESTS = (
     "engine/test_streamed_file.py",
+    "engine/test_disk_store.py",
     "engine/test_file_slab.py",
     "engine/test_readers.py",
     "engine/test_disk_faults.py",
