@@ -130,9 +130,9 @@ def report(told: dict[str, Any], rows: list[Row]) -> str:
         bullet_list(machine() | conditions(told)),
         f"Opened in **{told['opening']:.2f} s**, host libraries' imports included. Most memory "
         f"that was charged to the cgroup: **{format_bytes(memory['peak'])}** of "
-        f"{format_bytes(LIMIT)}; after the forwards {format_bytes(memory['anonymous'])} of it were "
-        f"anonymous, {format_bytes(memory['shared'])} the slots and "
-        f"{format_bytes(memory['page_cache'])} page cache. The limit was reached "
+        f"{format_bytes(LIMIT)}; after the forwards "
+        f"{format_bytes(memory['anonymous'] + memory['shared'])} of it were its own, the slots "
+        f"among them, and {format_bytes(memory['page_cache'])} page cache. The limit was reached "
         f"{told['times_at_limit']} times.",
         "| clip | forward, s | compute of the blocks, s | raw read of the blocks, s "
         f"| forward / the larger |\n|---|---|---|---|---|\n{table}",

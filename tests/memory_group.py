@@ -37,7 +37,10 @@ class MemoryGroup:
 
     @property
     def by_kind(self) -> dict[str, int]:
-        """Bytes now: `anonymous`, `shared` (where a swap's slots on the CPU are), `page_cache`."""
+        """Bytes now: `anonymous`, `shared` and `page_cache`.
+
+        Slots on the CPU are anonymous where the system has huge pages, else shared.
+        """
         lines = (self.folder / "memory.stat").read_text().splitlines()
         stat = {name: int(value) for name, value in map(str.split, lines)}
         return {
