@@ -345,3 +345,56 @@ def test_a_failure_in_the_middle_of_opening_leaves_nothing(
     watch.check(grown=16 * MIB)
     with swap_blocks(models[0], BlockSwapArgs(blocks_to_swap=5), device=sim_device):
         run(models, "aa", "mini", sim_device)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError])
+def test_swapped_experts_are_given_back_at_the_end_of_a_with(
+    error: type[Exception] | None, sim: ModuleType, sim_device: torch.device
+) -> None:
+    models = [expert(0, "mini"), expert(1, "mini")]
+    values = [[p.clone() for p in model.parameters()] for model in models]
+    own = [list(model.parameters()) for model in models]
+    before = sim.counters().device_bytes
+    try:
+        with swap_experts(models, {"blocks_to_swap": 5}, device=sim_device) as (high, low):
+            assert (high.model, low.model) == tuple(models)
+            run(models, "ab", "mini", sim_device)
+            if error is not None:
+                raise error
+    except RuntimeError:
+        assert error is not None
+    assert high.closed
+    assert low.closed
+    for model, parameters, wanted in zip(models, own, values, strict=True):
+        assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(parameters, wanted, strict=True))
+    assert sim.counters().device_bytes == before
+
+
+def test_a_dropped_model_that_was_interrupted_leaves_its_slot_to_the_other(
+    sim: ModuleType, sim_device: torch.device, pools: list[Pool], tmp_path: Path
+) -> None:
+    """Ctrl-C in a block calls no hook, and then nobody is left to say that the slot is free."""
+    models: list[Any] = list(
+        open_experts(
+            write_experts(tmp_path, "mini"),
+            {"blocks_to_swap": 6, "prefetch_blocks": 1},
+            device=sim_device,
+            skeletons=[skeleton("mini"), skeleton("mini")],
+        )
+    )
+    run(models, "ab", "mini", sim_device)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    models[0].blocks[3].forward = interrupted
+    with pytest.raises(KeyboardInterrupt), torch.no_grad():
+        models[0](**inputs("mini", sim_device))
+    assert sum(slot.in_use for slot in pools[-1].slots) == 1
+    del models[0]
+    gc.collect()
+    assert pools[-1].runner() is None, "nothing of the dropped model is left"
+    run(["gone", *models], "bbb", "mini", sim_device)
+    assert not any(slot.in_use for slot in pools[-1].slots)
+    models[0].blockswap.close()
