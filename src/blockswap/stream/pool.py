@@ -73,11 +73,6 @@ class Pool:
         self._turn = 0
         self._uses = 0
 
-    @property
-    def pinned_bytes(self) -> int:
-        chunks = [chunk for staging in self.staging for chunk in staging.chunks]
-        return sum(chunk.numel() for chunk in chunks if chunk.is_pinned())
-
     def find(self, occupant: Occupant) -> Slot | None:
         """The slot that holds, or is about to hold, the unit."""
         for slot in self.slots:
