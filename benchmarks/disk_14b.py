@@ -153,8 +153,8 @@ def conditions(told: dict[str, Any]) -> dict[str, str]:
         "forward": f"median of {ROUNDS}, each behind another forward",
         "compute": "one block again and again with its weights in memory, median, times 40; what "
         "lies outside the blocks is not in it",
-        "raw read": f"the same bytes by os.preadv with O_DIRECT, 8 MiB each: {raw}; the faster "
-        "counts",
+        "raw read": f"the same bytes by os.preadv with O_DIRECT, 32 MiB each, round 256 MiB of "
+        f"memory: {raw}; the faster counts",
         "order": "forward, block and raw read in turns in one process",
         "targets": f"opened in {OPENING_SECONDS:.0f} s, a forward at most {OVER_BOUND} x its bound",
     }

@@ -1,31 +1,42 @@
 """The bound of a disk: the bytes of all blocks, read with O_DIRECT and nothing else done.
 
-python -m benchmarks.disk.raw FOLDER      # told "THREADS" by lines on stdin, answers seconds
+python -m benchmarks.disk.raw FOLDER      # told by lines on stdin, answers seconds:
+    4           four reads at a time, into memory that holds them
+    discard     one read at a time into one small buffer, each over the last
+
+Whoever computes with weights has to keep them until then, so the bound keeps them, too: it reads
+round a memory like that of our slots. Reads into a buffer that stays in a processor's cache can be
+a third faster (it depends on the machine), but what they bring is gone with the next one. That is
+measured beside the bound, to show by how much, and held against nobody.
 """
 
+import itertools
 import mmap
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.disk.folder import Folder
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.store.file_slab import SECTOR
 
-CHUNK = 8 * 1024 * 1024
+CHUNK = 32 * 1024 * 1024
+KEPT_CHUNKS = 8  # as much memory as three blocks of Wan 1.3B; more was no slower
+DISCARDED = 8 * 1024 * 1024
 THREADS = (1, 2, 4)
+DISCARD = "discard"
 
 Span = tuple[int, int]  # offset and size in the file, in whole sectors
 
 
-def block_spans(checkpoint: Path) -> list[Span]:
-    """Where the blocks lie, joined and widened to sectors, in reads of at most `CHUNK` bytes."""
+def block_spans(checkpoint: Path, chunk: int = CHUNK) -> list[Span]:
+    """Where the blocks lie, joined and widened to sectors, in reads of at most `chunk` bytes."""
     tensors = open_checkpoint(checkpoint).tensors
     leaves = sorted((t.offset, t.nbytes) for name, t in tensors.items() if "blocks." in name)
-    return list(_chunks(_joined(leaves)))
+    return list(_chunks(_joined(leaves), chunk))
 
 
 def _joined(leaves: Iterable[Span]) -> Iterable[Span]:
@@ -41,42 +52,56 @@ def _joined(leaves: Iterable[Span]) -> Iterable[Span]:
         yield start, end - start
 
 
-def _chunks(spans: Iterable[Span]) -> Iterable[Span]:
+def _chunks(spans: Iterable[Span], chunk: int) -> Iterable[Span]:
     for offset, nbytes in spans:
-        for at in range(0, nbytes, CHUNK):
-            yield offset + at, min(CHUNK, nbytes - at)
+        for at in range(0, nbytes, chunk):
+            yield offset + at, min(chunk, nbytes - at)
 
 
 class Reader:
-    """Reads all spans, several at a time, each thread into a buffer of its own."""
+    """Reads all blocks, as a bound for whoever has to. Owns its memory, in huge pages."""
 
     def __init__(self, checkpoint: Path) -> None:
-        self._spans = block_spans(checkpoint)
-        self.nbytes = sum(nbytes for _, nbytes in self._spans)
+        self._kept = block_spans(checkpoint)
+        self._discarded = block_spans(checkpoint, DISCARDED)
+        self.nbytes = sum(nbytes for _, nbytes in self._kept)
         self._size = checkpoint.stat().st_size
         self._file = os.open(checkpoint, os.O_RDONLY | os.O_DIRECT)
-        self._buffers = [memoryview(_memory()) for _ in range(max(THREADS))]
+        memory = memoryview(_memory(KEPT_CHUNKS * CHUNK))
+        self._ring = [memory[i * CHUNK : (i + 1) * CHUNK] for i in range(KEPT_CHUNKS)]
 
     def seconds(self, threads: int) -> float:
-        """Time to read everything once. Raises the first error of a thread."""
-        left = list(reversed(self._spans))  # popping from a list is a single step
+        """Time to read everything once, `threads` reads at a time; raises a thread's first error.
+
+        No read goes where one of the last few went.
+        """
+        assert threads < KEPT_CHUNKS
+        return self._read(self._kept, self._ring, threads)
+
+    def discarding_seconds(self) -> float:
+        """Time to read everything once, each part over the one before."""
+        return self._read(self._discarded, [self._ring[0][:DISCARDED]], 1)
+
+    def _read(self, spans: Sequence[Span], ring: Sequence[memoryview], threads: int) -> float:
+        targets = zip(spans, itertools.cycle(ring), strict=False)
+        left = list(targets)[::-1]  # popping from a list is a single step
         failed: list[Exception] = []
 
-        def work(buffer: memoryview) -> None:
+        def work() -> None:
             while left and not failed:
                 try:
-                    offset, nbytes = left.pop()
+                    (offset, nbytes), target = left.pop()
                 except IndexError:
                     return
                 try:
-                    count = os.preadv(self._file, [buffer[:nbytes]], offset)
+                    count = os.preadv(self._file, [target[:nbytes]], offset)
                     if count < min(nbytes, self._size - offset):
                         raise EOFError(f"{count} of {nbytes} bytes came from byte {offset}")
                 except (OSError, EOFError) as error:
                     failed.append(error)
 
         began = time.perf_counter()
-        workers = [threading.Thread(target=work, args=(b,)) for b in self._buffers[:threads]]
+        workers = [threading.Thread(target=work) for _ in range(threads)]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -87,10 +112,12 @@ class Reader:
         return took
 
 
-def _memory() -> mmap.mmap:
-    """In huge pages: a read into small ones takes a good part longer."""
-    memory = mmap.mmap(-1, 2 * CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def _memory(nbytes: int) -> mmap.mmap:
+    """In huge pages: a read into small ones takes a good part longer. All of it is there."""
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
+    for page in range(0, nbytes, mmap.PAGESIZE):
+        memory[page] = 0
     return memory
 
 
@@ -98,7 +125,9 @@ def main(root: str) -> None:
     reader = Reader(Folder(Path(root)).checkpoint)
     print("opened", flush=True)
     for line in sys.stdin:
-        print(reader.seconds(int(line)), flush=True)
+        told = line.strip()
+        seconds = reader.discarding_seconds() if told == DISCARD else reader.seconds(int(told))
+        print(seconds, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.disk.folder import Folder, Model
 from benchmarks.disk.methods import METHODS
-from benchmarks.disk.raw import THREADS
+from benchmarks.disk.raw import DISCARD, THREADS
 from benchmarks.disk.rows import RESIDENT, Row, Sample, Track
 from benchmarks.disk.workload import Clip
 from benchmarks.memory import MemoryGroup, memory_group, python
@@ -165,6 +165,7 @@ def _row(model: Model, clip: Clip, limit_bytes: int, runners: Sequence[Runner], 
     """The counted rounds, each beginning with another method; before short ones one to warm up."""
     samples: dict[str, list[Sample]] = {runner.name: [] for runner in runners}
     reads: dict[int, list[float]] = {threads: [] for threads in THREADS}
+    discarding: list[float] = []
     # Long clips have run once while the methods were started, and the caches do not matter.
     for number in range(0 if clip.tokens < SHORT else 1, rounds_of(model, clip) + 1):
         turn = number % len(runners)
@@ -176,9 +177,12 @@ def _row(model: Model, clip: Clip, limit_bytes: int, runners: Sequence[Runner], 
             seconds = float(raw.ask(str(threads)))
             if number:
                 reads[threads].append(seconds)
+        seconds = float(raw.ask(DISCARD))
+        if number:
+            discarding.append(seconds)
     tracks = {runner.name: runner.track(samples[runner.name]) for runner in runners}
     assert tracks[RESIDENT].samples
-    return Row(model, clip, limit_bytes, tracks, reads)
+    return Row(model, clip, limit_bytes, tracks, reads, discarding)
 
 
 def rounds_of(model: Model, clip: Clip) -> int:

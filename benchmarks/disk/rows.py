@@ -48,13 +48,18 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """All methods over the same rounds; `raw[threads]` are seconds of the raw read."""
+    """All methods over the same rounds; `raw[threads]` are seconds of the raw read.
+
+    `discarding` are seconds of a raw read that keeps nothing of what it brings, which is told
+    beside the bound.
+    """
 
     model: Model
     clip: Clip
     limit_bytes: int
     tracks: Mapping[str, Track]
     raw: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    discarding: Sequence[float] = ()
 
     @property
     def read(self) -> Sequence[float]:

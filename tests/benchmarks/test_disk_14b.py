@@ -67,6 +67,10 @@ def test_the_raw_read_is_of_the_blocks_and_nothing_else(tmp_path: Path) -> None:
         assert any(at <= tensor.offset and end <= at + nbytes for at, nbytes in spans)
     assert 0 <= reader.nbytes - sum(t.nbytes for t in blocks) < 3 * 2 * 4096
     assert reader.seconds(2) > 0
+    stored = path.read_bytes()
+    for (at, nbytes), kept in zip(spans, reader._ring, strict=False):
+        assert kept[:nbytes] == stored[at : at + nbytes]
+    assert reader.discarding_seconds() > 0
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="the raw read is by O_DIRECT")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,9 @@ def test_killed_and_failed_rows_stay_in_the_tables(tmp_path: Path):
     ]
     said = markdown(rows, 2)
     assert "killed in 1,000 MB and 2,000 MB" in said
+    assert "Raw read: 4.000 s with 1, 2.000 s with 4 at a time; 3 rounds" in said
+    rows[0] = replace(rows[0], discarding=(1.5, 1.5, 1.5))
+    assert "2.000 s with 4 at a time, 1.500 s discarding; 3 rounds" in markdown(rows, 2)
     assert "no such thing" in said
     table = summary_table(rows)
     assert "| killed |" in table
@@ -107,7 +111,7 @@ def test_reads_are_joined_widened_to_sectors_and_cut():
         (3 * SECTOR, SECTOR),
         (100 * SECTOR, CHUNK + SECTOR),
     ]
-    assert list(_chunks([(0, CHUNK + SECTOR)])) == [(0, CHUNK), (CHUNK, SECTOR)]
+    assert list(_chunks([(0, CHUNK + SECTOR)], CHUNK)) == [(0, CHUNK), (CHUNK, SECTOR)]
     assert list(_joined([])) == []
 
 
