@@ -23,16 +23,11 @@ AIRCANVAS = "aircanvas==0.1.0"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """`limited`: whether it runs under the memory limit of its row.
-
-    `reads_ahead`: whether it reads on while nobody runs it. A forward that is not counted then
-    goes before each one that is, else the counted one would begin with a part already there.
-    """
+    """`limited`: whether it runs under the memory limit of its row."""
 
     open: Callable[[Folder], Forward]
     prepare: Callable[[Folder], None] | None = None
     limited: bool = True
-    reads_ahead: bool = False
 
 
 def empty_model(folder: Folder) -> torch.nn.Module:
@@ -172,12 +167,12 @@ def aircanvas(folder: Folder) -> Forward:
 
 METHODS: dict[str, Method] = {
     RESIDENT: Method(all_in_ram, limited=False),
-    OURS: Method(ours, reads_ahead=True),
+    OURS: Method(ours),
     "safetensors mmap": Method(safetensors_mmap, _own_copy("safetensors mmap")),
     "accelerate from safetensors": Method(
         accelerate_safetensors, _own_copy("accelerate from safetensors")
     ),
     "accelerate disk_offload": Method(accelerate_disk, prepare_accelerate_disk),
     "diffusers group offload": Method(_group_offload, prepare_group_offload),
-    "aircanvas": Method(aircanvas, prepare_aircanvas, reads_ahead=True),
+    "aircanvas": Method(aircanvas, prepare_aircanvas),
 }

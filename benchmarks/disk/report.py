@@ -31,10 +31,10 @@ def conditions(threads: int) -> dict[str, str]:
         f"streamed; {threads} torch threads",
         "memory": "a cgroup for each method, set before its interpreter starts, page cache charged",
         "rounds": "interleaved, every round begins with another method; medians, and ratios taken "
-        "round by round; methods that read ahead run one forward before the counted one in rows "
-        "of under 100 tokens, so that none begins with blocks that came while it was idle",
+        "round by round; every counted forward comes behind one of the same method that is not, as "
+        "in a generation",
         "raw read": "the bytes of all blocks with O_DIRECT, 32 MiB each, 1, 2 and 4 at a time, "
-        "round 256 MiB of memory; the setting with the best median counts",
+        "round 1 GiB of memory; the setting with the best median counts",
         "discarding": "the same bytes, 8 MiB each into one buffer that fits a processor's cache; "
         "what it brings is gone with the next read, so it is told and held against nobody",
         "prepared outside of the limit, not counted": "the copies of the model that "

@@ -17,7 +17,6 @@ from benchmarks.disk.workload import Clip
 from benchmarks.memory import MemoryGroup, memory_group, python
 
 NO_LIMIT = 1 << 40
-SHORT = 100  # tokens of a clip whose forward the disk may bind
 STEPS = (1.0, 1.3, 2.0, None)  # shares of the limit, one after the other, until a method survives
 
 
@@ -77,7 +76,6 @@ class Runner:
     def __init__(self, name: str, folder: Folder, limit_bytes: int) -> None:
         self.name = name
         self._folder = folder
-        self._reads_ahead = METHODS[name].reads_ahead
         steps = STEPS if METHODS[name].limited else (None,)
         self._limits = [None if step is None else int(limit_bytes * step) for step in steps]
         self.killed: list[int] = []
@@ -105,12 +103,14 @@ class Runner:
                 return
 
     def forward(self, clip: Clip) -> Sample | None:
-        """One forward in the steady state; None once the child is gone."""
+        """One forward behind another, as steps of a generation are; None once the child is gone.
+
+        Else it would pay for memory that others have cooled, or begin with what was read meanwhile.
+        """
         if self.child is None:
             return None
         try:
-            if self._reads_ahead and clip.tokens < SHORT:
-                self._forward(self.child, clip)
+            self._forward(self.child, clip)
             return self._forward(self.child, clip)
         except Ended as ended:
             self.error = str(ended) or "killed in the middle of the rounds"
@@ -162,24 +162,19 @@ def run_rows(
 
 
 def _row(model: Model, clip: Clip, limit_bytes: int, runners: Sequence[Runner], raw: Child) -> Row:
-    """The counted rounds, each beginning with another method; before short ones one to warm up."""
+    """Interleaved rounds, each beginning with another method."""
     samples: dict[str, list[Sample]] = {runner.name: [] for runner in runners}
     reads: dict[int, list[float]] = {threads: [] for threads in THREADS}
     discarding: list[float] = []
-    # Long clips have run once while the methods were started, and the caches do not matter.
-    for number in range(0 if clip.tokens < SHORT else 1, rounds_of(model, clip) + 1):
+    for number in range(rounds_of(model, clip)):
         turn = number % len(runners)
         for runner in (*runners[turn:], *runners[:turn]):
             sample = runner.forward(clip)
-            if number and sample is not None:
+            if sample is not None:
                 samples[runner.name].append(sample)
         for threads in THREADS:
-            seconds = float(raw.ask(str(threads)))
-            if number:
-                reads[threads].append(seconds)
-        seconds = float(raw.ask(DISCARD))
-        if number:
-            discarding.append(seconds)
+            reads[threads].append(float(raw.ask(str(threads))))
+        discarding.append(float(raw.ask(DISCARD)))
     tracks = {runner.name: runner.track(samples[runner.name]) for runner in runners}
     assert tracks[RESIDENT].samples
     return Row(model, clip, limit_bytes, tracks, reads, discarding)
@@ -187,9 +182,9 @@ def _row(model: Model, clip: Clip, limit_bytes: int, runners: Sequence[Runner], 
 
 def rounds_of(model: Model, clip: Clip) -> int:
     """Short forwards are repeated more often."""
-    if model.blocks > 10:
+    if model.blocks > 10 or clip.tokens > 1000:
         return 3
-    return 6 if clip.tokens < SHORT else 3
+    return 6 if clip.tokens < 100 else 4
 
 
 def _drop_caches() -> None:

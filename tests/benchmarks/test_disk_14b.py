@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import disk_14b
 from benchmarks.conditions import RESULTS
-from benchmarks.disk.raw import Reader, block_spans
+from benchmarks.disk.raw import CHUNK, Reader, block_spans
 from benchmarks.disk_14b_run import Clip
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.layout.geometry import WanGeometry
@@ -61,7 +61,7 @@ def test_the_raw_read_is_of_the_blocks_and_nothing_else(tmp_path: Path) -> None:
     synth(WanGeometry(dim=64, ffn_dim=96, num_layers=3, num_heads=2, text_dim=24), path)
     checkpoint = open_checkpoint(path)
     blocks = [t for key, t in checkpoint.tensors.items() if key.startswith("blocks.")]
-    reader, spans = Reader(path), block_spans(path)
+    reader, spans = Reader(path, 8 * CHUNK), block_spans(path)
     for tensor in blocks:
         end = tensor.offset + tensor.nbytes
         assert any(at <= tensor.offset and end <= at + nbytes for at, nbytes in spans)
@@ -77,7 +77,7 @@ def test_the_raw_read_is_of_the_blocks_and_nothing_else(tmp_path: Path) -> None:
 def test_a_raw_read_that_fails_is_no_fast_one(tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors"
     synth(WanGeometry(dim=64, ffn_dim=96, num_layers=3, num_heads=2, text_dim=24), path)
-    reader = Reader(path)
+    reader = Reader(path, 8 * CHUNK)
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(EOFError, match="bytes came from byte"):
         reader.seconds(2)
