@@ -5,11 +5,9 @@ python -m benchmarks.disk.raw FOLDER      # told by lines on stdin, answers seco
     discard     one read at a time into one small buffer, each over the last
 
 Whoever computes with weights has to keep them until then, so the bound keeps them, too: it reads
-round a memory that no cache holds, and a large one, because on virtual machines the rate depends on
-where in the host's memory a process happens to lie (a fifth between equal processes). Reads into a
-buffer that stays in a processor's cache can be a third faster (it depends on the machine), but what
-they bring is gone with the next one. That is measured beside the bound, to show by how much, and
-held against nobody.
+round a memory that no cache holds. Reads into a buffer that stays in a processor's cache can be a
+third faster (it depends on the machine), but what they bring is gone with the next one. That is
+measured beside the bound, to show by how much, and held against nobody.
 """
 
 import itertools
@@ -28,7 +26,7 @@ from blockswap.store.file_slab import SECTOR
 CHUNK = 32 * 1024 * 1024
 KEPT = 1024 * 1024 * 1024
 DISCARDED = 8 * 1024 * 1024
-THREADS = (1, 2, 4)
+THREADS = (2, 4)  # one at a time was never the best
 DISCARD = "discard"
 
 Span = tuple[int, int]  # offset and size in the file, in whole sectors

@@ -33,8 +33,9 @@ def conditions(threads: int) -> dict[str, str]:
         "rounds": "interleaved, every round begins with another method; medians, and ratios taken "
         "round by round; every counted forward comes behind one of the same method that is not, as "
         "in a generation",
-        "raw read": "the bytes of all blocks with O_DIRECT, 32 MiB each, 1, 2 and 4 at a time, "
-        "round 1 GiB of memory; the setting with the best median counts",
+        "raw read": "the bytes of all blocks with O_DIRECT, 32 MiB each, 2 and 4 at a time, round "
+        "1 GiB of memory: the mean of four processes, two started before the methods and two "
+        "after; the setting with the best median counts",
         "discarding": "the same bytes, 8 MiB each into one buffer that fits a processor's cache; "
         "what it brings is gone with the next read, so it is told and held against nobody",
         "prepared outside of the limit, not counted": "the copies of the model that "

@@ -16,6 +16,7 @@ from torch import nn
 
 from blockswap import BlockSwapArgs, open_transformer, swap_blocks
 from blockswap.errors import CheckpointError, PlanError, ReadError
+from blockswap.store.file_io import StreamedFile
 from blockswap.store.ram import RamStore
 from blockswap.stream import device as device_module
 from blockswap.stream.device import Accelerator
@@ -113,11 +114,11 @@ def test_opening_a_file_that_fails_anywhere_leaves_nothing_behind(
 ) -> None:
     here = psutil.Process()
     files, threads = here.num_fds(), set(threading.enumerate())
-    real = os.preadv
+    real = StreamedFile._read_once
     for count in range(100):
         fail = FailAt(real, count, OSError(5, "Input/output error"))
         with monkeypatch.context() as patch:
-            patch.setattr(os, "preadv", fail.method())
+            patch.setattr(StreamedFile, "_read_once", fail.method())
             try:
                 model = open_transformer(
                     shelf.file("mini"),
