@@ -6,17 +6,17 @@ import os
 # them cost many times what they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# "preadv,O_DIRECT,posix_fadvise" makes this a platform without them, as Windows is. Before anything
-# of ours is imported.
-for _name in os.environ.get("BLOCKSWAP_TEST_WITHOUT", "").split(","):
-    if hasattr(os, _name):
-        delattr(os, _name)
-
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+# "preadv,O_DIRECT,posix_fadvise" makes this a platform without them, as Windows is. Nothing of ours
+# is imported yet.
+for _name in os.environ.get("BLOCKSWAP_TEST_WITHOUT", "").split(","):
+    if hasattr(os, _name):
+        delattr(os, _name)
 
 DEVICES = ("cpu", "sim-eager", "sim-lazy")
 
