@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from report_samples import Speeds, measured_of, plan_of
@@ -137,6 +137,7 @@ def test_the_micro_sign_is_drawn_as_a_letter_of_the_font(tmp_path: Path) -> None
 
 
 @given(st.floats(1e-7, 1e5), st.floats(0.0, 1e3))
+@example(0.6, 0.0)
 @settings(max_examples=200)
 def test_ticks_are_few_distinct_and_inside(span: float, low: float) -> None:
     axis = _Axis(low, low + span)
