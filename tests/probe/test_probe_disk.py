@@ -87,8 +87,11 @@ def test_a_setting_that_does_not_win_every_turn_changes_nothing(
     assert figures.readers == 4
 
 
+ASKS_DIRECT = hasattr(os, "O_DIRECT") and hasattr(os, "preadv")
+
+
 def _has_direct(folder: Path) -> bool:
-    if not (hasattr(os, "O_DIRECT") and hasattr(os, "preadv")):
+    if not ASKS_DIRECT:
         return False
     try:
         os.close(os.open(folder / "direct", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
@@ -271,9 +274,7 @@ def test_what_the_platform_lacks_is_told(
     }
 
 
-@pytest.mark.skipif(
-    not (hasattr(os, "O_DIRECT") and hasattr(os, "preadv")), reason="nothing asks for direct reads"
-)
+@pytest.mark.skipif(not ASKS_DIRECT, reason="nothing asks for direct reads")
 def test_a_file_system_that_refuses_direct_reads_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

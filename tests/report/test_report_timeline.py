@@ -14,6 +14,7 @@ from report_samples import Speeds, measured_of, plan_of
 from blockswap.errors import OutputError
 from blockswap.events import Measured, Visit
 from blockswap.report import draw_timeline
+from blockswap.report.canvas import round_step
 from blockswap.report.timeline import _Axis
 
 RESIDENT, STREAMED, WAITING = (0xA8, 0xC5, 0xE2), (0x1F, 0x5F, 0xA8), (0xD4, 0x15, 0x2A)
@@ -146,6 +147,14 @@ def test_ticks_are_few_distinct_and_inside(span: float, low: float) -> None:
     assert 6 <= len(ticks) <= 17
     assert len(set(labels)) == len(labels)
     assert all(low <= second <= low + span * (1 + 1e-6) + 1e-9 for second, _ in ticks)
+
+
+@pytest.mark.parametrize(
+    ("most", "step"),
+    [(0.6 / 6, 0.1), (0.199, 0.1), (0.2, 0.2), (4.9, 2.0), (5.0, 5.0), (99.0, 50.0)],
+)
+def test_the_step_of_an_axis_is_round(most: float, step: float) -> None:
+    assert round_step(most) == pytest.approx(step)
 
 
 def test_a_repeated_block_is_drawn_twice(tmp_path: Path) -> None:

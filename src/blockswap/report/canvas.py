@@ -5,6 +5,7 @@ painted at twice its size and reduced at the end, so a bar narrower than a pixel
 its true width, as a paler one.
 """
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -108,3 +109,12 @@ def new_canvas(width: int, height: float) -> Canvas:
 def _writable(text: str) -> str:
     # The font inside Pillow (Aileron, a subset) has no micro sign.
     return text.replace("µ", "u")
+
+
+def round_step(most: float) -> float:
+    """The largest 1, 2 or 5 times a power of ten that is not above `most`: for ticks of an axis.
+
+    A billionth above counts as equal: 0.6 / 6 is a little less than 0.1, whose logarithm it has.
+    """
+    power = 10.0 ** math.floor(math.log10(most))
+    return max(power * factor for factor in (1, 2, 5) if power * factor <= most * (1 + 1e-9))

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 
 from ..units import GIB, format_bytes, format_seconds
-from .canvas import PAGE_WIDTH, Box, Canvas, new_canvas
+from .canvas import PAGE_WIDTH, Box, Canvas, new_canvas, round_step
 
 _INK, _PALE_INK, _RULE, _LINE = "#1b1f24", "#5c6670", "#d5dae0", "#1f5fa8"
 _HEIGHT = 720.0
@@ -63,14 +63,14 @@ class _Frame:
 
 
 def _draw_axes(canvas: Canvas, frame: _Frame) -> None:
-    step = _round_step(frame.seconds / 6)
+    step = round_step(frame.seconds / 6)
     for number in range(int(frame.seconds / step) + 1):
         y = frame.y(number * step)
         canvas.fill(Box(_LEFT, y - 0.5, _RIGHT, y + 0.5), _RULE)
         canvas.write(
             (_LEFT - 12, y), format_seconds(number * step), size=16, colour=_INK, anchor="rm"
         )
-    gib = max(1, round(_round_step((frame.high - frame.low) / GIB / 12)))
+    gib = max(1, round(round_step((frame.high - frame.low) / GIB / 12)))
     for number in range(math.ceil(frame.low / GIB / gib), int(frame.high / GIB / gib) + 1):
         x = frame.x(number * gib * GIB)
         canvas.fill(Box(x - 0.5, _BOTTOM, x + 0.5, _BOTTOM + 8), _INK)
@@ -90,9 +90,3 @@ def _draw_step(canvas: Canvas, frame: _Frame, dot: Dot, following: Dot) -> None:
     y, next_y = frame.y(dot.step_seconds), frame.y(following.step_seconds)
     canvas.fill(Box(left, y - 2, right + 2, y + 2), _LINE)
     canvas.fill(Box(right - 2, min(y, next_y) - 2, right + 2, max(y, next_y) + 2), _LINE)
-
-
-def _round_step(span: float) -> float:
-    """1, 2 or 5 times a power of ten, not above `span`."""
-    power = 10.0 ** math.floor(math.log10(span))
-    return max(power * factor for factor in (1, 2, 5) if power * factor <= span)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ..events import Measured
 from ..plan.values import SwapPlan
-from .canvas import PAGE_WIDTH, Box, Canvas, new_canvas
+from .canvas import PAGE_WIDTH, Box, Canvas, new_canvas, round_step
 from .lanes import Bar, BarKind, Lane, forward_starts, lanes_of, window_of
 from .summary import Summary, summarise
 from .words import count_of, say_bytes, say_rate, say_seconds
@@ -107,10 +107,7 @@ class _Axis:
     def ticks(self) -> tuple[tuple[float, str], ...]:
         """(second, label) at round distances: 1, 2 or 5 times a power of ten, 6 to 14 of them."""
         span = self.high - self.low
-        power = 10.0 ** math.floor(math.log10(span / 6))
-        # A span of 0.6 makes a power of 0.1, and a sixth of it is a little less.
-        most = span / 6 * (1 + 1e-9)
-        step = max(power * factor for factor in (1, 2, 5) if power * factor <= most)
+        step = round_step(span / 6)
         unit, factor = ("s", 1.0) if span >= 2.0 else ("ms", 1e3)
         decimals = max(0, -math.floor(math.log10(step * factor) + 1e-9))
         return tuple(
