@@ -2,6 +2,7 @@
 
     python -m benchmarks.disk_tier                # about an hour; root, 45 GB of disk, quiet
     python -m benchmarks.disk_tier --quick        # a small model, printed only
+    python -m benchmarks.disk_tier --models "30 blocks"   # anew; the other rows are kept
 
 Every method runs in a process of its own under a memory cgroup in which the page cache counts;
 one works at a time, in interleaved rounds. Writes benchmarks/results/disk_tier.*
@@ -80,6 +81,21 @@ def _prepare(name: str, files: Folder) -> None:
         print(f"{name} could not be prepared: {done.stderr[-300:]}", file=sys.stderr)
 
 
+def kept_rows(models: str) -> list[Row]:
+    """Rows of the last results whose model has not `models` in its name; none if that is empty."""
+    results = RESULTS / "disk_tier.json"
+    if not models or not results.exists():
+        return []
+    rows = map(Row.from_json, json.loads(results.read_text())["rows"])
+    return [row for row in rows if models not in row.model.name]
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """As in `CASES`, whenever they were measured."""
+    order = [(case.model, clip) for case in CASES for clip in case.clips]
+    return sorted(rows, key=lambda row: order.index((row.model, row.clip)))
+
+
 def write(rows: Sequence[Row]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "disk_tier.md").write_text(markdown(rows, THREADS))
@@ -92,15 +108,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs, writes or prints; returns 1 when ours misses a target in any row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a small model, printed only")
+    parser.add_argument(
+        "--models", default="", help="those with this in their name anew; other rows are kept"
+    )
     parser.add_argument("--only", default="", help="peers with this in their name; printed only")
     parser.add_argument("--folder", type=Path, help="where models are written; default: temporary")
     options = parser.parse_args(arguments)
     reason = unavailable_reason()
     if reason is not None:
         raise SystemExit(f"the memory of the methods cannot be limited: {reason}")
+    cases = QUICK if options.quick else CASES
+    cases = tuple(case for case in cases if options.models in case.model.name)
+    kept = [] if options.quick else kept_rows(options.models)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="blockswap-disk-", dir=options.folder) as folder:
-        for rows in measure(QUICK if options.quick else CASES, Path(folder), options.only):
+        for measured in measure(cases, Path(folder), options.only):
+            rows = measured if options.quick else in_order([*kept, *measured])
             print(summary_table(rows), file=sys.stderr, flush=True)
             if not options.quick and not options.only:
                 write(rows)

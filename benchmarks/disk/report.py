@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.chart import Line, Panel, draw
 from benchmarks.conditions import bullet_list, machine
+from benchmarks.disk.rounds import PATIENCE_SECONDS
 from benchmarks.disk.rows import NOISE, OURS, RESIDENT, Row, Track, misses
 from blockswap.units import format_bytes
 
@@ -31,13 +32,18 @@ def conditions(threads: int) -> dict[str, str]:
         f"streamed; {threads} torch threads",
         "memory": "a cgroup for each method, set before its interpreter starts, page cache charged",
         "rounds": "interleaved, every round begins with another method; medians, and ratios taken "
-        "round by round; every counted forward comes behind one of the same method that is not, as "
-        "in a generation",
+        "round by round; every counted forward, and every raw read, comes behind one of the same "
+        "process that is not, as in a generation",
         "raw read": "the bytes of all blocks with O_DIRECT, 32 MiB each, 2 and 4 at a time, round "
         "1 GiB of memory: the mean of four processes, two started before the methods and two "
         "after; the setting with the best median counts",
         "discarding": "the same bytes, 8 MiB each into one buffer that fits a processor's cache; "
         "what it brings is gone with the next read, so it is told and held against nobody",
+        "both at once": "the raw read, 4 at a time, and a forward all in RAM, in two processes "
+        "begun together, until both have ended; the mean with two of the raw processes. What "
+        "reading and computing take from each other, with no streamer between them; told, and no "
+        "target",
+        "patience": f"{PATIENCE_SECONDS:.0f} s for an answer, then a method is ended: failed",
         "prepared outside of the limit, not counted": "the copies of the model that "
         "accelerate disk_offload, diffusers group offload and aircanvas make on the disk",
         "targets": "ours at most 1.02 x all in RAM where the raw read takes at most half of it, "
@@ -51,15 +57,14 @@ def summary_table(rows: Sequence[Row]) -> str:
     """Every method in every row, over the larger of compute and raw read."""
     names = [name for name in rows[0].tracks if name != RESIDENT]
     lines = [
-        "| row | compute, s | raw read, s | binds | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 4) + "|",
+        "| row | compute, s | raw read, s | both at once, s | binds | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 5) + "|",
     ]
     for row in rows:
         cells = [_cell(row, name) for name in names]
-        compute, read = statistics.median(row.compute), statistics.median(row.read)
-        lines.append(
-            f"| {_title(row)} | {compute:.2f} | {read:.2f} | {row.kind} | {' | '.join(cells)} |"
-        )
+        measured = (row.compute, row.read, row.both)
+        figures = " | ".join(f"{statistics.median(one):.2f}" if one else "" for one in measured)
+        lines.append(f"| {_title(row)} | {figures} | {row.kind} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -112,6 +117,10 @@ def _conditions_of(row: Row) -> str:
     if row.discarding:
         discarding = statistics.median(row.discarding)
         raw += f", {discarding:.3f} s discarding"
+    if row.both:
+        ours = statistics.median(row.ratios(OURS, row.both)) if row.tracks[OURS].samples else None
+        raw += f". Both at once: {statistics.median(row.both):.3f} s"
+        raw += f", ours {ours:.3f} x that" if ours is not None else ""
     bound = {"compute": "all in RAM", "disk": "the raw read", "between": "the larger of both"}
     return (
         f"Limit {_mb(row.limit_bytes)}. Bound: {bound[row.kind]}. Raw read: {raw}; "

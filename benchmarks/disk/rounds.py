@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import statistics
 import subprocess
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ NO_LIMIT = 1 << 40
 # Which part of the host's memory a process got makes a fifth of the rate on virtual machines: the
 # raw read is the mean of several processes, started before the methods and after them.
 RAW_BEFORE, RAW_AFTER = 2, 2
+# A method that touches more memory than it has can read the same pages over and over for ever.
+PATIENCE_SECONDS = 180.0
 STEPS = (1.0, 1.3, 2.0, None)  # shares of the limit, one after the other, until a method survives
 
 
@@ -47,14 +50,25 @@ class Child:
 
     def ask(self, question: str | None = None) -> str:
         """Sends a line and waits for the answer; without one, for what it says by itself."""
+        if question is not None:
+            self.tell(question)
+        return self.listen()
+
+    def tell(self, question: str) -> None:
+        """Sends a line and does not wait."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            if question is not None:
-                self._process.stdin.write(question + "\n")
-            answer = self._process.stdout.readline()
+            self._process.stdin.write(question + "\n")
         except BrokenPipeError:
-            answer = ""
+            raise Ended(self._last_words()) from None
+
+    def listen(self) -> str:
+        """The next line that the child says. A child that is silent for too long is ended."""
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], PATIENCE_SECONDS)[0]:
+            self._process.kill()
+            raise Ended(f"ended after {PATIENCE_SECONDS:.0f} s without an answer")
+        answer = self._process.stdout.readline()
         if not answer:
             raise Ended(self._last_words())
         return answer
@@ -121,6 +135,16 @@ class Runner:
             self.close()
             return None
 
+    def beside(self, clip: Clip, raw: Child) -> float:
+        """Seconds until a forward and a raw read, begun at once, have both ended.
+
+        Nothing is between them: no streamer can have both sooner on this machine.
+        """
+        assert self.child is not None
+        self.child.tell(_question(clip))
+        raw.tell(str(max(THREADS)))
+        return max(_sample(self.child.listen()).seconds, float(raw.listen()))
+
     def track(self, samples: Sequence[Sample]) -> Track:
         """What is known of it after a row."""
         if self.child is None:
@@ -142,8 +166,16 @@ class Runner:
 
     @staticmethod
     def _forward(child: Child, clip: Clip) -> Sample:
-        told: dict[str, Any] = json.loads(child.ask(json.dumps(asdict(clip))))
-        return Sample(**told)
+        return _sample(child.ask(_question(clip)))
+
+
+def _question(clip: Clip) -> str:
+    return json.dumps(asdict(clip))
+
+
+def _sample(answer: str) -> Sample:
+    told: dict[str, Any] = json.loads(answer)
+    return Sample(**told)
 
 
 def run_rows(
@@ -182,18 +214,36 @@ def _row(
     samples: dict[str, list[Sample]] = {runner.name: [] for runner in runners}
     reads: dict[int, list[float]] = {threads: [] for threads in THREADS}
     discarding: list[float] = []
+    both: list[float] = []
+    resident = next(runner for runner in runners if runner.name == RESIDENT)
     for number in range(rounds_of(model, clip)):
         turn = number % len(runners)
         for runner in (*runners[turn:], *runners[:turn]):
             sample = runner.forward(clip)
             if sample is not None:
                 samples[runner.name].append(sample)
-        for threads in THREADS:
-            reads[threads].append(statistics.mean(float(raw.ask(str(threads))) for raw in raws))
+        for threads, seconds in _raw_reads(raws).items():
+            reads[threads].append(seconds)
         discarding.append(float(raws[0].ask(DISCARD)))
+        both.append(statistics.mean(resident.beside(clip, raw) for raw in _ends(raws)))
     tracks = {runner.name: runner.track(samples[runner.name]) for runner in runners}
     assert tracks[RESIDENT].samples
-    return Row(model, clip, limit_bytes, tracks, reads, discarding)
+    return Row(model, clip, limit_bytes, tracks, reads, discarding, both)
+
+
+def _raw_reads(raws: Sequence[Child]) -> dict[int, float]:
+    """Seconds by number of threads, the mean of all; like a forward, each behind another one."""
+    seconds: dict[int, list[float]] = {threads: [] for threads in THREADS}
+    for raw in raws:
+        raw.ask(str(THREADS[0]))
+        for threads in THREADS:
+            seconds[threads].append(float(raw.ask(str(threads))))
+    return {threads: statistics.mean(each) for threads, each in seconds.items()}
+
+
+def _ends(raws: Sequence[Child]) -> tuple[Child, Child]:
+    """One that began before the methods, and one that began after them."""
+    return raws[0], raws[-1]
 
 
 def rounds_of(model: Model, clip: Clip) -> int:

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from benchmarks.disk.folder import Model
 from benchmarks.disk.workload import Clip
@@ -50,8 +51,8 @@ class Track:
 class Row:
     """All methods over the same rounds; `raw[threads]` are seconds of the raw read.
 
-    `discarding` are seconds of a raw read that keeps nothing of what it brings, which is told
-    beside the bound.
+    `discarding` are seconds of a raw read that keeps nothing of what it brings, `both` those of a
+    raw read and a forward all in RAM begun at once. Both are told beside the bound.
     """
 
     model: Model
@@ -60,6 +61,7 @@ class Row:
     tracks: Mapping[str, Track]
     raw: Mapping[int, Sequence[float]] = field(default_factory=dict)
     discarding: Sequence[float] = ()
+    both: Sequence[float] = ()
 
     @property
     def read(self) -> Sequence[float]:
@@ -114,8 +116,25 @@ class Row:
         wanted = {sample.digest for sample in self.tracks[RESIDENT].samples}
         return {sample.digest for sample in self.tracks[name].samples} == wanted
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Row":
+        """The row that `as_json` told of, after it was written to a file and read again."""
+        tracks = {
+            name: Track(
+                **track
+                | {
+                    "samples": tuple(Sample(**sample) for sample in track["samples"]),
+                    "killed": tuple(track["killed"]),
+                }
+            )
+            for name, track in data["tracks"].items()
+        }
+        raw = {int(threads): seconds for threads, seconds in data["raw"].items()}
+        told = {"model": Model(**data["model"]), "clip": Clip(**data["clip"])}
+        return cls(**data | told | {"tracks": tracks, "raw": raw})
 
 
 def misses(row: Row) -> list[str]:

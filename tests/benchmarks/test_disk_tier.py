@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.disk.folder import Model
+from benchmarks import disk_tier
+from benchmarks.disk import rounds
+from benchmarks.disk.folder import Folder, Model
 from benchmarks.disk.raw import CHUNK, SECTOR, _chunks, _joined
 from benchmarks.disk.report import markdown, summary_table, write_chart
+from benchmarks.disk.rounds import Runner
 from benchmarks.disk.rows import OURS, RESIDENT, Row, Sample, Track, misses
 from benchmarks.disk.workload import Clip
+from benchmarks.memory import python, unavailable_reason
 
 LIMIT = 1_000_000_000
 PEER = "safetensors mmap"
@@ -94,14 +98,69 @@ def test_killed_and_failed_rows_stay_in_the_tables(tmp_path: Path):
     assert "Raw read: 4.000 s with 1, 2.000 s with 4 at a time; 3 rounds" in said
     rows[0] = replace(rows[0], discarding=(1.5, 1.5, 1.5))
     assert "2.000 s with 4 at a time, 1.500 s discarding; 3 rounds" in markdown(rows, 2)
+    rows[0] = replace(rows[0], both=(2.5, 2.5, 2.5))
+    assert "Both at once: 2.500 s, ours 0.800 x that; 3 rounds" in markdown(rows, 2)
     assert "no such thing" in said
     table = summary_table(rows)
+    assert "| 1.00 | 2.00 | 2.50 | disk |" in table
     assert "| killed |" in table
     assert "killed; 1.500 in 1,000 MB" in table
     assert "| failed |" in table
     write_chart(rows, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 1000
     assert json.loads(json.dumps([one.as_json() for one in rows]))
+
+
+def test_rows_that_are_not_measured_anew_are_kept(tmp_path: Path, monkeypatch):
+    bf16 = row(track(2.0, 2.0, 2.0), [2.0] * 3, Track(killed=(LIMIT,), error="no more"))
+    bf16 = replace(bf16, discarding=[1.5] * 3, both=[2.5] * 3)
+    fp32 = replace(bf16, model=Model(10, "float32"))
+    longer = replace(bf16, clip=Clip(2000, 512))
+    data = {"rows": [one.as_json() for one in (bf16, fp32)]}
+    (tmp_path / "disk_tier.json").write_text(json.dumps(data))
+    monkeypatch.setattr(disk_tier, "RESULTS", tmp_path)
+    assert disk_tier.kept_rows("") == []
+    assert disk_tier.kept_rows("10 blocks") == []
+    (kept,) = disk_tier.kept_rows("float32")
+    assert markdown([kept], 2) == markdown([bf16], 2)
+    assert disk_tier.in_order([longer, fp32, kept]) == [kept, fp32, longer]
+
+
+@pytest.mark.root
+def test_a_child_that_does_not_answer_is_ended(monkeypatch):
+    if (reason := unavailable_reason()) is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(rounds, "PATIENCE_SECONDS", 0.1)
+    child = rounds.Child(python("-c", "import time; time.sleep(600)"), None)
+    try:
+        with pytest.raises(rounds.Ended, match=r"ended after 0 s without an answer"):
+            child.ask()
+    finally:
+        child.close()
+
+
+class ToldChild:
+    """Stands for a child: notes when it is told something, and when it is listened to."""
+
+    def __init__(self, name: str, answer: str, log: list[str]) -> None:
+        self._name, self._answer, self._log = name, answer, log
+
+    def tell(self, question: str) -> None:
+        self._log.append(f"tell {self._name}")
+
+    def listen(self) -> str:
+        self._log.append(f"listen {self._name}")
+        return self._answer
+
+
+@pytest.mark.parametrize(("read", "both"), [("0.5", 2.0), ("3.5", 3.5)])
+def test_a_forward_and_a_read_at_once_are_both_begun_before_either_is_waited_for(read, both):
+    log: list[str] = []
+    runner = Runner(RESIDENT, Folder(Path("unused")), LIMIT)
+    answer = json.dumps({"seconds": 2.0, "read_bytes": 0, "digest": "same"})
+    runner.child = ToldChild("forward", answer, log)
+    assert runner.beside(Clip(64, 64), ToldChild("read", read, log)) == both
+    assert [line.split()[0] for line in log] == ["tell", "tell", "listen", "listen"]
 
 
 def test_reads_are_joined_widened_to_sectors_and_cut():
