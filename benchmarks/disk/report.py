@@ -91,9 +91,9 @@ def _table(row: Row) -> str:
 
 
 def _line(row: Row, name: str, track: Track) -> str:
-    ran = "" if track.limit_bytes == row.limit_bytes else " (no limit)"
-    if track.limit_bytes not in (None, row.limit_bytes):
-        ran = f" (in {_mb(track.limit_bytes or 0)})"
+    ran = ""
+    if track.samples and track.limit_bytes != row.limit_bytes:
+        ran = " (no limit)" if track.limit_bytes is None else f" (in {_mb(track.limit_bytes)})"
     if track.killed:
         ran += f", killed in {' and '.join(_mb(limit) for limit in track.killed)}"
     if not track.samples:

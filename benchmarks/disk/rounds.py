@@ -248,9 +248,9 @@ def _ends(raws: Sequence[Child]) -> tuple[Child, Child]:
 
 def rounds_of(model: Model, clip: Clip) -> int:
     """Short forwards are repeated more often."""
-    if model.blocks > 10 or clip.tokens > 1000:
-        return 3
-    return 6 if clip.tokens < 100 else 4
+    if clip.tokens < 100:
+        return 6
+    return 3 if model.blocks > 10 or clip.tokens > 1000 else 4
 
 
 def _drop_caches() -> None:
