@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from blockswap.plan import correct as module
@@ -83,7 +83,12 @@ def test_the_fewest_equal_units_leave_that_free_enough(
         assert freed - next(iter(sizes.values())) < (wanted + entry) * GIB
 
 
+ONE_IS_LARGE = [Movable(f"blocks.{n}", GIB, resident=False, demotable=False) for n in range(9)]
+ONE_IS_LARGE.append(Movable("blocks.9", 7 * GIB, resident=False, demotable=False))
+
+
 @given(units(), st.integers(0, 60), st.integers(1, 160), st.integers(1, 40))
+@example(ONE_IS_LARGE, 0, 3, 5)
 def test_more_room_never_means_fewer_residents(
     found: list[Movable], activations: int, total: int, more: int
 ) -> None:

@@ -116,12 +116,25 @@ def half_leaving(units: Sequence[Movable], entry_bytes: int = 0) -> tuple[str, .
 
 
 def _joining(units: Sequence[Movable], room: int) -> tuple[str, ...]:
-    fitting = [unit for unit in units if not unit.resident and unit.bytes <= room]
-    for count in range(len(fitting), 0, -1):
-        chosen = _even(fitting, count)
+    """The most that fit, evenly spread over all, or over the smaller ones only.
+
+    One large unit must not keep many small ones out: more room would mean fewer residents.
+    """
+    streamed = [unit for unit in units if not unit.resident and unit.bytes <= room]
+    best: list[Movable] = []
+    for largest in sorted({unit.bytes for unit in streamed}, reverse=True):
+        chosen = _most([unit for unit in streamed if unit.bytes <= largest], room)
+        if len(chosen) > len(best):
+            best = chosen
+    return tuple(unit.name for unit in best)
+
+
+def _most(units: Sequence[Movable], room: int) -> list[Movable]:
+    for count in range(len(units), 0, -1):
+        chosen = _even(units, count)
         if sum(unit.bytes for unit in chosen) <= room:
-            return tuple(unit.name for unit in chosen)
-    return ()
+            return chosen
+    return []
 
 
 def _even(units: Sequence[Movable], count: int) -> list[Movable]:
