@@ -45,7 +45,7 @@ disk-30: $(VENV)/.ready
 disk-14b: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.disk_14b $(FOLDER)
 
-# Root, cgroup v1, a quiet machine, 45 GB of disk: about an hour.
+# Root, cgroup v1, a quiet machine, 45 GB of disk: one to two hours.
 bench-disk: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.disk_tier
 

@@ -1,6 +1,6 @@
 """Blocks from the disk in bounded memory: ours and others', against the raw read and all in RAM.
 
-    python -m benchmarks.disk_tier                # about an hour; root, 45 GB of disk, quiet
+    python -m benchmarks.disk_tier                # one to two hours; root, 45 GB of disk, quiet
     python -m benchmarks.disk_tier --quick        # a small model, printed only
     python -m benchmarks.disk_tier --models "30 blocks"   # anew; the other rows are kept
 
@@ -90,6 +90,11 @@ def kept_rows(models: str) -> list[Row]:
     return [row for row in rows if models not in row.model.name]
 
 
+def names_of(cases: Sequence[Case]) -> str:
+    """The models, each once, for a sentence."""
+    return "; ".join(dict.fromkeys(case.model.name for case in cases))
+
+
 def in_order(rows: Sequence[Row]) -> list[Row]:
     """As in `CASES`, whenever they were measured."""
     order = [(case.model, clip) for case in CASES for clip in case.clips]
@@ -109,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a small model, printed only")
     parser.add_argument(
-        "--models", default="", help="those with this in their name anew; other rows are kept"
+        "--models",
+        default="",
+        help="those with this in their name anew; other rows, of this machine, are kept",
     )
     parser.add_argument("--only", default="", help="peers with this in their name; printed only")
     parser.add_argument("--folder", type=Path, help="where models are written; default: temporary")
@@ -119,13 +126,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"the memory of the methods cannot be limited: {reason}")
     cases = QUICK if options.quick else CASES
     cases = tuple(case for case in cases if options.models in case.model.name)
-    kept = [] if options.quick else kept_rows(options.models)
+    if not cases:
+        parser.error(f"no model has {options.models!r} in its name: they are {names_of(CASES)}")
+    written = not options.quick and not options.only
+    kept = kept_rows(options.models) if written else []
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="blockswap-disk-", dir=options.folder) as folder:
         for measured in measure(cases, Path(folder), options.only):
-            rows = measured if options.quick else in_order([*kept, *measured])
+            rows = in_order([*kept, *measured]) if written else measured
             print(summary_table(rows), file=sys.stderr, flush=True)
-            if not options.quick and not options.only:
+            if written:
                 write(rows)
     print(markdown(rows, THREADS))
     missed = [sentence for row in rows for sentence in misses(row)]

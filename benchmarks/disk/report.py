@@ -118,9 +118,9 @@ def _conditions_of(row: Row) -> str:
         discarding = statistics.median(row.discarding)
         raw += f", {discarding:.3f} s discarding"
     if row.both:
-        ours = statistics.median(row.ratios(OURS, row.both)) if row.tracks[OURS].samples else None
         raw += f". Both at once: {statistics.median(row.both):.3f} s"
-        raw += f", ours {ours:.3f} x that" if ours is not None else ""
+        if row.tracks[OURS].samples:
+            raw += f", ours {statistics.median(row.ratios(OURS, row.both)):.3f} x that"
     bound = {"compute": "all in RAM", "disk": "the raw read", "between": "the larger of both"}
     return (
         f"Limit {_mb(row.limit_bytes)}. Bound: {bound[row.kind]}. Raw read: {raw}; "

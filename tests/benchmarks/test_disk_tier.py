@@ -145,6 +145,10 @@ class ToldChild:
     def __init__(self, name: str, answer: str, log: list[str]) -> None:
         self._name, self._answer, self._log = name, answer, log
 
+    def ask(self, question: str) -> str:
+        self._log.append(f"ask {question}")
+        return str(len(self._log))
+
     def tell(self, question: str) -> None:
         self._log.append(f"tell {self._name}")
 
@@ -161,6 +165,21 @@ def test_a_forward_and_a_read_at_once_are_both_begun_before_either_is_waited_for
     runner.child = ToldChild("forward", answer, log)
     assert runner.beside(Clip(64, 64), ToldChild("read", read, log)) == both
     assert [line.split()[0] for line in log] == ["tell", "tell", "listen", "listen"]
+
+
+def test_every_counted_raw_read_comes_behind_one_of_its_process():
+    logs: list[list[str]] = [[], []]
+    told = rounds._raw_reads([ToldChild("read", "", log) for log in logs])
+    assert logs == [["ask 2", "ask 2", "ask 4"]] * 2
+    assert told == {2: 2.0, 4: 3.0}, "the first answer of each is not counted"
+
+
+def test_models_that_are_not_there_are_refused_with_the_names_of_those_that_are(capsys):
+    if unavailable_reason() is not None:
+        pytest.skip("the memory of the methods cannot be limited")
+    with pytest.raises(SystemExit):
+        disk_tier.main(["--models", "50 blocks"])
+    assert "no model has '50 blocks' in its name: they are 10 blocks, bf" in capsys.readouterr().err
 
 
 def test_reads_are_joined_widened_to_sectors_and_cut():

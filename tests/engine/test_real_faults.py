@@ -204,7 +204,9 @@ def test_opening_with_few_descriptors_works_or_is_one_sentence(
                 continue
             try:
                 assert_right(model)
-            except BlockSwapError as error:  # without preadv readers open theirs with a first read
+            except BlockSwapError as error:
+                if hasattr(os, "preadv"):
+                    raise  # only without it do readers open handles later, with their first read
                 refused.append(str(error))
             model.blockswap.close()
     assert 0 < len(refused) < 12
