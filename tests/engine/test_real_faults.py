@@ -248,8 +248,8 @@ def interrupt(*_):
 armed, count = False, 0
 cpu = torch.device("cpu")
 args = BlockSwapArgs(blocks_to_swap=5, prefetch_blocks=int(sys.argv[3]))
+signal.signal(signal.SIGINT, interrupt)  # before the file is open: the first one comes with that
 model = open_transformer(sys.argv[1], args, device=cpu, skeleton=skeleton("mini"))
-signal.signal(signal.SIGINT, interrupt)
 with torch.no_grad():
     expected = forward(model, "mini", cpu)
     while count < int(sys.argv[2]):
