@@ -1,4 +1,4 @@
-"""What diffusers does beside a swap: adapters chosen while swapped, and offloading of a pipeline's other parts."""
+"""What diffusers does beside a swap: adapters are chosen, other parts of a pipeline offloaded."""
 
 import pytest
 import torch
