@@ -5,15 +5,18 @@ Nothing in it is needed: whoever reads a file here must manage without it, and m
 
 import contextlib
 import json
+import math
 import os
+import stat
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import OutputError
 
 OVERRIDE = "BLOCKSWAP_CACHE"
+MOST_BYTES = 4 * 1024 * 1024  # a thousand times what any file here holds
 
 
 def cache_folder() -> Path:
@@ -40,9 +43,40 @@ def cache_folder() -> Path:
 def read_json(path: Path) -> Any:
     """The value in the file, or None where there is no such file or it does not hold JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return load_json(path)
+    except (OSError, ValueError):
         return None
+
+
+def load_json(path: Path) -> Any:
+    """The value in a plain file of at most `MOST_BYTES`, without NaN and endless numbers.
+
+    Never waits, as opening a pipe would. Raises OSError, and ValueError for all else.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+            raise ValueError("it is no plain file of a few megabytes")
+        raw = file.read(MOST_BYTES)
+    try:
+        return json.loads(raw, parse_constant=_refused, parse_float=_finite, parse_int=_counted)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _refused(text: str) -> NoReturn:
+    raise ValueError(f"it holds {text}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refused("a number without end")
+
+
+def _counted(text: str) -> int:
+    # Beyond 64 bits nothing is a count of bytes, and a float of it may not exist.
+    return int(text) if len(text) < 20 else _refused("a number of over 64 bits")
 
 
 def write_json_atomically(path: Path, value: Any) -> None:

@@ -8,11 +8,11 @@ bytes are certainly on the disk. Nothing of it is believed that does not fit any
 import hashlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..cache import read_json
 from ..layout.header import FileHeader
 
 _VERSION = 1
@@ -24,6 +24,7 @@ class Journal:
     def __init__(self, target: Path, headers: tuple[FileHeader, ...], new_header: bytes) -> None:
         self.part = target.with_name(f".{target.name}.part")
         self.path = target.with_name(f".{target.name}.journal")
+        self.fresh = target.with_name(f".{target.name}.journal-new")
         self._sources = [_stamp(header) for header in headers]
         self._header = hashlib.sha256(new_header).hexdigest()
 
@@ -54,12 +55,11 @@ class Journal:
             "header": self._header,
             "done_bytes": done_bytes,
         }
-        fresh = self.path.with_suffix(".journal-new")
-        with fresh.open("wb") as file:
+        with self.fresh.open("wb") as file:
             file.write(json.dumps(content).encode())
             file.flush()
             os.fsync(file.fileno())
-        fresh.replace(self.path)
+        self.fresh.replace(self.path)
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -70,10 +70,8 @@ class Journal:
         self.part.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any] | None:
-        with suppress(OSError, ValueError):
-            found = json.loads(self.path.read_bytes())
-            return found if isinstance(found, dict) else None
-        return None
+        found = read_json(self.path)
+        return found if isinstance(found, dict) else None
 
 
 def _stamp(header: FileHeader) -> dict[str, Any]:

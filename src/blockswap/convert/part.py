@@ -1,6 +1,7 @@
 """The part: this module owns the unfinished file, written in order and only ever by one process."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -19,10 +20,26 @@ SAVE_BYTES = 256 * 1024 * 1024
 @contextmanager
 def open_part(journal: Journal) -> Iterator[FileIO]:
     """The part, locked against a second conversion to the same target where the system can."""
-    descriptor = os.open(journal.part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    _refuse_links(journal)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(journal.part, flags, 0o666)
     with FileIO(descriptor, "r+") as file:
         _lock(file, journal)
         yield file
+
+
+def _refuse_links(journal: Journal) -> None:
+    """What is no plain file of one name was not left by a conversion, and writing into it would
+    destroy what it leads to: the source, even."""
+    for path in (journal.part, journal.path, journal.fresh):
+        if not os.path.lexists(path):
+            continue
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise OutputError(
+                f"cannot write {path}: a link or no plain file is there, which no conversion "
+                "left: remove it, or choose another name for the target"
+            )
 
 
 def write_part(

@@ -98,7 +98,7 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
 
 def _run(work: _Work, meter: Meter) -> tuple[int, str | None]:
     journal = work.journal
-    done = journal.part.stat().st_size if journal.part.exists() else 0
+    done = journal.part.lstat().st_size if os.path.lexists(journal.part) else 0
     check_room(work.target.parent, max(0, work.layout.nbytes - done))
     with open_files(work.checkpoint.headers) as files:
         reader = PieceReader(files)
@@ -132,10 +132,10 @@ def _check_target(target: Path, checkpoint: Checkpoint, *, overwrite: bool) -> N
     check_parent(target)
     if not target.name.endswith(SUFFIX):
         raise OutputError(f"cannot write {target}: end the file's name with {SUFFIX}")
-    if not target.exists():
+    if not os.path.lexists(target):
         return
     for path in checkpoint.paths:
-        if os.path.samefile(path, target):
+        if target.exists() and os.path.samefile(path, target):
             raise OutputError(
                 f"cannot write {target}: it is the source itself, choose another name"
             )

@@ -15,7 +15,7 @@ from .quoting import quote
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
 
 # First segments of Wan transformer names, original and diffusers, and of what fp8 files add.
-_ROOTS = frozenset(
+ROOTS = frozenset(
     {
         "blocks",
         "vace_blocks",
@@ -63,7 +63,7 @@ def bare_keys(label: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
             continue
         if name.startswith(prefix):
             key = name[len(prefix) :]
-        elif name.split(".", 1)[0] in _ROOTS:
+        elif name.split(".", 1)[0] in ROOTS:
             key = name
         else:
             continue

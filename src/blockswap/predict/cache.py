@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..cache import cache_folder, write_json_atomically
+from ..cache import cache_folder, load_json, write_json_atomically
 
-__all__ = ["cache_folder", "library_versions", "remembered"]
+__all__ = ["cache_folder", "count", "library_versions", "remembered"]
 
 _SCHEMA = 1  # raised when the way of predicting changes, or what is written down
 
@@ -31,18 +31,31 @@ def _version(name: str) -> str:
         return ""
 
 
-def remembered(question: Mapping[str, Any], answer: Callable[[], Any]) -> Any:
-    """The answer to `question` (both JSON values) from the cache, or worked out and kept there.
+def remembered(
+    question: Mapping[str, Any],
+    answer: Callable[[], Any],
+    value_of: Callable[[Any], Any] = lambda kept: kept,
+) -> Any:
+    """`value_of` the answer to `question` (both JSON) from the cache, or worked out and kept there.
 
     A file that cannot be read or written never fails a prediction: a warning says so in a sentence.
+    Nor does one whose answer `value_of` refuses with KeyError, TypeError or ValueError.
     """
     asked = {"schema": _SCHEMA, **question}
     path = _path_of(asked)
-    found = _read(path, asked)
+    found = _read(path, asked, value_of)
     if found is None:
-        found = answer()
-        _write(path, {"question": asked, "answer": found})
+        fresh = answer()
+        _write(path, {"question": asked, "answer": fresh})
+        found = value_of(fresh)
     return found
+
+
+def count(value: Any) -> int:
+    """A count of bytes or FLOPs as kept. Raises ValueError where it is none."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
 
 
 def _path_of(asked: Mapping[str, Any]) -> Path:
@@ -50,15 +63,15 @@ def _path_of(asked: Mapping[str, Any]) -> Path:
     return cache_folder() / "predictions" / f"{sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _read(path: Path, asked: Mapping[str, Any]) -> Any | None:
+def _read(path: Path, asked: Mapping[str, Any], value_of: Callable[[Any], Any]) -> Any | None:
     try:
-        kept = json.loads(path.read_bytes())
+        kept = load_json(path)
         if kept["question"] != json.loads(json.dumps(asked)):
             raise ValueError("it answers another question")
-        return kept["answer"]
+        return value_of(kept["answer"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _warn(f"the kept prediction {path} cannot be used ({error!r}): it is worked out anew")
         return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..layout.geometry import WanGeometry
 from ..plan.workload import ForwardCost, Workload, latent_size
-from .cache import library_versions, remembered
+from .cache import count, library_versions, remembered
 
 _NO_SHAPE = ("naming", "extras", "unused", "eps")  # fields that no tensor of a forward shows
 
@@ -33,10 +33,12 @@ def predict_forward(geometry: WanGeometry, workload: Workload) -> ForwardCost:
 
         return asdict(follow_forward(geometry, workload))
 
-    return cost_of(remembered(question, follow))
+    cost: ForwardCost = remembered(question, follow, cost_of)
+    return cost
 
 
 def cost_of(kept: dict[str, Any]) -> ForwardCost:
     """The value that `asdict` and JSON have taken apart."""
-    units = tuple((name, flops) for name, flops in kept["unit_flops"])
-    return ForwardCost(**{**kept, "unit_flops": units})
+    units = tuple((str(name), count(flops)) for name, flops in kept["unit_flops"])
+    counts = {name: count(value) for name, value in kept.items() if name != "unit_flops"}
+    return ForwardCost(**counts, unit_flops=units)

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from ..errors import ArgsError
 from ..layout.geometry import WanGeometry
 from ..plan.workload import ComputeDtype, Workload, check_multiple
-from .cache import library_versions, remembered
+from .cache import count, library_versions, remembered
 from .phase import PhaseCost
 
 VaeVersion = Literal["wan2.1", "wan2.2"]
@@ -56,4 +56,9 @@ def predict_vae(
 
         return asdict(follow_vae(version, task, size, tiled=tiled, dtype=dtype))
 
-    return PhaseCost(**remembered(question, follow))
+    cost: PhaseCost = remembered(question, follow, _cost_of)
+    return cost
+
+
+def _cost_of(kept: dict[str, Any]) -> PhaseCost:
+    return PhaseCost(**{name: count(value) for name, value in kept.items()})

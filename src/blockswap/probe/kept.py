@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -38,7 +39,7 @@ def kept_path(hardware: Hardware) -> Path:
 def read_kept(hardware: Hardware, *, now: datetime) -> Kept:
     """What is kept of this hardware and still good; what is not is told in a sentence."""
     path = kept_path(hardware)
-    if not path.exists():
+    if not os.path.lexists(path):
         return Kept()
     value = read_json(path)
     try:
@@ -48,7 +49,7 @@ def read_kept(hardware: Hardware, *, now: datetime) -> Kept:
         disks = {key: disk_part_from(disk) for key, disk in value["disks"].items()}
         old = [key for key, disk in disks.items() if _age(disk.measured_at, now) > OLDEST]
         age = _age(device.measured_at, now)
-    except (KeyError, TypeError, ValueError, AttributeError, ArgsError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ArgsError):
         return Kept(sentence=f"the figures kept in {path} cannot be read: probed anew")
     if age > OLDEST:
         return Kept(sentence=f"the figures kept in {path} are {age.days} days old: probed anew")

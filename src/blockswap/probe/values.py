@@ -116,9 +116,15 @@ def disk_part_from(value: Mapping[str, Any]) -> DiskPart:
 
 def _figure(value: Mapping[str, Any]) -> Figure:
     name, unit, how = (str(value[key]) for key in ("name", "unit", "how"))
-    return Figure(name, float(value["per_second"]), unit, how, float(value["spread"]))
+    return Figure(name, _rate(value["per_second"]), unit, how, _rate(value["spread"]))
 
 
 def _trial(value: Mapping[str, Any]) -> Trial:
-    readers, chunk_bytes = int(value["readers"]), int(value["chunk_bytes"])
-    return Trial(str(value["mode"]), readers, chunk_bytes, float(value["bytes_per_second"]))
+    readers, chunk_bytes = int(_rate(value["readers"])), int(_rate(value["chunk_bytes"]))
+    return Trial(str(value["mode"]), readers, chunk_bytes, _rate(value["bytes_per_second"]))
+
+
+def _rate(value: Any) -> float:
+    if type(value) not in (int, float) or value < 0:
+        raise ValueError(f"{value!r:.40} is no rate")
+    return float(value)

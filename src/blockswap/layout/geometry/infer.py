@@ -28,7 +28,7 @@ def infer_geometry(checkpoint: Checkpoint) -> WanGeometry:
     `wan.vace_layers`) or config.json says otherwise. Raises GeometryError when it is another
     model, or when any tensor is missing, too many, or of another shape.
     """
-    naming = _naming(checkpoint)
+    naming = check_family(checkpoint)
     tensors = {to_original_key(key): tensor for key, tensor in checkpoint.tensors.items()}
     if relative := relative_of(checkpoint.tensors):
         raise GeometryError(
@@ -40,7 +40,8 @@ def infer_geometry(checkpoint: Checkpoint) -> WanGeometry:
     return verify_tensors(checkpoint.label, tensors, geometry)
 
 
-def _naming(checkpoint: Checkpoint) -> Naming:
+def check_family(checkpoint: Checkpoint) -> Naming:
+    """In whose names a Wan transformer's tensors are. Raises GeometryError for a stranger."""
     keys = checkpoint.tensors
     has_blocks = any((unit := unit_of(key)) and unit.kind == "block" for key in keys)
     naming = naming_of(keys)
