@@ -21,12 +21,12 @@ from ..forecast import (
 from ..plan.cards import find_card, machine_of_card
 from ..plan.machine import DiskFigures, Machine
 from ..plan.workload import ComputeDtype, Workload, has_token_timesteps
-from ..predict import Companions
 from ..report.curve import Curve, Dot, draw_curve
 from ..report.timeline import draw_timeline
 from ..selection import BlockSwapArgs
 from ..units import format_rate, parse_bytes
 from .console import new_console
+from .plan_options import companions_of
 from .plan_tables import as_dict, print_forecast, print_sweep
 
 # What a disk is taken to read at for a card that is not at hand: half of what PCIe 4.0 drives
@@ -64,6 +64,10 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     blocks: Annotated[str | None, typer.Option(help="Which blocks, 0,2,3-5.")] = None,
     blocks_to_swap: Annotated[int | None, typer.Option(help="How many blocks.")] = None,
     vae_tiled: Annotated[bool, typer.Option("--vae-tiled", help="The VAE works in tiles.")] = False,
+    text_encoder: Annotated[
+        str, typer.Option(help="Text encoder: bfloat16, float16, float32, float8, or cpu.")
+    ] = "bfloat16",
+    vae: Annotated[str, typer.Option(help="VAE: float32, bfloat16, float16, or cpu.")] = "float32",
     compare: Annotated[
         bool, typer.Option("--compare", help="Step time against memory, in 64 steps.")
     ] = False,
@@ -89,7 +93,7 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         args=BlockSwapArgs(
             blocks=blocks, blocks_to_swap=blocks_to_swap, vram_budget=vram, ram_budget=ram
         ),
-        companions=Companions(vae_tiled=vae_tiled),
+        companions=companions_of(text_encoder, vae, tiled=vae_tiled),
         **_free(gpu, machine),
     )
     if compare:

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from ..forecast import Forecast, Order, Point
+from ..forecast.figures import PUBLISHED_DTYPE
 from ..units import format_bytes, format_seconds
 from .console import new_table, print_facts
 
@@ -35,6 +36,7 @@ def _facts(told: Forecast) -> tuple[tuple[str, str], ...]:
     pinned = plan.pinned_bytes + plan.staging_buffers * plan.staging_bytes
     facts = [
         ("machine", "unknown" if machine is None else f"{machine.name} ({machine.source})"),
+        ("computes in", dtype_words(told.order)),
         ("blocks", f"{plan.block_map()}   R stays, m from RAM, d from disk"),
         ("slots", slots),
         ("on the device", f"{format_bytes(plan.device_bytes)} of weights and slots"),
@@ -44,6 +46,18 @@ def _facts(told: Forecast) -> tuple[tuple[str, str], ...]:
     if plan.timing is not None:
         facts.append(("a forward", _time(told)))
     return tuple(facts)
+
+
+def dtype_words(order: Order) -> str:
+    """In which dtype the weights compute, how they are stored, and what half the bytes would do."""
+    computed, stored = order.workload.dtype, order.model.stored
+    if stored is None:
+        return f"{computed}, as published" if computed == PUBLISHED_DTYPE else computed
+    if computed != stored:
+        return f"{computed}; the file holds {stored}"
+    if computed == "float32":
+        return f"{computed}, as stored; --dtype bfloat16 takes half"
+    return f"{computed}, as stored"
 
 
 def _time(told: Forecast) -> str:
@@ -61,7 +75,7 @@ def print_sweep(
     console: Console, order: Order, points: Sequence[Point], notes: Sequence[str]
 ) -> None:
     """Every fourth budget as a row."""
-    print_facts(console, _title(order), ())
+    print_facts(console, _title(order), (("computes in", dtype_words(order)),))
     table = new_table("budget", "peak", "stay", "streamed", "a forward")
     shown = {round(i * (len(points) - 1) / (_ROWS - 1)) for i in range(_ROWS)}
     for at in sorted(shown):
@@ -80,6 +94,7 @@ def as_dict(told: Forecast, notes: Sequence[str]) -> dict[str, Any]:
     return {
         "model": told.order.model.label,
         "workload": asdict(told.order.workload),
+        "computes_in": dtype_words(told.order),
         "machine": None if machine is None else machine.to_dict(),
         "plan": asdict(plan) | {"block_map": plan.block_map(), "peak_bytes": plan.peak_bytes},
         "margin_bytes": told.margin_bytes,

@@ -1,0 +1,56 @@
+"""What `blockswap plan` answers for the whole machine: dtypes, the models beside, the verdict."""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from blockswap.cli.app import app
+from blockswap.layout.geometry import file_names, find_variant
+
+runner = CliRunner()
+CLIP = ["--size", "256x256", "--frames", "5"]
+SAFETENSORS = {"F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
+
+
+def header_only(path: Path, dtype: str) -> str:
+    """A checkpoint whose weights are a hole."""
+    head, end = {}, 0
+    for name, shape in file_names(find_variant("wan2.1-t2v-1.3b")).items():
+        nbytes = SAFETENSORS[dtype][1] * math.prod(shape)
+        head[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    raw = json.dumps(head).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        file.truncate(8 + len(raw) + end)
+    return str(path)
+
+
+@pytest.mark.parametrize("stored", SAFETENSORS)
+@pytest.mark.parametrize("asked", [None, "bfloat16", "float16", "float32"])
+def test_it_says_in_which_dtype_it_computes(tmp_path: Path, stored: str, asked: str | None) -> None:
+    model, held = header_only(tmp_path / "wan.safetensors", stored), SAFETENSORS[stored][0]
+    options = ["--model", model, *CLIP, "--gpu", "RTX 4090"]
+    said = runner.invoke(app, ["plan", *options, *(["--dtype", asked] if asked else [])]).stdout
+    line = next(line for line in said.splitlines() if "computes in" in line)
+    computed = asked or held
+    assert line.split("computes in")[1].split()[0].strip(",;") == computed
+    assert ("--dtype bfloat16 takes half" in line) is (computed == held == "float32")
+    assert (f"the file holds {held}" in line) is (computed != held)
+
+
+@pytest.mark.parametrize("option", ["--text-encoder", "--vae"])
+def test_an_unknown_dtype_of_a_companion_is_one_sentence(option: str) -> None:
+    result = runner.invoke(app, ["plan", "--model", "wan2.1-t2v-1.3b", *CLIP, option, "int3"])
+    assert result.exit_code == 2
+    assert f"{option} 'int3' is unknown: use one of" in result.stderr
+
+
+def test_what_runs_on_the_cpu_has_no_phase_on_the_card() -> None:
+    options = ["--text-encoder", "cpu", "--vae", "cpu", "--gpu", "RTX 4060", "--json"]
+    result = runner.invoke(app, ["plan", "--model", "wan2.1-t2v-1.3b", *CLIP, *options])
+    assert [phase["name"] for phase in json.loads(result.stdout)["phases"]] == ["denoising"]
