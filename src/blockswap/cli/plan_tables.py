@@ -37,7 +37,7 @@ def _facts(told: Forecast) -> tuple[tuple[str, str], ...]:
     facts = [
         ("machine", "unknown" if machine is None else f"{machine.name} ({machine.source})"),
         ("computes in", dtype_words(told.order)),
-        ("blocks", f"{plan.block_map()}   R stays, m from RAM, d from disk"),
+        ("blocks", f"{plan.map_words()}   R stays, m from RAM, d from disk"),
         ("slots", slots),
         ("on the device", f"{format_bytes(plan.device_bytes)} of weights and slots"),
         ("in the host", f"{format_bytes(pinned)} pinned"),
