@@ -54,3 +54,44 @@ def test_what_runs_on_the_cpu_has_no_phase_on_the_card() -> None:
     options = ["--text-encoder", "cpu", "--vae", "cpu", "--gpu", "RTX 4060", "--json"]
     result = runner.invoke(app, ["plan", "--model", "wan2.1-t2v-1.3b", *CLIP, *options])
     assert [phase["name"] for phase in json.loads(result.stdout)["phases"]] == ["denoising"]
+
+
+CASES = [
+    (["--gpu", "RTX 4060"], "text encoding"),
+    (["--gpu", "RTX 4060", "--text-encoder", "cpu"], None),
+    (["--gpu", "RTX 4060", "--text-encoder", "float8"], None),
+    (["--gpu", "RTX 4090"], None),
+    (["--gpu", "RTX 4090", "--vram", "2GiB", "--text-encoder", "cpu"], None),
+    (["--gpu", "RTX 4090", "--vram", "2GiB"], "text encoding"),
+    (["--gpu", "RTX 4090", "--vram", "700MiB", "--text-encoder", "cpu"], "decoding"),
+    (["--gpu", "RTX 4090", "--host-memory", "8GiB"], "host memory"),
+    (["--gpu", "RTX 4090", "--host-memory", "64GiB"], None),
+]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(("options", "binds"), CASES)
+def test_exit_code_and_first_line_are_one_verdict(
+    options: list[str], binds: str | None, as_json: bool
+) -> None:
+    asked = ["plan", "--model", "wan2.1-t2v-1.3b", *CLIP, *options]
+    result = runner.invoke(app, [*asked, *(["--json"] if as_json else [])])
+    told = json.loads(result.stdout) if as_json else {}
+    first = told.get("verdict", result.stdout.splitlines()[0])
+    assert result.exit_code == (0 if binds is None else 1), result.output
+    assert first.startswith("fits: " if binds is None else "does not fit: ")
+    assert (binds or "needs most") in first
+    if as_json:
+        assert told["fits"] is (binds is None)
+        assert sum(told["host"].values()) == 2 * told["host"]["total"]
+
+
+def test_both_experts_are_counted_in_host_memory() -> None:
+    totals = {}
+    for model in ("wan2.1-t2v-14b", "wan2.2-t2v-a14b"):
+        options = ["--model", model, *CLIP, "--gpu", "RTX 4090", "--json"]
+        told = json.loads(runner.invoke(app, ["plan", *options]).stdout)
+        totals[model] = told["host"]["total"]
+        assert totals[model] > told["plan"]["pinned_bytes"] + told["phases"][0]["weight_bytes"]
+    one, two = totals.values()
+    assert 26 << 30 < two - one < 28 << 30

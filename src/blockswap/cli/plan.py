@@ -17,6 +17,7 @@ from ..forecast import (
     forecast,
     largest_clip,
     sweep,
+    verdict_of,
 )
 from ..plan.cards import find_card, machine_of_card
 from ..plan.machine import DiskFigures, Machine
@@ -32,6 +33,7 @@ from .plan_tables import as_dict, print_forecast, print_sweep
 # What a disk is taken to read at for a card that is not at hand: half of what PCIe 4.0 drives
 # promise, about all that PCIe 3.0 drives do.
 ASSUMED_DISK_RATE = 3.5e9
+DOES_NOT_FIT = 1  # the exit code of a plan with a phase that has no room; a refusal has 2
 _READERS, _CHUNK_BYTES = 4, 16 * 2**20
 _COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
@@ -58,6 +60,9 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     gpu: Annotated[
         str | None, typer.Option(help='A card from the table, "RTX 4090"; else this machine.')
     ] = None,
+    host_memory: Annotated[
+        str | None, typer.Option(help="Free host memory beside a --gpu that is not at hand, 64GiB.")
+    ] = None,
     disk: Annotated[
         str | None, typer.Option(help="Bytes a second that the disk reads, 3.5GB.")
     ] = None,
@@ -78,8 +83,9 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
 ) -> None:
     """Answer "how many blocks?" for a model, a clip and a machine; no weights are needed.
 
-    Says what stays, what is streamed and why, the peak of every phase, the time of a step, and the
-    count to give to other packs.
+    Says first whether the whole run fits (exit code 0; 1 where it does not, 2 for a refusal), then
+    what stays, what is streamed and why, the peak of every phase, the time of a step, and the count
+    to give to other packs.
     """
     _check(dtype, gpu, disk)
     figures = find_model(model, dtype)
@@ -94,7 +100,7 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
             blocks=blocks, blocks_to_swap=blocks_to_swap, vram_budget=vram, ram_budget=ram
         ),
         companions=companions_of(text_encoder, vae, tiled=vae_tiled),
-        **_free(gpu, machine),
+        **_free(gpu, machine, host_memory),
     )
     if compare:
         _compare(order, png, notes, as_json=as_json)
@@ -104,8 +110,10 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         _draw(told, png)
     if as_json:
         typer.echo(json.dumps(as_dict(told, notes), indent=2))
-        return
-    print_forecast(new_console(), told, notes)
+    else:
+        print_forecast(new_console(), told, notes)
+    if not verdict_of(told).fits:
+        raise typer.Exit(DOES_NOT_FIT)
 
 
 def _forecast(order: Order) -> Forecast:
@@ -175,10 +183,16 @@ def _machine(gpu: str | None, disk: str | None, model: str) -> tuple[Machine, li
     return found.machine, notes
 
 
-def _free(gpu: str | None, machine: Machine) -> dict[str, int | None]:
+def _free(gpu: str | None, machine: Machine, host: str | None) -> dict[str, int | None]:
     """Free memory of the machine: all of a card that is not at hand, what is free now of this."""
     if gpu is not None:
-        return {"device_free_bytes": machine.device_bytes}
+        known = None if host is None else parse_bytes(host, name="--host-memory")
+        return {"device_free_bytes": machine.device_bytes, "host_free_bytes": known}
+    if host is not None:
+        raise ArgsError(
+            f"--host-memory {host} is for a card that is not at hand: give --gpu too; what is free "
+            "here is found without it"
+        )
     from ..store.host_memory import free_host_bytes
     from ..stream.device import best_device, open_device
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..forecast import Forecast, Order, Point
+from ..forecast import Forecast, Order, Point, host_bytes, host_parts, verdict_of
 from ..forecast.figures import PUBLISHED_DTYPE
 from ..units import format_bytes, format_seconds
 from .console import new_table, print_facts
@@ -15,8 +15,9 @@ _ROWS = 17  # of a sweep, printed; the picture and the JSON have all of them
 
 
 def print_forecast(console: Console, told: Forecast, notes: Sequence[str]) -> None:
-    """The plan as a table, the map of blocks, the time line's figures, and the reasons."""
-    print_facts(console, f"{told.order.model.label}: {told.order.workload.words}", _facts(told))
+    """The verdict, the plan as a table, the map of blocks, the figures, and the reasons."""
+    console.print(verdict_of(told).sentence, soft_wrap=True)
+    print_facts(console, _title(told.order), _facts(told))
     table = new_table("phase", "weights", "activations", "peak")
     for phase in told.phases:
         sizes = (phase.weight_bytes, phase.activation_bytes, phase.peak_bytes)
@@ -33,19 +34,27 @@ def _title(order: Order) -> str:
 def _facts(told: Forecast) -> tuple[tuple[str, str], ...]:
     plan, machine = told.plan, told.order.machine
     slots = f"{plan.slots} of {format_bytes(plan.slot_bytes)}" if plan.slots else "none"
-    pinned = plan.pinned_bytes + plan.staging_buffers * plan.staging_bytes
     facts = [
         ("machine", "unknown" if machine is None else f"{machine.name} ({machine.source})"),
         ("computes in", dtype_words(told.order)),
         ("blocks", f"{plan.map_words()}   R stays, m from RAM, d from disk"),
         ("slots", slots),
         ("on the device", f"{format_bytes(plan.device_bytes)} of weights and slots"),
-        ("in the host", f"{format_bytes(pinned)} pinned"),
+        ("in the host", _host_words(told)),
         ("other packs", f"blocks_to_swap {told.blocks_to_swap}"),
     ]
     if plan.timing is not None:
         facts.append(("a forward", _time(told)))
     return tuple(facts)
+
+
+def _host_words(told: Forecast) -> str:
+    """The total of a run, and what it is made of; what one model pins is a part of it."""
+    parts = ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in host_parts(told))
+    plan = told.plan
+    pinned = plan.pinned_bytes + plan.staging_buffers * plan.staging_bytes
+    said = f"; {format_bytes(pinned)} of it pinned at a time" if pinned else ""
+    return f"{format_bytes(host_bytes(told))} in all: {parts}{said}"
 
 
 def dtype_words(order: Order) -> str:
@@ -91,8 +100,12 @@ def print_sweep(
 def as_dict(told: Forecast, notes: Sequence[str]) -> dict[str, Any]:
     """Dictionaries, lists, numbers and texts, ready for `json.dumps`."""
     plan, machine = told.plan, told.order.machine
+    verdict = verdict_of(told)
     return {
+        "fits": verdict.fits,
+        "verdict": verdict.sentence,
         "model": told.order.model.label,
+        "host": dict(host_parts(told)) | {"total": host_bytes(told)},
         "workload": asdict(told.order.workload),
         "computes_in": dtype_words(told.order),
         "machine": None if machine is None else machine.to_dict(),
