@@ -2,8 +2,9 @@
 
 python -m benchmarks.forecasts_published
 
-The forecast counts the forwards of guided steps (two each) on a card that has the whole model; text
-encoder, VAE and loading are in some of the published figures and never in the forecast.
+The forecast counts the forwards of guided steps (two each) in bf16, whatever the run was in, with
+blocks streamed where the card is too small. Text encoder, VAE and loading are not in it and may be
+in the published figures.
 """
 
 import sys

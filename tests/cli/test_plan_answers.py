@@ -95,3 +95,46 @@ def test_both_experts_are_counted_in_host_memory() -> None:
         assert totals[model] > told["plan"]["pinned_bytes"] + told["phases"][0]["weight_bytes"]
     one, two = totals.values()
     assert 26 << 30 < two - one < 28 << 30
+
+
+NUMBERS = ["--gpu-memory", "12GiB", "--gpu-tflops", "40", "--link", "pcie3x8"]
+
+
+def test_a_card_in_numbers() -> None:
+    result = runner.invoke(app, ["plan", "--model", "wan2.1-t2v-1.3b", *CLIP, *NUMBERS, "--json"])
+    machine = json.loads(result.stdout)["machine"]
+    assert result.exit_code == 0, result.output
+    assert machine["device_bytes"] == 12 << 30
+    assert machine["pinned_link"] == pytest.approx(0.985e9 * 8 * 0.8)
+    assert machine["flops"] == {"bfloat16": 24e12, "float16": 24e12}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (NUMBERS[:2], "give --gpu-tflops too"),
+        (NUMBERS[2:4], "give --gpu-memory too"),
+        (NUMBERS[4:], "give --gpu-memory and --gpu-tflops too"),
+        ([*NUMBERS, "--link", "pcie9x8"], "is no link"),
+        ([*NUMBERS, "--link", "pcie3x5"], "is no link"),
+        ([*NUMBERS, "--link", "usb"], "is no link"),
+        ([*NUMBERS, "--gpu-tflops", "nan"], "is no rate"),
+        ([*NUMBERS, "--gpu-tflops", "-1"], "is no rate"),
+        ([*NUMBERS, "--gpu-tflops", "fast"], "is no rate"),
+        ([*NUMBERS, "--gpu-memory", "0"], "is no memory"),
+        ([*NUMBERS, "--gpu-memory", "lots"], "is no size"),
+        (["--host-memory", "8GiB"], "give --gpu too"),
+    ],
+)
+def test_a_wrong_number_is_one_sentence(options: list[str], words: str) -> None:
+    result = runner.invoke(app, ["plan", "--model", "wan2.1-t2v-1.3b", *CLIP, *options])
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_turing_is_planned_in_fp16() -> None:
+    options = ["--model", "wan2.1-t2v-1.3b", *CLIP, "--gpu", "T4", "--json"]
+    told = json.loads(runner.invoke(app, ["plan", *options]).stdout)
+    assert told["workload"]["dtype"] == "float16"
+    assert told["plan"]["timing"]["step_seconds"] > 0

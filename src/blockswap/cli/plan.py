@@ -19,7 +19,6 @@ from ..forecast import (
     sweep,
     verdict_of,
 )
-from ..plan.cards import find_card, machine_of_card
 from ..plan.machine import DiskFigures, Machine
 from ..plan.workload import ComputeDtype, Workload, has_token_timesteps
 from ..report.curve import Curve, Dot, draw_curve
@@ -27,7 +26,7 @@ from ..report.timeline import draw_timeline
 from ..selection import BlockSwapArgs
 from ..units import format_rate, parse_bytes
 from .console import new_console
-from .plan_options import companions_of
+from .plan_options import Numbers, card_machine, companions_of
 from .plan_tables import as_dict, print_forecast, print_sweep
 
 # What a disk is taken to read at for a card that is not at hand: half of what PCIe 4.0 drives
@@ -60,6 +59,15 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     gpu: Annotated[
         str | None, typer.Option(help='A card from the table, "RTX 4090"; else this machine.')
     ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="A card in numbers: its memory, 12GiB.")
+    ] = None,
+    gpu_tflops: Annotated[
+        str | None, typer.Option(help="Its dense 16-bit rate in TFLOP/s, accumulating in fp32, 40.")
+    ] = None,
+    link: Annotated[
+        str | None, typer.Option(help="What it is connected by, pcie3x8; pcie4x16 if unsaid.")
+    ] = None,
     host_memory: Annotated[
         str | None, typer.Option(help="Free host memory beside a --gpu that is not at hand, 64GiB.")
     ] = None,
@@ -87,9 +95,11 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     what stays, what is streamed and why, the peak of every phase, the time of a step, and the count
     to give to other packs.
     """
-    _check(dtype, gpu, disk)
-    figures = find_model(model, dtype)
-    machine, notes = _machine(gpu, disk, model)
+    numbers = Numbers(gpu_memory, gpu_tflops, link)
+    elsewhere = gpu is not None or numbers != Numbers()
+    _check(dtype, disk, elsewhere=elsewhere)
+    machine, notes = _machine(gpu, numbers, disk, model)
+    figures = find_model(model, dtype or _published_dtype(model, machine, notes))
     if compare and vram is not None:
         notes.append(f"--compare tries budgets of its own: --vram {vram} is not used")
     order = Order(
@@ -100,7 +110,7 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
             blocks=blocks, blocks_to_swap=blocks_to_swap, vram_budget=vram, ram_budget=ram
         ),
         companions=companions_of(text_encoder, vae, tiled=vae_tiled),
-        **_free(gpu, machine, host_memory),
+        **_free(machine, host_memory, elsewhere=elsewhere),
     )
     if compare:
         _compare(order, png, notes, as_json=as_json)
@@ -129,13 +139,13 @@ def _forecast(order: Order) -> Forecast:
         ) from error
 
 
-def _check(dtype: str | None, gpu: str | None, disk: str | None) -> None:
+def _check(dtype: str | None, disk: str | None, *, elsewhere: bool) -> None:
     """Raises ArgsError for options that would have no effect, or that no model computes in."""
     if dtype is not None and dtype not in _COMPUTE_DTYPES:
         raise ArgsError(
             f"--dtype {dtype} is none to compute in: use one of {', '.join(_COMPUTE_DTYPES)}"
         )
-    if disk is not None and gpu is None:
+    if disk is not None and not elsewhere:
         raise ArgsError(
             f"--disk {disk} is for a card that is not at hand: give --gpu too, or measure this "
             "machine's disk with blockswap probe"
@@ -161,13 +171,30 @@ def _workload(figures: ModelFigures, clip: tuple[str, int, int], *, on_host: boo
     )
 
 
-def _machine(gpu: str | None, disk: str | None, model: str) -> tuple[Machine, list[str]]:
+def _published_dtype(model: str, machine: Machine, notes: list[str]) -> str | None:
+    """float16 for a published model on a card that has no bfloat16; a file keeps its own."""
+    rates = dict(machine.flops)
+    if machine.on_host or "float16" not in rates or "bfloat16" in rates:
+        return None
+    if Path(model).exists():
+        notes.append(
+            f"{machine.name} has no bfloat16: give --dtype float16 for a file that holds it"
+        )
+        return None
+    notes.append(f"{machine.name} has no bfloat16: planned in float16")
+    return "float16"
+
+
+def _machine(
+    gpu: str | None, numbers: Numbers, disk: str | None, model: str
+) -> tuple[Machine, list[str]]:
     """The machine that is meant, and what is to be said of it."""
     rate = None if disk is None else float(parse_bytes(disk, name="--disk"))
-    if gpu is not None:
-        figures = DiskFigures(rate or ASSUMED_DISK_RATE, _READERS, _CHUNK_BYTES, direct=True)
+    figures = DiskFigures(rate or ASSUMED_DISK_RATE, _READERS, _CHUNK_BYTES, direct=True)
+    card = card_machine(gpu, numbers, figures)
+    if card is not None:
         read = f"blocks on disk are taken to be read at {format_rate(figures.bytes_per_second)}"
-        return machine_of_card(find_card(gpu), disk=figures), [] if rate else [read]
+        return card, [] if rate else [read]
     from ..probe import cached_probe
     from ..stream.device import best_device
 
@@ -183,9 +210,9 @@ def _machine(gpu: str | None, disk: str | None, model: str) -> tuple[Machine, li
     return found.machine, notes
 
 
-def _free(gpu: str | None, machine: Machine, host: str | None) -> dict[str, int | None]:
+def _free(machine: Machine, host: str | None, *, elsewhere: bool) -> dict[str, int | None]:
     """Free memory of the machine: all of a card that is not at hand, what is free now of this."""
-    if gpu is not None:
+    if elsewhere:
         known = None if host is None else parse_bytes(host, name="--host-memory")
         return {"device_free_bytes": machine.device_bytes, "host_free_bytes": known}
     if host is not None:
