@@ -38,7 +38,7 @@ class Row:
         width, height, frames = self.clip
         return (
             f'blockswap plan --gpu "{self.card}" --model {self.model} '
-            f"--size {width}x{height} --frames {frames} --vae-tiled"
+            f"--size {width}x{height} --frames {frames} --vae-tiled --text-encoder cpu"
         )
 
     def order(self) -> Order:
@@ -47,7 +47,7 @@ class Row:
             model=find_model(self.model),
             workload=Workload(*self.clip),
             machine=machine,
-            companions=Companions(vae_tiled=True),
+            companions=Companions(vae_tiled=True, text_encoder_on_host=True),
             device_free_bytes=machine.device_bytes,
         )
 

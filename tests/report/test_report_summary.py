@@ -66,7 +66,7 @@ def test_status_line_counts_blocks_bytes_and_waiting() -> None:
 def test_on_the_cpu_only_blocks_on_disk_are_kept_away() -> None:
     plan = plan_of("RmmmRddd", device="cpu")
     summary = summarise(plan, Measured(()))
-    assert "100.0 MiB kept on disk" in summary.status_line()
+    assert "100.0 MiB of RAM saved" in summary.status_line()
     assert summary.placement.kept_off_bytes == 100 * MIB
 
 

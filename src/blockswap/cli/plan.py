@@ -17,21 +17,22 @@ from ..forecast import (
     forecast,
     largest_clip,
     sweep,
+    verdict_of,
 )
-from ..plan.cards import find_card, machine_of_card
 from ..plan.machine import DiskFigures, Machine
 from ..plan.workload import ComputeDtype, Workload, has_token_timesteps
-from ..predict import Companions
 from ..report.curve import Curve, Dot, draw_curve
 from ..report.timeline import draw_timeline
 from ..selection import BlockSwapArgs
 from ..units import format_rate, parse_bytes
 from .console import new_console
+from .plan_options import Numbers, card_machine, companions_of
 from .plan_tables import as_dict, print_forecast, print_sweep
 
 # What a disk is taken to read at for a card that is not at hand: half of what PCIe 4.0 drives
 # promise, about all that PCIe 3.0 drives do.
 ASSUMED_DISK_RATE = 3.5e9
+DOES_NOT_FIT = 1  # the exit code of a plan with a phase that has no room; a refusal has 2
 _READERS, _CHUNK_BYTES = 4, 16 * 2**20
 _COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
@@ -58,12 +59,28 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     gpu: Annotated[
         str | None, typer.Option(help='A card from the table, "RTX 4090"; else this machine.')
     ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="A card in numbers: its memory, 12GiB.")
+    ] = None,
+    gpu_tflops: Annotated[
+        str | None, typer.Option(help="Its dense 16-bit rate in TFLOP/s, accumulating in fp32, 40.")
+    ] = None,
+    link: Annotated[
+        str | None, typer.Option(help="What it is connected by, pcie3x8; pcie4x16 if unsaid.")
+    ] = None,
+    host_memory: Annotated[
+        str | None, typer.Option(help="Free host memory beside a --gpu that is not at hand, 64GiB.")
+    ] = None,
     disk: Annotated[
         str | None, typer.Option(help="Bytes a second that the disk reads, 3.5GB.")
     ] = None,
     blocks: Annotated[str | None, typer.Option(help="Which blocks, 0,2,3-5.")] = None,
     blocks_to_swap: Annotated[int | None, typer.Option(help="How many blocks.")] = None,
     vae_tiled: Annotated[bool, typer.Option("--vae-tiled", help="The VAE works in tiles.")] = False,
+    text_encoder: Annotated[
+        str, typer.Option(help="Text encoder: bfloat16, float16, float32, float8, or cpu.")
+    ] = "bfloat16",
+    vae: Annotated[str, typer.Option(help="VAE: float32, bfloat16, float16, or cpu.")] = "float32",
     compare: Annotated[
         bool, typer.Option("--compare", help="Step time against memory, in 64 steps.")
     ] = False,
@@ -74,12 +91,15 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
 ) -> None:
     """Answer "how many blocks?" for a model, a clip and a machine; no weights are needed.
 
-    Says what stays, what is streamed and why, the peak of every phase, the time of a step, and the
-    count to give to other packs.
+    Says first whether the whole run fits (exit code 0; 1 where it does not, 2 for a refusal), then
+    what stays, what is streamed and why, the peak of every phase, the time of a step, and the count
+    to give to other packs.
     """
-    _check(dtype, gpu, disk)
-    figures = find_model(model, dtype)
-    machine, notes = _machine(gpu, disk, model)
+    numbers = Numbers(gpu_memory, gpu_tflops, link)
+    elsewhere = gpu is not None or numbers != Numbers()
+    _check(dtype, disk, elsewhere=elsewhere)
+    machine, notes = _machine(gpu, numbers, disk, model)
+    figures = find_model(model, dtype or _published_dtype(model, machine, notes))
     if compare and vram is not None:
         notes.append(f"--compare tries budgets of its own: --vram {vram} is not used")
     order = Order(
@@ -89,8 +109,8 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         args=BlockSwapArgs(
             blocks=blocks, blocks_to_swap=blocks_to_swap, vram_budget=vram, ram_budget=ram
         ),
-        companions=Companions(vae_tiled=vae_tiled),
-        **_free(gpu, machine),
+        companions=companions_of(text_encoder, vae, tiled=vae_tiled),
+        **_free(machine, host_memory, elsewhere=elsewhere),
     )
     if compare:
         _compare(order, png, notes, as_json=as_json)
@@ -100,8 +120,10 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         _draw(told, png)
     if as_json:
         typer.echo(json.dumps(as_dict(told, notes), indent=2))
-        return
-    print_forecast(new_console(), told, notes)
+    else:
+        print_forecast(new_console(), told, notes)
+    if not verdict_of(told).fits:
+        raise typer.Exit(DOES_NOT_FIT)
 
 
 def _forecast(order: Order) -> Forecast:
@@ -117,13 +139,13 @@ def _forecast(order: Order) -> Forecast:
         ) from error
 
 
-def _check(dtype: str | None, gpu: str | None, disk: str | None) -> None:
+def _check(dtype: str | None, disk: str | None, *, elsewhere: bool) -> None:
     """Raises ArgsError for options that would have no effect, or that no model computes in."""
     if dtype is not None and dtype not in _COMPUTE_DTYPES:
         raise ArgsError(
             f"--dtype {dtype} is none to compute in: use one of {', '.join(_COMPUTE_DTYPES)}"
         )
-    if disk is not None and gpu is None:
+    if disk is not None and not elsewhere:
         raise ArgsError(
             f"--disk {disk} is for a card that is not at hand: give --gpu too, or measure this "
             "machine's disk with blockswap probe"
@@ -149,13 +171,30 @@ def _workload(figures: ModelFigures, clip: tuple[str, int, int], *, on_host: boo
     )
 
 
-def _machine(gpu: str | None, disk: str | None, model: str) -> tuple[Machine, list[str]]:
+def _published_dtype(model: str, machine: Machine, notes: list[str]) -> str | None:
+    """float16 for a published model on a card that has no bfloat16; a file keeps its own."""
+    rates = dict(machine.flops)
+    if machine.on_host or "float16" not in rates or "bfloat16" in rates:
+        return None
+    if Path(model).exists():
+        notes.append(
+            f"{machine.name} has no bfloat16: give --dtype float16 for a file that holds it"
+        )
+        return None
+    notes.append(f"{machine.name} has no bfloat16: planned in float16")
+    return "float16"
+
+
+def _machine(
+    gpu: str | None, numbers: Numbers, disk: str | None, model: str
+) -> tuple[Machine, list[str]]:
     """The machine that is meant, and what is to be said of it."""
     rate = None if disk is None else float(parse_bytes(disk, name="--disk"))
-    if gpu is not None:
-        figures = DiskFigures(rate or ASSUMED_DISK_RATE, _READERS, _CHUNK_BYTES, direct=True)
+    figures = DiskFigures(rate or ASSUMED_DISK_RATE, _READERS, _CHUNK_BYTES, direct=True)
+    card = card_machine(gpu, numbers, figures)
+    if card is not None:
         read = f"blocks on disk are taken to be read at {format_rate(figures.bytes_per_second)}"
-        return machine_of_card(find_card(gpu), disk=figures), [] if rate else [read]
+        return card, [] if rate else [read]
     from ..probe import cached_probe
     from ..stream.device import best_device
 
@@ -171,10 +210,16 @@ def _machine(gpu: str | None, disk: str | None, model: str) -> tuple[Machine, li
     return found.machine, notes
 
 
-def _free(gpu: str | None, machine: Machine) -> dict[str, int | None]:
+def _free(machine: Machine, host: str | None, *, elsewhere: bool) -> dict[str, int | None]:
     """Free memory of the machine: all of a card that is not at hand, what is free now of this."""
-    if gpu is not None:
-        return {"device_free_bytes": machine.device_bytes}
+    if elsewhere:
+        known = None if host is None else parse_bytes(host, name="--host-memory")
+        return {"device_free_bytes": machine.device_bytes, "host_free_bytes": known}
+    if host is not None:
+        raise ArgsError(
+            f"--host-memory {host} is for a card that is not at hand: give --gpu too; what is free "
+            "here is found without it"
+        )
     from ..store.host_memory import free_host_bytes
     from ..stream.device import best_device, open_device
 

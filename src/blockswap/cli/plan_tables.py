@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ..forecast import Forecast, Order, Point
+from ..forecast import Forecast, Order, Point, host_bytes, host_parts, verdict_of
+from ..forecast.figures import PUBLISHED_DTYPE
 from ..units import format_bytes, format_seconds
 from .console import new_table, print_facts
 
@@ -14,8 +15,9 @@ _ROWS = 17  # of a sweep, printed; the picture and the JSON have all of them
 
 
 def print_forecast(console: Console, told: Forecast, notes: Sequence[str]) -> None:
-    """The plan as a table, the map of blocks, the time line's figures, and the reasons."""
-    print_facts(console, f"{told.order.model.label}: {told.order.workload.words}", _facts(told))
+    """The verdict, the plan as a table, the map of blocks, the figures, and the reasons."""
+    console.print(verdict_of(told).sentence, soft_wrap=True)
+    print_facts(console, _title(told.order), _facts(told))
     table = new_table("phase", "weights", "activations", "peak")
     for phase in told.phases:
         sizes = (phase.weight_bytes, phase.activation_bytes, phase.peak_bytes)
@@ -32,18 +34,39 @@ def _title(order: Order) -> str:
 def _facts(told: Forecast) -> tuple[tuple[str, str], ...]:
     plan, machine = told.plan, told.order.machine
     slots = f"{plan.slots} of {format_bytes(plan.slot_bytes)}" if plan.slots else "none"
-    pinned = plan.pinned_bytes + plan.staging_buffers * plan.staging_bytes
     facts = [
         ("machine", "unknown" if machine is None else f"{machine.name} ({machine.source})"),
-        ("blocks", f"{plan.block_map()}   R stays, m from RAM, d from disk"),
+        ("computes in", dtype_words(told.order)),
+        ("blocks", f"{plan.map_words()}   R stays, m from RAM, d from disk"),
         ("slots", slots),
         ("on the device", f"{format_bytes(plan.device_bytes)} of weights and slots"),
-        ("in the host", f"{format_bytes(pinned)} pinned"),
+        ("in the host", _host_words(told)),
         ("other packs", f"blocks_to_swap {told.blocks_to_swap}"),
     ]
     if plan.timing is not None:
         facts.append(("a forward", _time(told)))
     return tuple(facts)
+
+
+def _host_words(told: Forecast) -> str:
+    """The total of a run, and what it is made of; what one model pins is a part of it."""
+    parts = ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in host_parts(told))
+    plan = told.plan
+    pinned = plan.pinned_bytes + plan.staging_buffers * plan.staging_bytes
+    said = f"; {format_bytes(pinned)} of it pinned at a time" if pinned else ""
+    return f"{format_bytes(host_bytes(told))} in all: {parts}{said}"
+
+
+def dtype_words(order: Order) -> str:
+    """In which dtype the weights compute, how they are stored, and what half the bytes would do."""
+    computed, stored = order.workload.dtype, order.model.stored
+    if stored is None:
+        return f"{computed}, as published" if computed == PUBLISHED_DTYPE else computed
+    if computed != stored:
+        return f"{computed}; the file holds {stored}"
+    if computed == "float32":
+        return f"{computed}, as stored; --dtype bfloat16 takes half"
+    return f"{computed}, as stored"
 
 
 def _time(told: Forecast) -> str:
@@ -61,7 +84,7 @@ def print_sweep(
     console: Console, order: Order, points: Sequence[Point], notes: Sequence[str]
 ) -> None:
     """Every fourth budget as a row."""
-    print_facts(console, _title(order), ())
+    print_facts(console, _title(order), (("computes in", dtype_words(order)),))
     table = new_table("budget", "peak", "stay", "streamed", "a forward")
     shown = {round(i * (len(points) - 1) / (_ROWS - 1)) for i in range(_ROWS)}
     for at in sorted(shown):
@@ -77,9 +100,14 @@ def print_sweep(
 def as_dict(told: Forecast, notes: Sequence[str]) -> dict[str, Any]:
     """Dictionaries, lists, numbers and texts, ready for `json.dumps`."""
     plan, machine = told.plan, told.order.machine
+    verdict = verdict_of(told)
     return {
+        "fits": verdict.fits,
+        "verdict": verdict.sentence,
         "model": told.order.model.label,
+        "host": dict(host_parts(told)) | {"total": host_bytes(told)},
         "workload": asdict(told.order.workload),
+        "computes_in": dtype_words(told.order),
         "machine": None if machine is None else machine.to_dict(),
         "plan": asdict(plan) | {"block_map": plan.block_map(), "peak_bytes": plan.peak_bytes},
         "margin_bytes": told.margin_bytes,

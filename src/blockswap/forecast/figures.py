@@ -31,8 +31,9 @@ _FLOATING = frozenset(name for name in ITEM_BYTES if "float" in name)
 class ModelFigures:
     """A Wan transformer in byte counts; units in execution order, under diffusers' names.
 
-    `dtype` is what most of its blocks compute in; `path` the file it was read from, None for a
-    published name. `layout` names the units for a selection; it has no tensors.
+    `dtype` is what most of its bytes are in after a cast that was asked for, `stored` what they are
+    in the file, `path` the file (both None for a published name). `layout` names the units for a
+    selection; it has no tensors.
     """
 
     label: str
@@ -41,6 +42,7 @@ class ModelFigures:
     units: tuple[UnitFacts, ...]
     rest_bytes: int
     path: Path | None = None
+    stored: str | None = None
 
     @property
     def layout(self) -> ModelLayout:
@@ -77,7 +79,8 @@ def figures_of_file(checkpoint: Checkpoint, dtype: str | None, path: Path) -> Mo
         key: _leaf(tensor.shape, _computed(tensor.dtype, dtype)) for key, tensor in stored.items()
     }
     label = name_variant(geometry) or checkpoint.label
-    return replace(_figures(label, geometry, _Bytes(leaves, stored)), path=path)
+    held = _main_dtype(_leaf(tensor.shape, tensor.dtype) for tensor in stored.values())
+    return replace(_figures(label, geometry, _Bytes(leaves, stored)), path=path, stored=held)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from ..predict import (
 )
 from ..selection import BlockSwapArgs, select
 from ..units import format_bytes
+from .advice import way_out
 from .figures import ModelFigures
 
 GRANULARITY_BYTES = 512  # CUDA's caching allocator
@@ -62,8 +63,25 @@ class Forecast:
 
     @property
     def phases(self) -> tuple[PhaseNeed, ...]:
-        """What each phase of a generation needs on the device, the transformer as planned."""
-        return tuple(self.generation.phases(self.plan.device_bytes))
+        """What each phase of a generation needs on the device, the transformer as planned.
+
+        Companions that run on the host have no phase there.
+        """
+        beside = self.order.companions
+        away = {"text encoding"} if beside.text_encoder_on_host else set()
+        away |= {"conditioning", "decoding"} if beside.vae_on_host else set()
+        needs = self.generation.phases(self.plan.device_bytes)
+        return tuple(need for need in needs if need.name not in away)
+
+    @property
+    def room_bytes(self) -> int | None:
+        """What every phase must fit into on the device: the budget or what is free."""
+        order = self.order
+        free = order.device_free_bytes
+        if order.on_host and free is None:
+            free = order.host_free_bytes
+        limits = (order.args.vram_budget_bytes, free)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def blocks_to_swap(self) -> int:
@@ -74,12 +92,10 @@ class Forecast:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Phases beside denoising that need more than there is, and what helps."""
-        limits = (self.order.args.vram_budget_bytes, self.order.device_free_bytes)
-        room = min((limit for limit in limits if limit is not None), default=None)
-        helps = {"decoding": "let the VAE work in tiles", "conditioning": "let the VAE tile"}
+        room, order = self.room_bytes, self.order
         return tuple(
             f"{phase.name} needs {format_bytes(phase.peak_bytes)}, there is {format_bytes(room)}: "
-            + helps.get(phase.name, "run the text encoder on the CPU or in fp8")
+            + way_out(phase, room, order.model.geometry, order.workload, order.companions)
             for phase in self.phases
             if room is not None and phase.peak_bytes > room and phase.name != "denoising"
         )

@@ -7,7 +7,7 @@ machine itself replaces them all by measurements.
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import ArgsError
 from ..units import GIB, format_rate
@@ -20,8 +20,9 @@ AS_OF = "2026-11"
 # norms, rotations and gates between them take time but count as no FLOPs.
 SUSTAINED_SHARE = 0.6
 
-# Gigabytes per second and lane in one direction after line coding: 8, 16 and 32 GT/s x 128/130.
-LANE_RATES = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
+# Gigabytes per second and lane in one direction after line coding: 2.5 and 5 GT/s x
+# 8/10; 8, 16 and 32 GT/s x 128/130.
+LANE_RATES = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
 # Packet headers and flow control leave about this much to large copies from pinned memory.
 LINK_SHARE = 0.8
 
@@ -41,6 +42,12 @@ class Card:
     flops: float
     pcie: tuple[int, int]  # generation, lanes
     source: str
+    bf16: bool = True  # Turing and Volta compute in fp16 alone
+
+    @property
+    def half(self) -> str:
+        """What is computed in at the full rate of the tensor cores, in short."""
+        return "bf16" if self.bf16 else "fp16"
 
     @property
     def pinned_link(self) -> float:
@@ -62,7 +69,7 @@ def machine_of_card(
         name=card.name,
         on_host=False,
         flops=(
-            ("bfloat16", half),
+            *((("bfloat16", half),) if card.bf16 else ()),
             ("float16", half),
             ("float32", card.flops * SUSTAINED_SHARE),
         ),
@@ -72,8 +79,8 @@ def machine_of_card(
         pinned_link=card.pinned_link,
         disk=disk,
         source=(
-            f"{card.source}, as of {AS_OF}: {card.tensor_flops / 1e12:.1f} TFLOP/s in bf16 on "
-            f"paper, {SUSTAINED_SHARE:.0%} of it assumed to be sustained; PCIe {generation}.0 x"
+            f"{card.source}, as of {AS_OF}: {card.tensor_flops / 1e12:.1f} TFLOP/s in {card.half} "
+            f"on paper, {SUSTAINED_SHARE:.0%} of it assumed to be sustained; PCIe {generation}.0 x"
             f"{lanes}, {LINK_SHARE:.0%} of it ({format_rate(card.pinned_link)}) assumed for copies"
         ),
     )
@@ -108,7 +115,10 @@ def _known() -> str:
     return ", ".join(card.name for card in CARDS)
 
 
-_VENDOR = re.compile(r"nvidia|amd|intel|geforce|radeon|tesla|graphics|rtx|rx|arc")
+_VENDOR = re.compile(
+    r"nvidia|amd|intel|geforce|radeon|tesla|quadro|graphics|rtx|rx|arc|gpu"
+    r"|blackwell|workstation|server|edition|generation"
+)
 
 
 def _parts(name: str) -> tuple[str, int | None, str]:
@@ -159,6 +169,26 @@ def _other(name: str, memory: tuple[int, float], tera: tuple[float, float], link
     )
 
 
+def _turing(name: str, memory: tuple[int, float], cores: tuple[int, float]) -> Card:
+    """A GeForce card of Turing: its tensor cores do four fp16 FMAs with fp32 accumulation per core
+    and clock (NVIDIA's white paper: 53.8 TFLOP/s for the RTX 2080 Ti); they know no bf16."""
+    card = _geforce(name, memory, cores, "3x16")
+    return replace(card, tensor_flops=4 * card.flops, bf16=False)
+
+
+def _laptop(name: str, memory: tuple[int, float], cores: tuple[int, float]) -> Card:
+    """A laptop's card at the most that NVIDIA lets a maker clock it; 8 lanes, as most give it."""
+    card = _geforce(name, memory, cores, "4x8")
+    most = ", the highest that it allows a laptop; 8 lanes are taken to be connected"
+    return replace(card, source=card.source + most)
+
+
+def _sheet(name: str, memory: tuple[int, float], tera: tuple[float, float], link: str) -> Card:
+    """A card whose rates NVIDIA's data sheet prints; half of what it prints with sparsity."""
+    source = f"NVIDIA's data sheet of the {name} (dense)"
+    return _other(name, memory, tera, link, source)
+
+
 # Cards of one name are in the order of their memory: the bare name means the first.
 CARDS: tuple[Card, ...] = (
     _geforce("RTX 3060 12GB", (12, 360), (3584, 1.777), "4x16"),
@@ -195,6 +225,38 @@ CARDS: tuple[Card, ...] = (
            "form, dense)"),
     _other("H100 SXM", (80, 3350), (989, 67), "5x16", "NVIDIA's data sheet of the H100 (SXM form, "
            "dense)"),
+    _sheet("A10", (24, 600), (125, 31.2), "4x16"),
+    _sheet("A10G", (24, 600), (70, 31.5), "4x16"),
+    _sheet("A30", (24, 933), (165, 10.3), "4x16"),
+    _sheet("A40", (48, 696), (149.7, 37.4), "4x16"),
+    _sheet("L40", (48, 864), (181, 90.5), "4x16"),
+    _sheet("H200", (141, 4800), (989, 67), "5x16"),
+    _sheet("H800", (80, 3350), (989, 67), "5x16"),
+    _sheet("RTX A4000", (16, 448), (76.7, 19.2), "4x16"),
+    _sheet("RTX A5000", (24, 768), (111.1, 27.8), "4x16"),
+    _sheet("RTX A6000", (48, 768), (154.8, 38.7), "4x16"),
+    _sheet("RTX 4000 Ada", (20, 360), (106.9, 26.7), "4x16"),
+    _sheet("RTX 5000 Ada", (32, 576), (261.1, 65.3), "4x16"),
+    _sheet("RTX 6000 Ada", (48, 960), (364.2, 91.1), "4x16"),
+    _other("RTX PRO 6000", (96, 1792), (503.8, 126.0), "5x16", "NVIDIA's specification of the RTX "
+           "PRO 6000 Blackwell (24064 cores at 2.617 GHz, eight dense FLOPs in bf16 a core and "
+           "clock, twice a GeForce's)"),
+    replace(_sheet("T4", (16, 320), (65, 8.1), "3x16"), bf16=False),
+    replace(_sheet("V100 16GB", (16, 900), (112, 14), "3x16"), bf16=False),
+    replace(_sheet("V100 32GB", (32, 900), (112, 14), "3x16"), bf16=False),
+    _turing("RTX 2060", (6, 336), (1920, 1.68)),
+    _turing("RTX 2070", (8, 448), (2304, 1.62)),
+    _turing("RTX 2070 Super", (8, 448), (2560, 1.77)),
+    _turing("RTX 2080", (8, 448), (2944, 1.71)),
+    _turing("RTX 2080 Super", (8, 496), (3072, 1.815)),
+    _turing("RTX 2080 Ti", (11, 616), (4352, 1.545)),
+    _geforce("RTX 3050 8GB", (8, 224), (2560, 1.777), "4x8"),
+    _laptop("RTX 3060 Laptop", (6, 336), (3840, 1.703)),
+    _laptop("RTX 3070 Laptop", (8, 448), (5120, 1.62)),
+    _laptop("RTX 4050 Laptop", (6, 192), (2560, 2.37)),
+    _laptop("RTX 4060 Laptop", (8, 256), (3072, 2.37)),
+    _laptop("RTX 4070 Laptop", (8, 256), (4608, 2.175)),
+    _laptop("RTX 4080 Laptop", (12, 432), (7424, 2.28)),
     _other("RX 7900 XTX", (24, 960), (122.8, 61.4), "4x16", "AMD's specification of the Radeon "
            "RX 7900 XTX"),
     _other("Arc B580", (12, 456), (116.5, 13.67), "4x8", "Intel's specification of the Arc B580 "

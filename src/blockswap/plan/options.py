@@ -110,7 +110,12 @@ def refusal(
     count = len(floor.streamed)
     how = f"with {count} of {len(facts.units)} units streamed through 1 slot"
     how = how if count else "with nothing streamed"
+    # Where all that may move is streamed already, more of it is no way out.
+    helps = "give it that much"
+    if max(len(option.streamed) for option in offered) < len(facts.units):
+        helps += ", or let more units be streamed"
     if foresight is not None:
+        helps += ", or ask for a smaller clip"
         how += (
             f" ({format_bytes(least)}) and {format_bytes(foresight.reserve_bytes)} for "
             f"{foresight.workload}"
@@ -118,5 +123,5 @@ def refusal(
         least += foresight.reserve_bytes
     return PlanError(
         f"{asked}, {facts.label} needs at least {least} bytes ({format_bytes_at_least(least)}) on "
-        f"{facts.device} {how}: give it that much, or let more units be streamed"
+        f"{facts.device} {how}: {helps}"
     )

@@ -74,3 +74,25 @@ class SwapPlan:
     def block_map(self) -> str:
         """One letter a unit in execution order: R resident, m streamed from RAM, d from disk."""
         return "".join({"resident": "R", "ram": "m", "disk": "d"}[unit.tier] for unit in self.units)
+
+    def map_words(self) -> str:
+        """`block_map` for people: where there are others than blocks, each run is named.
+
+        "text_embedder R, blocks RddRdddR"; "RddRdddR" for blocks alone.
+        """
+        runs: list[tuple[str, str]] = []
+        for unit, letter in zip(self.units, self.block_map(), strict=True):
+            name = _list_of(unit.name)
+            if runs and runs[-1][0] == name:
+                runs[-1] = name, runs[-1][1] + letter
+            else:
+                runs.append((name, letter))
+        if {name for name, _ in runs} <= {"blocks"}:
+            return self.block_map()
+        return ", ".join(f"{name} {letters}" for name, letters in runs)
+
+
+def _list_of(name: str) -> str:
+    """The list of blocks that a unit is in; its own last name where it is in none."""
+    prefix, _, last = name.rpartition(".")
+    return prefix if prefix and last.isdecimal() else last

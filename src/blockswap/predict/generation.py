@@ -62,11 +62,13 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Companions:
-    """How the models beside the transformer are run."""
+    """How the models beside the transformer are run; `on_host` ones never come to the device."""
 
     text_encoder_dtype: TextEncoderDtype = "bfloat16"
     vae_dtype: ComputeDtype = "float32"
     vae_tiled: bool = False
+    text_encoder_on_host: bool = False
+    vae_on_host: bool = False
 
 
 def predict_generation(

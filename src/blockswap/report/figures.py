@@ -43,14 +43,21 @@ class Placement:
     slot_bytes: int
     prefetch: int
     kept_off_bytes: int
+    map_words: str
+
+    @property
+    def on_host(self) -> bool:
+        """The blocks compute in RAM: those that rest there are used where they lie."""
+        return self.device.startswith("cpu")
 
     @property
     def streamed(self) -> tuple[str, ...]:
-        return self.ram.names + self.disk.names
+        """What moves before it computes."""
+        return self.disk.names if self.on_host else self.ram.names + self.disk.names
 
     @property
     def units(self) -> tuple[str, ...]:
-        return self.resident.names + self.streamed
+        return self.resident.names + self.ram.names + self.disk.names
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +135,7 @@ def placement_of(plan: SwapPlan) -> Placement:
         slot_bytes=plan.slot_bytes,
         prefetch=plan.prefetch,
         kept_off_bytes=max(0, off - plan.slots * plan.slot_bytes),
+        map_words=plan.map_words(),
     )
 
 

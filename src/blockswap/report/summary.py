@@ -48,7 +48,10 @@ class Summary:
     def status_line(self) -> str:
         """One line: `30 of 40 blocks streamed · 8.1 GiB kept off the device · 0.3 % waiting`."""
         place = self.placement
-        kept = "kept on disk" if place.device.startswith("cpu") else "kept off the device"
+        if place.on_host and not place.streamed:
+            return "nothing streamed: on the CPU the weights are used where they lie in RAM"
+        # The blocks on disk less the slots they come through: more is on disk than is saved.
+        kept = "of RAM saved" if place.on_host else "kept off the device"
         share = self.times.waiting_share
         waiting = "waiting not measured" if share is None else f"{say_share(share)} waiting"
         kept_off = f"{say_bytes(place.kept_off_bytes)} {kept}"
@@ -77,7 +80,9 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """A value of dictionaries, lists, numbers and texts, ready for `json.dumps`."""
         share = {"waiting_share": self.times.waiting_share, "status": self.status_line()}
-        return asdict(self) | share
+        told = asdict(self) | share
+        del told["placement"]["map_words"]  # a program takes `block_map`
+        return told
 
     def __str__(self) -> str:
         return self.text()
@@ -109,10 +114,11 @@ def _placement_rows(place: Placement) -> list[tuple[str, str]]:
             return "none"
         return f"{len(group.names)} ({say_bytes(group.nbytes)}): {name_runs(group.names)}"
 
+    ram = "in RAM" if place.on_host else "from RAM"
     rows = [
-        ("blocks", f"{place.block_map}  (R resident, m from RAM, d from disk)"),
+        ("blocks", f"{place.map_words}  (R resident, m {ram}, d from disk)"),
         ("resident", told(place.resident)),
-        ("from RAM", told(place.ram)),
+        (ram, told(place.ram)),
         ("from disk", told(place.disk)),
     ]
     if place.slots:
