@@ -98,3 +98,23 @@ def test_malformed_vace_layers_in_the_config_are_refused(tmp_path: Path, value: 
 def test_a_malformed_eps_is_refused(tmp_path: Path, value: object) -> None:
     with pytest.raises(GeometryError, match=r"eps = .*which is not a small positive number"):
         inferred(tmp_path, {"num_heads": 2, "eps": value})
+
+
+@pytest.mark.parametrize(
+    "name", ["ChronoEditTransformer3DModel", "SkyReelsV2Transformer3DModel", "Other", 7]
+)
+def test_the_config_of_another_class_is_refused_by_its_name(tmp_path: Path, name: object) -> None:
+    with pytest.raises(GeometryError, match=f"is a '?{name}'?, and blockswap opens WanTransformer"):
+        inferred(tmp_path, {"num_heads": 2, "_class_name": name})
+
+
+@pytest.mark.parametrize(
+    "name", ["WanTransformer3DModel", "WanVACETransformer3DModel", "WanModel", "VaceWanModel", None]
+)
+def test_the_classes_that_open_may_be_named(tmp_path: Path, name: object) -> None:
+    assert inferred(tmp_path, {"num_heads": 2, "_class_name": name}) == TINY
+
+
+@pytest.mark.parametrize("first", [("in_dim", "in_channels"), ("in_channels", "in_dim")])
+def test_of_two_spellings_one_may_mean_nothing(tmp_path: Path, first: tuple[str, str]) -> None:
+    assert inferred(tmp_path, {"num_heads": 2, first[0]: 4, first[1]: 36}) == TINY

@@ -26,6 +26,9 @@ _CLAIMS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("in_channels", ("in_dim", "in_channels")),
     ("out_channels", ("out_dim", "out_channels")),
 )
+_DIFFUSERS_CLASSES = ("WanTransformer3DModel", "WanVACETransformer3DModel")
+# The vendors' own configs name their class, too.
+_CLASSES = (*_DIFFUSERS_CLASSES, "WanModel", "VaceWanModel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +57,27 @@ def stated_by(checkpoint: Checkpoint) -> Stated:
 def check_claims(checkpoint: Checkpoint, geometry: WanGeometry) -> None:
     """Raises GeometryError where config.json states sizes that the tensors do not have."""
     config = checkpoint.config or {}
+    _check_class(checkpoint.label, config)
     for field, names in _CLAIMS:
         true = getattr(geometry, field)
-        for name in names:
-            claim = config.get(name)
-            # diffusers writes null for "as the input".
-            if claim is not None and claim != true:
-                raise GeometryError(
-                    f"{checkpoint.label}: config.json says {name} = {quote(claim)}, the tensors "
-                    f"have {true}: the config belongs to another model, remove or replace it"
-                )
+        # diffusers writes null for "as the input". Where a config has both spellings, the one
+        # that its class does not read may be a default that means nothing.
+        claims = {name: config[name] for name in names if config.get(name) is not None}
+        if claims and true not in claims.values():
+            name, claim = next(iter(claims.items()))
+            raise GeometryError(
+                f"{checkpoint.label}: config.json says {name} = {quote(claim)}, the tensors "
+                f"have {true}: the config belongs to another model, remove or replace it"
+            )
+
+
+def _check_class(label: str, config: Mapping[str, Any]) -> None:
+    name = config.get("_class_name")
+    if name is not None and name not in _CLASSES:
+        raise GeometryError(
+            f"{label}: config.json says that the model is a {quote(name)}, and blockswap opens "
+            f"{' and '.join(_DIFFUSERS_CLASSES)}: its forward differs, use the host that it is for"
+        )
 
 
 def _agreed(label: str, what: str, metadata: Any, config: Any) -> Any:
