@@ -16,6 +16,9 @@ from .values import WanGeometry
 
 HEADS_KEY = "wan.num_heads"
 VACE_KEY = "wan.vace_layers"
+LAYERS_KEY = "wan.num_layers"
+# Blocks of every published model by its width: a file of fewer was cut off at a block's end.
+KNOWN_LAYERS = {5120: 40, 3072: 30, 1536: 30}
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 _COUNTS = re.compile(r"[0-9]{1,6}(,[0-9]{1,6})*")
 # field of WanGeometry -> its names in a vendor's or diffusers' config.json
@@ -58,6 +61,7 @@ def check_claims(checkpoint: Checkpoint, geometry: WanGeometry) -> None:
     """Raises GeometryError where config.json states sizes that the tensors do not have."""
     config = checkpoint.config or {}
     _check_class(checkpoint.label, config)
+    _check_layers(checkpoint, geometry)
     for field, names in _CLAIMS:
         true = getattr(geometry, field)
         # diffusers writes null for "as the input". Where a config has both spellings, the one
@@ -69,6 +73,24 @@ def check_claims(checkpoint: Checkpoint, geometry: WanGeometry) -> None:
                 f"{checkpoint.label}: config.json says {name} = {quote(claim)}, the tensors "
                 f"have {true}: the config belongs to another model, remove or replace it"
             )
+
+
+def _check_layers(checkpoint: Checkpoint, geometry: WanGeometry) -> None:
+    """Refuses a file whose last blocks are not there, where metadata or its width tells."""
+    layers, known = geometry.num_layers, KNOWN_LAYERS.get(geometry.dim, 0)
+    stated = checkpoint.metadata.get(LAYERS_KEY)
+    if stated is not None and stated != str(layers):
+        raise GeometryError(
+            f"{checkpoint.label} states {LAYERS_KEY} = {quote(stated)} in its metadata and has "
+            f"{layers} blocks: give the whole checkpoint, or correct the metadata"
+        )
+    told = stated is not None or (checkpoint.config or {}).get("num_layers") is not None
+    if layers < known and checkpoint.headers and not told:
+        raise GeometryError(
+            f"{checkpoint.label} ends at block {layers - 1}, and every published model "
+            f"{geometry.dim} wide has {known} blocks: give the whole checkpoint, or put "
+            f"num_layers in a config.json or {LAYERS_KEY} in the metadata if it is meant so"
+        )
 
 
 def _check_class(label: str, config: Mapping[str, Any]) -> None:
