@@ -56,9 +56,14 @@ def _build(family: str) -> nn.Module:
 
 
 def cast(model: nn.Module, dtype: str) -> nn.Module:
-    """Casts parameters (never buffers: rope tables stay as they were computed)."""
+    """Casts parameters (never buffers: rope tables stay as they were computed).
+
+    What diffusers' class keeps in fp32 stays so, as its `from_pretrained` leaves it.
+    """
+    kept = getattr(type(model), "_keep_in_fp32_modules", None) or ()
     for name, parameter in model.named_parameters():
         keep = dtype == "mixed" and any(part in name for part in _FP32_PARTS)
+        keep = keep or any(part in name.split(".") for part in kept)
         parameter.data = parameter.data.to(
             torch.float32 if keep else _TORCH_DTYPES.get(dtype, torch.bfloat16)
         )

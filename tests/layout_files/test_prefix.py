@@ -57,3 +57,41 @@ def test_bare_transformer_names_beside_prefixed_ones_are_kept() -> None:
 def test_a_prefixed_and_a_bare_name_of_one_tensor_collide() -> None:
     with pytest.raises(CheckpointError, match=r"holds 'head.modulation' twice, as 'head"):
         bare_keys("x", ["head.modulation", "model.head.modulation"])
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "transformer.",
+        "module.",
+        "_orig_mod.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "model.module.",
+        "module.model.diffusion_model.",
+        "transformer._orig_mod.",
+    ],
+)
+def test_wrappers_of_frameworks_are_taken_off(prefix: str) -> None:
+    names = [f"{prefix}blocks.0.modulation", f"{prefix}anything.else"]
+    assert bare_keys("x", names) == (
+        prefix,
+        {names[0]: "blocks.0.modulation", names[1]: "anything.else"},
+    )
+
+
+def test_a_wrapper_counts_only_before_a_transformer() -> None:
+    names = ["transformer.shared.weight", "module.layers.0.weight", "blocks.0.modulation"]
+    assert bare_keys("x", names) == ("", {name: name for name in names})
+
+
+@pytest.mark.parametrize("prefix", ["", "diffusion_model.", "module."])
+@pytest.mark.parametrize("marker", ["model_type.Some-Name-T2V", "step", "freqs", "epoch"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_markers_are_left_out(prefix: str, marker: str, inside: bool, tmp_path: Path) -> None:
+    key = f"{prefix}blocks.0.modulation"
+    extra = prefix + marker if inside else marker
+    path = save_shapes(tmp_path / "f.safetensors", {key: (1,), extra: (1,)})
+    checkpoint = open_checkpoint(path)
+    assert set(checkpoint.tensors) == {"blocks.0.modulation"}
+    assert checkpoint.left_out == (extra,)

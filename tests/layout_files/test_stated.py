@@ -9,8 +9,9 @@ import pytest
 from checkpoint_samples import TINY, save_shapes
 
 from blockswap.errors import GeometryError
-from blockswap.layout.checkpoint import open_checkpoint
+from blockswap.layout.checkpoint import Checkpoint, open_checkpoint
 from blockswap.layout.geometry import WanGeometry, infer_geometry, tensor_names
+from blockswap.layout.geometry.stated import check_claims
 
 VACE = replace(TINY, vace_layers=(0, 1, 3), vace_in_channels=6)
 
@@ -98,3 +99,45 @@ def test_malformed_vace_layers_in_the_config_are_refused(tmp_path: Path, value: 
 def test_a_malformed_eps_is_refused(tmp_path: Path, value: object) -> None:
     with pytest.raises(GeometryError, match=r"eps = .*which is not a small positive number"):
         inferred(tmp_path, {"num_heads": 2, "eps": value})
+
+
+@pytest.mark.parametrize(
+    "name", ["ChronoEditTransformer3DModel", "SkyReelsV2Transformer3DModel", "Other", 7]
+)
+def test_the_config_of_another_class_is_refused_by_its_name(tmp_path: Path, name: object) -> None:
+    with pytest.raises(GeometryError, match=f"is a '?{name}'?, and blockswap opens WanTransformer"):
+        inferred(tmp_path, {"num_heads": 2, "_class_name": name})
+
+
+@pytest.mark.parametrize(
+    "name", ["WanTransformer3DModel", "WanVACETransformer3DModel", "WanModel", "VaceWanModel", None]
+)
+def test_the_classes_that_open_may_be_named(tmp_path: Path, name: object) -> None:
+    assert inferred(tmp_path, {"num_heads": 2, "_class_name": name}) == TINY
+
+
+@pytest.mark.parametrize("first", [("in_dim", "in_channels"), ("in_channels", "in_dim")])
+def test_of_two_spellings_one_may_mean_nothing(tmp_path: Path, first: tuple[str, str]) -> None:
+    assert inferred(tmp_path, {"num_heads": 2, first[0]: 4, first[1]: 36}) == TINY
+
+
+@pytest.mark.parametrize(("dim", "known"), [(5120, 40), (3072, 30), (1536, 30)])
+def test_a_file_that_ends_too_early_is_refused_unless_it_says_so(
+    dim: int, known: int, tmp_path: Path
+) -> None:
+    headers = open_checkpoint(save_shapes(tmp_path / "f.safetensors", {"a": (1,)})).headers
+
+    def check(layers: int, **said: dict[str, object]) -> None:
+        metadata = {key: str(value) for key, value in said.get("metadata", {}).items()}
+        checkpoint = Checkpoint("cut", headers, "", {}, (), metadata, said.get("config"))
+        check_claims(checkpoint, WanGeometry(dim=dim, num_layers=layers))
+
+    with pytest.raises(GeometryError, match=rf"ends at block 9, .* {known} blocks.*wan.num_layers"):
+        check(10)
+    check(known)
+    check(10, metadata={"wan.num_layers": 10})
+    check(10, config={"num_layers": 10})
+    with pytest.raises(GeometryError, match=r"states wan.num_layers = '11'"):
+        check(10, metadata={"wan.num_layers": 11})
+    with pytest.raises(GeometryError, match=r"num_layers = 40"):
+        check(known - 1, config={"num_layers": 40})

@@ -37,6 +37,7 @@ def geometry_of(model: torch.nn.Module) -> WanGeometry:
 def _config(root: torch.nn.Module) -> Mapping[str, Any] | None:
     config = getattr(root, "config", None)
     if isinstance(config, Mapping):
-        return dict(config)
+        # The module speaks for itself: a subclass of the caller's is what its parameters are.
+        return {key: value for key, value in config.items() if key != "_class_name"}
     heads = getattr(root, "num_heads", None)
     return None if heads is None else {"num_heads": heads}

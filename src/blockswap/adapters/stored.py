@@ -9,10 +9,9 @@ from ..errors import GeometryError, ModelError
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.geometry import to_original_key
 from ..store.file_slab import Extent
-from ..store.leaves import torch_dtype
 from ..store.places import Place
+from .compute import compute_rule
 from .live import LiveModel, LiveTensor, describe_module, places_of
-from .skeleton import keeps_fp32
 
 # Early diffusers I2V files hold it; no model reads it.
 UNREAD = ".norm_added_q.weight"
@@ -39,11 +38,11 @@ def match_checkpoint(
 ) -> StoredModel:
     """Gives each meta parameter of `model` the dtype it will have and finds its bytes.
 
-    Without `dtype` the file's own dtypes are the truth; with it, floating-point tensors compute
-    in `dtype` except those that the model's class wants in fp32. Raises GeometryError where the
-    checkpoint lacks a tensor of the model or holds another shape.
+    `ComputeRule` says in which dtype each computes. Raises GeometryError where the checkpoint
+    lacks a tensor of the model, holds another shape, or stores what cannot compute.
     """
     by_key = _by_original_key(checkpoint)
+    rule = compute_rule(model, checkpoint.label, by_key, dtype)
     stored: dict[str, StoredTensor] = {}
     for place in list(places_of(model)):
         tensor = place.table[place.name]
@@ -51,8 +50,7 @@ def match_checkpoint(
             continue
         _refuse_computed(place)
         found = _found(checkpoint.label, place, by_key)
-        wanted = _compute_dtype(model, place.label, torch_dtype(found.dtype), dtype)
-        meta = torch.empty(found.shape, dtype=wanted, device="meta")
+        meta = torch.empty(found.shape, dtype=rule.dtype_of(place, found), device="meta")
         place.table[place.name] = (
             torch.nn.Parameter(meta, requires_grad=False) if place.is_parameter else meta
         )
@@ -131,14 +129,6 @@ def _refuse_real(live: LiveModel, stored: Mapping[str, StoredTensor]) -> None:
                     f"the skeleton's {label} has data already (on {tensor.tensor.device}): put "
                     "every parameter of a skeleton on the meta device"
                 )
-
-
-def _compute_dtype(
-    model: torch.nn.Module, label: str, stored: torch.dtype, wanted: torch.dtype | None
-) -> torch.dtype:
-    if wanted is None or not stored.is_floating_point:
-        return stored
-    return torch.float32 if keeps_fp32(model, label) else wanted
 
 
 def _check(label: str, name: str, shape: tuple[int, ...], found: StoredTensor | None) -> None:

@@ -72,6 +72,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises CheckpointError (HeaderError where one file is at fault), one sentence each.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(
+            f"a checkpoint is given by one path, not by a {type(path).__name__}: of several shards "
+            "give their index or their folder"
+        )
     found = find_files(Path(os.path.abspath(path)))
     headers = tuple(read_header(file) for file in found.files)
     owner = _owners(found, headers)

@@ -1,10 +1,10 @@
 """Prefixes: this module owns which names of a file belong to the transformer, and their bare form.
 
-A name may carry one of three prefixes. The longest that occurs anywhere in the checkpoint is *the*
-prefix: names that carry it lose it. Other names are kept as they are when they start like a Wan
-transformer's (`blocks.0...`, beside `model.blocks.1...`); the rest, such as the VAE and the text
-encoder of a full checkpoint, is left out; so is padding (`PADDING`). Two names with the same bare
-form are an error.
+A name may carry a prefix: one of three, or wrappers of a training framework around each other.
+The longest that occurs anywhere in the checkpoint is *the* prefix: names that carry it lose it.
+Other names are kept as they are when they start like a Wan transformer's (`blocks.0...`, beside
+`model.blocks.1...`); the rest, such as the VAE and the text encoder of a full checkpoint, is left
+out; so are markers and padding (`PADDING`). Two names with the same bare form are an error.
 """
 
 from collections.abc import Iterable
@@ -13,6 +13,9 @@ from ..errors import CheckpointError
 from .quoting import quote
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
+# What compilers, data parallelism and pipelines put before a name, in any order and nesting. It
+# counts only where a name of the transformer follows: others (a text encoder) use it, too.
+_WRAPPERS = frozenset({"model", "diffusion_model", "transformer", "module", "_orig_mod"})
 
 # First segments of Wan transformer names, original and diffusers, and of what fp8 files add.
 ROOTS = frozenset(
@@ -33,6 +36,8 @@ ROOTS = frozenset(
     }
 )
 
+# What trainers and repackagers put beside a model and no layer owns.
+_MARKERS = frozenset({"model_type", "step", "global_step", "epoch", "freqs", "ema_decay"})
 
 # Tensors of zeros that `blockswap convert` puts before a block so that it starts on a page.
 PADDING = "blockswap_padding"
@@ -46,7 +51,17 @@ def is_padding(name: str) -> bool:
 def common_prefix(names: Iterable[str]) -> str:
     """The longest known prefix that any of the names carries, or the empty string."""
     names = tuple(names)
-    return next((p for p in PREFIXES if any(name.startswith(p) for name in names)), "")
+    nested = {prefix for name in names if (prefix := _wrapping(name)) not in ("", *PREFIXES)}
+    known = (*sorted(nested, key=len, reverse=True), *PREFIXES)
+    return next((p for p in known if any(name.startswith(p) for name in names)), "")
+
+
+def _wrapping(name: str) -> str:
+    """The wrappers before a transformer's own name, or nothing where none of it follows."""
+    parts = name.split(".")
+    count = next((n for n, part in enumerate(parts) if part not in _WRAPPERS), len(parts))
+    own = count < len(parts) and parts[count] in ROOTS
+    return "".join(f"{part}." for part in parts[:count]) if own else ""
 
 
 def bare_keys(label: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
@@ -63,6 +78,8 @@ def bare_keys(label: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
             continue
         if name.startswith(prefix):
             key = name[len(prefix) :]
+            if key.split(".", 1)[0] in _MARKERS:
+                continue
         elif name.split(".", 1)[0] in ROOTS:
             key = name
         else:

@@ -4,7 +4,6 @@ A path is one `.safetensors` file, an index (`*.safetensors.index.json`), or a f
 an index, one `.safetensors` file, or all shards of one set.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ def find_files(path: Path) -> FoundFiles:
     """Resolves one path to the files to open. Raises CheckpointError."""
     if "\0" in str(path):
         raise CheckpointError(f"{quote(str(path))} has a zero byte in its name: check the path")
-    if not os.path.exists(path):
+    if not _exists(path):
         raise CheckpointError(f"{path} is not there: check the path")
     if path.is_dir():
         return _in_folder(path)
@@ -64,7 +63,7 @@ def _in_folder(folder: Path) -> FoundFiles:
         raise CheckpointError(
             f"{folder} holds {len(indices)} indices ({some(indices)}): give the one that is meant"
         )
-    files = [name for name in names if name.endswith(SUFFIX)]
+    files = [name for name in names if name.lower().endswith(SUFFIX)]
     named = [name for name in files if name.startswith(DIFFUSERS_STEM)]
     chosen = named or files
     if not chosen:
@@ -152,8 +151,16 @@ def _check_shard_name(index: Path, name: str) -> None:
         raise CheckpointError(
             f"{index} names {quote(name)}, which is no {SUFFIX} file: use a safetensors checkpoint"
         )
-    if not (index.parent / name).exists():
+    if not _exists(index.parent / name):
         raise CheckpointError(f"{index} needs the shard {quote(name)}, it is missing: download it")
+
+
+def _exists(path: Path) -> bool:
+    """Whether a file or folder is there; a name that no file system takes is nowhere."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _config(folder: Path) -> Mapping[str, Any] | None:

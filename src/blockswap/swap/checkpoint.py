@@ -41,9 +41,10 @@ def open_transformer(
 
     `path` is a `.safetensors` file, an index, or a folder, in original or diffusers names. The
     model is diffusers' Wan class for the file's geometry, or `skeleton`: a module of yours with
-    its parameters on the meta device. Without `dtype` every tensor computes in the dtype it is
-    stored in; with it, weights are cast on the device each time they arrive. `workload` is that of
-    `swap_blocks`.
+    its parameters on the meta device. Without `dtype` it computes in the dtype that most of the
+    file has, bit for bit as diffusers' `from_pretrained(torch_dtype=...)` of that dtype (layers
+    of your own: in what is stored); with it, weights are cast on the device each time they
+    arrive. `workload` is that of `swap_blocks`.
 
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
@@ -131,11 +132,13 @@ def open_found(
 
 
 def _check_dtype(dtype: object) -> None:
-    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is None:
+        return
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1:
         return
     raise ArgsError(
-        f"dtype={dtype!r} was asked, and weights compute in floating point: give a torch dtype "
-        "such as torch.bfloat16, or none for the file's own"
+        f"dtype={dtype!r} was asked, and weights compute in floating point of 16 bits or "
+        "more: give a torch dtype such as torch.bfloat16, or none for the file's own"
     )
 
 

@@ -12,6 +12,7 @@ from ..checkpoint import Checkpoint, StoredTensor
 from ..quoting import quote
 from .families import relative_of, stranger_of
 from .naming import naming_of, to_original_key, unit_of
+from .quantised import refuse_quantised
 from .stated import HEADS_KEY, VACE_KEY, Stated, check_claims, stated_by
 from .values import WAN_EPS, Naming, WanGeometry
 from .verify import verify_tensors
@@ -35,6 +36,7 @@ def infer_geometry(checkpoint: Checkpoint) -> WanGeometry:
             f"{checkpoint.label} is {relative}, built on Wan with tensors of its own: "
             "blockswap opens T2V, I2V, FLF2V, TI2V and VACE checkpoints"
         )
+    refuse_quantised(checkpoint.label, checkpoint.tensors)
     geometry = _measure(checkpoint, tensors, naming)
     check_claims(checkpoint, geometry)
     return verify_tensors(checkpoint.label, tensors, geometry)

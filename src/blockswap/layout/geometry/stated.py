@@ -16,6 +16,9 @@ from .values import WanGeometry
 
 HEADS_KEY = "wan.num_heads"
 VACE_KEY = "wan.vace_layers"
+LAYERS_KEY = "wan.num_layers"
+# Blocks of every published model by its width: a file of fewer was cut off at a block's end.
+KNOWN_LAYERS = {5120: 40, 3072: 30, 1536: 30}
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 _COUNTS = re.compile(r"[0-9]{1,6}(,[0-9]{1,6})*")
 # field of WanGeometry -> its names in a vendor's or diffusers' config.json
@@ -26,6 +29,9 @@ _CLAIMS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("in_channels", ("in_dim", "in_channels")),
     ("out_channels", ("out_dim", "out_channels")),
 )
+_DIFFUSERS_CLASSES = ("WanTransformer3DModel", "WanVACETransformer3DModel")
+# The vendors' own configs name their class, too.
+_CLASSES = (*_DIFFUSERS_CLASSES, "WanModel", "VaceWanModel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +60,46 @@ def stated_by(checkpoint: Checkpoint) -> Stated:
 def check_claims(checkpoint: Checkpoint, geometry: WanGeometry) -> None:
     """Raises GeometryError where config.json states sizes that the tensors do not have."""
     config = checkpoint.config or {}
+    _check_class(checkpoint.label, config)
+    _check_layers(checkpoint, geometry)
     for field, names in _CLAIMS:
         true = getattr(geometry, field)
-        for name in names:
-            claim = config.get(name)
-            # diffusers writes null for "as the input".
-            if claim is not None and claim != true:
-                raise GeometryError(
-                    f"{checkpoint.label}: config.json says {name} = {quote(claim)}, the tensors "
-                    f"have {true}: the config belongs to another model, remove or replace it"
-                )
+        # diffusers writes null for "as the input". Where a config has both spellings, the one
+        # that its class does not read may be a default that means nothing.
+        claims = {name: config[name] for name in names if config.get(name) is not None}
+        if claims and true not in claims.values():
+            name, claim = next(iter(claims.items()))
+            raise GeometryError(
+                f"{checkpoint.label}: config.json says {name} = {quote(claim)}, the tensors "
+                f"have {true}: the config belongs to another model, remove or replace it"
+            )
+
+
+def _check_layers(checkpoint: Checkpoint, geometry: WanGeometry) -> None:
+    """Refuses a file whose last blocks are not there, where metadata or its width tells."""
+    layers, known = geometry.num_layers, KNOWN_LAYERS.get(geometry.dim, 0)
+    stated = checkpoint.metadata.get(LAYERS_KEY)
+    if stated is not None and stated != str(layers):
+        raise GeometryError(
+            f"{checkpoint.label} states {LAYERS_KEY} = {quote(stated)} in its metadata and has "
+            f"{layers} blocks: give the whole checkpoint, or correct the metadata"
+        )
+    told = stated is not None or (checkpoint.config or {}).get("num_layers") is not None
+    if layers < known and checkpoint.headers and not told:
+        raise GeometryError(
+            f"{checkpoint.label} ends at block {layers - 1}, and every published model "
+            f"{geometry.dim} wide has {known} blocks: give the whole checkpoint, or put "
+            f"num_layers in a config.json or {LAYERS_KEY} in the metadata if it is meant so"
+        )
+
+
+def _check_class(label: str, config: Mapping[str, Any]) -> None:
+    name = config.get("_class_name")
+    if name is not None and name not in _CLASSES:
+        raise GeometryError(
+            f"{label}: config.json says that the model is a {quote(name)}, and blockswap opens "
+            f"{' and '.join(_DIFFUSERS_CLASSES)}: its forward differs, use the host that it is for"
+        )
 
 
 def _agreed(label: str, what: str, metadata: Any, config: Any) -> Any:

@@ -1,0 +1,89 @@
+"""Owns in which dtype each stored tensor of a model computes, and which stored tensors cannot.
+
+Without a dtype a host library's model computes as its own loader would have it compute: in the
+dtype that most of the file's bytes have, with what the class keeps in fp32 in fp32. A skeleton of
+the caller's own may know other forms: its own layers compute in what is stored.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import GeometryError
+from ..layout.checkpoint import StoredTensor
+from ..layout.geometry import unit_of
+from ..layout.quoting import quote
+from ..store.leaves import torch_dtype
+from ..store.places import Place
+from .skeleton import keeps_fp32
+
+_HALVES = (torch.bfloat16, torch.float16)
+# Layers from here compute with their weight as it is. Any other may decode it by itself.
+_PLAIN_LAYERS = ("torch.", "diffusers.")
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeRule:
+    """The dtype of every tensor of `model`: `asked` by the caller, or else the file's `main`."""
+
+    model: torch.nn.Module
+    label: str
+    asked: torch.dtype | None
+    main: torch.dtype | None
+
+    def dtype_of(self, place: Place, found: StoredTensor) -> torch.dtype:
+        """What a stored tensor computes in. Raises GeometryError where it cannot compute."""
+        stored = torch_dtype(found.dtype)
+        if place.is_parameter and type(place.module).__module__.startswith(_PLAIN_LAYERS):
+            self._refuse(found, stored)
+        if not stored.is_floating_point:
+            return stored
+        if self.asked is not None:
+            return torch.float32 if keeps_fp32(self.model, place.label) else self.asked
+        if self.main is None or not type(place.module).__module__.startswith(_PLAIN_LAYERS):
+            return stored
+        if not keeps_fp32(self.model, place.label):
+            return self.main
+        # In a unit what is kept meets fp32 activations and is widened there: the same bits
+        # without a decode of every block. Outside, 16-bit operands meet and it shows.
+        inside = unit_of(place.label) is not None
+        return stored if inside and stored in _HALVES else torch.float32
+
+    def _refuse(self, found: StoredTensor, stored: torch.dtype) -> None:
+        if not stored.is_floating_point:
+            raise GeometryError(
+                f"{self.label} stores tensor {quote(found.name)} as {found.dtype}, and weights "
+                "compute in floating point: it is quantised or damaged, open a bf16, fp16 or "
+                "fp32 checkpoint"
+            )
+        if self.asked is None and not _computes(stored):
+            raise GeometryError(
+                f"{self.label} stores tensor {quote(found.name)} as {found.dtype}, which does "
+                "not compute: give dtype=torch.bfloat16"
+            )
+
+
+def compute_rule(
+    model: torch.nn.Module,
+    label: str,
+    tensors: Mapping[str, StoredTensor],
+    asked: torch.dtype | None,
+) -> ComputeRule:
+    """The rule for a model filled from `tensors`."""
+    hosted = getattr(type(model), "_keep_in_fp32_modules", None) is not None
+    return ComputeRule(model, label, asked, _main(tensors) if hosted else None)
+
+
+def _main(tensors: Mapping[str, StoredTensor]) -> torch.dtype | None:
+    """The dtype of most bytes, of those that compute; the first of equals in the file."""
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in tensors.values():
+        dtype = torch_dtype(tensor.dtype)
+        if dtype.is_floating_point and _computes(dtype):
+            sizes[dtype] = sizes.get(dtype, 0) + tensor.nbytes
+    return max(sizes, key=sizes.__getitem__, default=None)
+
+
+def _computes(dtype: torch.dtype) -> bool:
+    return dtype.itemsize > 1
