@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..ambient import undisturbed
 from ..layout.slab import staging_chunks
 from ..store.disk import DiskStore
 from ..store.file_slab import SECTOR
@@ -60,7 +61,7 @@ class Pool:
         self.runner: Callable[[], Streamer | None] = _nobody
         self._swaps = 0
         # Memory made in inference mode could not be written outside it (and the other way round).
-        with torch.inference_mode(False):
+        with undisturbed():
             self.slots = [
                 Slot(i, device.allocate_slot(sizes.slot_bytes), device) for i in range(sizes.slots)
             ]
@@ -130,7 +131,7 @@ class Pool:
         if self.staging and self.sizes.staging_bytes >= nbytes:
             return False
         self.sizes = replace(self.sizes, staging_buffers=2, staging_bytes=nbytes)
-        with torch.inference_mode(False):
+        with undisturbed():
             self.staging = [self._staging(self.sizes) for _ in range(2)]
         return True
 
@@ -142,7 +143,7 @@ class Pool:
         """
         assert not self.slots, "units have views of the slots they were made with"
         device, stream = self.device, self.device.current_stream()
-        with torch.inference_mode(False):
+        with undisturbed():
             slots = [Slot(i, device.allocate_slot(slot_bytes), device) for i in range(count)]
             decode = device.allocate(decode_bytes) if decode_bytes else None
         for slot in slots:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..ambient import undisturbed
 from ..errors import ArgsError, StateError
 from ..events import Measured, Visit
 from ..plan import SwapPlan
@@ -88,6 +89,7 @@ class Swap:
     def __reduce__(self) -> tuple[Any, ...]:
         raise StateError("a swap cannot be pickled: close it first")
 
+    @undisturbed()
     def close(self) -> None:
         """Gives the model back as it was and returns every byte. Closing twice does nothing.
 
@@ -107,6 +109,7 @@ class Swap:
             self._device.release_cached_host_memory()
         self._final = final
 
+    @undisturbed()
     def measured(self) -> Measured:
         """What happened so far. Waits for the device, so call it between forwards."""
         if self._final is not None:
@@ -146,6 +149,7 @@ class Swap:
             )
         self._streamer.expect(after, other._streamer)
 
+    @undisturbed()
     def forget_slots(self) -> None:
         """Host weights are about to be written: what slots hold of them is fetched anew after it.
 

@@ -8,6 +8,7 @@ import torch
 
 from ..adapters.families import bare
 from ..adapters.live import LiveModel, describe_module, refuse_unloaded
+from ..ambient import undisturbed
 from ..errors import ModelError, StateError
 from ..plan import SwapPlan, make_plan
 from ..selection import BlockSwapArgs, select
@@ -49,6 +50,7 @@ def refuse_swapped(model: torch.nn.Module) -> None:
         )
 
 
+@undisturbed()
 def swap_blocks(
     model: torch.nn.Module,
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
@@ -107,7 +109,7 @@ def swap_loaded(
 
     `pin_bytes`: most bytes of host memory to pin for streamed units, now and later.
     """
-    with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
+    with ExitStack() as undo, undisturbed():
         parts = make_parts(live, plan, where, undo, sharing)
         streamed: dict[str, StreamedUnit] = {}
         residents: dict[str, Resident] = {}
