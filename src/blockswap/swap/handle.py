@@ -63,6 +63,11 @@ class Swap:
         """Whether the unit's weights are in its file only, at this moment."""
         return any(u.name == name and u.tier == "disk" for u in self._streamer.units)
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that opened the swap."""
+        return self._streamer.forked
+
     def note_peak(self, nbytes: int | None) -> None:
         """Keeps a peak of the device that is about to be measured anew."""
         self._earlier_peak_bytes = max(self._earlier_peak_bytes, nbytes or 0)
@@ -99,6 +104,10 @@ class Swap:
         """
         if self.closed:
             return
+        if self._streamer.forked:
+            # Everything is the parent's: the child's copy of it goes with the child.
+            self.closed, self._final = True, self.measured()
+            return
         self._streamer.refuse_running()
         try:
             final = self.measured()
@@ -114,6 +123,8 @@ class Swap:
         """What happened so far. Waits for the device, so call it between forwards."""
         if self._final is not None:
             return self._final
+        if self._streamer.forked:
+            return Measured((), self._recorder.counters.copy())
         self._device.synchronize()
         sentences = tuple(sentence for tell in self._told for sentence in tell())
         peak = self._device.peak_bytes()

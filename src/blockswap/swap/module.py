@@ -44,6 +44,11 @@ def as_args(args: BlockSwapArgs | Mapping[str, Any] | None) -> BlockSwapArgs:
 def refuse_swapped(model: torch.nn.Module) -> None:
     """Raises StateError when another swap of this model is open."""
     swap = vars(bare(model)).get("blockswap")
+    if isinstance(swap, Swap) and swap.forked:
+        raise StateError(
+            f"this {type(bare(model)).__name__} was swapped in the process that this one was "
+            "forked from, and only that one can give it back: load the model here"
+        )
     if isinstance(swap, Swap) and not swap.closed:
         raise StateError(
             f"this {type(bare(model)).__name__} is swapped already: close that swap first"
