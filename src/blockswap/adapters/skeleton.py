@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from ..ambient import as_at_start
 from ..errors import ModelError
 from ..layout.geometry import WanGeometry
 
 
+@as_at_start()
 def build_skeleton(geometry: WanGeometry) -> torch.nn.Module:
     """A `WanTransformer3DModel` or `WanVACETransformer3DModel` of this geometry, in eval mode.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..ambient import as_at_start
 from ..errors import ModelError
 
 # What differs from the defaults of AutoencoderKLWan, which are those of Wan2.1. Source of 2.2: the
@@ -27,6 +28,7 @@ _CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
+@as_at_start()
 def build_vae(version: str, dtype: torch.dtype) -> torch.nn.Module:
     """`AutoencoderKLWan` of "wan2.1" or "wan2.2" (the 5B model's) with meta parameters.
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..ambient import undisturbed
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
 from ..swap import FileUnits, Swap, stream_file_units, stream_units
@@ -140,7 +141,7 @@ class Holding:
         if self.closed:
             return
         # The host runs in inference mode; what comes back must be usable outside it, too.
-        with torch.inference_mode(False), torch.no_grad():
+        with undisturbed():
             if self.swap is not None:
                 self.swap.close()
         self.closed = True
@@ -206,7 +207,7 @@ class _Guard:
         device = self._holding.claim.device
         if device.type == "cpu":
             return False
-        probe = torch.empty(0, device=device)
+        probe = torch.empty(0, dtype=torch.float32, device=device)
         moved = fn(probe)
         return moved.device == probe.device and moved.dtype == probe.dtype
 

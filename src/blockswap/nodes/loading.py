@@ -82,7 +82,9 @@ def _fill_in_scales(root: torch.nn.Module, checkpoint: Checkpoint) -> None:
     for place in list(places_of(root)):
         if place.name in ("scale_weight", "scale_input") and place.label not in stored:
             del place.module._parameters[place.name]
-            place.module.register_buffer(place.name, torch.ones(()))
+            place.module.register_buffer(
+                place.name, torch.ones((), dtype=torch.float32, device="cpu")
+            )
 
 
 def _all_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def _load_rest(root: torch.nn.Module, checkpoint: Checkpoint, files: FileUnits) 
     for place in places_of(root):
         tensor = place.table[place.name]
         if tensor.device.type == "meta" and not place.label.startswith(units):
-            real = torch.empty(tensor.shape, dtype=tensor.dtype)
+            real = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             place.table[place.name] = (
                 torch.nn.Parameter(real, requires_grad=False) if place.is_parameter else real
             )

@@ -93,7 +93,7 @@ def _picture(swap: Any) -> torch.Tensor:
 
 
 def _blank() -> torch.Tensor:
-    return torch.ones(1, 64, 64, 3)
+    return torch.ones(1, 64, 64, 3, dtype=torch.float32, device="cpu")
 
 
 def _free(model: Any) -> str:

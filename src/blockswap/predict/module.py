@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_iter
 
 from ..adapters.families import bare, unit_modules
+from ..ambient import as_at_start
 from ..errors import ModelError
 from ..plan.workload import AttentionKind, ForwardCost, KernelSet
 from .kernels import Kernels
@@ -95,7 +96,7 @@ def record_call(
             recorder.note(leaf)
     input_bytes = recorder.live_bytes
     with ExitStack() as modes:
-        modes.enter_context(torch.no_grad())
+        modes.enter_context(as_at_start())
         modes.enter_context(recorder)
         modes.enter_context(Kernels(recorder, attention=attention, kernels=kernels))
         try:

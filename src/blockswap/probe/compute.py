@@ -129,9 +129,11 @@ def _random(device: Device, dtype: torch.dtype, rows: int, columns: int) -> torc
 
     A few rows are drawn, of a generator of their own, and repeated.
     """
-    generator = torch.Generator().manual_seed(rows)
+    generator = torch.Generator("cpu").manual_seed(rows)
     drawn = min(rows, _TILE_ROWS)
-    tile = torch.randn(drawn, columns, generator=generator).to(dtype)
+    tile = torch.randn(drawn, columns, generator=generator, dtype=torch.float32, device="cpu").to(
+        dtype
+    )
     return tile.to(device.torch_device).repeat(-(-rows // drawn), 1)[:rows]
 
 

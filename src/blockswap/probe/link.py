@@ -26,7 +26,9 @@ def link_figures(device: Device, limits: Limits) -> Iterator[Figure | str]:
         yield not_measured("the link", error)
         return
     pinned = device.pin(nbytes)
-    pageable = torch.ones(nbytes, dtype=torch.uint8)  # written, so that the pages are there
+    pageable = torch.ones(
+        nbytes, dtype=torch.uint8, device="cpu"
+    )  # written, so that the pages are there
     if pinned is None:
         size = format_bytes(nbytes)
         yield f"the link from pinned memory was not measured: {size} cannot be pinned"

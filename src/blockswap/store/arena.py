@@ -96,7 +96,7 @@ class Arena:
             chunk.memory = self._lender.pin(chunk.nbytes)
             chunk.pinned = chunk.memory is not None
         if chunk.memory is None:
-            chunk.memory = torch.empty(chunk.nbytes, dtype=torch.uint8)
+            chunk.memory = torch.empty(chunk.nbytes, dtype=torch.uint8, device="cpu")
 
     def _memory(self, run: Run) -> torch.Tensor:
         memory = self._chunks[run.chunk].memory
@@ -110,4 +110,6 @@ class Arena:
             inside = slab_offset - run.slab_offset
             if inside >= 0 and inside + nbytes <= run.nbytes:
                 return self._memory(run), run.chunk_offset + inside
-        return torch.empty(0, dtype=torch.uint8), 0  # an empty leaf of a unit without any bytes
+        return torch.empty(
+            0, dtype=torch.uint8, device="cpu"
+        ), 0  # an empty leaf of a unit without any bytes

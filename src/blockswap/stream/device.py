@@ -84,7 +84,7 @@ def host_buffer(nbytes: int) -> torch.Tensor:
     fork (any subprocess started by another thread) could divert it (open(2), O_DIRECT).
     """
     if nbytes == 0:
-        return torch.empty(0, dtype=torch.uint8)
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
     return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
 
 
@@ -158,7 +158,7 @@ class Host:
         return contextlib.nullcontext()
 
     def allocate(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
 
     def allocate_slot(self, nbytes: int) -> torch.Tensor:
         """Memory that files are read into."""
@@ -239,7 +239,7 @@ class Accelerator:
     def pin(self, nbytes: int) -> torch.Tensor | None:
         """Pinned host memory, uint8 `[nbytes]`; None when the system will not lock that much."""
         try:
-            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+            return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
         except RuntimeError:
             return None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..ambient import without_function_modes
 from ..errors import StateError
 from .streamer import Streamer
 
@@ -123,7 +124,8 @@ class _Invisible(_Uncopyable):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any) -> None:
-        self._hook(*args)
+        with without_function_modes():
+            self._hook(*args)
 
 
 class _Begin(_Uncopyable):
@@ -196,7 +198,7 @@ class _MoveGuard(_Uncopyable):
         """
         moves = self._moves
         for dtype in moves.dtypes:
-            changed = fn(torch.zeros((), dtype=dtype))
+            changed = fn(torch.zeros((), dtype=dtype, device="cpu"))
             if changed.dtype is not dtype:
                 raise StateError(
                     f"{moves.label} was to be cast to {changed.dtype} while its blocks are "

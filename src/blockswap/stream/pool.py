@@ -10,6 +10,7 @@ slot's occupant names its swap too, and `turns` says whose units to bring next. 
 with the last swap that uses it.
 """
 
+import os
 import threading
 import time
 import warnings
@@ -19,13 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..ambient import undisturbed
 from ..layout.slab import staging_chunks
 from ..store.disk import DiskStore
 from ..store.file_slab import SECTOR
 from ..store.readers import READERS, STUCK_SECONDS, ReaderPool
 from ..units import format_bytes
+from . import exiting
 from .buffers import Occupant, Slot, Staging
 from .device import Device, Event, aligned, host_buffer
+from .inside import in_any_module
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -58,20 +62,32 @@ class Pool:
         self.entry = threading.Lock()  # guards `runner`: who may enter a unit
         # Who entered a unit last; weakly, for the pool is kept alive by every one of its swaps.
         self.runner: Callable[[], Streamer | None] = _nobody
+        self.caller: threading.Thread | None = None  # who began a forward or entered a unit last
+        self._process = os.getpid()
         self._swaps = 0
         # Memory made in inference mode could not be written outside it (and the other way round).
-        with torch.inference_mode(False):
+        with undisturbed():
             self.slots = [
                 Slot(i, device.allocate_slot(sizes.slot_bytes), device) for i in range(sizes.slots)
             ]
             self.staging = [self._staging(sizes) for _ in range(sizes.staging_buffers)]
             self.decode = device.allocate(sizes.decode_bytes) if sizes.decode_bytes else None
+        exiting.settle_later(self)
         self.decoded: Event = device.new_event(timing=False)
         self.decoded_on: Any = None
         # Readers and the forward thread both enqueue on the copy stream, one unit at a time.
         self.enqueue_lock = threading.Lock()
         self._turn = 0
         self._uses = 0
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that made the pool.
+
+        It has a copy of the memory and nothing else: no reader, no device, and locks that nobody
+        will give back. There, nothing is run, waited for, or given back.
+        """
+        return os.getpid() != self._process
 
     def find(self, occupant: Occupant) -> Slot | None:
         """The slot that holds, or is about to hold, the unit."""
@@ -130,7 +146,7 @@ class Pool:
         if self.staging and self.sizes.staging_bytes >= nbytes:
             return False
         self.sizes = replace(self.sizes, staging_buffers=2, staging_bytes=nbytes)
-        with torch.inference_mode(False):
+        with undisturbed():
             self.staging = [self._staging(self.sizes) for _ in range(2)]
         return True
 
@@ -142,7 +158,7 @@ class Pool:
         """
         assert not self.slots, "units have views of the slots they were made with"
         device, stream = self.device, self.device.current_stream()
-        with torch.inference_mode(False):
+        with undisturbed():
             slots = [Slot(i, device.allocate_slot(slot_bytes), device) for i in range(count)]
             decode = device.allocate(decode_bytes) if decode_bytes else None
         for slot in slots:
@@ -155,6 +171,24 @@ class Pool:
         )
         self.decode = decode
         self.slots[:] = slots
+
+    def rest_at_exit(self) -> None:
+        """When the interpreter ends a thread's forward rests here and touches nothing more."""
+        if exiting.begun:
+            exiting.rest()
+
+    def settle_at_exit(self) -> None:
+        """Before the memory goes: nobody computes with it, reads into it or copies to it."""
+        if self.forked or not self._swaps:
+            return
+        exiting.until_rested(self._running)
+        self.readers.close()
+        self.device.synchronize()
+
+    def _running(self) -> threading.Thread | None:
+        """The thread that is in a forward, in a unit or between two."""
+        thread = self.caller
+        return thread if thread is not None and in_any_module(thread) else None
 
     def join(self) -> None:
         """One more swap uses the pool, until it leaves or is abandoned."""
@@ -190,6 +224,8 @@ class Pool:
         Runs wherever the garbage collector finds the time, so nothing is waited for while other
         swaps go on: what the model left in slots is overwritten, its files are closed at the end.
         """
+        if self.forked:
+            return
         self._swaps -= 1
         if self._swaps:
             return

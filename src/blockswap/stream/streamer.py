@@ -11,8 +11,6 @@ it may wait for a file read (`slot.job`). Where RAM and disk mix, reads run furt
 slots, in the order of the units on disk (`Supply.read_ahead`): staging is what bounds them.
 """
 
-import os
-import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -24,16 +22,12 @@ import torch
 from ..errors import StateError
 from ..store.readers import STUCK_SECONDS
 from .buffers import Slot
+from .inside import calls_here, still_inside
 from .marks import Mark, Recorder
 from .pool import Pool
 from .resident import Resident
 from .supply import Supply
 from .unit import Change, StreamedUnit, Unit
-
-_MODULE_CALLS = frozenset(
-    function.__code__
-    for function in (torch.nn.Module._call_impl, torch.nn.Module._wrapped_call_impl)
-)
 
 
 @dataclass(slots=True)
@@ -45,6 +39,7 @@ class _Run:
     stream: Any
     mark: Mark | None
     slot: Slot | None = None
+    refused: int = 0  # entries of the same unit inside its run: each leaves once, and is not it
     bound: bool = False  # the unit's weights (may) hang in the model
 
 
@@ -64,17 +59,24 @@ class Streamer:
         self._change: Change | None = None  # begun, and to be completed by whoever comes next
         self._settled = self._device.new_event(timing=False)
         self._closed = False
-        self._process = os.getpid()
 
     @property
     def units(self) -> tuple[Unit, ...]:
         """In execution order, as they are now."""
         return self._supply.units
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that swapped the model."""
+        return self._pool.forked
+
     def begin_forward(self) -> None:
         """The whole model's forward starts. Raises StateError like `enter`."""
+        self._pool.rest_at_exit()
+        self._refuse_forked("a forward was started")
         with self._pool.entry:
-            self._refuse_another_thread("a forward was started")
+            self._refuse_running("a forward was started")
+            self._pool.caller = threading.current_thread()
             self.recorder.counters.forwards += 1
             self._supply.begin_forward()
 
@@ -90,6 +92,8 @@ class Streamer:
                 f"{self.units[index].name} was run with gradients enabled, but its weights leave "
                 "the device after use: run the model under torch.no_grad() or inference_mode()"
             )
+        self._pool.rest_at_exit()
+        self._refuse_forked(f"{self.units[index].name} was run")
         run = self._claim(index)
         try:
             self._make_ready(run)
@@ -102,6 +106,12 @@ class Streamer:
         run = self._run
         if run is None or run.index != index or run.thread is not threading.current_thread():
             return  # entering failed, and said why
+        if run.refused:
+            run.refused -= 1
+            return
+        if self._pool.forked:
+            return  # a child forked in a unit: the device and the readers stayed behind
+        self._pool.rest_at_exit()
         if run.mark is not None:
             run.mark.ended.record(run.stream)
         self._release(run)
@@ -129,7 +139,7 @@ class Streamer:
         Call it between forwards. No transfer is made for it: the visit's own serves.
         """
         with self._pool.entry:
-            self._refuse_another_thread("residents were to be added")
+            self._refuse_running("residents were to be added")
             assert self.units[index].streamed is not None, "only a streamed unit is promoted"
             self._arriving[index] = resident
 
@@ -139,7 +149,7 @@ class Streamer:
         Call it between forwards. Nothing is waited for: work under way keeps what it reads.
         """
         with self._pool.entry:
-            self._refuse_another_thread("residents were to be let go")
+            self._refuse_running("residents were to be let go")
             arriving = self._arriving.get(index)
             if arriving is not None:
                 arriving.take_down()
@@ -187,9 +197,10 @@ class Streamer:
         self._change = None
 
     def refuse_running(self) -> None:
-        """Raises StateError while another thread runs a unit of this swap."""
+        """Raises StateError while a unit of this swap runs, around this call or elsewhere."""
+        self._refuse_forked("the swap was to be changed")
         with self._pool.entry:
-            self._refuse_another_thread("the swap was to be closed")
+            self._refuse_running("the swap was to be closed")
 
     def drain(self) -> None:
         """Ends all work of this swap, so that its memory may go; later entries are refused.
@@ -225,29 +236,41 @@ class Streamer:
                     f"{self.units[index].name} was run after its swap was closed: swap or open the "
                     "model again"
                 )
-            if os.getpid() != self._process:
-                raise StateError(
-                    f"{self.units[index].name} was run in a forked process, which has neither the "
-                    "threads nor the device of the one that swapped it: open the model there"
-                )
-            self._refuse_another_thread(f"{self.units[index].name} was run")
+            self._refuse_running(f"{self.units[index].name} was run", index)
             self._end_left_behind()
             self._supply.empty_half_loaded()
             self._complete_change()
             # The compute stream is read here, once, and passed on from here.
             stream = self._device.current_stream()
             run = _Run(index, threading.current_thread(), stream, self.recorder.take())
-            self._pool.runner = self._myself
+            self._pool.runner, self._pool.caller = self._myself, run.thread
             self._run = run
             return run
 
-    def _refuse_another_thread(self, what: str) -> None:
+    def _refuse_forked(self, what: str) -> None:
+        """Before any lock is taken: a thread that held it at the fork is not in the child."""
+        if self._pool.forked:
+            raise StateError(
+                f"{what} in a forked process, which has neither the threads nor the device of the "
+                "one that swapped it: open the model there"
+            )
+
+    def _refuse_running(self, what: str, index: int | None = None) -> None:
+        """Raises StateError if `what`, the entry of unit `index` perhaps, comes in a unit's run."""
         runner = self._pool.runner()
         run = None if runner is None else runner._run
-        if run is None or runner is None or run.thread is threading.current_thread():
+        if run is None or runner is None:
             return
-        if runner._still_inside(run):
-            whose = "the same swap" if runner is self else "a swap that shares its slots"
+        whose = "the same swap" if runner is self else "a swap that shares its slots"
+        if run.thread is threading.current_thread():
+            itself = runner is self and run.index == index
+            if calls_here(runner.units[run.index].module) > itself:
+                run.refused += itself
+                raise StateError(
+                    f"{what} inside the forward of {runner.units[run.index].name} of {whose}, "
+                    "whose weights are in use: do it after that forward has returned"
+                )
+        elif runner._still_inside(run):
             raise StateError(
                 f"{what} while another thread runs {runner.units[run.index].name} of {whose}: "
                 "run one forward at a time, or swap a second copy of the model"
@@ -266,27 +289,15 @@ class Streamer:
 
     def repair(self) -> None:
         """Takes weights out of the model that an interrupt (Ctrl-C) has left bound there."""
+        if self._pool.forked:
+            return
         with self._pool.entry:
             if self._run is None or not self._still_inside(self._run):
                 self._abandon()
                 self._complete_change()
 
     def _still_inside(self, run: _Run) -> bool:
-        """Whether the thread of `run` is really still in the forward of that unit.
-
-        Of another thread only code objects are looked at (reading the locals of a running frame
-        is not safe), so being in the forward of any module counts.
-        """
-        here = run.thread is threading.current_thread()
-        module = self.units[run.index].module
-        frame = sys._current_frames().get(run.thread.ident or 0)
-        while frame is not None:
-            if here and frame.f_locals.get("self") is module:
-                return True
-            if not here and frame.f_code in _MODULE_CALLS:
-                return True
-            frame = frame.f_back
-        return False
+        return still_inside(run.thread, self.units[run.index].module)
 
     def _make_ready(self, run: _Run) -> None:
         if self._arriving:

@@ -10,6 +10,7 @@ import torch
 
 from ..adapters.skeleton import build_skeleton
 from ..adapters.stored import StoredModel, match_checkpoint
+from ..ambient import undisturbed
 from ..errors import ArgsError, GeometryError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..layout.geometry import infer_geometry, name_variant
@@ -28,6 +29,7 @@ from .sharing import Sharing
 from .start import Basis, freedom_of, start_engine
 
 
+@undisturbed()
 def open_transformer(
     path: str | os.PathLike[str],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
@@ -107,7 +109,7 @@ def open_found(
     `spare_ram`: bytes of host memory that units may take which come to be streamed later.
     """
     model, root, basis = found.model, found.model.live.root, found.basis
-    with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
+    with ExitStack() as undo, undisturbed():
         parts = make_parts(model.live, plan, where, undo, sharing)
         opening = Opening(parts, model, found.checkpoint)
         opening.load_rest()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..ambient import undisturbed
 from ..errors import ArgsError
 from ..plan import SwapPlan, make_plan
 from ..plan.joint import joined_facts, joined_foresight, joined_selection, parted_plans
@@ -45,6 +46,7 @@ class Swaps(tuple[Swap, ...]):
         self.close()
 
 
+@undisturbed()
 def open_experts(
     paths: Sequence[str | os.PathLike[str]],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
@@ -88,6 +90,7 @@ def open_experts(
     return tuple(models)
 
 
+@undisturbed()
 def swap_experts(
     models: Sequence[torch.nn.Module],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
@@ -141,7 +144,7 @@ class _Joint:
 def _opening(plan: SwapPlan, where: Device) -> Iterator[tuple[Sharing, ExitStack]]:
     """The pool of the plan while models are opened; with all of them it stays, else it goes."""
     with ExitStack() as undo:
-        with torch.inference_mode(False), torch.no_grad():
+        with undisturbed():
             sharing = Sharing(make_pool(plan, where))
         sharing.pool.join()
         undo.callback(sharing.pool.leave)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..ambient import undisturbed
 from ..errors import ArgsError, StateError
 from ..events import Measured, Visit
 from ..plan import SwapPlan
@@ -62,6 +63,11 @@ class Swap:
         """Whether the unit's weights are in its file only, at this moment."""
         return any(u.name == name and u.tier == "disk" for u in self._streamer.units)
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that opened the swap."""
+        return self._streamer.forked
+
     def note_peak(self, nbytes: int | None) -> None:
         """Keeps a peak of the device that is about to be measured anew."""
         self._earlier_peak_bytes = max(self._earlier_peak_bytes, nbytes or 0)
@@ -88,6 +94,7 @@ class Swap:
     def __reduce__(self) -> tuple[Any, ...]:
         raise StateError("a swap cannot be pickled: close it first")
 
+    @undisturbed()
     def close(self) -> None:
         """Gives the model back as it was and returns every byte. Closing twice does nothing.
 
@@ -96,6 +103,10 @@ class Swap:
         nothing, while another thread runs the model.
         """
         if self.closed:
+            return
+        if self._streamer.forked:
+            # Everything is the parent's: the child's copy of it goes with the child.
+            self.closed, self._final = True, self.measured()
             return
         self._streamer.refuse_running()
         try:
@@ -107,10 +118,13 @@ class Swap:
             self._device.release_cached_host_memory()
         self._final = final
 
+    @undisturbed()
     def measured(self) -> Measured:
         """What happened so far. Waits for the device, so call it between forwards."""
         if self._final is not None:
             return self._final
+        if self._streamer.forked:
+            return Measured((), self._recorder.counters.copy())
         self._device.synchronize()
         sentences = tuple(sentence for tell in self._told for sentence in tell())
         peak = self._device.peak_bytes()
@@ -146,6 +160,7 @@ class Swap:
             )
         self._streamer.expect(after, other._streamer)
 
+    @undisturbed()
     def forget_slots(self) -> None:
         """Host weights are about to be written: what slots hold of them is fetched anew after it.
 

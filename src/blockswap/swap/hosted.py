@@ -14,6 +14,7 @@ import torch
 
 from ..adapters.live import describe_module, refuse_unloaded
 from ..adapters.stored import StoredModel, match_skeleton
+from ..ambient import undisturbed
 from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..plan import SwapPlan, make_plan
 from ..selection import BlockSwapArgs, select
@@ -26,6 +27,7 @@ from .opening import Opening
 from .start import start_engine
 
 
+@undisturbed()
 def plan_units(
     model: torch.nn.Module,
     args: BlockSwapArgs,
@@ -43,6 +45,7 @@ def plan_units(
     return make_plan(facts, select(args, live.layout), args)
 
 
+@undisturbed()
 def stream_units(
     model: torch.nn.Module,
     plan: SwapPlan,
@@ -62,7 +65,7 @@ def stream_units(
     refuse_swapped(model)
     live = describe_module(model)
     refuse_unloaded(live, units=plan.streamed)
-    with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
+    with ExitStack() as undo, undisturbed():
         parts = make_parts(live, plan, where, undo)
         streamed = {} if where.on_host else rehome(parts, plan, pin_budget(args))
         swap, hooks = start_engine(
@@ -92,6 +95,7 @@ class FileUnits:
         return StoredModel(describe_module(self.root), self.stored.stored)
 
 
+@undisturbed()
 def find_file_units(skeleton: torch.nn.Module, path: str | os.PathLike[str]) -> FileUnits:
     """Finds the units of `skeleton`, whose parameters are all on meta, in a checkpoint.
 
@@ -101,6 +105,7 @@ def find_file_units(skeleton: torch.nn.Module, path: str | os.PathLike[str]) -> 
     return FileUnits(skeleton, checkpoint, match_skeleton(skeleton, checkpoint))
 
 
+@undisturbed()
 def plan_file_units(
     units: FileUnits,
     args: BlockSwapArgs,
@@ -114,6 +119,7 @@ def plan_file_units(
     return make_plan(facts, select(args, model.live.layout), args)
 
 
+@undisturbed()
 def stream_file_units(
     units: FileUnits,
     plan: SwapPlan,
@@ -130,7 +136,7 @@ def stream_file_units(
     refuse_swapped(units.root)
     units.checkpoint.verify_unchanged()
     model = units.as_it_is()
-    with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
+    with ExitStack() as undo, undisturbed():
         parts = make_parts(model.live, plan, where, undo)
         opening = Opening(parts, model, units.checkpoint)
         opening.load_residents()

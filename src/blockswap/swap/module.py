@@ -8,6 +8,7 @@ import torch
 
 from ..adapters.families import bare
 from ..adapters.live import LiveModel, describe_module, refuse_unloaded
+from ..ambient import undisturbed
 from ..errors import ModelError, StateError
 from ..plan import SwapPlan, make_plan
 from ..selection import BlockSwapArgs, select
@@ -43,12 +44,18 @@ def as_args(args: BlockSwapArgs | Mapping[str, Any] | None) -> BlockSwapArgs:
 def refuse_swapped(model: torch.nn.Module) -> None:
     """Raises StateError when another swap of this model is open."""
     swap = vars(bare(model)).get("blockswap")
+    if isinstance(swap, Swap) and swap.forked:
+        raise StateError(
+            f"this {type(bare(model)).__name__} was swapped in the process that this one was "
+            "forked from, and only that one can give it back: load the model here"
+        )
     if isinstance(swap, Swap) and not swap.closed:
         raise StateError(
             f"this {type(bare(model)).__name__} is swapped already: close that swap first"
         )
 
 
+@undisturbed()
 def swap_blocks(
     model: torch.nn.Module,
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
@@ -107,7 +114,7 @@ def swap_loaded(
 
     `pin_bytes`: most bytes of host memory to pin for streamed units, now and later.
     """
-    with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
+    with ExitStack() as undo, undisturbed():
         parts = make_parts(live, plan, where, undo, sharing)
         streamed: dict[str, StreamedUnit] = {}
         residents: dict[str, Resident] = {}

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import torch
 
 from ..adapters.live import LiveUnit
+from ..ambient import undisturbed
 from ..layout.slab import align_up
 from ..plan import Facts, Speeds, Tier
 from ..plan.change import Buffers, replanned
@@ -121,7 +122,7 @@ class Residency:
     def promote(self, names: Sequence[str]) -> tuple[str, ...]:
         """Lets streamed units stay from their next visit on; those that memory was found for."""
         done: list[str] = []
-        with torch.inference_mode(False), torch.no_grad():
+        with undisturbed():
             self._engine.repair()
             for name in names:
                 try:
@@ -137,7 +138,7 @@ class Residency:
     def demote(self, names: Sequence[str]) -> tuple[str, ...]:
         """Lets resident units be streamed from now on; those whose weights are as they were."""
         done: list[str] = []
-        with torch.inference_mode(False), torch.no_grad():
+        with undisturbed():
             self._engine.repair()
             if not self._make_buffers():
                 return ()

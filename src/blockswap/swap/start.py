@@ -95,6 +95,7 @@ def start_engine(
     undo.callback(_forget_swap, live.root)
     # For a model that is dropped without having been closed.
     dropped = weakref.finalize(live.root, parts.pool.abandon)
+    dropped.atexit = False  # the pool sees to that: a thread may be in the middle of a forward
     undo.callback(dropped.detach)
     parts.device.synchronize()
     parts.device.reset_peak()
