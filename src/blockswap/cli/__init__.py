@@ -10,6 +10,9 @@ def main() -> None:
 
     Exit codes: 0 done, 1 a result is wrong, 2 a refusal (one line on stderr), 130 interrupted.
     """
+    from .surroundings import one_sentence, print_anything
+
+    print_anything()
     try:
         from .app import app
     except ModuleNotFoundError as error:
@@ -21,4 +24,5 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    app()
+    with one_sentence():
+        app()

@@ -36,7 +36,9 @@ def convert(  # noqa: PLR0913, PLR0917
         bool,
         typer.Option("--no-padding", help="No extra tensors; blocks do not start on 4 KiB."),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "--force", help="Replace what is there.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Write nothing, compare TARGET with SOURCE.")
     ] = False,
@@ -47,7 +49,7 @@ def convert(  # noqa: PLR0913, PLR0917
     safetensors file. Interrupted, the same command goes on where it was.
     """
     if verify:
-        if dtype is not None or dtype_all or no_padding or force:
+        if dtype is not None or dtype_all or no_padding or overwrite:
             raise ArgsError("--verify writes nothing: leave the other options out")
         _verify(source, target)
         return
@@ -73,7 +75,7 @@ def convert(  # noqa: PLR0913, PLR0917
                 dtype=_chosen(dtype),
                 everything=dtype_all,
                 padding=not no_padding,
-                overwrite=force,
+                overwrite=overwrite,
                 progress=progress,
             )
         except KeyboardInterrupt as interrupt:

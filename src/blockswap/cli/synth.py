@@ -31,7 +31,9 @@ def synth(  # noqa: PLR0913, PLR0917
     ] = None,
     naming: Annotated[str, typer.Option(help="original or diffusers tensor names.")] = "original",
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "--force", help="Replace what is there.")
+    ] = False,
     list_variants: Annotated[bool, typer.Option("--list", help="Show the models.")] = False,
 ) -> None:
     """Write a checkpoint with random weights in a Wan model's true geometry and dtype."""

@@ -77,4 +77,6 @@ class Journal:
 def _stamp(header: FileHeader) -> dict[str, Any]:
     with open(header.path, "rb") as file:
         raw = file.read(header.data_start)
-    return {**asdict(header.stamp), "header": hashlib.sha256(raw).hexdigest()}
+    stamp = asdict(header.stamp)
+    del stamp["ctime_ns"]  # a chmod between two runs is no change
+    return {**stamp, "header": hashlib.sha256(raw).hexdigest()}

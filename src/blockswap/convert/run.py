@@ -143,7 +143,8 @@ def _check_target(target: Path, checkpoint: Checkpoint, *, overwrite: bool) -> N
         raise OutputError(f"cannot write {target}: a folder of this name is there, choose another")
     if not overwrite:
         raise OutputError(
-            f"cannot write {target}: it is there already, choose another name or allow overwriting"
+            f"cannot write {target}: it is there already, choose another name or let it be "
+            "replaced with --overwrite (in Python overwrite=True)"
         )
 
 

@@ -33,6 +33,8 @@ class SamplingSettings:
     size: ClipSize = field(default_factory=ClipSize)
 
     def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**64:  # what torch takes
+            raise ArgsError(f"seed={self.seed} has more than 64 bits: give a smaller one.")
         if self.steps < 1:
             raise ArgsError(f"steps must be at least 1, not {self.steps}.")
         if self.size.frames < 1:

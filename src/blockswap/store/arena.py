@@ -6,7 +6,9 @@ from typing import Protocol
 
 import torch
 
+from ..errors import PlanError
 from ..layout.values import UnitLayout
+from ..units import format_bytes
 from .leaves import view_leaf
 from .packing import Packing, Run, pack_arena
 
@@ -96,7 +98,7 @@ class Arena:
             chunk.memory = self._lender.pin(chunk.nbytes)
             chunk.pinned = chunk.memory is not None
         if chunk.memory is None:
-            chunk.memory = torch.empty(chunk.nbytes, dtype=torch.uint8, device="cpu")
+            chunk.memory = _pageable(chunk.nbytes)
 
     def _memory(self, run: Run) -> torch.Tensor:
         memory = self._chunks[run.chunk].memory
@@ -113,3 +115,13 @@ class Arena:
         return torch.empty(
             0, dtype=torch.uint8, device="cpu"
         ), 0  # an empty leaf of a unit without any bytes
+
+
+def _pageable(nbytes: int) -> torch.Tensor:
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+    except (RuntimeError, MemoryError) as error:
+        raise PlanError(
+            f"{nbytes} bytes ({format_bytes(nbytes)}) of host memory for streamed blocks were "
+            "refused by the system: close other programs, or give a smaller ram_budget"
+        ) from error

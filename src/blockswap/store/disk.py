@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..errors import ReadError
 from ..layout.slab import align_up
 from ..layout.stamp import Stamped
+from .contents import Contents, Looks, checksum
 from .file_io import StreamedFile, memory_at
 from .file_slab import SECTOR, Extent, FileRun, FileSlab, file_slab
 from .landing import Landing
@@ -45,6 +46,8 @@ class DiskStore:
         self._piece_bytes = align_up(max(piece_bytes, 1), SECTOR)
         self._units = tuple(units)
         self.slabs: tuple[FileSlab, ...] = tuple(file_slab(unit.extents) for unit in self._units)
+        self._contents = Contents()
+        self._looks: Looks | None = None
         self._files: list[StreamedFile] = []
         try:
             for header in headers:
@@ -57,6 +60,20 @@ class DiskStore:
     def modes(self) -> tuple[str, ...]:
         """How each shard is read at present: "direct", "buffered" or "plain"."""
         return tuple(file.mode for file in self._files)
+
+    def look(self) -> None:
+        """Remembers what the files hold now, for units that a change may come before.
+
+        Raises ReadError.
+        """
+        extents = [unit.extents for unit in self._units]
+        for index, of_unit in enumerate(extents):
+            if of_unit:
+                self._contents.base[index] = self._ctimes(index)
+        if extents and any(extents):
+            first = next(unit[0] for unit in extents if unit)
+            with self._named(0, first.shard, first.offset):
+                self._looks = Looks(self._files, extents)
 
     def slab_offsets(self, index: int) -> tuple[int, ...]:
         """Byte offset of each leaf in the unit's slab."""
@@ -74,7 +91,7 @@ class DiskStore:
                 size = min(self._piece_bytes, run.nbytes - start)
                 for at, part, base in landing.spans(run.slab_offset + start, size):
                     span = (at - run.slab_offset, part)
-                    pieces.append(_ReadPiece(self, index, run, span, base))
+                    pieces.append(_ReadPiece(self, index, run, span, base, landing))
         return pieces
 
     def settle(self, index: int, landing: Landing) -> int:
@@ -83,16 +100,47 @@ class DiskStore:
         Raises ReadError if a file was written to since it was opened.
         """
         slab = self.slabs[index]
-        first = {run.shard: run.offset for run in reversed(slab.runs)}
-        for shard, offset in first.items():
-            with self._named(index, shard, offset):
-                self._files[shard].check_unchanged()
+        self._check_content(index, landing)
         for run in slab.runs:
             if self._files[run.shard].mode == "buffered":
                 self._files[run.shard].drop_pages(run.offset, run.nbytes)
         for move in slab.moves:
             landing.move_up(move.source, move.target, move.nbytes)
         return sum(move.nbytes for move in slab.moves)
+
+    def begin(self, index: int, landing: Landing) -> None:
+        """A read of the unit into `landing` is about to begin, in this thread."""
+        self._contents.begin(index, landing, lambda: self._ctimes(index))
+
+    def _ctimes(self, index: int) -> tuple[int, ...]:
+        """Those of the unit's files. Raises ReadError if one was written to since it was opened."""
+        found = []
+        first = {run.shard: run.offset for run in reversed(self.slabs[index].runs)}
+        for shard, offset in first.items():
+            with self._named(index, shard, offset):
+                found.append(self._files[shard].check_unchanged())
+        return tuple(found)
+
+    def _check_content(self, index: int, landing: Landing) -> None:
+        """Raises ReadError if the bytes that were read are not those of the first time."""
+        now, runs = self._ctimes(index), self.slabs[index].runs
+        if not runs:
+            return
+        with self._named(index, runs[0].shard, runs[0].offset):
+            same = self._contents.is_same(
+                index,
+                landing,
+                now,
+                take=lambda: checksum(runs, self._units[index].extents, landing),
+                looks_same=lambda: self._looks is None or self._looks.same(index),
+            )
+        if not same:
+            paths = dict.fromkeys(self._files[run.shard].path for run in runs)
+            raise ReadError(
+                f"{' or '.join(paths)} was written to while it was open: {self._units[index].name} "
+                "holds other bytes, though size and time of the file are as before; open it again "
+                "to use the new content"
+            )
 
     def read_into(self, index: int, address: int) -> int:
         """Reads the whole unit in the calling thread; returns the bytes moved."""
@@ -135,6 +183,8 @@ class _ReadPiece:
     run: FileRun
     span: tuple[int, int]
     address: int
+    landing: Landing
 
     def __call__(self) -> None:
+        self.store.begin(self.index, self.landing)
         self.store.read_piece(self.index, self.run, self.span, self.address)

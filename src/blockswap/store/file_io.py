@@ -74,9 +74,23 @@ class StreamedFile:
                 "that its header promises: the file was cut short, fetch it again"
             )
 
-    def check_unchanged(self) -> None:
-        """Raises ReadError when the file was written to or cut since its header was read."""
-        verify_unchanged(self._header, fd=self._descriptor())
+    def check_unchanged(self) -> int:
+        """The file's ctime. Raises ReadError when it was written to or cut since it was opened."""
+        return verify_unchanged(self._header, fd=self._descriptor()).ctime_ns
+
+    def look(self, offset: int, nbytes: int) -> bytes:
+        """A few bytes, read through the page cache and not kept there."""
+        if self._buffered is None:
+            handle = self._handle()
+            handle.seek(offset)
+            return handle.read(nbytes) or b""
+        if not hasattr(os, "posix_fadvise"):
+            return os.pread(self._buffered, nbytes, offset)
+        os.posix_fadvise(self._buffered, 0, 0, os.POSIX_FADV_RANDOM)  # no byte beyond these
+        found = os.pread(self._buffered, nbytes, offset)
+        os.posix_fadvise(self._buffered, 0, 0, os.POSIX_FADV_NORMAL)
+        self.drop_pages(offset, nbytes)
+        return found
 
     def drop_pages(self, offset: int, nbytes: int) -> None:
         """Takes what was read through the page cache out of it again, where that can be asked for.

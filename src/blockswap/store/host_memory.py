@@ -24,6 +24,17 @@ def free_host_bytes() -> int | None:
     return min(rooms, default=None)
 
 
+def most_host_bytes() -> int | None:
+    """The most that can be had at all, swap and the page cache of a container included.
+
+    None where the system hides it. What needs more cannot run.
+    """
+    free = _meminfo("MemAvailable:")
+    limits = [_group_limit(limit) for limit, _ in _CGROUPS]
+    rooms = [None if free is None else free + (_meminfo("SwapFree:") or 0), *limits]
+    return min((room for room in rooms if room is not None), default=None)
+
+
 def total_host_bytes() -> int | None:
     """Host memory of this machine, or of the container it is limited to; None where not told."""
     limits = [_group_limit(limit) for limit, _ in _CGROUPS]
@@ -56,12 +67,16 @@ def _group_limit(limit: Path) -> int | None:
 
 
 def _available() -> int | None:
+    return _meminfo("MemAvailable:")
+
+
+def _meminfo(name: str) -> int | None:
     try:
         lines = _MEMINFO.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     for line in lines:
-        if line.startswith("MemAvailable:"):
+        if line.startswith(name):
             return int(line.split()[1]) * 1024
     return None
 

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import DeviceError
+from ..errors import DeviceError, PlanError
 from ..store.file_slab import SECTOR
 from ..store.host_memory import free_host_bytes, total_host_bytes
+from ..units import format_bytes
 
 
 class Event(Protocol):
@@ -85,7 +86,25 @@ def host_buffer(nbytes: int) -> torch.Tensor:
     """
     if nbytes == 0:
         return torch.empty(0, dtype=torch.uint8, device="cpu")
-    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+    return torch.frombuffer(_mapped(nbytes), dtype=torch.uint8)
+
+
+def _mapped(nbytes: int, **how: int) -> mmap.mmap:
+    """Raises PlanError where the system has no such memory."""
+    try:
+        return mmap.mmap(-1, nbytes, **how)
+    except (OSError, OverflowError, ValueError, MemoryError) as error:
+        raise _no_memory(nbytes) from error
+
+
+def _no_memory(nbytes: int) -> PlanError:
+    """The refusal of a buffer in host memory."""
+    free = free_host_bytes()
+    told = "it does not tell how much is free" if free is None else f"{format_bytes(free)} is free"
+    return PlanError(
+        f"a buffer of {nbytes} bytes ({format_bytes(nbytes)}) in host memory was refused by the "
+        f"system, {told}: close other programs, or keep fewer blocks in memory"
+    )
 
 
 def huge_page_buffer(nbytes: int) -> torch.Tensor:
@@ -98,7 +117,7 @@ def huge_page_buffer(nbytes: int) -> torch.Tensor:
     """
     if nbytes == 0 or not (hasattr(mmap, "MADV_HUGEPAGE") and hasattr(mmap, "MADV_DONTFORK")):
         return host_buffer(nbytes)
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = _mapped(nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
         memory.madvise(mmap.MADV_DONTFORK)
         memory.madvise(mmap.MADV_HUGEPAGE)

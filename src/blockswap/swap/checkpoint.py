@@ -21,7 +21,7 @@ from ..selection import BlockSwapArgs, select
 from ..stream.device import Device, open_device
 from .assemble import make_parts
 from .closed import refuse_closed, reopened
-from .facts import facts_of_checkpoint
+from .facts import facts_of_checkpoint, refuse_beyond_memory
 from .foresee import AnyWorkload, foresee
 from .module import as_args, refuse_swapped
 from .opening import Opening
@@ -55,6 +55,7 @@ def open_transformer(
     found = find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
     basis = found.basis
     plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
+    refuse_beyond_memory(basis.facts, plan)
     spare = ram_room(plan, basis.facts, basis.selection, wanted)
     return open_found(found, plan, where, spare_ram=spare)
 

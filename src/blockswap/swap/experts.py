@@ -21,6 +21,7 @@ from ..selection import BlockSwapArgs
 from ..stream.device import Device, open_device
 from .assemble import make_pool
 from .checkpoint import find_model, open_found
+from .facts import refuse_beyond_memory
 from .foresee import AnyWorkload
 from .handle import Swap
 from .module import UNLIMITED, as_args, find_loaded, swap_loaded
@@ -129,6 +130,7 @@ class _Joint:
         self.selection = joined_selection([basis.selection for basis in bases])
         foresight = joined_foresight([basis.foresight for basis in bases])
         self.plan = make_plan(self.facts, self.selection, bases[0].args, foresight)
+        refuse_beyond_memory(self.facts, self.plan)
 
     def plans(self) -> tuple[SwapPlan, ...]:
         """Each model's part of it."""

@@ -112,6 +112,7 @@ class Opening:
         self._parts.undo.callback(self._parts.pool.files.remove, self._store)
         # Reads must have ended before their files are closed under them.
         self._parts.undo.callback(self._parts.pool.stop_reading)
+        self._store.look()
         return {
             unit.layout.name: self._disk_unit(unit)
             for unit in units

@@ -96,7 +96,8 @@ def _check_target(target: Path, *, sharded: bool, overwrite: bool) -> None:
     occupied = target.exists() and (not sharded or any(target.iterdir()))
     if occupied and not overwrite:
         raise OutputError(
-            f"cannot write {target}: it is there already, choose another name or allow overwriting"
+            f"cannot write {target}: it is there already, choose another name or let it be "
+            "replaced with --overwrite (in Python overwrite=True)"
         )
 
 
