@@ -103,10 +103,10 @@ class Hooks:
         self._guarded.clear()
 
 
-class _Uncopyable:
+class Uncopyable:
     """A hook owner that `copy.deepcopy` of the model runs into."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Uncopyable":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Uncopyable":
         raise StateError(
             "a copy of a swapped model was asked for, and its hooks and weights cannot be shared "
             "that way: close the swap, copy the model, then swap both"
@@ -116,7 +116,7 @@ class _Uncopyable:
         raise StateError("a swapped model cannot be pickled: close the swap first")
 
 
-class _Invisible(_Uncopyable):
+class _Invisible(Uncopyable):
     """A hook that the compiler does not look into: it breaks the graph in front of the call."""
 
     def __init__(self, hook: Callable[..., None]) -> None:
@@ -128,7 +128,7 @@ class _Invisible(_Uncopyable):
             self._hook(*args)
 
 
-class _Begin(_Uncopyable):
+class _Begin(Uncopyable):
     def __init__(self, streamer: Streamer) -> None:
         self._streamer = streamer
 
@@ -136,7 +136,7 @@ class _Begin(_Uncopyable):
         self._streamer.begin_forward()
 
 
-class _UnitHooks(_Uncopyable):
+class _UnitHooks(Uncopyable):
     def __init__(self, streamer: Streamer, index: int) -> None:
         self._streamer = streamer
         self._index = index
@@ -151,7 +151,7 @@ class _UnitHooks(_Uncopyable):
         self._streamer.repair()
 
 
-class _Refusal(_Uncopyable):
+class _Refusal(Uncopyable):
     def __init__(self, sentence: str) -> None:
         self._sentence = sentence
 
@@ -159,7 +159,7 @@ class _Refusal(_Uncopyable):
         raise StateError(self._sentence)
 
 
-class _SavingRefusal(_Uncopyable):
+class _SavingRefusal(Uncopyable):
     """Where a unit rests may change, so it is asked when it matters."""
 
     def __init__(self, name: str, applies: Callable[[str], bool], sentence: str) -> None:
@@ -182,7 +182,7 @@ class Moves:
     own: frozenset[tuple[int, str]]  # (id of module, name) of each tensor that the swap placed
 
 
-class _MoveGuard(_Uncopyable):
+class _MoveGuard(Uncopyable):
     """Stands in for `Module._apply`, through which every move and cast of weights goes."""
 
     def __init__(self, module: torch.nn.Module, moves: Moves) -> None:

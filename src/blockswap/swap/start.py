@@ -15,6 +15,7 @@ from ..stream.streamer import Streamer
 from ..stream.unit import StreamedUnit, Unit
 from .assemble import Parts
 from .corrector import TENTHS_USED, Corrector
+from .doors import Doors
 from .handle import Swap
 from .residency import Forms, Freedom, Residency
 from .retry import Retry
@@ -88,6 +89,10 @@ def start_engine(
     if not hosted:
         hooks.guard(modules, _moves(parts))
         hooks.refuse_loading(modules, live.layout.label)
+        if streamed or not parts.device.on_host:
+            doors = Doors(parts, swap)
+            doors.look()
+            doors.close(undo)
     if debug:
         swap.print_visits()
         hooks.after_forward(swap.flush_visits)

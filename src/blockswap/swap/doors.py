@@ -1,0 +1,133 @@
+"""Doors: what other libraries do to a swapped model's weights, and which of it is refused by name.
+
+A call that writes or replaces weights reaches neither slots that were filled ahead nor copies on
+the device, so it is refused before it touches anything. What came in past the calls (hooks that
+cast or offload, adapters merged or added without data) is found when the next forward begins.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from ..errors import StateError
+from ..stream.hooks import Uncopyable
+from .assemble import Parts
+from .handle import Swap
+
+_WRITE = "close the swap, do it, then swap again"
+_LORA = "load it before swap_blocks, or merge it into the checkpoint"
+# The method of a diffusers or PEFT model, what it would do, and what to do instead.
+_CALLS = (
+    ("fuse_lora", "a LoRA was to be fused into", _WRITE),
+    ("unfuse_lora", "a LoRA was to be taken out of", _WRITE),
+    ("merge_adapter", "an adapter was to be merged into", _WRITE),
+    ("unmerge_adapter", "an adapter was to be taken out of", _WRITE),
+    ("merge_and_unload", "an adapter was to be merged into", _WRITE),
+    ("load_lora_adapter", "a LoRA was to be loaded into", _LORA),
+    ("load_adapter", "an adapter was to be loaded into", _LORA),
+    ("fuse_qkv_projections", "projections were to be fused in", _WRITE),
+    ("unfuse_qkv_projections", "projections were to be parted in", _WRITE),
+    ("enable_layerwise_casting", "layerwise casting was to be switched on for", "swap a model of "
+     "the dtype that it computes in, or give open_transformer a dtype"),
+    ("enable_group_offload", "group offload was to be switched on for", "exclude the transformer "
+     '(exclude_modules=["transformer"]), its blocks are offloaded already'),
+)  # fmt: skip
+# diffusers' hooks that keep, cast or move weights; caches and layer skips are not among them.
+_HOOKS = {
+    "layerwise_casting": "casts its weights in every forward (layerwise casting)",
+    "group_offloading": "moves its weights in every forward (group offload)",
+    "lazy_prefetch_group_offloading": "moves its weights in every forward (group offload)",
+}
+
+
+class Doors:
+    """Watches one swapped model whose weights are not simply computed with where they lie."""
+
+    def __init__(self, parts: Parts, swap: Swap) -> None:
+        self._root = parts.live.root
+        self._label = parts.live.layout.label
+        self._swap = swap
+        placed = [tensor for unit in parts.live.units for tensor in unit.tensors]
+        self._idle = frozenset((id(p.module), p.name) for t in placed for p in t.places)
+        self._merged = dict(_merged(self._root))
+
+    def close(self, undo: ExitStack) -> None:
+        """Refuses the calls until `undo`, and looks at the model when a forward begins."""
+        for name, what, instead in _CALLS:
+            if callable(getattr(self._root, name, None)) and name not in vars(self._root):
+                refusal = _Refused(
+                    f"{what} {self._label} while its blocks are streamed, which would not reach "
+                    f"all copies of its weights: {instead}"
+                )
+                setattr(self._root, name, refusal)
+                undo.callback(_reopen, self._root, name, refusal)
+        handle = self._root.register_forward_pre_hook(_Look(self), prepend=True)
+        undo.callback(handle.remove)
+
+    def look(self) -> None:
+        """Raises StateError for what came in past the calls, before anything computes with it."""
+        refuse_hooks(self._root, self._label)
+        for module in self._root.modules():
+            for name, value in module._parameters.items():
+                if value is not None and value.is_meta and (id(module), name) not in self._idle:
+                    raise StateError(
+                        f"{_name_of(self._root, module)}.{name} came into {self._label} after it "
+                        "was opened and has no data (it is on the meta device): take it out again "
+                        f"(delete_adapters), and {_LORA}"
+                    )
+        if dict(_merged(self._root)) != self._merged:
+            self._swap.forget_slots()
+            raise StateError(
+                f"adapters were merged into {self._label}, or taken out, while its blocks are "
+                f"streamed, which did not reach all copies of its weights: undo it; {_WRITE}"
+            )
+
+
+def refuse_hooks(root: torch.nn.Module, label: str) -> None:
+    """Raises StateError where a diffusers hook casts or moves the weights of a module."""
+    for module in root.modules():
+        registry = vars(module).get("_diffusers_hook")
+        names = () if registry is None else getattr(registry, "hooks", ())
+        for name in names:
+            if name in _HOOKS:
+                raise StateError(
+                    f"a hook of diffusers on {_name_of(root, module)} of {label} {_HOOKS[name]}, "
+                    "which keeps copies outside the plan: swap a model without it (disable it, or "
+                    "load the model anew), in the dtype that it computes in"
+                )
+
+
+def _merged(root: torch.nn.Module) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """PEFT's layers, and which adapters are merged into each."""
+    for module in root.modules():
+        merged = vars(module).get("merged_adapters")
+        if merged:
+            yield id(module), tuple(merged)
+
+
+def _name_of(root: torch.nn.Module, wanted: torch.nn.Module) -> str:
+    return next((name for name, module in root.named_modules() if module is wanted), "") or "it"
+
+
+def _reopen(root: torch.nn.Module, name: str, refusal: "_Refused") -> None:
+    if vars(root).get(name) is refusal:  # else someone has wrapped it meanwhile
+        delattr(root, name)
+
+
+class _Refused(Uncopyable):
+    def __init__(self, sentence: str) -> None:
+        self._sentence = sentence
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        raise StateError(self._sentence)
+
+
+class _Look(Uncopyable):
+    def __init__(self, doors: Doors) -> None:
+        self._doors = doors
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *_: Any) -> None:
+        self._doors.look()

@@ -1,0 +1,147 @@
+"""Weights that other libraries write, cast, move or add while a model is swapped: told, always."""
+
+import pytest
+import torch
+from test_beside_diffusers import forward, lora, tiny_transformer
+
+from blockswap import BlockSwapArgs, open_transformer, swap_blocks
+from blockswap.errors import StateError
+
+peft = pytest.importorskip("peft")
+
+CONFIG = {"r": 4, "init_lora_weights": False, "target_modules": ["to_q", "to_v"]}
+CALLS = {
+    "fuse_lora": (),
+    "unfuse_lora": (),
+    "load_lora_adapter": ({},),
+    "fuse_qkv_projections": (),
+    "enable_layerwise_casting": (torch.float8_e4m3fn, torch.float32),
+    "enable_group_offload": (torch.device("cpu"),),
+}
+
+
+def adapted():
+    torch.manual_seed(5)
+    model = tiny_transformer()
+    model.add_adapter(peft.LoraConfig(**CONFIG), "a")
+    return model
+
+
+def opened(tmp_path, device):
+    tiny_transformer().save_pretrained(tmp_path)
+    return open_transformer(tmp_path, BlockSwapArgs(blocks_to_swap=3), device=device)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_calls_that_write_weights_are_refused_before_they_write(sim_device, sim, call):
+    model = adapted()
+    before = torch.accelerator.memory_allocated()
+    with swap_blocks(
+        model, BlockSwapArgs(blocks="0,2", prefetch_blocks=1), device=sim_device
+    ) as swap:
+        want = forward(model, sim_device)
+        with pytest.raises(StateError, match="while its blocks are streamed"):
+            getattr(model, call)(*CALLS[call])
+        for _ in range(3):
+            assert torch.equal(forward(model, sim_device), want)
+        torch.accelerator.synchronize()
+        held = torch.accelerator.memory_allocated() - before
+        assert held == swap.plan.device_bytes
+    assert call not in vars(model)
+    if call == "fuse_lora":  # and works again once the swap is closed
+        model.fuse_lora()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_calls_are_refused_on_an_opened_model(tmp_path, device, call):
+    model = opened(tmp_path, device)
+    want = forward(model, device)
+    with pytest.raises(StateError, match="while its blocks are streamed"):
+        getattr(model, call)(*CALLS[call])
+    assert torch.equal(forward(model, device), want)
+    model.blockswap.close()
+
+
+def test_a_lora_file_for_an_opened_model_is_not_answered_with_saving(tmp_path, device):
+    model = opened(tmp_path, device)
+    with pytest.raises(StateError, match="a LoRA was to be loaded") as caught:
+        model.load_lora_adapter(lora(1), adapter_name="a", prefix="transformer")
+    assert "sav" not in str(caught.value)
+    assert not hasattr(model, "peft_config")
+    model.blockswap.close()
+
+
+def test_an_adapter_without_data_is_never_computed_with(tmp_path, device):
+    model = opened(tmp_path, device)
+    want = forward(model, device)
+    model.add_adapter(peft.LoraConfig(**CONFIG), "a")
+    for _ in range(2):
+        with pytest.raises(StateError, match=r"lora_A.a.weight came into .* has no data"):
+            forward(model, device)
+    model.delete_adapters("a")
+    assert torch.equal(forward(model, device), want)
+    model.blockswap.close()
+
+
+def cast_on(model):
+    from diffusers.hooks import apply_layerwise_casting
+
+    apply_layerwise_casting(model.blocks[1], torch.float8_e4m3fn, torch.float32)
+
+
+def offload_on(model):
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(
+        model.blocks[1], torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level"
+    )
+
+
+@pytest.mark.parametrize("install", [cast_on, offload_on])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_that_cast_or_move_weights_are_refused(sim_device, sim, install, when):
+    model = tiny_transformer()
+    if when == "before":
+        install(model)
+        before = torch.accelerator.memory_allocated()
+        with pytest.raises(StateError, match=r"a hook of diffusers on blocks\.1"):
+            swap_blocks(model, BlockSwapArgs(blocks_to_swap=3), device=sim_device)
+        assert torch.accelerator.memory_allocated() == before
+        return
+    with swap_blocks(model, BlockSwapArgs(blocks_to_swap=3), device=sim_device):
+        forward(model, sim_device)
+        install(model)
+        with pytest.raises(StateError, match=r"a hook of diffusers on blocks\.1"):
+            forward(model, sim_device)
+
+
+def test_adapters_merged_behind_our_back_are_refused_until_it_is_undone(sim_device, sim):
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    sim.configure(mode="eager", races="off")  # the write itself is foreign, and unordered
+    model = adapted()
+    with swap_blocks(model, BlockSwapArgs(blocks="0,2", prefetch_blocks=1), device=sim_device):
+        want = forward(model, sim_device)
+        layers = [m for m in model.blocks[0].modules() if isinstance(m, BaseTunerLayer)]
+        for layer in layers:
+            layer.merge()
+        with pytest.raises(StateError, match="adapters were merged"):
+            forward(model, sim_device)
+        for layer in layers:
+            layer.unmerge()
+        assert torch.allclose(forward(model, sim_device), want, atol=1e-5)
+
+
+def test_caches_and_a_lora_fused_before_the_swap_go_on_working(sim_device, sim):
+    from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+
+    reference, model = adapted(), adapted()
+    for each in (reference, model):
+        each.fuse_lora()
+        apply_first_block_cache(each, FirstBlockCacheConfig(threshold=0.1))
+    reference.to(sim_device)
+    with swap_blocks(model, BlockSwapArgs(blocks_to_swap=3), device=sim_device):
+        for each in (reference, model):
+            each._set_cache_context("one") if hasattr(each, "_set_cache_context") else None
+        with reference.cache_context("one"), model.cache_context("one"):
+            assert torch.equal(forward(model, sim_device), forward(reference, sim_device))
