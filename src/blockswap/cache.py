@@ -54,11 +54,14 @@ def load_json(path: Path) -> Any:
     Never waits, as opening a pipe would. Raises OSError, and ValueError for all else.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with open(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
             raise ValueError("it is no plain file of a few megabytes")
-        raw = file.read(MOST_BYTES)
+        with open(descriptor, "rb", closefd=False) as file:
+            raw = file.read(MOST_BYTES)
+    finally:
+        os.close(descriptor)
     try:
         return json.loads(raw, parse_constant=_refused, parse_float=_finite, parse_int=_counted)
     except RecursionError as error:

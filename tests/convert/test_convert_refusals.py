@@ -51,6 +51,32 @@ def test_what_lies_beside_an_8_bit_weight_is_never_torn_off(tmp_path, suffix, st
     )
 
 
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize(
+    "name", ["blocks.0.ffn.0_scale", "blocks.0.scale_ffn", "scales.blocks.0.ffn.0",
+             "scale_dict.blocks.0.ffn.0.weight"]
+)  # fmt: skip
+def test_scales_that_are_kept_apart_are_not_torn_off(tmp_path, name, prefix):
+    tensors = weights(lambda name: torch.float8_e4m3fn if is_linear(name) else torch.bfloat16)
+    tensors = {prefix + key: tensor for key, tensor in tensors.items()}
+    save_file({**tensors, name: torch.tensor([0.5])}, tmp_path / "in.safetensors")
+    with pytest.raises(BlockSwapError, match="is quantised"):
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_the_source_where_the_unfinished_file_will_be_is_refused(tmp_path, whole, linked):
+    part = tmp_path / ".o.safetensors.part"
+    whole.rename(part)
+    source, before = part, part.read_bytes()
+    if linked:
+        source = tmp_path / "in.safetensors"
+        source.symlink_to(part)
+    with pytest.raises(BlockSwapError):
+        convert(source, tmp_path / "o.safetensors")
+    assert part.read_bytes() == before
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("stored", EIGHT_BITS)
 @pytest.mark.parametrize("everywhere", [True, False])
@@ -112,7 +138,7 @@ def test_nothing_is_written_through_what_another_put_there(tmp_path, whole, name
         os.mkfifo(there)
     else:
         there.mkdir()
-    with pytest.raises(OutputError, match="a link or no plain file"):
+    with pytest.raises(OutputError, match=r"a link or no plain file|it is the source itself"):
         convert(whole, tmp_path / "out.safetensors", dtype="float32")
     assert whole.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == sorted([name, whole.name])

@@ -1,6 +1,6 @@
 """Rules: this module owns which tensor of a checkpoint gets which dtype, and what is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ..errors import ArgsError, GeometryError
 from ..layout.checkpoint import Checkpoint, StoredTensor
@@ -18,6 +18,8 @@ TARGETS = ("bfloat16", "float16", "float32")
 # of diffusers' Wan classes, in diffusers' spelling (original: modulation, norm3, time_embedding).
 KEPT_PARTS = frozenset({"rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"})
 _EIGHT_BITS = frozenset({dtype for dtype, nbytes in ITEM_BYTES.items() if nbytes == 1})
+# How the name of a Wan tensor ends, in either spelling.
+_OWN_ENDS = frozenset({"weight", "bias", "modulation", "scale_shift_table", "emb_pos", "pos_embed"})
 _CAST_FROM = frozenset(
     {
         "float64",
@@ -55,12 +57,11 @@ def check_request(checkpoint: Checkpoint, dtype: str | None) -> None:
         return
     if dtype not in TARGETS:
         raise ArgsError(f"dtype {quote(dtype)} is no target: use one of {', '.join(TARGETS)}")
-    for tensor in checkpoint.tensors.values():
-        if why := _torn_by_a_cast(tensor, checkpoint.tensors):
-            raise ArgsError(
-                f"{checkpoint.label} is quantised ({quote(tensor.name)} is {why}), a cast to "
-                f"{dtype} would tear its weights from their scales: convert it without a dtype"
-            )
+    for name, why in _torn_by_a_cast(checkpoint):
+        raise ArgsError(
+            f"{checkpoint.label} is quantised ({quote(name)} is {why}), a cast to "
+            f"{dtype} would tear its weights from their scales: convert it without a dtype"
+        )
 
 
 def _check_stranger(checkpoint: Checkpoint) -> None:
@@ -77,26 +78,40 @@ def _check_stranger(checkpoint: Checkpoint) -> None:
             raise ArgsError(str(error)) from error
 
 
-def _torn_by_a_cast(tensor: StoredTensor, tensors: Mapping[str, StoredTensor]) -> str | None:
-    """What a tensor is that only a quantiser writes, or None."""
-    last = tensor.key.rpartition(".")[2]
-    if tensor.key in FILE_MARKS or last in SCALES:
-        return tensor.dtype
-    # Weights are floating point; a matrix of whole numbers is packed by a quantiser.
-    if tensor.dtype not in _CAST_FROM and len(tensor.shape) > 1:
-        return tensor.dtype
-    return _beside_eight_bits(tensor, tensors)
+def _torn_by_a_cast(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """The tensors that only a quantiser writes, and what each is."""
+    tensors = checkpoint.tensors
+    for tensor in tensors.values():
+        last = tensor.key.rpartition(".")[2]
+        is_scale = tensor.key in FILE_MARKS or last in SCALES
+        # Weights are floating point; a matrix of whole numbers is packed by a quantiser.
+        if is_scale or (tensor.dtype not in _CAST_FROM and len(tensor.shape) > 1):
+            yield tensor.name, tensor.dtype
+        elif why := _beside_eight_bits(tensor, tensors):
+            yield tensor.name, why
+    if any(tensor.dtype in _EIGHT_BITS for tensor in tensors.values()):
+        yield from (
+            (t.name, "no weight of Wan's, beside weights of 8 bits")
+            for t in tensors.values()
+            if not _is_own(t.key)
+        )
+        yield from ((name, "outside of the model, beside weights of 8 bits")
+                    for name in checkpoint.left_out if "scale" in name)  # fmt: skip
+
+
+def _is_own(key: str) -> bool:
+    return key.split(".", 1)[0] in ROOTS and key.rpartition(".")[2] in _OWN_ENDS
 
 
 def _beside_eight_bits(tensor: StoredTensor, tensors: Mapping[str, StoredTensor]) -> str | None:
     """Whatever it is called: what lies beside an 8-bit weight and is not its layer's own is a
     scale (or a zero point) until known otherwise."""
-    owner, last = tensor.key, tensor.key
+    owner = tensor.key
     while "." in owner:
-        owner, _, last = owner.rpartition(".")
+        owner = owner.rpartition(".")[0]
         weight = tensors.get(f"{owner}.weight")
         if weight is None or weight is tensor or weight.dtype not in _EIGHT_BITS:
             continue
         if tensor.key != f"{owner}.bias":
-            return f"a tensor of its own, {quote(last)}, beside a weight of {weight.dtype}"
+            return f"a tensor of its own beside a weight of {weight.dtype}"
     return None

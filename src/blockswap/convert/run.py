@@ -73,6 +73,7 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
     _check_target(path, checkpoint, overwrite=overwrite)
     layout = new_layout(checkpoint, dtype, everything=everything, padding=padding)
     work = _Work(checkpoint, layout, Journal(path, checkpoint.headers, layout.header), path)
+    _refuse_source(checkpoint, work.journal)
     try:
         resumed, stale = _run(work, Meter(2 * layout.nbytes, progress))
     except (ReadError, OutputError):
@@ -146,6 +147,16 @@ def _check_target(target: Path, checkpoint: Checkpoint, *, overwrite: bool) -> N
             f"cannot write {target}: it is there already, choose another name or let it be "
             "replaced with --overwrite (in Python overwrite=True)"
         )
+
+
+def _refuse_source(checkpoint: Checkpoint, journal: Journal) -> None:
+    """A source that lies where the unfinished file will would be overwritten while it is read."""
+    for ours in (journal.part, journal.path, journal.fresh):
+        if any(ours.exists() and os.path.samefile(path, ours) for path in checkpoint.paths):
+            raise OutputError(
+                f"cannot write {ours}, where the new file grows: it is the source itself, choose "
+                "another name for the target"
+            )
 
 
 def _failed(work: _Work, error: OSError) -> OutputError:

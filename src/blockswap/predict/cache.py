@@ -6,7 +6,7 @@ the answer depends on, so a file is never out of date, only no longer asked for.
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from ..cache import cache_folder, load_json, write_json_atomically
 
-__all__ = ["cache_folder", "count", "library_versions", "remembered"]
+__all__ = ["cache_folder", "count", "counts", "library_versions", "remembered"]
 
 _SCHEMA = 1  # raised when the way of predicting changes, or what is written down
 
@@ -51,6 +51,13 @@ def remembered(
     return found
 
 
+def counts(kept: Mapping[str, Any], names: Iterable[str]) -> dict[str, int]:
+    """The counts of just these names. Raises ValueError or TypeError where they are not."""
+    if set(kept) != (wanted := set(names)):
+        raise ValueError(f"it says {len(kept)} figures instead of {len(wanted)}")
+    return {name: count(value) for name, value in kept.items()}
+
+
 def count(value: Any) -> int:
     """A count of bytes or FLOPs as kept. Raises ValueError where it is none."""
     if type(value) is not int or value < 0:
@@ -72,7 +79,10 @@ def _read(path: Path, asked: Mapping[str, Any], value_of: Callable[[Any], Any]) 
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        _warn(f"the kept prediction {path} cannot be used ({error!r}): it is worked out anew")
+        _warn(
+            f"the kept prediction {path} cannot be used ({repr(error)[:120]}): "
+            "it is worked out anew"
+        )
         return None
 
 

@@ -3,12 +3,12 @@
 Importing this module needs no torch; torch and diffusers are loaded when the cache has no answer.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from ..layout.geometry import WanGeometry
 from ..plan.workload import ForwardCost, Workload, latent_size
-from .cache import count, library_versions, remembered
+from .cache import count, counts, library_versions, remembered
 
 _NO_SHAPE = ("naming", "extras", "unused", "eps")  # fields that no tensor of a forward shows
 
@@ -40,5 +40,6 @@ def predict_forward(geometry: WanGeometry, workload: Workload) -> ForwardCost:
 def cost_of(kept: dict[str, Any]) -> ForwardCost:
     """The value that `asdict` and JSON have taken apart."""
     units = tuple((str(name), count(flops)) for name, flops in kept["unit_flops"])
-    counts = {name: count(value) for name, value in kept.items() if name != "unit_flops"}
-    return ForwardCost(**counts, unit_flops=units)
+    figures = {name: value for name, value in kept.items() if name != "unit_flops"}
+    names = (field.name for field in fields(ForwardCost) if field.name != "unit_flops")
+    return ForwardCost(**counts(figures, names), unit_flops=units)

@@ -1,12 +1,12 @@
 """What decoding and encoding a clip costs: from the cache, or followed once. Needs no torch."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, Literal, get_args
 
 from ..errors import ArgsError
 from ..layout.geometry import WanGeometry
 from ..plan.workload import ComputeDtype, Workload, check_multiple
-from .cache import count, library_versions, remembered
+from .cache import counts, library_versions, remembered
 from .phase import PhaseCost
 
 VaeVersion = Literal["wan2.1", "wan2.2"]
@@ -61,4 +61,4 @@ def predict_vae(
 
 
 def _cost_of(kept: dict[str, Any]) -> PhaseCost:
-    return PhaseCost(**{name: count(value) for name, value in kept.items()})
+    return PhaseCost(**counts(kept, (field.name for field in fields(PhaseCost))))
