@@ -116,7 +116,7 @@ def test_the_report_before_during_and_after() -> None:
     assert "run a sampler with it first" in BlockSwapReportNode.execute(model).result[0]
     expected = tiny.sample(model)
     text, picture = BlockSwapReportNode.execute(model).result
-    assert text.startswith("block swap on cpu: 3 of 6 blocks streamed")
+    assert text.startswith("block swap on cpu: 0 of 6 blocks streamed: on the CPU")
     assert picture.ndim == 4
     assert picture.dtype == torch.float32
     assert 0 <= picture.min() < picture.max() <= 1
@@ -138,7 +138,7 @@ def test_the_status_line_is_sent_while_it_runs(monkeypatch: pytest.MonkeyPatch) 
     tiny.sample(model)
     node, text = sent[0]
     assert node == "12"
-    assert text.startswith("3 of 6 blocks streamed · ")
+    assert text.startswith("0 of 6 blocks streamed: on the CPU")
 
 
 @pytest.mark.parametrize("taken", [True, False])

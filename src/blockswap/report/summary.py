@@ -49,7 +49,8 @@ class Summary:
         """One line: `30 of 40 blocks streamed · 8.1 GiB kept off the device · 0.3 % waiting`."""
         place = self.placement
         if place.on_host and not place.streamed:
-            return "nothing streamed: on the CPU the weights are used where they lie in RAM"
+            where = "on the CPU the weights are used where they lie in RAM"
+            return f"{_streamed_words(place)} streamed: {where}"
         # The blocks on disk less the slots they come through: more is on disk than is saved.
         kept = "of RAM saved" if place.on_host else "kept off the device"
         share = self.times.waiting_share
