@@ -49,11 +49,35 @@ class Folder:
         return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
 
 
+def _widen_what_is_kept(checkpoint: Path) -> None:
+    """Puts in fp32 what diffusers' loader keeps so outside the blocks: all methods compute alike.
+
+    Some load what is stored as it is, and ours as `from_pretrained` does.
+    """
+    from diffusers import WanTransformer3DModel
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(checkpoint, "pt") as file:
+        metadata = file.metadata()
+    kept = set(WanTransformer3DModel._keep_in_fp32_modules)
+    tensors = {
+        name: tensor
+        if name.startswith("blocks.") or kept.isdisjoint(name.split("."))
+        else tensor.float()
+        for name, tensor in load_file(checkpoint).items()
+    }
+    fresh = checkpoint.with_suffix(".new")
+    save_file(tensors, fresh, metadata=metadata)
+    fresh.replace(checkpoint)
+
+
 def write_model(model: Model, root: Path) -> Folder:
     """A checkpoint in diffusers' names, with the configuration that belongs to it."""
     folder = Folder(root)
     folder.transformer.mkdir(parents=True)
     synth(model.geometry, folder.checkpoint, dtype=model.dtype, naming="diffusers")
+    _widen_what_is_kept(folder.checkpoint)
     (folder.transformer / "config.json").write_text(json.dumps(config(model)))
     (root / "model.json").write_text(json.dumps(asdict(model)))
     return folder

@@ -22,7 +22,7 @@ def streamed(path: str) -> torch.nn.Module:
 
 
 def loaded(path: str) -> torch.nn.Module:
-    """The whole model in memory, read by the safetensors library."""
+    """The whole model in memory, read by the safetensors library, as `from_pretrained` has it."""
     from safetensors.torch import load_file
 
     from blockswap.adapters.skeleton import build_skeleton
@@ -31,6 +31,9 @@ def loaded(path: str) -> torch.nn.Module:
 
     model = build_skeleton(infer_geometry(open_checkpoint(path)))
     weights = {to_diffusers_key(key): tensor for key, tensor in load_file(path).items()}
+    kept = set(model._keep_in_fp32_modules)
+    for key in [key for key in weights if not kept.isdisjoint(key.split("."))]:
+        weights[key] = weights[key].float()
     model.load_state_dict(weights, assign=True)
     return model
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from blockswap.cli.app import app
 
-CLIP = ["--size", "1280x720", "--frames", "81"]
+CLIP = ["--size", "1280x720", "--frames", "81", "--vae-tiled"]
 
 if __name__ == "__main__":
     found = CliRunner().invoke(
