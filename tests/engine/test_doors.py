@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_beside_diffusers import forward, lora, tiny_transformer
+from test_beside_diffusers import WIDTH, forward, lora, tiny_transformer
 
 from blockswap import BlockSwapArgs, open_transformer, swap_blocks
 from blockswap.errors import StateError
@@ -145,3 +145,53 @@ def test_caches_and_a_lora_fused_before_the_swap_go_on_working(sim_device, sim):
             each._set_cache_context("one") if hasattr(each, "_set_cache_context") else None
         with reference.cache_context("one"), model.cache_context("one"):
             assert torch.equal(forward(model, sim_device), forward(reference, sim_device))
+
+
+USES = {
+    "a linear": lambda block: block.attn1.to_q(torch.zeros(1, 2, WIDTH)),
+    "a norm": lambda block: block.norm2(torch.zeros(1, 2, WIDTH)),
+    "a submodule": lambda block: block.ffn(torch.zeros(1, 2, WIDTH)),
+    "arithmetic": lambda block: block.scale_shift_table + torch.zeros(1, 6, WIDTH),
+    "a method": lambda block: block.attn1.to_q.weight.float(),
+    "a write": lambda block: block.attn1.to_q.weight.add_(1),
+    "its data": lambda block: torch.zeros(2, WIDTH) @ block.attn1.to_q.weight.data,
+    "detached": lambda block: torch.zeros(2, WIDTH) @ block.attn1.to_q.weight.detach().data,
+    "an index": lambda block: block.scale_shift_table[0],
+    "the host": lambda block: block.attn1.to_q.weight.tolist(),
+    "a stack": lambda block: torch.stack([block.attn1.to_q.weight, torch.zeros(WIDTH, WIDTH)]),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@torch.no_grad()
+def test_idle_weights_without_data_are_never_computed_with(tmp_path, device, use):
+    model = opened(tmp_path, device)
+    want = forward(model, device)
+    idle = next(n for n, b in enumerate(model.blocks) if b.attn1.to_q.weight.is_meta)
+    with pytest.raises(StateError, match=rf"blocks\.{idle}\..* while its block is not running"):
+        USES[use](model.blocks[idle])
+    weight = model.blocks[idle].attn1.to_q.weight  # to look at it is fine
+    assert (weight.shape, weight.dtype, weight.is_meta) == ((WIDTH, WIDTH), torch.float32, True)
+    assert sum(p.numel() for p in model.parameters()) > 0
+    assert "attn1.to_q.weight" in repr(dict(model.blocks[idle].named_parameters()))
+    assert torch.equal(forward(model, device), want)
+    model.blockswap.close()
+    assert type(weight) is torch.nn.Parameter
+
+
+@pytest.mark.parametrize("tier", ["streamed", "resident"])
+def test_a_write_without_a_trace_is_found_when_debugging(sim_device, sim, capsys, tier):
+    sim.configure(mode="eager", races="off")  # the write itself is foreign, and unordered
+    model = tiny_transformer()
+    args = BlockSwapArgs(blocks="0,2", prefetch_blocks=1, block_swap_debug=True)
+    with swap_blocks(model, args, device=sim_device):
+        want = forward(model, sim_device)
+        assert torch.equal(forward(model, sim_device), want)
+        block = 2 if tier == "streamed" else 1
+        weight = model.blocks[block].ffn.net[2].weight
+        before = weight.data.clone()
+        weight.data += 1
+        with pytest.raises(StateError, match=rf"blocks\.{block}\.ffn\.net\.2\.weight was written"):
+            forward(model, sim_device)
+        weight.data.copy_(before)
+        assert torch.equal(forward(model, sim_device), want)

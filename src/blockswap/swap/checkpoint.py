@@ -19,6 +19,7 @@ from ..plan import SwapPlan, make_plan
 from ..plan.question import ram_room
 from ..selection import BlockSwapArgs, select
 from ..stream.device import Device, open_device
+from ..stream.idle import mark_idle
 from .assemble import make_parts
 from .closed import refuse_closed, reopened
 from .facts import facts_of_checkpoint, refuse_beyond_memory
@@ -121,6 +122,8 @@ def open_found(
         debug = basis.args.block_swap_debug
         swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug)
         opening.refuse_saving(hooks, swap)
+        placed = [tensor for unit in model.live.units for tensor in unit.tensors]
+        mark_idle(undo, [(tensor.places[0].label, tensor.tensor) for tensor in placed])
         reopened(root)
         closing = ExitStack()
         closing.callback(refuse_closed, root, found.checkpoint.label)

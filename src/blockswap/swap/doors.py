@@ -5,13 +5,18 @@ the device, so it is refused before it touches anything. What came in past the c
 cast or offload, adapters merged or added without data) is found when the next forward begins.
 """
 
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
+from zlib import crc32
 
 import torch
 
+from ..adapters.live import LiveTensor
 from ..errors import StateError
+from ..store.leaves import leaf_tensors
+from ..store.places import Place
 from ..stream.hooks import Uncopyable
 from .assemble import Parts
 from .handle import Swap
@@ -45,13 +50,15 @@ _HOOKS = {
 class Doors:
     """Watches one swapped model whose weights are not simply computed with where they lie."""
 
-    def __init__(self, parts: Parts, swap: Swap) -> None:
+    def __init__(self, parts: Parts, swap: Swap, *, debug: bool) -> None:
         self._root = parts.live.root
         self._label = parts.live.layout.label
         self._swap = swap
         placed = [tensor for unit in parts.live.units for tensor in unit.tensors]
         self._idle = frozenset((id(p.module), p.name) for t in placed for p in t.places)
         self._merged = dict(_merged(self._root))
+        self._placed = placed if debug else []
+        self._sums = {place.label: total for place, total in _sums(self._placed)}
 
     def close(self, undo: ExitStack) -> None:
         """Refuses the calls until `undo`, and looks at the model when a forward begins."""
@@ -77,6 +84,13 @@ class Doors:
                         "was opened and has no data (it is on the meta device): take it out again "
                         f"(delete_adapters), and {_LORA}"
                     )
+        for place, total in _sums(self._placed):
+            if self._sums.setdefault(place.label, total) != total:
+                raise StateError(
+                    f"{place.label} was written to while its block is swapped, in a way that left "
+                    "no trace but its content (found by block_swap_debug), and copies of it may "
+                    f"have the old one: {_WRITE}"
+                )
         if dict(_merged(self._root)) != self._merged:
             self._swap.forget_slots()
             raise StateError(
@@ -105,6 +119,25 @@ def _merged(root: torch.nn.Module) -> Iterator[tuple[int, tuple[str, ...]]]:
         merged = vars(module).get("merged_adapters")
         if merged:
             yield id(module), tuple(merged)
+
+
+def _sums(placed: Sequence[LiveTensor]) -> Iterator[tuple[Place, int]]:
+    """A checksum of what hangs in the model for each tensor now, wherever that is; waits for it."""
+    for live in placed:
+        place, total = live.places[0], 0
+        leaves = [leaf for _, leaf in leaf_tensors(place.table[place.name])]
+        if any(leaf.is_meta for leaf in leaves):
+            continue  # its data is in the file, which is compared when it is read
+        for leaf in leaves:
+            total = crc32(_bytes_of(leaf), total)
+        yield place, total
+
+
+def _bytes_of(leaf: torch.Tensor) -> ctypes.Array[ctypes.c_char]:
+    host = leaf.detach().to("cpu").contiguous()
+    view = (ctypes.c_char * (host.numel() * host.element_size())).from_address(host.data_ptr())
+    view._keeps = host  # type: ignore[attr-defined]
+    return view
 
 
 def _name_of(root: torch.nn.Module, wanted: torch.nn.Module) -> str:

@@ -90,7 +90,7 @@ def start_engine(
         hooks.guard(modules, _moves(parts))
         hooks.refuse_loading(modules, live.layout.label)
         if streamed or not parts.device.on_host:
-            doors = Doors(parts, swap)
+            doors = Doors(parts, swap, debug=debug)
             doors.look()
             doors.close(undo)
     if debug:
