@@ -131,9 +131,9 @@ def test_the_model_is_opened_loaded_first_and_streamed_from_its_file_after(
         (["--blocks-to-swap", "3"], BlockSwapArgs(blocks_to_swap=3)),
         (["--vram", "4MiB"], BlockSwapArgs(vram_budget="4MiB")),
         (
-            ["--ram", "2MiB", "--prefetch", "0", "--debug"],
+            ["--ram", "8MiB", "--prefetch", "0", "--debug"],
             BlockSwapArgs(
-                blocks_to_swap=6, ram_budget="2MiB", prefetch_blocks=0, block_swap_debug=True
+                blocks_to_swap=6, ram_budget="8MiB", prefetch_blocks=0, block_swap_debug=True
             ),
         ),
     ],
@@ -255,3 +255,15 @@ def test_the_real_model_streams_to_the_last_bit(tmp_path: Path) -> None:
     with Image.open(tmp_path / "timeline.png") as picture:
         assert picture.width == 1600
     assert (tmp_path / "demo.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    "options", [["--ram", "1KiB"], ["--vram", "1KiB"], ["--blocks", "0-99"], ["--blocks", "x"]]
+)
+def test_what_cannot_be_streamed_is_refused_before_the_loaded_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    engine = engine_of(monkeypatch, Model(), Model())
+    result = runner.invoke(app, ["demo", "--out", str(tmp_path), "--steps", "1", *options])
+    assert result.exit_code == 2, result.output
+    assert not engine.asked

@@ -16,6 +16,7 @@ from ..demo.sampling import SamplingSettings, generate
 from ..demo.video import write_contact_sheet, write_mp4
 from ..demo.weights import weights_path
 from ..report import Summary
+from ..swap.checkpoint import plan_transformer
 from .outputs import prepare_folder
 
 OUTPUT_BYTES = 32 * 2**20  # far more than the demo's files take
@@ -61,9 +62,10 @@ def run_demo(request: DemoRequest, progress: Progress) -> DemoResult:
     """Makes the clip twice with one seed, compares every answer of the model, writes the files.
 
     Raises OutputError before any work where the folder cannot take the files, and every error of
-    `open_transformer`. The models are closed again whatever happens.
+    `open_transformer`, before the first pass. The models are closed again whatever happens.
     """
     prepare_folder(request.folder, needed_bytes=OUTPUT_BYTES)
+    plan_transformer(weights_path(), request.args, device=request.device)
     with _opened(FULLY_LOADED, request.device) as (model, _):
         loaded = _sample(model, request, progress, "fully loaded")
     with _opened(request.args, request.device) as (model, swap):

@@ -19,7 +19,7 @@ _LOOKS = frozenset(
         "__get__", "__set__", "__delete__", "__repr__", "__format__", "__hash__", "__len__",
         "size", "dim", "ndimension", "numel", "nelement", "element_size", "stride",
         "storage_offset", "untyped_storage", "data_ptr", "detach", "requires_grad_", "get_device",
-        "is_contiguous", "is_floating_point", "is_complex", "is_signed", "is_inference", "type",
+        "is_contiguous", "is_floating_point", "is_complex", "is_signed", "is_inference",
         "register_hook", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like",
         "randn_like",
     }

@@ -54,11 +54,29 @@ def open_transformer(
     """
     wanted, where = as_args(args), open_device(device)
     found = find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
-    basis = found.basis
-    plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
-    refuse_beyond_memory(basis.facts, plan)
-    spare = ram_room(plan, basis.facts, basis.selection, wanted)
+    plan = _plan_for(found)
+    spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
     return open_found(found, plan, where, spare_ram=spare)
+
+
+@undisturbed()
+def plan_transformer(
+    path: str | os.PathLike[str],
+    args: BlockSwapArgs | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device,
+) -> SwapPlan:
+    """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
+    wanted, where = as_args(args), open_device(device)
+    found = find_model(path, wanted, where, dtype=None, skeleton=None, workload=None)
+    return _plan_for(found)
+
+
+def _plan_for(found: "FoundModel") -> SwapPlan:
+    basis = found.basis
+    plan = make_plan(basis.facts, basis.selection, basis.args, basis.foresight)
+    refuse_beyond_memory(basis.facts, plan)
+    return plan
 
 
 @dataclass(frozen=True, slots=True)
