@@ -71,6 +71,45 @@ def test_forks_at_random_moments(device: torch.device, shelf: Shelf) -> None:
                     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+HUNDRED_FORKS = """
+import gc, os, random, signal, sys, threading, time, warnings
+warnings.simplefilter("ignore")
+import torch
+from cases import skeleton, inputs
+from blockswap import BlockSwapArgs, open_transformer
+model = open_transformer(sys.argv[1], BlockSwapArgs(blocks_to_swap=6), device="cpu",
+                         skeleton=skeleton("original"))
+given, outputs, stop, draw = inputs("original", torch.device("cpu")), set(), False, random.Random(3)
+
+def run():
+    with torch.no_grad():
+        while not stop:
+            outputs.add(model(**given)[0].sum().item())
+
+runner = threading.Thread(target=run, daemon=True)
+runner.start()
+# To take a whole interpreter down takes seconds, so few of the children do.
+ways = ["close"] * 70 + ["leave"] * 16 + ["drop"] * 10 + ["exit"] * 4
+draw.shuffle(ways)
+for how in ways:
+    time.sleep(draw.random() * 0.01)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # a child that hangs is killed, and that is what it exits with
+        if how == "exit":
+            sys.exit(0)
+        if how == "close":
+            model.blockswap.close()
+        if how == "drop":
+            del model
+            gc.collect()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, how
+stop = True
+runner.join(60)
+assert not runner.is_alive() and len(outputs) == 1, (runner.is_alive(), outputs)
+"""
+
 EXIT = """
 import sys, threading, time, warnings
 warnings.simplefilter("ignore")
@@ -95,14 +134,22 @@ time.sleep(delay)
 """
 
 
+def test_a_hundred_forks_while_another_thread_runs_forwards(shelf: Shelf) -> None:
+    _end_in_silence(HUNDRED_FORKS, shelf.file("original"))
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.0013, 0.0037])
 def test_the_interpreter_ends_under_a_forward(delay: float, shelf: Shelf) -> None:
-    path: Path = shelf.file("original")
+    _end_in_silence(EXIT, shelf.file("original"), str(delay))
+
+
+def _end_in_silence(script: str, path: Path, *more: str) -> None:
+    """Runs `script` in a process of its own, which must not say a word."""
     ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EXIT), str(path), str(delay)],
+        [sys.executable, "-c", textwrap.dedent(script), str(path), *more],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
