@@ -64,7 +64,11 @@ def assert_laid_out(path: Path) -> None:
 
 # Whatever order and sizes the tensors of a source have. Keys are bare: the prefix comes in front.
 KEYS = st.sampled_from(
-    [f"blocks.{i}.{name}" for i in (0, 1, 2, 10) for name in ("a.weight", "b.bias", "modulation")]
+    [
+        f"blocks.{i}.{name}"
+        for i in (0, 1, 2, 10)
+        for name in ("ffn.0.weight", "ffn.2.bias", "modulation")
+    ]
     + [f"vace_blocks.{i}.ffn.0.weight" for i in (0, 1)]
     + ["head.head.bias", "patch_embedding.weight", "time_embedding.0.weight"]
 )
@@ -77,7 +81,7 @@ def checkpoints(draw: st.DrawFn) -> tuple[list[Raw], int, int]:
     keys = draw(st.lists(KEYS, min_size=1, max_size=12, unique=True))
     prefix = draw(st.sampled_from(["", "model.diffusion_model.", "model."]))
     tensors = []
-    for number, key in enumerate(dict.fromkeys(["blocks.0.a.weight", *keys])):
+    for number, key in enumerate(dict.fromkeys(["blocks.0.ffn.0.weight", *keys])):
         shape = draw(SHAPES)
         # A matrix of whole numbers is a quantiser's, and refused where a cast is asked.
         dtype = draw(st.sampled_from(FLOATS if len(shape) > 1 else FLOATS + OTHERS))
@@ -175,16 +179,18 @@ def test_values_are_rounded_as_torch_rounds_them(tmp_path: Path) -> None:
     special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, -1e-45, 65504.0])
     values = torch.cat([words.view(torch.float32), ties.view(torch.float32), special])
     values = values[(values.abs() < 3.38e38) | ~torch.isfinite(values)].contiguous()
-    source = save(tmp_path / "s.safetensors", {"blocks.0.a.weight": values})
+    source = save(tmp_path / "s.safetensors", {"blocks.0.ffn.0.weight": values})
     convert(source, tmp_path / "t.safetensors", dtype="bfloat16")
-    found = load_file(tmp_path / "t.safetensors")["blocks.0.a.weight"]
+    found = load_file(tmp_path / "t.safetensors")["blocks.0.ffn.0.weight"]
     assert bits(found) == bits(values.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(1e5, "float16"), (3.4e38, "bfloat16")])
 def test_a_value_that_would_overflow_is_refused(tmp_path: Path, value: float, dtype: str) -> None:
-    source = save(tmp_path / "s.safetensors", {"blocks.0.a.weight": torch.tensor([1.0, value])})
-    with pytest.raises(ValueError, match=rf"blocks.0.a.weight holds .* more than {dtype} can hold"):
+    source = save(tmp_path / "s.safetensors", {"blocks.0.ffn.0.weight": torch.tensor([1.0, value])})
+    with pytest.raises(
+        ValueError, match=rf"blocks.0.ffn.0.weight holds .* more than {dtype} can hold"
+    ):
         convert(source, tmp_path / "t.safetensors", dtype=dtype)
     assert [p.name for p in tmp_path.iterdir()] == ["s.safetensors"]
 
@@ -317,7 +323,7 @@ def _described(geometry: WanGeometry) -> Checkpoint:
 
 def test_parts_of_other_models_are_kept_as_they_are(tmp_path: Path) -> None:
     tensors = {
-        "model.diffusion_model.blocks.0.a.weight": torch.randn(3, 3),
+        "model.diffusion_model.blocks.0.ffn.0.weight": torch.randn(3, 3),
         "first_stage_model.decoder.weight": torch.randn(5),
     }
     source = save(tmp_path / "s.safetensors", tensors)
@@ -325,6 +331,6 @@ def test_parts_of_other_models_are_kept_as_they_are(tmp_path: Path) -> None:
     found = load_file(tmp_path / "t.safetensors")
     vae = "first_stage_model.decoder.weight"
     assert torch.equal(found[vae], tensors[vae])
-    assert found["model.diffusion_model.blocks.0.a.weight"].dtype == torch.bfloat16
+    assert found["model.diffusion_model.blocks.0.ffn.0.weight"].dtype == torch.bfloat16
     header = read_header(tmp_path / "t.safetensors")
-    assert header.tensors[0].name == "model.diffusion_model.blocks.0.a.weight"
+    assert header.tensors[0].name == "model.diffusion_model.blocks.0.ffn.0.weight"

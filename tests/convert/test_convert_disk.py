@@ -273,16 +273,16 @@ def test_targets_that_are_no_file_are_refused(source: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "extra",
     [
-        ("blocks.0.a.scale_weight", "float32", (1,)),
-        ("blocks.0.b.weight", "int8", (4, 4)),
-        ("blocks.0.b.weight", "uint8", (4, 4)),
+        ("blocks.0.ffn.0.scale_weight", "float32", (1,)),
+        ("blocks.0.ffn.2.weight", "int8", (4, 4)),
+        ("blocks.0.ffn.2.weight", "uint8", (4, 4)),
         ("scaled_fp8", "float8_e4m3fn", (2,)),
     ],
 )
 def test_quantised_files_are_reordered_but_not_cast(
     extra: tuple[str, str, tuple[int, ...]], tmp_path: Path, target: Path
 ) -> None:
-    tensors = [raw("blocks.0.a.weight", "float8_e4m3fn", (4, 4)), raw(*extra)]
+    tensors = [raw("blocks.0.ffn.0.weight", "float8_e4m3fn", (4, 4)), raw(*extra)]
     source = write_raw(tmp_path / "quantised.safetensors", tensors)
     refused("is quantised", source, target, dtype="bfloat16")
     convert(source, target)
@@ -341,7 +341,7 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path: Path, target: Path) -> 
     """One tensor of 400 MiB is written in less than a quarter of that."""
     nbytes = 400 * 1024 * 1024
     path = tmp_path / "large.safetensors"
-    header = write_raw(path, [_Large("blocks.0.a.weight", nbytes)]).stat().st_size
+    header = write_raw(path, [_Large("blocks.0.ffn.0.weight", nbytes)]).stat().st_size
     with path.open("r+b") as file:  # a hole: no time and no room
         file.truncate(header + nbytes)
     command = [sys.executable, "-c", MEMORY, str(path), str(target)]

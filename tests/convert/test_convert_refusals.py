@@ -107,6 +107,25 @@ STRANGERS = {
         **{f"blocks.{i}.attn.qkv.weight": zeros(24, 8) for i in range(2)},
     },
     "flux": {f"double_blocks.{i}.img_attn.qkv.weight": zeros(8, 8) for i in range(2)},
+    "qkv and nothing else": {f"blocks.{i}.attn.qkv.weight": zeros(24, 8) for i in range(2)},
+    "vit": {
+        "head.weight": zeros(8, 8),
+        **{
+            f"blocks.{i}.{n}.weight": zeros(8, 8)
+            for i in range(2)
+            for n in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+        },
+    },
+    "another with a patch embedding": {
+        "patch_embedding.weight": zeros(8, 4, 1, 2, 2),
+        **{f"blocks.{i}.attn.qkv.weight": zeros(24, 8) for i in range(2)},
+    },
+    "a shard of a text encoder": {f"blocks.{i}.attn.q.weight": zeros(8, 8) for i in range(2)},
+    "audio attention": {
+        f"blocks.{i}.audio_cross_attn.q_linear.weight": zeros(8, 8) for i in (0, 1)
+    },
+    "oft": {f"blocks.{i}.self_attn.q.oft_blocks": zeros(4, 8) for i in range(2)},
+    "differences": {f"blocks.{i}.self_attn.q.diff_b": zeros(8) for i in range(2)},
     "vae": {"encoder.downsamples.0.weight": zeros(8, 8)},
 }
 

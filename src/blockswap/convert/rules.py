@@ -5,7 +5,13 @@ from collections.abc import Iterator, Mapping
 from ..errors import ArgsError, GeometryError
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.dtypes import ITEM_BYTES
-from ..layout.geometry import to_diffusers_key, unit_of
+from ..layout.geometry import (
+    WanGeometry,
+    tensor_names,
+    to_diffusers_key,
+    to_original_key,
+    unit_of,
+)
 from ..layout.geometry.families import stranger_of
 from ..layout.geometry.infer import check_family
 from ..layout.geometry.verify import FILE_MARKS, SCALES
@@ -65,17 +71,32 @@ def check_request(checkpoint: Checkpoint, dtype: str | None) -> None:
 
 
 def _check_stranger(checkpoint: Checkpoint) -> None:
-    """Blocks alone may be anybody's parts; with names beside them that no Wan model has, or with
-    those of a known stranger, a file is another model's."""
+    """A file may hold some of a Wan model's tensors; one whose blocks are not mostly made of Wan's
+    layers, or with the marks of a known stranger, is another model's."""
     names = (*(tensor.name for tensor in checkpoint.tensors.values()), *checkpoint.left_out)
-    outside = [key for key in checkpoint.tensors if unit_of(key) is None]
-    known = any(key.split(".", 1)[0] in ROOTS for key in outside)
-    blocks = any((unit := unit_of(key)) and unit.kind == "block" for key in checkpoint.tensors)
-    if stranger_of(names) or not blocks or (outside and not known):
+    units = [unit for key in checkpoint.tensors if (unit := unit_of(key))]
+    parts = [unit.rest for unit in units if unit.kind in ("block", "vace")]
+    own = sum(any(f"{part}.".startswith(f"{layer}.") for layer in _OWN_LAYERS) for part in parts)
+    blocks = any(unit.kind == "block" for unit in units)
+    if stranger_of(names) or not blocks or 2 * own <= len(parts):
         try:
             check_family(checkpoint)
         except GeometryError as error:
             raise ArgsError(str(error)) from error
+
+
+def _own_layers() -> frozenset[str]:
+    """Where the tensors of a block hang in it, in both spellings, for all of Wan's models."""
+    all_kinds = WanGeometry(
+        dim=256, ffn_dim=512, num_layers=1, num_heads=2, added_kv=True, vace_layers=(0,)
+    )
+    keys = tensor_names(all_kinds)
+    units = [unit_of(spelt(key)) for key in keys for spelt in (to_original_key, to_diffusers_key)]
+    rests = [unit.rest for unit in units if unit and unit.kind in ("block", "vace")]
+    return frozenset(rest.removesuffix(".weight").removesuffix(".bias") for rest in rests)
+
+
+_OWN_LAYERS = _own_layers()
 
 
 def _torn_by_a_cast(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:

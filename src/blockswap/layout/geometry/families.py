@@ -23,6 +23,8 @@ _STRANGERS: tuple[tuple[str, str], ...] = (
     ("lora_", "a LoRA, not a whole model"),
     (".hada_", "a LoHa adapter, not a whole model"),
     (".lokr_", "a LoKr adapter, not a whole model"),
+    (".oft_", "an OFT adapter, not a whole model"),
+    (".diff_b", "an adapter of differences, not a whole model"),
     ("double_blocks.", "a Flux or Hunyuan Video transformer"),
     ("single_transformer_blocks.", "a diffusers Flux or Hunyuan Video transformer"),
     ("patchify_proj.", "an LTX-Video transformer"),
