@@ -53,6 +53,14 @@ def check_family(checkpoint: Checkpoint) -> Naming:
     names = (*(tensor.name for tensor in keys.values()), *checkpoint.left_out)
     if what := stranger_of(names):
         raise GeometryError(f"{label} is {what}: give the checkpoint of a Wan video transformer")
+    module = relative_of(keys)
+    if module is None and not has_blocks and any(key.startswith("vace_") for key in keys):
+        module = "Wan VACE"
+    if module is not None and "patch_embedding.weight" not in keys:
+        raise GeometryError(
+            f"{label} is a module of {module} without the model that it goes onto: "
+            "blockswap opens whole T2V, I2V, FLF2V, TI2V and VACE checkpoints"
+        )
     if not has_blocks:
         raise GeometryError(
             f"{label} has no transformer blocks among its {len(names)} tensors: "
