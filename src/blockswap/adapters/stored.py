@@ -8,13 +8,11 @@ import torch
 from ..errors import GeometryError, ModelError
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.geometry import to_original_key
+from ..layout.geometry.verify import unread_keys
 from ..store.file_slab import Extent
 from ..store.places import Place
 from .compute import compute_rule
 from .live import LiveModel, LiveTensor, describe_module, places_of
-
-# Early diffusers I2V files hold it; no model reads it.
-UNREAD = ".norm_added_q.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ def match_checkpoint(
         stored[place.label] = found
     live = describe_module(model)
     _refuse_real(live, stored)
-    _refuse_left_over(checkpoint.label, by_key)
+    _refuse_left_over(checkpoint, by_key)
     return StoredModel(live=live, stored=stored)
 
 
@@ -111,12 +109,13 @@ def _refuse_computed(place: Place) -> None:
     )
 
 
-def _refuse_left_over(label: str, left: Mapping[str, StoredTensor]) -> None:
-    extra = [tensor.name for key, tensor in left.items() if not key.endswith(UNREAD)]
+def _refuse_left_over(checkpoint: Checkpoint, left: Mapping[str, StoredTensor]) -> None:
+    unread = set(unread_keys(left, {**checkpoint.tensors, **left}))
+    extra = [tensor.name for key, tensor in left.items() if key not in unread]
     if extra:
         raise GeometryError(
-            f"{label} holds {len(extra)} tensors that the model has no place for, such as "
-            f"{extra[0]}: give the checkpoint of this model"
+            f"{checkpoint.label} holds {len(extra)} tensors that the model has no place for, such "
+            f"as {extra[0]}: give the checkpoint of this model"
         )
 
 

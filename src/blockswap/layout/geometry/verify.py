@@ -1,10 +1,13 @@
 """Verification: this module owns comparing a checkpoint with the tensors its geometry demands."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ...errors import GeometryError
 from ..checkpoint import StoredTensor
+from ..dtypes import ITEM_BYTES
+from ..prefix import ROOTS
 from ..quoting import quote, some
 from .naming import to_diffusers_key
 from .tensors import tensor_names
@@ -42,7 +45,7 @@ def verify_tensors(
             )
     beside = [key for key in tensors if key not in expected]
     extras = [key for key in beside if _is_scale(key, expected)]
-    unused = [key for key in beside if key.endswith(_UNUSED)]
+    unused = unread_keys(beside, tensors)
     known = {*extras, *unused}
     strange = [tensors[key].name for key in beside if key not in known]
     if strange:
@@ -61,6 +64,19 @@ def _tensors(names: list[str]) -> str:
     if len(names) == 1:
         return f"tensor {quote(names[0])}"
     return f"{len(names)} tensors ({some(names)})"
+
+
+def unread_keys(beside: Iterable[str], tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """Of the keys `beside` a model's own, those that no forward would read."""
+    # Beside weights of 8 bits a lone number may be a scale.
+    plain = not any(ITEM_BYTES[tensor.dtype] == 1 for tensor in tensors.values())
+    return [k for k in beside if k.endswith(_UNUSED) or (plain and _is_marker(tensors[k]))]
+
+
+def _is_marker(tensor: StoredTensor) -> bool:
+    """One number, or none, of a name that no part of a Wan model has: a trainer's note."""
+    root = tensor.key.split(".", 1)[0]
+    return math.prod(tensor.shape) <= 1 and root not in ROOTS
 
 
 def _is_scale(key: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
