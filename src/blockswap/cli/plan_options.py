@@ -82,7 +82,15 @@ def _with_numbers(machine: Machine, numbers: Numbers) -> Machine:
         rate = _tflops(numbers.tflops) * 1e12 * SUSTAINED_SHARE
         halves = [dtype for dtype, _ in machine.flops if dtype != "float32"] or list(_HALVES)
         kept = tuple(pair for pair in machine.flops if pair[0] not in halves)
-        machine = replace(machine, flops=(*((dtype, rate) for dtype in halves), *kept))
+        machine = replace(
+            machine,
+            flops=(*((dtype, rate) for dtype in halves), *kept),
+            # In the same proportion as before.
+            attention_flops=tuple(
+                (dtype, rate * attention / dict(machine.flops)[dtype])
+                for dtype, attention in machine.attention_flops
+            ),
+        )
         said.append(
             f"{numbers.tflops} TFLOP/s in 16 bits, {SUSTAINED_SHARE:.0%} of it assumed to be "
             "sustained"

@@ -20,6 +20,14 @@ AS_OF = "2026-11"
 # norms, rotations and gates between them take time but count as no FLOPs.
 SUSTAINED_SHARE = 0.6
 
+# torch's attention is FlashAttention-2's kernels on NVIDIA's cards. Where that is known to differ
+# from the share above: it uses 35 % of an H100 (the FlashAttention-3 paper, 2024), and nearly all
+# of a GeForce card, whose tensor cores run at half rate in bf16: 165 TFLOP/s of an RTX 4090's 165
+# with heads of 128 (the SageAttention paper, 2024), a fifth of 1038 of an RTX 5090's 209
+# (SageAttention 3, 2025). Of older GeForce cards no figure is known here.
+HOPPER_ATTENTION = 0.35
+GEFORCE_ATTENTION = 0.95
+
 # Gigabytes per second and lane in one direction after line coding: 2.5 and 5 GT/s x
 # 8/10; 8, 16 and 32 GT/s x 128/130.
 LANE_RATES = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
@@ -43,6 +51,7 @@ class Card:
     pcie: tuple[int, int]  # generation, lanes
     source: str
     bf16: bool = True  # Turing and Volta compute in fp16 alone
+    attention_share: float = SUSTAINED_SHARE  # of `tensor_flops`, that torch's attention sustains
 
     @property
     def half(self) -> str:
@@ -63,16 +72,20 @@ def machine_of_card(
 
     The rate of copies from pageable memory stays unknown: it is the host's, not the card's.
     """
-    half = card.tensor_flops * SUSTAINED_SHARE
     generation, lanes = card.pcie
+    halves = ("bfloat16", "float16") if card.bf16 else ("float16",)
+    half, attention = (
+        tuple((dtype, card.tensor_flops * share) for dtype in halves)
+        for share in (SUSTAINED_SHARE, card.attention_share)
+    )
     return Machine(
         name=card.name,
         on_host=False,
         flops=(
-            *((("bfloat16", half),) if card.bf16 else ()),
-            ("float16", half),
+            *half,
             ("float32", card.flops * SUSTAINED_SHARE),
         ),
+        attention_flops=attention,
         device_bytes=card.device_bytes,
         host_bytes=host_bytes,
         memory_rate=card.memory_rate,
@@ -80,8 +93,9 @@ def machine_of_card(
         disk=disk,
         source=(
             f"{card.source}, as of {AS_OF}: {card.tensor_flops / 1e12:.1f} TFLOP/s in {card.half} "
-            f"on paper, {SUSTAINED_SHARE:.0%} of it assumed to be sustained; PCIe {generation}.0 x"
-            f"{lanes}, {LINK_SHARE:.0%} of it ({format_rate(card.pinned_link)}) assumed for copies"
+            f"on paper, {SUSTAINED_SHARE:.0%} of it assumed to be sustained, "
+            f"{card.attention_share:.0%} in attention; PCIe {generation}.0 x{lanes}, "
+            f"{LINK_SHARE:.0%} of it ({format_rate(card.pinned_link)}) assumed for copies"
         ),
     )
 
@@ -189,8 +203,17 @@ def _sheet(name: str, memory: tuple[int, float], tera: tuple[float, float], link
     return _other(name, memory, tera, link, source)
 
 
+def _as_measured(card: Card) -> Card:
+    """With the share of its attention where that is known to be another."""
+    if re.match(r"H(100|200|800)", card.name):
+        return replace(card, attention_share=HOPPER_ATTENTION)
+    if re.match(r"RTX [45]0\d\d(?! Ada)", card.name):
+        return replace(card, attention_share=GEFORCE_ATTENTION)
+    return card
+
+
 # Cards of one name are in the order of their memory: the bare name means the first.
-CARDS: tuple[Card, ...] = (
+_PUBLISHED: tuple[Card, ...] = (
     _geforce("RTX 3060 12GB", (12, 360), (3584, 1.777), "4x16"),
     _geforce("RTX 3060 Ti", (8, 448), (4864, 1.665), "4x16"),
     _geforce("RTX 3070", (8, 448), (5888, 1.725), "4x16"),
@@ -262,3 +285,5 @@ CARDS: tuple[Card, ...] = (
     _other("Arc B580", (12, 456), (116.5, 13.67), "4x8", "Intel's specification of the Arc B580 "
            "(233 int8 TOPS; bf16 is half of it on the same matrix engines)"),
 )  # fmt: skip
+
+CARDS = tuple(map(_as_measured, _PUBLISHED))

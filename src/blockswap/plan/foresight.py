@@ -64,7 +64,13 @@ def speeds_of(cost: ForwardCost, machine: Machine | None, dtype: str) -> Speeds 
     """Seconds of every unit on `machine`; None where its rate for `dtype` is not known."""
     if machine is None or machine.compute_seconds(0.0, dtype) is None:
         return None
-    seconds = {name: machine.compute_seconds(flops, dtype) for name, flops in cost.unit_flops}
+    attention = dict(cost.attention_flops)
+    seconds = {
+        name: machine.compute_seconds(
+            flops - attention.get(name, 0), dtype, attention_flops=attention.get(name, 0)
+        )
+        for name, flops in cost.unit_flops
+    }
     return Speeds(
         compute_seconds={name: found or 0.0 for name, found in seconds.items()},
         rest_seconds=machine.compute_seconds(cost.rest_flops, dtype) or 0.0,

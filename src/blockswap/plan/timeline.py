@@ -119,9 +119,11 @@ class Pipeline:
             if len(ends) > _LEAST_FORWARDS and _steady(ends):
                 break
         last = 1 if _steady(ends) else min(_AVERAGED, len(ends) - 1)
+        compute = self.rest_seconds + sum(s.compute_seconds for s in self.stages)
         return Timing(
-            step_seconds=(ends[-1] - ends[-1 - last]) / last,
-            compute_seconds=self.rest_seconds + sum(s.compute_seconds for s in self.stages),
+            # A difference of two late moments: rounded, it may be less than what is in it.
+            step_seconds=max(compute, (ends[-1] - ends[-1 - last]) / last),
+            compute_seconds=compute,
             copy_seconds=sum(s.copy_seconds for s in self._moving()),
             read_seconds=sum(s.read_seconds for s in self._moving()),
             exposed_seconds=(exposed[-1] - exposed[-1 - last]) / last,

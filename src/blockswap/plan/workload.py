@@ -110,7 +110,8 @@ class ForwardCost:
     `activation_bytes` is the most that is alive at once, inputs included and weights, slots and
     buffers of the swap not; every tensor is rounded up to the allocator's 512 bytes. `unit_flops`
     are (unit, FLOPs) in execution order, a unit that ran twice summed up; `rest_flops` are those
-    outside of units. FLOPs are of products (2 per multiply-add), convolutions and attention.
+    outside of units. FLOPs are of products (2 per multiply-add), convolutions and attention;
+    `attention_flops` are those of them that a unit spends in one attention kernel.
     """
 
     activation_bytes: int
@@ -118,6 +119,7 @@ class ForwardCost:
     output_bytes: int
     unit_flops: tuple[tuple[str, int], ...] = ()
     rest_flops: int = 0
+    attention_flops: tuple[tuple[str, int], ...] = ()
 
     @property
     def flops_by_unit(self) -> Mapping[str, int]:

@@ -57,7 +57,7 @@ class Kernels(TorchFunctionMode):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
     ) -> torch.Tensor:
         """`[batch, heads, tokens, head_dim]` each -> the same as `query`."""
-        self._recorder.add_flops(_attention_flops(query, key, value))
+        self._recorder.add_attention_flops(_attention_flops(query, key, value))
         if value.shape[-1] == query.shape[-1]:
             output = torch.empty_like(query)
         else:

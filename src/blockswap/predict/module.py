@@ -113,6 +113,7 @@ def record_call(
         input_bytes=input_bytes,
         output_bytes=output_bytes,
         unit_flops=tuple(recorder.unit_flops.items()),
+        attention_flops=tuple(recorder.attention_flops.items()),
         rest_flops=recorder.rest_flops,
     )
 

@@ -41,6 +41,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak_bytes = 0
         self.unit_flops: dict[str, int] = {}
         self.rest_flops = 0
+        self.attention_flops: dict[str, int] = {}  # what of `unit_flops` one kernel does
         self._units: list[str] = []
         self._live: dict[int, weakref.ref[Any]] = {}
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -90,6 +91,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         name = self._units[-1]
         self.unit_flops[name] = self.unit_flops.get(name, 0) + flops
+
+    def add_attention_flops(self, flops: int) -> None:
+        """FLOPs of a kernel that has a rate of its own."""
+        self.add_flops(flops)
+        if self._units:
+            name = self._units[-1]
+            self.attention_flops[name] = self.attention_flops.get(name, 0) + flops
 
     @contextmanager
     def watching(self, units: Iterable[tuple[str, torch.nn.Module]]) -> Iterator[None]:

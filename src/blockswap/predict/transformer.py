@@ -12,6 +12,8 @@ from .cache import count, counts, library_versions, remembered
 
 _NO_SHAPE = ("naming", "extras", "unused", "eps")  # fields that no tensor of a forward shows
 
+_LISTED = ("unit_flops", "attention_flops")  # of pairs; all else is a count
+
 
 def predict_forward(geometry: WanGeometry, workload: Workload) -> ForwardCost:
     """What one forward of diffusers' class of this geometry costs for the workload.
@@ -39,7 +41,10 @@ def predict_forward(geometry: WanGeometry, workload: Workload) -> ForwardCost:
 
 def cost_of(kept: dict[str, Any]) -> ForwardCost:
     """The value that `asdict` and JSON have taken apart."""
-    units = tuple((str(name), count(flops)) for name, flops in kept["unit_flops"])
-    figures = {name: value for name, value in kept.items() if name != "unit_flops"}
-    names = (field.name for field in fields(ForwardCost) if field.name != "unit_flops")
-    return ForwardCost(**counts(figures, names), unit_flops=units)
+    listed = {
+        field: tuple((str(name), count(flops)) for name, flops in kept[field]) for field in _LISTED
+    }
+    figures = {name: value for name, value in kept.items() if name not in _LISTED}
+    names = (field.name for field in fields(ForwardCost) if field.name not in _LISTED)
+    told: dict[str, Any] = {**counts(figures, names), **listed}
+    return ForwardCost(**told)
