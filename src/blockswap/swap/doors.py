@@ -6,12 +6,17 @@ cast or offload, adapters merged or added without data) is found when the next f
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 from zlib import crc32
 
 import torch
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from ..adapters.live import LiveTensor
 from ..errors import StateError
@@ -56,7 +61,9 @@ class Doors:
         self._swap = swap
         placed = [tensor for unit in parts.live.units for tensor in unit.tensors]
         self._idle = frozenset((id(p.module), p.name) for t in placed for p in t.places)
-        self._merged = dict(_merged(self._root))
+        self._merged = dict(_merged(map(vars, self._root.modules())))
+        self._known: list[weakref.ref[torch.nn.Module]] = []
+        self._changed = True  # a module or parameter was registered, in whatever model
         self._placed = placed if debug else []
         self._sums = {place.label: total for place, total in _sums(self._placed)}
 
@@ -70,20 +77,34 @@ class Doors:
                 )
                 setattr(self._root, name, refusal)
                 undo.callback(_reopen, self._root, name, refusal)
-        handle = self._root.register_forward_pre_hook(_Look(self), prepend=True)
-        undo.callback(handle.remove)
+        undo.callback(self._root.register_forward_pre_hook(_Look(self), prepend=True).remove)
+        notice = _Notice(self)  # torch's table of these hooks outlives a model that is dropped
+        for register in (
+            register_module_module_registration_hook,
+            register_module_parameter_registration_hook,
+        ):
+            undo.callback(weakref.finalize(self._root, register(notice).remove))
 
     def look(self) -> None:
         """Raises StateError for what came in past the calls, before anything computes with it."""
-        refuse_hooks(self._root, self._label)
-        for module in self._root.modules():
-            for name, value in module._parameters.items():
-                if value is not None and value.is_meta and (id(module), name) not in self._idle:
-                    raise StateError(
-                        f"{_name_of(self._root, module)}.{name} came into {self._label} after it "
-                        "was opened and has no data (it is on the meta device): take it out again "
-                        f"(delete_adapters), and {_LORA}"
-                    )
+        modules = [reference() for reference in self._known]
+        if self._changed or None in modules:
+            modules = list(self._root.modules())
+            for module in self._root.modules():
+                self._refuse_without_data(module)
+            self._known = list(map(weakref.ref, self._root.modules()))
+            self._changed = False
+        # Once a forward, all modules: no more than two look-ups each.
+        known = [vars(module) for module in modules]
+        for inside in known:
+            if "_diffusers_hook" in inside:
+                self._refuse_hooks(inside["_diffusers_hook"])
+        if dict(_merged(known)) != self._merged:
+            self._swap.forget_slots()
+            raise StateError(
+                f"adapters were merged into {self._label}, or taken out, while its blocks are "
+                f"streamed, which did not reach all copies of its weights: undo it; {_WRITE}"
+            )
         for place, total in _sums(self._placed):
             if self._sums.setdefault(place.label, total) != total:
                 raise StateError(
@@ -91,34 +112,41 @@ class Doors:
                     "no trace but its content (found by block_swap_debug), and copies of it may "
                     f"have the old one: {_WRITE}"
                 )
-        if dict(_merged(self._root)) != self._merged:
-            self._swap.forget_slots()
+
+    def notice(self) -> None:
+        """Something was registered in some module: all of them are looked through next time."""
+        self._changed = True
+
+    def _refuse_hooks(self, registry: Any) -> None:
+        for name in getattr(registry, "hooks", ()):
+            if name in _HOOKS:
+                where = (
+                    n
+                    for n, m in self._root.named_modules()
+                    if vars(m).get("_diffusers_hook") is registry
+                )
+                raise StateError(
+                    f"a hook of diffusers on {next(where, '') or 'it'} of {self._label} "
+                    f"{_HOOKS[name]}, which keeps copies outside the plan: swap a model without it "
+                    "(disable it, or load the model anew), in the dtype that it computes in"
+                )  # fmt: skip
+
+    def _refuse_without_data(self, module: torch.nn.Module) -> None:
+        for name, value in module._parameters.items():
+            if value is None or not value.is_meta or (id(module), name) in self._idle:
+                continue
+            where = next(n for n, m in self._root.named_modules() if m is module)
             raise StateError(
-                f"adapters were merged into {self._label}, or taken out, while its blocks are "
-                f"streamed, which did not reach all copies of its weights: undo it; {_WRITE}"
+                f"{where}.{name} came into {self._label} after it was opened and has no data (it "
+                f"is on the meta device): take it out again (delete_adapters), and {_LORA}"
             )
 
 
-def refuse_hooks(root: torch.nn.Module, label: str) -> None:
-    """Raises StateError where a diffusers hook casts or moves the weights of a module."""
-    for module in root.modules():
-        registry = vars(module).get("_diffusers_hook")
-        names = () if registry is None else getattr(registry, "hooks", ())
-        for name in names:
-            if name in _HOOKS:
-                raise StateError(
-                    f"a hook of diffusers on {_name_of(root, module)} of {label} {_HOOKS[name]}, "
-                    "which keeps copies outside the plan: swap a model without it (disable it, or "
-                    "load the model anew), in the dtype that it computes in"
-                )
-
-
-def _merged(root: torch.nn.Module) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """PEFT's layers, and which adapters are merged into each."""
-    for module in root.modules():
-        merged = vars(module).get("merged_adapters")
-        if merged:
-            yield id(module), tuple(merged)
+def _merged(modules: Iterable[dict[str, Any]]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """PEFT's layers, by their dictionaries, and which adapters are merged into each."""
+    for known in modules:
+        if known.get("merged_adapters"):
+            yield id(known), tuple(known["merged_adapters"])
 
 
 def _sums(placed: Sequence[LiveTensor]) -> Iterator[tuple[Place, int]]:
@@ -138,10 +166,6 @@ def _bytes_of(leaf: torch.Tensor) -> ctypes.Array[ctypes.c_char]:
     view = (ctypes.c_char * (host.numel() * host.element_size())).from_address(host.data_ptr())
     view._keeps = host  # type: ignore[attr-defined]
     return view
-
-
-def _name_of(root: torch.nn.Module, wanted: torch.nn.Module) -> str:
-    return next((name for name, module in root.named_modules() if module is wanted), "") or "it"
 
 
 def _reopen(root: torch.nn.Module, name: str, refusal: "_Refused") -> None:
@@ -164,3 +188,13 @@ class _Look(Uncopyable):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *_: Any) -> None:
         self._doors.look()
+
+
+class _Notice:
+    def __init__(self, doors: Doors) -> None:
+        self._doors = weakref.ref(doors)
+
+    def __call__(self, *_: Any) -> None:
+        doors = self._doors()
+        if doors is not None:
+            doors.notice()
