@@ -195,3 +195,36 @@ def test_a_write_without_a_trace_is_found_when_debugging(sim_device, sim, capsys
             forward(model, sim_device)
         weight.data.copy_(before)
         assert torch.equal(forward(model, sim_device), want)
+
+
+@pytest.mark.parametrize("moment", ["before a forward", "between forwards", "in a forward"])
+def test_an_adapter_added_to_a_swapped_model_works_where_it_computes(sim_device, sim, moment):
+    reference, model = tiny_transformer(), tiny_transformer()
+    draw = {name: value for name, value in adapted().state_dict().items() if "lora_" in name}
+    before = torch.accelerator.memory_allocated()
+    with swap_blocks(
+        model, BlockSwapArgs(blocks="0,2", prefetch_blocks=1), device=sim_device
+    ) as swap:
+        planned = torch.accelerator.memory_allocated() - before
+        assert planned == swap.plan.device_bytes
+        if moment == "between forwards":
+            forward(model, sim_device)
+        if moment == "in a forward":
+            handle = model.blocks[1].register_forward_pre_hook(
+                lambda *_: model.add_adapter(peft.LoraConfig(**CONFIG), "a")
+            )
+            with pytest.raises(Exception, match=r"device|changed by other code"):
+                forward(model, sim_device)
+            handle.remove()
+        else:
+            model.add_adapter(peft.LoraConfig(**CONFIG), "a")
+        with pytest.raises(StateError, match=r"came into .* and is on cpu"):
+            forward(model, sim_device)
+        reference.add_adapter(peft.LoraConfig(**CONFIG), "a")
+        for each in (reference, model):
+            each.to(sim_device)
+            for name, value in each.named_parameters():
+                if name in draw:
+                    value.data.copy_(draw[name])
+        assert torch.equal(forward(model, sim_device), forward(reference, sim_device))
+        model.delete_adapters("a")

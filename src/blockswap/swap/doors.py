@@ -60,7 +60,9 @@ class Doors:
         self._label = parts.live.layout.label
         self._swap = swap
         placed = [tensor for unit in parts.live.units for tensor in unit.tensors]
-        self._idle = frozenset((id(p.module), p.name) for t in placed for p in t.places)
+        own = (*placed, *parts.live.rest)
+        self._own = frozenset((id(p.module), p.name) for t in own for p in t.places)
+        self._device = parts.device.torch_device
         self._merged = dict(_merged(map(vars, self._root.modules())))
         self._known: list[weakref.ref[torch.nn.Module]] = []
         self._changed = True  # a module or parameter was registered, in whatever model
@@ -91,7 +93,7 @@ class Doors:
         if self._changed or None in modules:
             modules = list(self._root.modules())
             for module in self._root.modules():
-                self._refuse_without_data(module)
+                self._refuse_elsewhere(module)
             self._known = list(map(weakref.ref, self._root.modules()))
             self._changed = False
         # Once a forward, all modules: no more than two look-ups each.
@@ -131,14 +133,22 @@ class Doors:
                     "(disable it, or load the model anew), in the dtype that it computes in"
                 )  # fmt: skip
 
-    def _refuse_without_data(self, module: torch.nn.Module) -> None:
+    def _refuse_elsewhere(self, module: torch.nn.Module) -> None:
+        """What the swap did not place must be where the model computes."""
         for name, value in module._parameters.items():
-            if value is None or not value.is_meta or (id(module), name) in self._idle:
+            if value is None or (id(module), name) in self._own or value.device == self._device:
                 continue
             where = next(n for n, m in self._root.named_modules() if m is module)
+            if value.is_meta:
+                raise StateError(
+                    f"{where}.{name} came into {self._label} after it was opened and has no data "
+                    "(it is on the meta device): take it out again (delete_adapters), and "
+                    f"{_LORA}"
+                )
             raise StateError(
-                f"{where}.{name} came into {self._label} after it was opened and has no data (it "
-                f"is on the meta device): take it out again (delete_adapters), and {_LORA}"
+                f"{where}.{name} came into {self._label} after it was swapped and is on "
+                f"{value.device}, while the model runs on {self._device}: move it there with "
+                f"model.to({str(self._device)!r}), or add it before the swap"
             )
 
 
