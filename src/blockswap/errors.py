@@ -51,7 +51,11 @@ class ModelError(BlockSwapError, ValueError):
 
 
 class PlanError(BlockSwapError, ValueError):
-    """No plan fits the budgets."""
+    """No plan fits the budgets. `least_bytes`: the least that would do, where that is known."""
+
+    def __init__(self, sentence: str, *, least_bytes: int | None = None) -> None:
+        super().__init__(sentence)
+        self.least_bytes = least_bytes
 
 
 class DeviceError(BlockSwapError, RuntimeError):

@@ -45,7 +45,7 @@ def test_a_small_device_leaves_half_to_activations_where_it_can(free, slots):
 
 
 def test_a_device_too_small_for_one_block_is_refused():
-    with pytest.raises(PlanError, match=r"^cuda:0 has 159 B free, toy needs at least 160 bytes"):
+    with pytest.raises(PlanError, match=r"^cuda:0 has 159 B free, toy needs at least 160 B on"):
         planned(machine(blocks(8), device_free_bytes=159))
 
 

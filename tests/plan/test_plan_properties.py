@@ -12,6 +12,7 @@ from blockswap.errors import PlanError
 from blockswap.layout.slab import align_up, staging_chunks
 from blockswap.plan import make_plan
 from blockswap.selection import BlockSwapArgs, Selection, select
+from blockswap.units import parse_bytes
 
 SIZES = st.sampled_from([40, 95, 100, 101, 250])
 
@@ -157,7 +158,9 @@ def test_the_least_budget_named_by_a_refusal_fits_and_one_byte_less_does_not(dat
     try:
         make_plan(of, selection, args)
     except PlanError as error:
-        least = int(re.search(r"at least ([0-9]+) bytes", str(error))[1])
+        least = error.least_bytes
+        told = re.search(r"at least ([0-9.]+ [A-Za-z]+) on", str(error))[1]
+        assert parse_bytes(told) >= least
     assert outcome(of, selection, replace(args, vram_budget=least)) is not None
     assert outcome(of, selection, replace(args, vram_budget=least - 1)) is None
 

@@ -33,7 +33,7 @@ def test_a_loaded_model_on_the_cpu_streams_nothing_unless_asked(wish):
 
 
 def test_a_loaded_model_on_the_cpu_cannot_take_less_than_it_takes():
-    with pytest.raises(PlanError, match=r"at least 460 bytes .* open it from its checkpoint"):
+    with pytest.raises(PlanError, match=r"at least 460 B .* open it from its checkpoint"):
         planned(machine(blocks(4), **CPU), vram_budget=459)
 
 
@@ -205,7 +205,7 @@ def test_a_budget_too_small_says_the_least_that_would_do():
     with pytest.raises(PlanError) as caught:
         planned(machine(blocks(8)), vram_budget=159)
     assert str(caught.value) == (
-        "vram_budget=159 B was asked, toy needs at least 160 bytes (160 B) on cuda:0 with 8 of 8 "
+        "vram_budget=159 B was asked, toy needs at least 160 B on cuda:0 with 8 of 8 "
         "units streamed through 1 slot: give it that much"
     )
 
@@ -243,7 +243,7 @@ def test_slots_of_a_plan_with_both_tiers_hold_the_larger_form():
 
 def test_a_single_large_unit_stays_where_that_takes_less_than_its_slot():
     units = (block(0, 100, ram_slab_bytes=1000), *blocks(8)[1:])
-    with pytest.raises(PlanError, match=r"at least 260 bytes .* 7 of 8 units"):
+    with pytest.raises(PlanError, match=r"at least 260 B .* 7 of 8 units"):
         planned(machine(units), vram_budget=100)
 
 

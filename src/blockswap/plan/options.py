@@ -122,6 +122,7 @@ def refusal(
         )
         least += foresight.reserve_bytes
     return PlanError(
-        f"{asked}, {facts.label} needs at least {least} bytes ({format_bytes_at_least(least)}) on "
-        f"{facts.device} {how}: {helps}"
+        f"{asked}, {facts.label} needs at least {format_bytes_at_least(least)} on {facts.device} "
+        f"{how}: {helps}",
+        least_bytes=least,
     )

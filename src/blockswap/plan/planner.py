@@ -89,8 +89,9 @@ def _plan_in_place(question: Question) -> tuple[SwapPlan, tuple[str, ...]]:
     if limit is not None and whole > limit:
         raise PlanError(
             f"vram_budget={format_bytes(limit)} was asked, {facts.label} is loaded and takes at "
-            f"least {whole} bytes ({format_bytes_at_least(whole)}) on {facts.device}: open it from "
-            "its checkpoint to stream it in less, or give it that much"
+            f"least {format_bytes_at_least(whole)} on {facts.device}: open it from its checkpoint "
+            "to stream it in less, or give it that much",
+            least_bytes=whole,
         )
     streamed = question.candidates if question.exact else ()
     plan = SwapPlan(

@@ -122,6 +122,6 @@ def _pageable(nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
     except (RuntimeError, MemoryError) as error:
         raise PlanError(
-            f"{nbytes} bytes ({format_bytes(nbytes)}) of host memory for streamed blocks were "
+            f"{format_bytes(nbytes)} of host memory for streamed blocks were "
             "refused by the system: close other programs, or give a smaller ram_budget"
         ) from error

@@ -102,7 +102,7 @@ def _no_memory(nbytes: int) -> PlanError:
     free = free_host_bytes()
     told = "it does not tell how much is free" if free is None else f"{format_bytes(free)} is free"
     return PlanError(
-        f"a buffer of {nbytes} bytes ({format_bytes(nbytes)}) in host memory was refused by the "
+        f"a buffer of {format_bytes(nbytes)} in host memory was refused by the "
         f"system, {told}: close other programs, or keep fewer blocks in memory"
     )
 

@@ -117,8 +117,8 @@ def refuse_beyond_memory(facts: Facts, plan: SwapPlan) -> None:
         return
     if plan.device_bytes > most:
         raise PlanError(
-            f"{facts.label} needs {plan.device_bytes} bytes ({format_bytes(plan.device_bytes)}) of "
+            f"{facts.label} needs {format_bytes(plan.device_bytes)} of "
             f"host memory for weights and {plan.slots} slots of {format_bytes(plan.slot_bytes)}, "
-            f"{most} bytes ({format_bytes(most)}) are free: stream more blocks with fewer "
+            f"{format_bytes(most)} are free: stream more blocks with fewer "
             "prefetch_blocks, free memory, or use a machine with more"
         )
