@@ -94,7 +94,11 @@ def test_only_candidates_are_streamed_and_every_slab_fits_a_slot(data, of, args)
     assume(plan is not None)
     streamed = [unit for unit in plan.units if unit.tier != "resident"]
     assert {unit.name for unit in streamed} <= set(selection.candidates)
-    assert plan.slot_bytes == max((unit.slab_bytes for unit in streamed), default=0)
+    largest = max((unit.slab_bytes for unit in streamed), default=0)
+    # A block that is hardly larger in the file may come to be streamed later: its slot serves both.
+    hardly = [u.disk_slab_bytes or 0 for u in of.units if of.from_checkpoint and not of.on_host]
+    alike = [size for size in hardly if largest <= size <= largest + largest // 64]
+    assert plan.slot_bytes == max([largest, *alike])
     assert plan.slots <= len(streamed)
     assert (plan.slots > 0) == bool(streamed)
     assert plan.prefetch == max(plan.slots - 1, 0)
