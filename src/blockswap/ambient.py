@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import overrides
+from torch.utils import _python_dispatch
 
 # Private, and the only way: modes are taken off as torch itself does while it runs one of them.
 _depth = torch._C._len_torch_function_stack
@@ -32,9 +33,17 @@ def _without_function_modes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """No function mode, no default device, no inference mode, no grad. Serves as a decorator."""
-    with without_function_modes(), torch.inference_mode(False), torch.no_grad():
+    """No function or dispatch mode (a fake or counted tensor would be kept), no default device, no
+    inference mode, no grad. Serves as a decorator."""
+    here = without_function_modes(), _without_dispatch_modes()
+    with here[0], here[1], torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def _without_dispatch_modes() -> contextlib.AbstractContextManager[object]:
+    if not torch._C._len_torch_dispatch_stack():
+        return contextlib.nullcontext()
+    return _python_dispatch._disable_current_modes()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import Shelf, forward, fresh, reference
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 import blockswap
@@ -65,6 +66,18 @@ def both(*managers: Any) -> Iterator[None]:
 
 
 # Name -> what turns it on, given the device of the swap.
+@contextlib.contextmanager
+def default_tensor_type() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_tensor_type(torch.DoubleTensor)
+    try:
+        yield
+    finally:
+        torch.set_default_tensor_type(
+            {torch.float32: torch.FloatTensor, torch.float64: torch.DoubleTensor}[before]
+        )
+
+
 STATES: dict[str, Callable[[torch.device], Any]] = {
     "with-device": lambda device: device,
     "with-meta": lambda device: torch.device("meta"),
@@ -76,6 +89,8 @@ STATES: dict[str, Callable[[torch.device], Any]] = {
     "grad": lambda device: torch.enable_grad(),
     "deterministic": lambda device: deterministic(),
     "mode": lambda device: Spoiling(),
+    "fake": lambda device: FakeTensorMode(),
+    "tensor-type": lambda device: default_tensor_type(),
     "all": lambda device: both(
         default_device("meta"), deterministic(), default_dtype(torch.float16), Spoiling()
     ),

@@ -96,7 +96,7 @@ def machine_from(value: Mapping[str, Any]) -> Machine:
         disk = value["disk"]
         return Machine(
             name=_text(value["name"]),
-            on_host=value["on_host"] is True,
+            on_host=_flag(value["on_host"]),
             flops=_rates(value["flops"]),
             attention_flops=_rates(value["attention_flops"]),
             device_bytes=_size(value["device_bytes"]),
@@ -122,7 +122,7 @@ def disk_from(value: Mapping[str, Any]) -> DiskFigures:
     readers, chunk = _size(value["readers"]), _size(value["chunk_bytes"])
     if rate is None or not readers or not chunk:
         raise ValueError("figures of a disk are numbers above zero")
-    return DiskFigures(rate, readers, chunk, value["direct"] is True)
+    return DiskFigures(rate, readers, chunk, _flag(value["direct"]))
 
 
 def _rates(value: Mapping[str, Any]) -> Rates:
@@ -143,6 +143,12 @@ def _size(value: Any) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{value!r} is no size")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
     return value
 
 

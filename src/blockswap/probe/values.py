@@ -97,8 +97,8 @@ def device_part_from(value: Mapping[str, Any]) -> DevicePart:
     return DevicePart(
         machine=machine_from(value["machine"]),
         figures=tuple(_figure(figure) for figure in value["figures"]),
-        sentences=tuple(map(str, value["sentences"])),
-        measured_at=str(value["measured_at"]),
+        sentences=_texts(value["sentences"]),
+        measured_at=_text(value["measured_at"]),
     )
 
 
@@ -106,25 +106,43 @@ def disk_part_from(value: Mapping[str, Any]) -> DiskPart:
     """What `DiskPart.to_dict` wrote. Raises KeyError, TypeError or ValueError where it is not."""
     figures = value["figures"]
     return DiskPart(
-        folder=str(value["folder"]),
+        folder=_text(value["folder"]),
         figures=None if figures is None else disk_from(figures),
         trials=tuple(_trial(trial) for trial in value["trials"]),
-        sentences=tuple(map(str, value["sentences"])),
-        measured_at=str(value["measured_at"]),
+        sentences=_texts(value["sentences"]),
+        measured_at=_text(value["measured_at"]),
     )
 
 
 def _figure(value: Mapping[str, Any]) -> Figure:
-    name, unit, how = (str(value[key]) for key in ("name", "unit", "how"))
+    name, unit, how = (_text(value[key]) for key in ("name", "unit", "how"))
     return Figure(name, _rate(value["per_second"]), unit, how, _rate(value["spread"]))
 
 
 def _trial(value: Mapping[str, Any]) -> Trial:
-    readers, chunk_bytes = int(_rate(value["readers"])), int(_rate(value["chunk_bytes"]))
-    return Trial(str(value["mode"]), readers, chunk_bytes, _rate(value["bytes_per_second"]))
+    readers, chunk_bytes = _count(value["readers"]), _count(value["chunk_bytes"])
+    return Trial(_text(value["mode"]), readers, chunk_bytes, _rate(value["bytes_per_second"]))
 
 
 def _rate(value: Any) -> float:
     if type(value) not in (int, float) or value < 0:
         raise ValueError(f"{value!r:.40} is no rate")
     return float(value)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.40} is no list of texts")
+    return tuple(map(_text, value))
