@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_samples import INDEX, TINY, save_geometry
+from checkpoint_samples import INDEX, TINY, save_geometry, save_shapes
 
 from blockswap.errors import CheckpointError
 from blockswap.layout.checkpoint import open_checkpoint
@@ -36,3 +36,14 @@ def test_a_suffix_may_be_in_capitals(suffix: str, tmp_path: Path) -> None:
     path = save_geometry(tmp_path / f"wan{suffix}")
     for given in (path, tmp_path, str(path)):
         assert infer_geometry(open_checkpoint(given)) == TINY
+
+
+@pytest.mark.parametrize("stem", ["model", "diffusion_pytorch_model", "Wan2.1"])
+@pytest.mark.parametrize(("there", "missing"), [(1, 2), (2, 1)])
+def test_one_of_two_shards_without_an_index_says_which_is_missing(
+    tmp_path: Path, stem: str, there: int, missing: int
+) -> None:
+    name = f"{stem}-0000{there}-of-00002.safetensors"
+    save_shapes(tmp_path / name, {"blocks.0.modulation": (1,)})
+    with pytest.raises(CheckpointError, match=f"holds 1 of 2 shards, shard {missing} is missing"):
+        open_checkpoint(tmp_path)

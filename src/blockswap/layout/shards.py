@@ -68,7 +68,7 @@ def _in_folder(folder: Path) -> FoundFiles:
     chosen = named or files
     if not chosen:
         raise _no_weights(folder)
-    if len(chosen) > 1:
+    if len(chosen) > 1 or _SHARD.fullmatch(chosen[0]):
         _check_one_set(folder, chosen)
     return FoundFiles(folder.name, tuple(folder / name for name in chosen), None, _config(folder))
 
