@@ -95,7 +95,7 @@ def machine_from(value: Mapping[str, Any]) -> Machine:
     try:
         disk = value["disk"]
         return Machine(
-            name=_text(value["name"]),
+            name=text_from(value["name"]),
             on_host=_flag(value["on_host"]),
             flops=_rates(value["flops"]),
             attention_flops=_rates(value["attention_flops"]),
@@ -105,7 +105,7 @@ def machine_from(value: Mapping[str, Any]) -> Machine:
             pinned_link=_rate(value["pinned_link"]),
             pageable_link=_rate(value["pageable_link"]),
             disk=None if disk is None else disk_from(disk),
-            source=_text(value["source"]),
+            source=text_from(value["source"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArgsError(
@@ -126,7 +126,7 @@ def disk_from(value: Mapping[str, Any]) -> DiskFigures:
 
 
 def _rates(value: Mapping[str, Any]) -> Rates:
-    rates = ((_text(dtype), _rate(figure)) for dtype, figure in value.items())
+    rates = ((text_from(dtype), _rate(figure)) for dtype, figure in value.items())
     return tuple((dtype, figure) for dtype, figure in rates if figure is not None)
 
 
@@ -152,7 +152,8 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _text(value: Any) -> str:
+def text_from(value: Any) -> str:
+    """A text as kept. Raises TypeError where it is none."""
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
     return value

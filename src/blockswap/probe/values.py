@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..plan.machine import DiskFigures, Machine, disk_from, machine_from
+from ..plan.machine import DiskFigures, Machine, disk_from, machine_from, text_from
 from ..store.disk import PIECE_BYTES
 from ..store.readers import READERS
 from ..units import KIB, MIB
@@ -98,7 +98,7 @@ def device_part_from(value: Mapping[str, Any]) -> DevicePart:
         machine=machine_from(value["machine"]),
         figures=tuple(_figure(figure) for figure in value["figures"]),
         sentences=_texts(value["sentences"]),
-        measured_at=_text(value["measured_at"]),
+        measured_at=text_from(value["measured_at"]),
     )
 
 
@@ -106,22 +106,22 @@ def disk_part_from(value: Mapping[str, Any]) -> DiskPart:
     """What `DiskPart.to_dict` wrote. Raises KeyError, TypeError or ValueError where it is not."""
     figures = value["figures"]
     return DiskPart(
-        folder=_text(value["folder"]),
+        folder=text_from(value["folder"]),
         figures=None if figures is None else disk_from(figures),
         trials=tuple(_trial(trial) for trial in value["trials"]),
         sentences=_texts(value["sentences"]),
-        measured_at=_text(value["measured_at"]),
+        measured_at=text_from(value["measured_at"]),
     )
 
 
 def _figure(value: Mapping[str, Any]) -> Figure:
-    name, unit, how = (_text(value[key]) for key in ("name", "unit", "how"))
+    name, unit, how = (text_from(value[key]) for key in ("name", "unit", "how"))
     return Figure(name, _rate(value["per_second"]), unit, how, _rate(value["spread"]))
 
 
 def _trial(value: Mapping[str, Any]) -> Trial:
     readers, chunk_bytes = _count(value["readers"]), _count(value["chunk_bytes"])
-    return Trial(_text(value["mode"]), readers, chunk_bytes, _rate(value["bytes_per_second"]))
+    return Trial(text_from(value["mode"]), readers, chunk_bytes, _rate(value["bytes_per_second"]))
 
 
 def _rate(value: Any) -> float:
@@ -136,13 +136,7 @@ def _count(value: Any) -> int:
     return value
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no text")
-    return value
-
-
 def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r:.40} is no list of texts")
-    return tuple(map(_text, value))
+    return tuple(map(text_from, value))
