@@ -74,7 +74,7 @@ class Job:
         self._keep = keep
         self._lock = threading.Lock()
         self._done = _Latch()
-        self._followers: deque[Follower] = deque()
+        self.followers: deque[Follower] = deque()
 
     @property
     def done(self) -> bool:
@@ -141,8 +141,8 @@ class Job:
         self._waiting.clear()
         self._done.open()
         # After the door is open: who comes to follow later sees that it is.
-        while self._followers:
-            self._followers.popleft().lead_on(self.error)
+        while self.followers:
+            self.followers.popleft().lead_on(self.error)
 
 
 class Follower(Job):
@@ -160,7 +160,7 @@ class Follower(Job):
 
         False if `leader` is over: then nobody else will, and what there is to do is the caller's.
         """
-        leader._followers.append(self)
+        leader.followers.append(self)
         return not (leader.done and self._claim("asker"))
 
     def withdraw(self) -> None:

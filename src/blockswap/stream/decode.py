@@ -5,12 +5,11 @@ units share, so a stored form of any size costs one buffer of the compute form.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from .pool import Pool
+from .pool import Pool
 
 
 class Decode:
@@ -22,7 +21,7 @@ class Decode:
         """`stored[s]` are the leaves as slot s holds them, `computed` where each is cast to."""
         self._pairs = [list(zip(computed, leaves, strict=True)) for leaves in stored]
 
-    def run(self, pool: "Pool", slot: int, stream: Any) -> None:
+    def run(self, pool: Pool, slot: int, stream: Any) -> None:
         """Enqueues the casts on `stream`, the current one."""
         if pool.decoded_on is not None and pool.decoded_on != stream:
             # A forward on another stream may still read the buffer that is overwritten here.

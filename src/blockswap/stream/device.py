@@ -134,13 +134,13 @@ def aligned(memory: torch.Tensor, nbytes: int) -> torch.Tensor:
 class HostEvent:
     """A time stamp that looks like a device event."""
 
-    __slots__ = ("_seconds",)
+    __slots__ = ("seconds",)
 
     def __init__(self) -> None:
-        self._seconds = 0.0
+        self.seconds = 0.0
 
     def record(self, stream: Any) -> None:
-        self._seconds = time.perf_counter()
+        self.seconds = time.perf_counter()
 
     def synchronize(self) -> None:
         """On the host everything recorded has already happened."""
@@ -149,7 +149,7 @@ class HostEvent:
         return True
 
     def elapsed_time(self, end: "HostEvent") -> float:
-        return (end._seconds - self._seconds) * 1e3
+        return (end.seconds - self.seconds) * 1e3
 
 
 class Host:

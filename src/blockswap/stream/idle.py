@@ -33,7 +33,7 @@ _SAME = frozenset({"__get__", "detach"})
 class _Idle(Uncopyable):
     """Refuses every function of torch but looks; what a look hands on without data is idle, too."""
 
-    _label: str
+    blockswap_label: str
 
     @classmethod
     def __torch_function__(
@@ -44,7 +44,9 @@ class _Idle(Uncopyable):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "")
-        label = next((a._label for a in _flat(args, kwargs) if isinstance(a, _Idle)), "a weight")
+        label = next(
+            (a.blockswap_label for a in _flat(args, kwargs) if isinstance(a, _Idle)), "a weight"
+        )
         if name not in _LOOKS:
             raise StateError(
                 f"{label} was used ({name}) while its block is not running, and its data is in the "
@@ -78,12 +80,12 @@ def mark_idle(undo: ExitStack, parameters: Iterable[tuple[str, torch.Tensor]]) -
 
 def _become(tensor: torch.Tensor, idle: type[torch.Tensor], label: str) -> None:
     tensor.__class__ = idle
-    vars(tensor)["_label"] = label
+    vars(tensor)["blockswap_label"] = label
 
 
 def _unmark(parameter: torch.Tensor) -> None:
     if isinstance(parameter, IdleParameter):
-        del vars(parameter)["_label"]
+        del vars(parameter)["blockswap_label"]
         parameter.__class__ = torch.nn.Parameter  # type: ignore[assignment]
 
 

@@ -105,7 +105,11 @@ class Recorder:
 
     def discard(self, mark: Mark) -> None:
         """Gives a mark whose visit never came back to its recorder, mostly this one."""
-        mark.home._free.append(mark)
+        mark.home.take_back(mark)
+
+    def take_back(self, mark: Mark) -> None:
+        """One of this recorder's own marks may be filled again."""
+        self._free.append(mark)
 
     def completed(self, mark: Mark) -> None:
         """The visit is enqueued to its end; its times are read some time later."""

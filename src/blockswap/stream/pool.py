@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -30,10 +30,8 @@ from . import exiting
 from .buffers import Occupant, Slot, Staging
 from .device import Device, Event, aligned, host_buffer
 from .inside import in_any_module
+from .run import Run
 from .turns import Turns
-
-if TYPE_CHECKING:
-    from .streamer import Streamer
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +46,19 @@ class PoolSizes:
     readers: int = READERS
 
 
+class Runner(Protocol):
+    """One of the swaps that use a pool, as the others see it."""
+
+    @property
+    def run(self) -> Run | None:
+        """The unit of this swap that is between enter and leave."""
+        ...
+
+    def abandon(self) -> None:
+        """Ends a run whose forward never came or never returned."""
+        ...
+
+
 class Pool:
     """Slots, staging and decode memory on one device, with a copy stream and reader threads."""
 
@@ -58,10 +69,10 @@ class Pool:
         self.readers = ReaderPool(sizes.readers)
         self.sentences: list[str] = []
         self.files: list[DiskStore] = []  # closed with the pool when nobody else does
-        self.turns = Turns()
+        self.turns: Turns[Any] = Turns()  # of supplies: what they are is not the pool's business
         self.entry = threading.Lock()  # guards `runner`: who may enter a unit
         # Who entered a unit last; weakly, for the pool is kept alive by every one of its swaps.
-        self.runner: Callable[[], Streamer | None] = _nobody
+        self.runner: Callable[[], Runner | None] = _nobody
         self.caller: threading.Thread | None = None  # who began a forward or entered a unit last
         self._process = os.getpid()
         self._swaps = 0

@@ -14,33 +14,19 @@ slots, in the order of the units on disk (`Supply.read_ahead`): staging is what 
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from ..errors import StateError
 from ..store.readers import STUCK_SECONDS
 from .buffers import Slot
-from .inside import calls_here, still_inside
-from .marks import Mark, Recorder
+from .marks import Recorder
 from .pool import Pool
 from .resident import Resident
+from .run import Run
 from .supply import Supply
 from .unit import Change, StreamedUnit, Unit
-
-
-@dataclass(slots=True)
-class _Run:
-    """The unit that is between enter and leave."""
-
-    index: int
-    thread: threading.Thread
-    stream: Any
-    mark: Mark | None
-    slot: Slot | None = None
-    refused: int = 0  # entries of the same unit inside its run: each leaves once, and is not it
-    bound: bool = False  # the unit's weights (may) hang in the model
 
 
 class Streamer:
@@ -53,7 +39,7 @@ class Streamer:
         self._supply = Supply(units, pool, prefetch=prefetch, recorder=recorder)
         self._pool = pool
         self._device = pool.device
-        self._run: _Run | None = None
+        self.run: Run | None = None
         self._myself = weakref.ref(self)
         self._arriving: dict[int, Resident] = {}  # slabs of units that stay from their next visit
         self._change: Change | None = None  # begun, and to be completed by whoever comes next
@@ -98,13 +84,13 @@ class Streamer:
         try:
             self._make_ready(run)
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
 
     def leave(self, index: int) -> None:
         """The unit's forward is enqueued, or failed: its slot is free after that work."""
-        run = self._run
-        if run is None or run.index != index or run.thread is not threading.current_thread():
+        run = self.run
+        if run is None or run.index != index or not run.is_here:
             return  # entering failed, and said why
         if run.refused:
             run.refused -= 1
@@ -124,7 +110,7 @@ class Streamer:
         self._supply.fetch_ahead(self._supply.prefetch + 1)
         self._supply.read_ahead()
         # Last: until here the pool is this thread's alone.
-        self._run = None
+        self.run = None
 
     def tiers(self) -> dict[str, str]:
         """Where each unit rests; one that stays from its next visit on counts as resident."""
@@ -169,10 +155,17 @@ class Streamer:
 
     def expect(self, forwards: int, successor: "Streamer") -> None:
         """After `forwards` forwards in a row come those of `successor`, a swap of the same pool."""
-        self._pool.turns.expect(self._supply, forwards, successor._supply)
+        successor.expect_after(self._supply, forwards)
+
+    def expect_after(self, supply: Supply, forwards: int) -> None:
+        """This swap's forwards come after `forwards` in a row of that of `supply`."""
+        self._pool.turns.expect(supply, forwards, self._supply)
 
     def shares_pool_with(self, other: "Streamer") -> bool:
-        return self._pool is other._pool
+        return other.uses(self._pool)
+
+    def uses(self, pool: Pool) -> bool:
+        return self._pool is pool
 
     def deepen(self, prefetch: int) -> None:
         """Looks `prefetch` units ahead from now on (slots have been added)."""
@@ -209,7 +202,7 @@ class Streamer:
         the job, nobody else gets it.
         """
         self._closed = True
-        self._abandon()
+        self.abandon()
         self._complete_change()
         for slot in self._supply.occupied():
             if slot.job is not None and not slot.job.wait(STUCK_SECONDS):
@@ -229,7 +222,7 @@ class Streamer:
             self._supply.empty(slot)
         self._device.synchronize()
 
-    def _claim(self, index: int) -> _Run:
+    def _claim(self, index: int) -> Run:
         with self._pool.entry:
             if self._closed:
                 raise StateError(
@@ -242,9 +235,10 @@ class Streamer:
             self._complete_change()
             # The compute stream is read here, once, and passed on from here.
             stream = self._device.current_stream()
-            run = _Run(index, threading.current_thread(), stream, self.recorder.take())
+            unit, thread = self.units[index], threading.current_thread()
+            run = Run(index, unit.name, unit.module, thread, stream, self.recorder.take())
             self._pool.runner, self._pool.caller = self._myself, run.thread
-            self._run = run
+            self.run = run
             return run
 
     def _refuse_forked(self, what: str) -> None:
@@ -258,21 +252,21 @@ class Streamer:
     def _refuse_running(self, what: str, index: int | None = None) -> None:
         """Raises StateError if `what`, the entry of unit `index` perhaps, comes in a unit's run."""
         runner = self._pool.runner()
-        run = None if runner is None else runner._run
-        if run is None or runner is None:
+        run = None if runner is None else runner.run
+        if run is None:
             return
         whose = "the same swap" if runner is self else "a swap that shares its slots"
-        if run.thread is threading.current_thread():
+        if run.is_here:
             itself = runner is self and run.index == index
-            if calls_here(runner.units[run.index].module) > itself:
+            if run.calls_here() > itself:
                 run.refused += itself
                 raise StateError(
-                    f"{what} inside the forward of {runner.units[run.index].name} of {whose}, "
+                    f"{what} inside the forward of {run.name} of {whose}, "
                     "whose weights are in use: do it after that forward has returned"
                 )
-        elif runner._still_inside(run):
+        elif run.is_under_way():
             raise StateError(
-                f"{what} while another thread runs {runner.units[run.index].name} of {whose}: "
+                f"{what} while another thread runs {run.name} of {whose}: "
                 "run one forward at a time, or swap a second copy of the model"
             )
 
@@ -285,21 +279,18 @@ class Streamer:
         if runner is None:
             self._pool.release_orphans()
         else:
-            runner._abandon()
+            runner.abandon()
 
     def repair(self) -> None:
         """Takes weights out of the model that an interrupt (Ctrl-C) has left bound there."""
         if self._pool.forked:
             return
         with self._pool.entry:
-            if self._run is None or not self._still_inside(self._run):
-                self._abandon()
+            if self.run is None or not self.run.is_under_way():
+                self.abandon()
                 self._complete_change()
 
-    def _still_inside(self, run: _Run) -> bool:
-        return still_inside(run.thread, self.units[run.index].module)
-
-    def _make_ready(self, run: _Run) -> None:
+    def _make_ready(self, run: Run) -> None:
         if self._arriving:
             self._arrive(run.index)  # an interrupt came between its filling and its stay
         supply, unit = self._supply, self.units[run.index]
@@ -338,7 +329,7 @@ class Streamer:
         mark.unit = unit.name
         mark.tier = unit.tier
 
-    def _wait_for_read(self, run: _Run, slot: Slot) -> bool:
+    def _wait_for_read(self, run: Run, slot: Slot) -> bool:
         """On the host, until the copy into the slot is enqueued; True if that took waiting."""
         job = slot.job
         if job is None:
@@ -352,7 +343,7 @@ class Streamer:
         slot.job = None
         return waited
 
-    def _wait_ready(self, run: _Run, slot: Slot, unit: StreamedUnit) -> None:
+    def _wait_ready(self, run: Run, slot: Slot, unit: StreamedUnit) -> None:
         # The copy engine writes the slot; the compute stream reads it after that copy.
         self._device.wait(run.stream, slot.ready)
         if slot.freed_on is not None and slot.freed_on != run.stream:
@@ -364,7 +355,7 @@ class Streamer:
             unit.decode.run(self._pool, slot.index, run.stream)
         unit.binding.bind(unit.values[slot.index])
 
-    def _release(self, run: _Run) -> None:
+    def _release(self, run: Run) -> None:
         """Takes the unit's weights out of the model and its slot out of use.
 
         May run twice for one visit, when an interrupt came in the middle.
@@ -384,13 +375,13 @@ class Streamer:
             run.slot.in_use = False
             run.slot = None
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """Ends a run whose forward never came or never returned, leaving nothing bound."""
-        run = self._run
+        run = self.run
         if run is None:
             return
         self._release(run)
         if run.mark is not None:
             mark, run.mark = run.mark, None
             self.recorder.discard(mark)
-        self._run = None
+        self.run = None

@@ -29,7 +29,7 @@ class Supply:
         self._pool = pool
         self._recorder = recorder
         self.number = pool.turns.number()
-        self._keys: list[Occupant] = [(self.number, i) for i in range(len(self.units))]
+        self.keys: list[Occupant] = [(self.number, i) for i in range(len(self.units))]
 
     def replace(self, index: int, unit: Unit) -> None:
         """From here on `unit` stands at `index`; repeating it changes nothing."""
@@ -48,14 +48,14 @@ class Supply:
 
     def slot_of(self, index: int) -> Slot:
         """The slot that holds, or is about to hold, the unit that is to run now."""
-        slot = self._pool.find(self._keys[index])
+        slot = self._pool.find(self.keys[index])
         if slot is not None and (slot.job is None or slot.job.error is None):
             return slot
         # Nobody asked for the unit, or its read failed after it was asked for: read it now.
         self._recorder.counters.on_demand += 1
         slot = slot or self._pool.evictable(set())
         assert slot is not None, "one unit runs at a time, so a slot that is not running exists"
-        self._load(index, slot)
+        self.load(index, slot)
         return slot
 
     def fetch_ahead(self, distance: int, behind: Slot | None = None) -> None:
@@ -70,14 +70,14 @@ class Supply:
         wanted = self._upcoming(distance)
         late = behind is not None and _awaits_read(behind)
         for owner, index in wanted:
-            slot = self._pool.find(owner._keys[index])
+            slot = self._pool.find(owner.keys[index])
             if slot is None:
-                if late and isinstance(owner._transfer(index), PinnedCopy):
+                if late and isinstance(owner.transfer(index), PinnedCopy):
                     return
-                slot = self._pool.evictable({other._keys[i] for other, i in wanted})
+                slot = self._pool.evictable({other.keys[i] for other, i in wanted})
                 if slot is None:
                     return
-                owner._load(index, slot)
+                owner.load(index, slot)
             late = late or _awaits_read(slot)
 
     def read_ahead(self) -> None:
@@ -90,8 +90,8 @@ class Supply:
             return
         wanted: list[StagedCopy] = []
         for owner, index in self._upcoming():
-            transfer = owner._transfer(index)
-            if isinstance(transfer, StagedCopy) and self._pool.find(owner._keys[index]) is None:
+            transfer = owner.transfer(index)
+            if isinstance(transfer, StagedCopy) and self._pool.find(owner.keys[index]) is None:
                 wanted.append(transfer)
                 if len(wanted) == buffers:
                     break
@@ -101,27 +101,29 @@ class Supply:
 
     def _upcoming(self, distance: int | None = None) -> "list[tuple[Supply, int]]":
         """The next streamed units and whose they are, nearest first, at most `distance`."""
-        follower = self._pool.turns.next_after(self)
+        follower: Supply = self._pool.turns.next_after(self)
         if follower is self:
             return [(self, index) for index in self.schedule.upcoming()[:distance]]
         wanted = [(self, index) for index in self.schedule.rest()]
         wanted += [(follower, index) for index in follower.schedule.first()]
         return wanted[:distance]
 
-    def _transfer(self, index: int) -> Transfer:
+    def transfer(self, index: int) -> Transfer:
+        """How the streamed unit gets into a slot."""
         unit = self.units[index].streamed
         assert unit is not None, "only streamed units are scheduled"
         return unit.transfer
 
-    def _load(self, index: int, slot: Slot) -> None:
-        transfer = self._transfer(index)
+    def load(self, index: int, slot: Slot) -> None:
+        """Starts to bring the unit into `slot`, whatever that holds."""
+        transfer = self.transfer(index)
         self.empty(slot)
         slot.mark = self._recorder.take()
         slot.mark.copied_bytes = transfer.copied_bytes
         self._pool.touch(slot)
         transfer.start(slot, slot.mark)
         # Last, so that an interrupt before this line leaves a slot that holds nothing.
-        slot.occupant = self._keys[index]
+        slot.occupant = self.keys[index]
 
     def empty_half_loaded(self) -> None:
         """Gives up what an interrupt kept from getting its slot: else its staging stays claimed."""

@@ -11,29 +11,35 @@ A wrong guess costs what a forward out of order costs anywhere in the engine: a 
 
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from .supply import Supply
+
+class Member(Protocol):
+    """What a pool knows of the supply of one of its swaps: the number that it was given."""
+
+    number: int
+
+
+M = TypeVar("M", bound=Member)
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
+class _Turn(Generic[M]):
     """How many forwards in a row a swap had, and who came after it.
 
     The pool outlives its swaps, and a model must be able to go while another one uses the pool.
     """
 
     forwards: int
-    successor: "weakref.ref[Supply]"
+    successor: weakref.ref[M]
 
 
-class Turns:
+class Turns(Generic[M]):
     """Counts the forwards that each swap has in a row."""
 
     def __init__(self) -> None:
         self._numbers = 0
-        self._turns: dict[int, _Turn] = {}
+        self._turns: dict[int, _Turn[M]] = {}
         self._current: int | None = None
         self._count = 0
 
@@ -42,7 +48,7 @@ class Turns:
         self._numbers += 1
         return self._numbers
 
-    def began(self, supply: "Supply") -> None:
+    def began(self, supply: M) -> None:
         """A forward of the swap starts."""
         if supply.number == self._current:
             self._count += 1
@@ -51,18 +57,18 @@ class Turns:
             self._turns[self._current] = _Turn(self._count, weakref.ref(supply))
         self._current, self._count = supply.number, 1
 
-    def expect(self, supply: "Supply", forwards: int, successor: "Supply") -> None:
+    def expect(self, supply: M, forwards: int, successor: M) -> None:
         """After `forwards` forwards in a row of `supply` come those of `successor`."""
         self._turns[supply.number] = _Turn(forwards, weakref.ref(successor))
 
-    def next_after(self, supply: "Supply") -> "Supply":
+    def next_after(self, supply: M) -> M:
         """Whose forward comes after the one of `supply` that is under way, or was the last."""
         turn = self._turns.get(supply.number)
         if turn is None or turn.forwards != self._count or supply.number != self._current:
             return supply
         return turn.successor() or supply
 
-    def forget(self, supply: "Supply") -> None:
+    def forget(self, supply: M) -> None:
         """The swap is closed: nobody waits for its forwards any more."""
         self._turns = {
             number: turn

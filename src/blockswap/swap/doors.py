@@ -174,7 +174,7 @@ def _sums(placed: Sequence[LiveTensor]) -> Iterator[tuple[Place, int]]:
 def _bytes_of(leaf: torch.Tensor) -> ctypes.Array[ctypes.c_char]:
     host = leaf.detach().to("cpu").contiguous()
     view = (ctypes.c_char * (host.numel() * host.element_size())).from_address(host.data_ptr())
-    view._keeps = host  # type: ignore[attr-defined]
+    view.keeps = host  # type: ignore[attr-defined]
     return view
 
 

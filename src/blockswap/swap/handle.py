@@ -147,7 +147,7 @@ class Swap:
         must share their slots (`open_experts`, `swap_experts`). Without a word it is learnt from
         one clip to the next. A wrong guess costs a stall, nothing else. Raises ArgsError.
         """
-        if self is other or not self._streamer.shares_pool_with(other._streamer):
+        if self is other or not other.shares_slots_with(self._streamer):
             raise ArgsError(
                 f"{type(other.model).__name__} was to follow {type(self.model).__name__}, and they "
                 "are not two models that share their slots: open both in one call of open_experts "
@@ -158,7 +158,15 @@ class Swap:
                 f"after={after!r} was asked, and a model's turn is a number of forwards: give how "
                 "many it runs in a row, 1 or more"
             )
-        self._streamer.expect(after, other._streamer)
+        other.expect_after(self._streamer, after)
+
+    def shares_slots_with(self, streamer: Streamer) -> bool:
+        """Whether this model's blocks come through the slots of that engine."""
+        return self._streamer.shares_pool_with(streamer)
+
+    def expect_after(self, streamer: Streamer, forwards: int) -> None:
+        """This model's turn comes after `forwards` forwards in a row of that engine's."""
+        streamer.expect(forwards, self._streamer)
 
     @undisturbed()
     def forget_slots(self) -> None:

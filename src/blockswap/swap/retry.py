@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def asked_bytes(message: str) -> int | None:
     return None if found is None else int(float(found[1]) * _FACTORS[found[2]])
 
 
+@dataclass(frozen=True, slots=True)
 class Retry:
     """Stands in for the forward of a swapped model.
 
@@ -44,19 +46,11 @@ class Retry:
     let go, and all that a second attempt has is memory that the first one and the allocator held.
     """
 
-    def __init__(
-        self,
-        swap: Swap,
-        device: Device,
-        streamer: Streamer,
-        residency: Residency | None,
-        corrector: Corrector | None,
-    ) -> None:
-        self._swap = swap
-        self._device = device
-        self._streamer = streamer
-        self._residency = residency
-        self._corrector = corrector
+    swap: Swap
+    device: Device
+    streamer: Streamer
+    residency: Residency | None
+    corrector: Corrector | None
 
     def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """`original` with retries, under its own name and signature.
@@ -92,10 +86,10 @@ class _Attempts:
 
     def __init__(self, retry: Retry) -> None:
         self._retry = retry
-        self._number = retry._streamer.recorder.counters.forwards
-        if retry._corrector is not None:
-            retry._corrector.before_forward(self._number)
-        self._random = (torch.get_rng_state(), retry._device.random_state())
+        self._number = retry.streamer.recorder.counters.forwards
+        if retry.corrector is not None:
+            retry.corrector.before_forward(self._number)
+        self._random = (torch.get_rng_state(), retry.device.random_state())
         self._count = 0
         self._released = 0
         self._asked: int | None = None  # by the allocation that failed last
@@ -106,24 +100,24 @@ class _Attempts:
     def succeeded(self) -> None:
         """The output is there."""
         self._error = None
-        if self._retry._corrector is not None:
-            self._retry._corrector.after_forward(self._number)
+        if self._retry.corrector is not None:
+            self._retry.corrector.after_forward(self._number)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def failed(self, error: torch.OutOfMemoryError) -> None:
         """Notes the error and takes from it whatever it keeps alive."""
         self._count += 1
         self._asked = asked_bytes(str(error))
-        self._held = self._retry._device.allocated_bytes()
+        self._held = self._retry.device.allocated_bytes()
         self._error = error
         _clear_frames(error)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def make_room(self) -> None:
         """Lets residents go for the next attempt. Raises the error when none is left."""
-        retry, device = self._retry, self._retry._device
+        retry, device = self._retry, self._retry.device
         torch.clear_autocast_cache()
-        retry._streamer.repair()
+        retry.streamer.repair()
         device.synchronize()
         device.empty_cache()
         chosen, released = self._chosen(), tuple[str, ...]()
@@ -135,25 +129,25 @@ class _Attempts:
         # blocks: the trace goes as soon as nobody is to be shown it.
         self._error = None
         gc.collect()
-        if retry._residency is not None:
-            released += retry._residency.demote(chosen)
+        if retry.residency is not None:
+            released += retry.residency.demote(chosen)
         self._released += len(released)
         device.empty_cache()
-        if retry._corrector is not None:
-            retry._corrector.out_of_memory()
-        retry._swap.tell(retry_sentence(self._number, self._asked, released, retry._swap.plan))
+        if retry.corrector is not None:
+            retry.corrector.out_of_memory()
+        retry.swap.tell(retry_sentence(self._number, self._asked, released, retry.swap.plan))
         host, own = self._random
         torch.set_rng_state(host)
         device.restore_random_state(own)
 
     def _release_others(self) -> tuple[str, ...]:
         """Nothing of our own is left to let go: residents of swaps that share our slots are."""
-        residency = self._retry._residency
+        residency = self._retry.residency
         return () if residency is None else residency.release_others()
 
     def _chosen(self) -> tuple[str, ...]:
         """What the error says is missing, then at least half of the rest, then everything."""
-        residency = self._retry._residency
+        residency = self._retry.residency
         if residency is None:
             return ()
         units, entry = residency.units(), residency.entry_bytes
@@ -167,7 +161,7 @@ class _Attempts:
 
     def _shortfall(self) -> int | None:
         """Bytes that the failed forward lacked to get past that point; None if nobody tells."""
-        device, asked = self._retry._device, self._asked
+        device, asked = self._retry.device, self._asked
         free = device.free_bytes()
         if asked is None or free is None:
             return asked
@@ -188,9 +182,9 @@ class _Attempts:
             del error  # else it would hold this frame, and this frame it
 
     def _note(self) -> str:
-        plan = self._retry._swap.plan
+        plan = self._retry.swap.plan
         tried = f"blockswap ran this forward {self._count} times"
-        if self._retry._residency is None:
+        if self._retry.residency is None:
             tried += ", with all that the allocator kept given back"
             left = "the blocks were chosen exactly, so none of those that stay may be let go"
         else:
@@ -203,9 +197,9 @@ class _Attempts:
         return f"{tried}; {left}: {self._advice(shortfall)}free {least} or more there"
 
     def _advice(self, shortfall: int) -> str:
-        plan = self._retry._swap.plan
+        plan = self._retry.swap.plan
         sizes = sorted(unit.slab_bytes for unit in plan.units if unit.tier == "resident")
-        if self._retry._residency is None and sum(sizes) >= shortfall:
+        if self._retry.residency is None and sum(sizes) >= shortfall:
             more = next(n for n in range(1, len(sizes) + 1) if sum(sizes[-n:]) >= shortfall)
             return f"stream {more} more block{'s' * (more > 1)}, make the clip smaller, or "
         return "make the clip smaller or shorter, or "

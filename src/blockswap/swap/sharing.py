@@ -4,16 +4,37 @@ Mostly there is one. Members are known weakly: a model may go while another one 
 """
 
 import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
+from ..plan import SwapPlan
+from ..plan.correct import Movable
 from ..plan.joint import together_bytes
 from ..stream.pool import Pool
 
-if TYPE_CHECKING:
-    from .corrector import Corrector
-    from .handle import Swap
-    from .residency import Residency
+
+class Member(Protocol):
+    """A swap that uses the pool."""
+
+    plan: SwapPlan
+    closed: bool
+
+
+class Residents(Protocol):
+    """The residents of one of the swaps, which may be let go."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    def units(self) -> Sequence[Movable]: ...
+
+    def demote(self, names: Sequence[str]) -> tuple[str, ...]: ...
+
+
+class Measuring(Protocol):
+    """Who measures one of the swaps."""
+
+    def settle(self) -> None: ...
 
 
 class Sharing:
@@ -21,19 +42,19 @@ class Sharing:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self._swaps: list[weakref.ref[Swap]] = []
-        self._residencies: list[weakref.ref[Residency]] = []
-        self._correctors: list[weakref.ref[Corrector]] = []
+        self._swaps: list[weakref.ref[Member]] = []
+        self._residencies: list[weakref.ref[Residents]] = []
+        self._correctors: list[weakref.ref[Measuring]] = []
 
-    def add(self, swap: "Swap") -> None:
+    def add(self, swap: Member) -> None:
         self._swaps.append(weakref.ref(swap))
 
-    def add_corrected(self, residency: "Residency", corrector: "Corrector") -> None:
+    def add_corrected(self, residency: Residents, corrector: Measuring) -> None:
         """A swap whose residents may change."""
         self._residencies.append(weakref.ref(residency))
         self._correctors.append(weakref.ref(corrector))
 
-    def swaps(self) -> "Iterator[Swap]":
+    def swaps(self) -> Iterator[Member]:
         """Those that are open."""
         found = (reference() for reference in self._swaps)
         return (swap for swap in found if swap is not None and not swap.closed)
@@ -50,7 +71,7 @@ class Sharing:
             if corrector is not None:
                 corrector.settle()
 
-    def release_others(self, own: "Residency") -> tuple[str, ...]:
+    def release_others(self, own: Residents) -> tuple[str, ...]:
         """Lets the residents of all other swaps go, between forwards; the names of their units."""
         released: list[str] = []
         for reference in self._residencies:
