@@ -161,8 +161,8 @@ def clocked_disk() -> Iterator[None]:
     """While active, every read that the engine asks for takes virtual time."""
     _ClockedRead.queue, _Clocked.asker = _Queue(), _Asker()
     with (
-        mock.patch("blockswap.stream.transfer.Job", _ClockedRead),
-        mock.patch("blockswap.stream.transfer.Follower", _ClockedFollower),
+        mock.patch("blockswap.stream.units.transfer.Job", _ClockedRead),
+        mock.patch("blockswap.stream.units.transfer.Follower", _ClockedFollower),
         mock.patch.object(DiskStore, "read_piece", _clocked_read),
     ):
         try:

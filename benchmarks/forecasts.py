@@ -12,7 +12,7 @@ from pathlib import Path
 from blockswap import Workload
 from blockswap.errors import PlanError
 from blockswap.forecast import Order, find_model, forecast, largest_clip
-from blockswap.plan.cards import find_card, machine_of_card
+from blockswap.plan.inputs.cards import find_card, machine_of_card
 from blockswap.predict import Companions
 from blockswap.units import format_bytes, format_seconds
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from blockswap import Workload
 from blockswap.forecast import Order, find_model, forecast
-from blockswap.plan.cards import find_card, machine_of_card
+from blockswap.plan.inputs.cards import find_card, machine_of_card
 from blockswap.units import format_seconds
 
 

@@ -27,14 +27,14 @@ from benchmarks.conditions import RESULTS, bullet_list, machine
 from benchmarks.null_device import NullDevice
 from benchmarks.stopwatch import Stopwatch
 from blockswap import BlockSwapArgs, open_transformer, swap_blocks
-from blockswap.stream import transfer
-from blockswap.stream.binding import Binding
+from blockswap.stream.engine.schedule import Schedule
+from blockswap.stream.engine.streamer import Streamer
+from blockswap.stream.engine.supply import Supply
 from blockswap.stream.marks import Recorder
-from blockswap.stream.pool import Pool
-from blockswap.stream.schedule import Schedule
-from blockswap.stream.streamer import Streamer
-from blockswap.stream.supply import Supply
-from blockswap.swap.handle import Swap
+from blockswap.stream.pool.pool import Pool
+from blockswap.stream.units import transfer
+from blockswap.stream.units.binding import Binding
+from blockswap.swap.running.handle import Swap
 
 BLOCKS = 40
 TENSORS = 27
@@ -54,7 +54,7 @@ SECTIONS = {
     "prefetch: which block, which slot": (
         (Supply, "fetch_ahead"),
         (Supply, "slot_of"),
-        (Supply, "_load"),
+        (Supply, "load"),
         (Schedule, "entered"),
         (Schedule, "begin_forward"),
         (Pool, "find"),
@@ -161,7 +161,7 @@ def attribute(swapped: TrivialModel, open_swap: Callable[[], object]) -> dict[st
 def null_accelerator(streamed: int) -> Overhead:
     """From RAM to an accelerator that does nothing, with automatic slots."""
     device, args = NullDevice(), BlockSwapArgs(blocks_to_swap=streamed)
-    with mock.patch("blockswap.swap.module.open_device", return_value=device):
+    with mock.patch("blockswap.swap.entry.loaded_model.open_device", return_value=device):
         model = TrivialModel().eval()
         with swap_blocks(model, args, device="null"):
             overhead = measure(f"null accelerator, {streamed} of {BLOCKS} streamed", model)

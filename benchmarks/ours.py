@@ -12,7 +12,7 @@ from benchmarks.disk_clock import clocked_disk
 from benchmarks.simulator import RATES, STEPS, Rates, Steady, Steps, prepare, steady_state
 from benchmarks.workload import Case, ClockedModel, block_bytes, tail, timed_model
 from blockswap import BlockSwapArgs, SwapPlan, open_transformer, swap_blocks
-from blockswap.swap.handle import Swap
+from blockswap.swap.running.handle import Swap
 
 Spread = Literal["spread", "contiguous"]
 # What a `ram_budget` leaves to staging: two buffers for a block with its sectors, and less than a

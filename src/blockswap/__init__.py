@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import BlockSwapError
 from .plan import SwapPlan
-from .plan.workload import Workload
+from .plan.inputs.workload import Workload
 from .selection import BlockSwapArgs
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from benchmarks.null_device import NullDevice
 from benchmarks.stopwatch import Stopwatch
 from blockswap import BlockSwapArgs, Swap, swap_blocks
 
-OPEN = "blockswap.swap.module.open_device"
+OPEN = "blockswap.swap.entry.loaded_model.open_device"
 
 
 def test_every_block_of_every_forward_is_timed() -> None:

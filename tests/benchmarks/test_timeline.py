@@ -8,8 +8,9 @@ from benchmarks.ours import Outcome, Setting, run_from_disk, run_from_ram
 from benchmarks.recurrence import Pipeline as Recurrence
 from benchmarks.simulator import RATES, Steps
 from benchmarks.workload import Case
-from blockswap.plan.foresight import Speeds, timing_of
-from blockswap.plan.timeline import Pipeline, Stage
+from blockswap.plan.inputs.foresight import Speeds
+from blockswap.plan.timing.forward_time import timing_of
+from blockswap.plan.timing.pipeline import Pipeline, Stage
 
 SECONDS = st.sampled_from([0.0, 0.3, 0.9, 1.0, 1.1, 2.0])
 

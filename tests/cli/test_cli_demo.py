@@ -17,7 +17,7 @@ from blockswap.demo.latents import CHANNELS
 from blockswap.demo.weights import weights_path
 from blockswap.errors import PlanError
 from blockswap.events import Counters, Measured
-from blockswap.plan.values import PlannedUnit, SwapPlan
+from blockswap.plan.swap_plan import PlannedUnit, SwapPlan
 from blockswap.report import Summary, draw_timeline, summarise, write_trace
 
 runner = CliRunner()

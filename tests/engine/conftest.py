@@ -36,7 +36,8 @@ def capacity(
     The models are small: reserve and headroom are shares of it alone.
     """
 
-    from blockswap.plan import choose, correct
+    from blockswap.plan.choice import decision as choose
+    from blockswap.plan.correction import promotion as correct
 
     monkeypatch.setattr(choose, "LEAST_RESERVE_BYTES", 0)
     monkeypatch.setattr(correct, "LEAST_HEADROOM_BYTES", 0)

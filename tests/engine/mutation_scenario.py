@@ -8,7 +8,7 @@ import torch
 from cases import Shelf, inputs, opened, reference
 from seams import wait_for_readers
 
-from blockswap.stream.pool import Pool
+from blockswap.stream.pool.pool import Pool
 
 ARGS = {"blocks_to_swap": 5, "prefetch_blocks": 2}
 

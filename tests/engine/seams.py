@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from blockswap.store import disk
-from blockswap.stream import pool as pool_module
 from blockswap.stream.device import Accelerator
-from blockswap.stream.pool import Pool, Slot
-from blockswap.swap import assemble
-from blockswap.swap.residency import Residency
+from blockswap.stream.pool import pool as pool_module
+from blockswap.stream.pool.pool import Pool, Slot
+from blockswap.swap.assembly import parts as assemble
+from blockswap.swap.running.residency import Residency
 
 
 def announce_host_writes(monkeypatch: pytest.MonkeyPatch, sim: ModuleType) -> None:

@@ -12,8 +12,8 @@ from hungry_model import BLOCK_BYTES, expected, given, seeded, swapped
 from seams import collect_pools, wait_for_readers
 
 from blockswap import BlockSwapArgs
-from blockswap.stream.pool import Pool
-from blockswap.swap.corrector import PATIENCE_FORWARDS
+from blockswap.stream.pool.pool import Pool
+from blockswap.swap.running.corrector import PATIENCE_FORWARDS
 
 STORES = ("ram", "disk")
 SEEDS = list(range(20, 40))

@@ -22,7 +22,7 @@ from fault_bench import Bench, memory_given_back
 from test_streamed_file import PLATFORMS
 
 from blockswap.errors import ReadError
-from blockswap.stream import streamer
+from blockswap.stream.engine import streamer
 
 PLACES = ("first", "middle", "last")
 

@@ -15,9 +15,9 @@ from test_leaks import MIB, Watch
 
 from blockswap import BlockSwapArgs, open_experts, swap_blocks, swap_experts
 from blockswap.errors import ArgsError, CheckpointError, StateError
-from blockswap.plan.joint import together_bytes
-from blockswap.stream.pool import Pool
-from blockswap.swap import experts as room
+from blockswap.plan.joint_plan import together_bytes
+from blockswap.stream.pool.pool import Pool
+from blockswap.swap.entry import experts as room
 
 ARGS: dict[str, dict[str, Any]] = {
     "all": {"blocks_to_swap": 6},

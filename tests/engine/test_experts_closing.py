@@ -8,7 +8,7 @@ import torch
 from expert_pair import experts, run
 from seams import Gate, collect_pools, stall_reads, wait_for_readers
 
-from blockswap.stream.pool import Pool
+from blockswap.stream.pool.pool import Pool
 
 
 @pytest.mark.parametrize("removed", [False, True], ids=["as it is", "taken out"])

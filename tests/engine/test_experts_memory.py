@@ -12,7 +12,7 @@ from hungry_model import BLOCK_BYTES, HungryModel, build, expected, given, seede
 from safetensors.torch import save_file
 
 from blockswap import BlockSwapArgs, Swap, open_experts, swap_experts
-from blockswap.plan.joint import together_bytes
+from blockswap.plan.joint_plan import together_bytes
 
 SEEDS = list(range(10, 18))
 STORES = ("ram", "disk")

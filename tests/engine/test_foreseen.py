@@ -15,8 +15,8 @@ from test_predicted_peaks import GEOMETRIES, WORKLOADS, loaded, on_device
 
 from blockswap import BlockSwapArgs, Outlook, swap_blocks
 from blockswap.errors import PlanError
-from blockswap.plan.machine import DiskFigures, Machine
-from blockswap.plan.margin import NO_MARGIN
+from blockswap.plan.inputs.machine import DiskFigures, Machine
+from blockswap.plan.inputs.margin import NO_MARGIN
 from blockswap.predict.wan import forward_inputs, torch_dtype, typed_skeleton
 
 FLOPS, SLOW, FAST = 2e9, 2.5e8, 4e9

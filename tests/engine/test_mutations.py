@@ -26,10 +26,10 @@ from torch import nn
 
 from blockswap import open_transformer, swap_blocks
 from blockswap.store.readers import Follower, Job
-from blockswap.stream import transfer
 from blockswap.stream.device import Accelerator
-from blockswap.stream.pool import Pool
-from blockswap.stream.streamer import Streamer
+from blockswap.stream.engine.streamer import Streamer
+from blockswap.stream.pool.pool import Pool
+from blockswap.stream.units import transfer
 
 STORES = ("ram", "pageable", "disk")
 # Two blocks, each in a slot and in a staging buffer of its own: no reader waits for the device, and

@@ -20,8 +20,8 @@ from blockswap.store.file_io import StreamedFile
 from blockswap.store.ram import RamStore
 from blockswap.stream import device as device_module
 from blockswap.stream.device import Accelerator
-from blockswap.stream.hooks import Hooks
-from blockswap.stream.pool import Pool
+from blockswap.stream.model.hooks import Hooks
+from blockswap.stream.pool.pool import Pool
 
 ARGS = {"blocks_to_swap": 4, "offload_txt_emb": True}
 
@@ -252,7 +252,7 @@ def test_no_pinned_memory_at_all_still_runs_and_says_so(
 def test_host_without_meminfo_still_plans(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from blockswap.swap import facts
+    from blockswap.swap.plan_inputs import model_bytes as facts
 
     monkeypatch.setattr(facts, "free_host_bytes", lambda: None)
     monkeypatch.setattr(device_module, "free_host_bytes", lambda: None)

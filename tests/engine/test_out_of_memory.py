@@ -13,7 +13,7 @@ import torch
 from hungry_model import BLOCK_BYTES, build, expected, given, seeded, swapped
 
 from blockswap import BlockSwapArgs, swap_blocks
-from blockswap.swap.retry import asked_bytes
+from blockswap.swap.running.out_of_memory import asked_bytes
 from blockswap.units import parse_bytes
 
 STORES = ("ram", "disk")

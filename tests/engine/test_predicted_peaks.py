@@ -17,7 +17,7 @@ from cases import fresh, inputs
 from torch.nn import functional as F
 
 from blockswap.layout.geometry import WanGeometry
-from blockswap.plan.workload import ForwardCost, Workload
+from blockswap.plan.inputs.workload import ForwardCost, Workload
 from blockswap.predict import predict_module
 from blockswap.predict.vae_chunks import record_vae
 from blockswap.predict.wan import follow_forward, forward_inputs, torch_dtype, typed_skeleton

@@ -7,7 +7,7 @@ import pytest
 from blockswap.errors import ReadError, StateError
 from blockswap.store.readers import Follower, Job, ReaderPool
 from blockswap.stream.device import open_device
-from blockswap.stream.pool import Pool, PoolSizes
+from blockswap.stream.pool.pool import Pool, PoolSizes
 
 WAIT = 20.0
 

@@ -14,7 +14,7 @@ from test_disk_faults import InterruptAt
 
 from blockswap import BlockSwapArgs, Swap, swap_blocks
 from blockswap.errors import StateError
-from blockswap.swap.residency import Residency
+from blockswap.swap.running.residency import Residency
 
 Sim = ModuleType
 
@@ -101,7 +101,9 @@ class InterruptInChange(InterruptAt):
     """Also in the rooms that decide and wire a change."""
 
     def _trace(self, frame: FrameType, event: str, arg: object) -> Any:
-        parts = ("/blockswap/st", "/swap/re", "/swap/corrector", "/swap/forms", "/swap/place")
+        running = ("residency", "corrector", "departures", "out_of_memory")
+        parts = ["/blockswap/st", "/swap/assembly/device_slabs"]
+        parts += [f"/swap/running/{name}" for name in running]
         return self._line if any(part in frame.f_code.co_filename for part in parts) else None
 
 

@@ -10,7 +10,7 @@ from seams import collect_residencies, drop_waits
 from test_residency import budget
 
 from blockswap.stream.device import Accelerator
-from blockswap.swap.residency import Residency
+from blockswap.swap.running.residency import Residency
 
 BOTH = pytest.mark.parametrize("removed", [False, True], ids=["as it is", "taken out"])
 

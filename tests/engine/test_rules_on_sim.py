@@ -13,7 +13,7 @@ from seams import collect_pools, wait_for_readers
 from torch import nn
 
 from blockswap import BlockSwapArgs, swap_blocks
-from blockswap.stream.pool import Pool
+from blockswap.stream.pool.pool import Pool
 
 FAMILIES = ("original-vace", "diffusers")
 MOVED = {"blocks_to_swap": 5}

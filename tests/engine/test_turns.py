@@ -4,8 +4,8 @@ import gc
 
 import pytest
 
-from blockswap.stream.schedule import Schedule
-from blockswap.stream.turns import Turns
+from blockswap.stream.engine.schedule import Schedule
+from blockswap.stream.pool.turns import Turns
 
 
 class Swap:

@@ -10,8 +10,8 @@ from blockswap.errors import ArgsError, PlanError
 from blockswap.forecast import Order, find_model, forecast, largest_clip, sweep
 from blockswap.forecast.forecast import foresee, has_plan
 from blockswap.forecast.sweep import limits
-from blockswap.plan.cards import find_card, machine_of_card
-from blockswap.plan.machine import DiskFigures, Machine
+from blockswap.plan.inputs.cards import find_card, machine_of_card
+from blockswap.plan.inputs.machine import DiskFigures, Machine
 from blockswap.predict import Companions
 from blockswap.units import GIB, MIB, format_bytes_at_least
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from blockswap.plan.cards import (
+from blockswap.plan.inputs.cards import (
     CARDS,
     GEFORCE_ATTENTION,
     HOPPER_ATTENTION,
@@ -12,8 +12,8 @@ from blockswap.plan.cards import (
     find_card,
     machine_of_card,
 )
-from blockswap.plan.foresight import speeds_of
-from blockswap.plan.workload import ForwardCost
+from blockswap.plan.inputs.foresight import speeds_of
+from blockswap.plan.inputs.workload import ForwardCost
 
 COST = ForwardCost(
     1, 1, 1, (("blocks.0", 100), ("blocks.1", 40)), 10, attention_flops=(("blocks.0", 60),)

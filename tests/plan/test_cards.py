@@ -3,7 +3,7 @@
 import pytest
 
 from blockswap.errors import ArgsError
-from blockswap.plan.cards import (
+from blockswap.plan.inputs.cards import (
     CARDS,
     LANE_RATES,
     LINK_SHARE,
@@ -11,7 +11,7 @@ from blockswap.plan.cards import (
     find_card,
     machine_of_card,
 )
-from blockswap.plan.machine import DiskFigures
+from blockswap.plan.inputs.machine import DiskFigures
 from blockswap.units import GIB
 
 

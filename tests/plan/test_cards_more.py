@@ -2,7 +2,7 @@
 
 import pytest
 
-from blockswap.plan.cards import CARDS, find_card, machine_of_card
+from blockswap.plan.inputs.cards import CARDS, find_card, machine_of_card
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from blockswap.plan import correct as module
-from blockswap.plan.correct import Correction, Limits, Movable, Use, correct, half_leaving, leaving
+from blockswap.plan.correction import promotion as module
+from blockswap.plan.correction.promotion import (
+    Correction,
+    Limits,
+    Movable,
+    Use,
+    correct,
+    half_leaving,
+    leaving,
+)
 
 GIB = 2**30
 

@@ -9,10 +9,10 @@ from plan_samples import block, blocks, machine
 
 from blockswap.errors import PlanError
 from blockswap.plan import Facts, Foresight, Speeds, make_plan
-from blockswap.plan.build import build_plan
-from blockswap.plan.foresight import timing_of
-from blockswap.plan.options import option_for
-from blockswap.plan.question import question_of
+from blockswap.plan.choice.budgets import question_of
+from blockswap.plan.choice.options import option_for
+from blockswap.plan.choice.plan_bytes import build_plan
+from blockswap.plan.timing.forward_time import timing_of
 from blockswap.selection import BlockSwapArgs, Selection
 
 SIZES = st.sampled_from([100, 250])

@@ -9,7 +9,7 @@ from test_plan_properties import WISHES, facts
 from blockswap.errors import PlanError
 from blockswap.layout.slab import align_up
 from blockswap.plan import Foresight, Speeds, make_plan
-from blockswap.plan.joint import (
+from blockswap.plan.joint_plan import (
     joined_facts,
     joined_foresight,
     joined_selection,

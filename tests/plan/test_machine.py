@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockswap.errors import ArgsError
-from blockswap.plan.machine import DiskFigures, Machine, machine_from
+from blockswap.plan.inputs.machine import DiskFigures, Machine, machine_from
 
 MACHINE = Machine(
     name="a card",

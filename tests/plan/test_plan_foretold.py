@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from plan_samples import blocks, layout_of, machine
 
 from blockswap.plan import Foresight, Speeds, SwapPlan, make_plan
-from blockswap.plan.change import correction_sentence, recent, retry_sentence
-from blockswap.plan.correct import Correction
-from blockswap.plan.timeline import Pipeline, Stage
+from blockswap.plan.correction.change_sentences import correction_sentence, recent, retry_sentence
+from blockswap.plan.correction.promotion import Correction
+from blockswap.plan.timing.pipeline import Pipeline, Stage
 from blockswap.selection import BlockSwapArgs, select
 from blockswap.units import GIB, MIB
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from blockswap import BlockSwapArgs, swap_blocks
 from blockswap.errors import ArgsError, ModelError
 from blockswap.layout.geometry import WanGeometry, find_variant, parameter_count
-from blockswap.plan.workload import ForwardCost, Workload, token_count
+from blockswap.plan.inputs.workload import ForwardCost, Workload, token_count
 from blockswap.predict import predict_forward, predict_module
 
 LARGE = find_variant("wan2.1-t2v-14b")

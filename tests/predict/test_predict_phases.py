@@ -11,8 +11,8 @@ from torch import nn
 from blockswap.adapters.vae import build_vae
 from blockswap.errors import ArgsError
 from blockswap.layout.geometry import find_variant
-from blockswap.plan.margin import MARGIN, NO_MARGIN
-from blockswap.plan.workload import Workload
+from blockswap.plan.inputs.margin import MARGIN, NO_MARGIN
+from blockswap.plan.inputs.workload import Workload
 from blockswap.predict import (
     Companions,
     predict_generation,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from blockswap.layout.geometry import WanGeometry
-from blockswap.plan.workload import Workload
+from blockswap.plan.inputs.workload import Workload
 from blockswap.predict import cache as cache_module
 from blockswap.predict import predict_forward
 from blockswap.predict.cache import cache_folder, library_versions, remembered

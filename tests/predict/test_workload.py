@@ -7,7 +7,12 @@ import pytest
 
 from blockswap.errors import ArgsError
 from blockswap.layout.geometry import find_variant
-from blockswap.plan.workload import ForwardCost, Workload, latent_size, token_count
+from blockswap.plan.inputs.workload import (
+    ForwardCost,
+    Workload,
+    latent_size,
+    token_count,
+)
 
 LARGE, TI2V = find_variant("wan2.1-t2v-14b"), find_variant("wan2.2-ti2v-5b")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blockswap.plan.machine import DiskFigures, Machine
+from blockswap.plan.inputs.machine import DiskFigures, Machine
 from blockswap.probe.kept import kept_path, read_kept, write_kept
 from blockswap.probe.values import DevicePart, DiskPart, Figure, Trial
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockswap.events import Counters, Measured, Visit
-from blockswap.plan.values import PlannedUnit, SwapPlan, Tier
+from blockswap.plan.swap_plan import PlannedUnit, SwapPlan, Tier
 
 MIB = 1 << 20
 GOLDEN = Path(__file__).parent / "golden"

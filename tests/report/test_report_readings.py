@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from report_samples import MIB, plan_of
 
 from blockswap.events import Measured
-from blockswap.plan.values import PlannedUnit
+from blockswap.plan.swap_plan import PlannedUnit
 from blockswap.report import summarise
 
 TEXT, IMAGE = "condition_embedder.text_embedder", "condition_embedder.image_embedder"

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from report_samples import MIB, Speeds, assert_golden, measured_of, plan_of
 
 from blockswap.events import Counters, Measured, Visit
-from blockswap.plan.timeline import Timing
-from blockswap.plan.values import PlannedUnit
+from blockswap.plan.swap_plan import PlannedUnit, Timing
 from blockswap.report import summarise
 
 

@@ -16,7 +16,7 @@ from ..demo.sampling import SamplingSettings, generate
 from ..demo.video import write_contact_sheet, write_mp4
 from ..demo.weights import weights_path
 from ..report import Summary
-from ..swap.checkpoint import plan_transformer
+from ..swap.entry.checkpoint_file import plan_transformer
 from .outputs import prepare_folder
 
 OUTPUT_BYTES = 32 * 2**20  # far more than the demo's files take

@@ -19,8 +19,8 @@ from ..forecast import (
     sweep,
     verdict_of,
 )
-from ..plan.machine import DiskFigures, Machine
-from ..plan.workload import ComputeDtype, Workload, has_token_timesteps
+from ..plan.inputs.machine import DiskFigures, Machine
+from ..plan.inputs.workload import ComputeDtype, Workload, has_token_timesteps
 from ..report.curve import Curve, Dot, draw_curve
 from ..report.timeline import draw_timeline
 from ..selection import BlockSwapArgs

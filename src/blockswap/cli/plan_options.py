@@ -6,9 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ..errors import ArgsError
-from ..plan.cards import LANE_RATES, LINK_SHARE, SUSTAINED_SHARE, find_card, machine_of_card
-from ..plan.machine import DiskFigures, Machine
-from ..plan.workload import ComputeDtype
+from ..plan.inputs.cards import (
+    LANE_RATES,
+    LINK_SHARE,
+    SUSTAINED_SHARE,
+    find_card,
+    machine_of_card,
+)
+from ..plan.inputs.machine import DiskFigures, Machine
+from ..plan.inputs.workload import ComputeDtype
 from ..predict import Companions
 from ..predict.text_encoder import TextEncoderDtype
 from ..units import format_bytes, parse_bytes

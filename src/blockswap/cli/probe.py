@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ..plan.machine import DiskFigures
+from ..plan.inputs.machine import DiskFigures
 from ..units import format_bytes, format_flops, format_rate
 from .console import new_console, new_table, print_facts
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..layout.geometry import WanGeometry
-from ..plan.workload import Workload
+from ..plan.inputs.workload import Workload
 from ..predict import Companions, PhaseNeed, predict_generation
 
 _TEXT = "text encoding"

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..plan.workload import FRAMES, Workload
+from ..plan.inputs.workload import FRAMES, Workload
 from .forecast import Order, foresee, has_plan
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from ..errors import PlanError
 from ..events import Counters, Measured
 from ..plan import Facts, Foresight, SwapPlan, make_plan
-from ..plan.foresight import pipeline_of, speeds_of
-from ..plan.machine import Machine
-from ..plan.margin import MARGIN
-from ..plan.workload import Workload
+from ..plan.inputs.foresight import speeds_of
+from ..plan.inputs.machine import Machine
+from ..plan.inputs.margin import MARGIN
+from ..plan.inputs.workload import Workload
+from ..plan.timing.forward_time import pipeline_of
 from ..predict import (
     Companions,
     Generation,

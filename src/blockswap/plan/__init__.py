@@ -1,10 +1,9 @@
 """Planning: from byte counts to the immutable decision of what stays and what is streamed."""
 
-from .facts import Facts, UnitFacts
-from .foresight import Foresight, Speeds
+from .inputs.foresight import Foresight, Speeds
+from .inputs.unit_sizes import Facts, UnitFacts
 from .planner import make_plan
-from .timeline import Timing
-from .values import PlannedUnit, SwapPlan, Tier
+from .swap_plan import PlannedUnit, SwapPlan, Tier, Timing
 
 __all__ = [
     "Facts",

@@ -5,15 +5,21 @@ from dataclasses import replace
 from ..errors import PlanError
 from ..selection import BlockSwapArgs, Selection
 from ..units import format_bytes, format_bytes_at_least
-from .build import build_plan, planned_units, staging_of, whole_bytes
-from .choose import Choice, choose
-from .facts import Facts
-from .foresight import Foresight, timing_of
-from .foretold import foretold_sentences
-from .question import Question, question_of, without_ram
-from .timeline import Timing
-from .values import SwapPlan
-from .words import memory_warning, ram_sentences, slot_sentences, summary
+from .choice.budgets import Question, question_of, without_ram
+from .choice.decision import Choice, choose
+from .choice.plan_bytes import (
+    build_plan,
+    planned_units,
+    staging_of,
+    whole_bytes,
+)
+from .inputs.foresight import Foresight
+from .inputs.unit_sizes import Facts
+from .sentences.memory import memory_warning, ram_sentences, slot_sentences
+from .sentences.peak_and_time import foretold_sentences
+from .sentences.placement import summary
+from .swap_plan import SwapPlan, Timing
+from .timing.forward_time import timing_of
 
 
 def make_plan(

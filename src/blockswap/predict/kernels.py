@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..plan.workload import AttentionKind, KernelSet
+from ..plan.inputs.workload import AttentionKind, KernelSet
 from .recorder import Recorder
 
 _DEVICE_NAME = re.compile(r"(cuda|xpu|mps|hpu|npu|xla|privateuseone)(:\d+)?")

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_iter
 from ..adapters.families import bare, unit_modules
 from ..ambient import as_at_start
 from ..errors import ModelError
-from ..plan.workload import AttentionKind, ForwardCost, KernelSet
+from ..plan.inputs.workload import AttentionKind, ForwardCost, KernelSet
 from .kernels import Kernels
 from .recorder import Recorder, map_to_meta, to_meta
 

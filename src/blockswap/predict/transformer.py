@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ..layout.geometry import WanGeometry
-from ..plan.workload import ForwardCost, Workload, latent_size
+from ..plan.inputs.workload import ForwardCost, Workload, latent_size
 from .cache import count, counts, library_versions, remembered
 
 _NO_SHAPE = ("naming", "extras", "unused", "eps")  # fields that no tensor of a forward shows

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from ..errors import ArgsError
 from ..layout.geometry import WanGeometry
-from ..plan.workload import ComputeDtype, Workload, check_multiple
+from ..plan.inputs.workload import ComputeDtype, Workload, check_multiple
 from .cache import counts, library_versions, remembered
 from .phase import PhaseCost
 

@@ -6,7 +6,7 @@ import torch
 
 from ..adapters.skeleton import build_skeleton, keeps_fp32
 from ..layout.geometry import WanGeometry
-from ..plan.workload import ForwardCost, Workload, latent_size
+from ..plan.inputs.workload import ForwardCost, Workload, latent_size
 from .module import predict_module
 
 IMAGE_TOKENS = 257  # of CLIP ViT-H/14 at 224 x 224: 16 x 16 patches and the class token

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OutputError, ReadError
-from ..plan.machine import DiskFigures
+from ..plan.inputs.machine import DiskFigures
 from ..units import format_rate
 from .reads import Clock, Setting, TrialReader
 from .scratch import probe_file

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import OutputError
-from ..plan.machine import Machine
+from ..plan.inputs.machine import Machine
 from ..report.words import count_of
 from ..store.host_memory import total_host_bytes
 from ..stream.device import Device, best_device, open_device

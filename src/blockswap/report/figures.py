@@ -6,7 +6,7 @@ Every field that can stay unmeasured is None then, never 0.
 from dataclasses import dataclass
 
 from ..events import Measured, Visit
-from ..plan.values import SwapPlan, Tier
+from ..plan.swap_plan import SwapPlan, Tier
 from .spans import (
     Span,
     busy_seconds,

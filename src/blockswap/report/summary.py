@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..events import Measured
-from ..plan.values import SwapPlan
+from ..plan.swap_plan import SwapPlan
 from .figures import (
     Group,
     Peaks,

@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 
 from ..events import Measured
-from ..plan.values import SwapPlan
+from ..plan.swap_plan import SwapPlan
 from .canvas import PAGE_WIDTH, Box, Canvas, new_canvas, round_step
 from .lanes import Bar, BarKind, Lane, forward_starts, lanes_of, window_of
 from .summary import Summary, summarise

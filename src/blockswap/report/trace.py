@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..events import Measured, Visit
-from ..plan.values import SwapPlan
+from ..plan.swap_plan import SwapPlan
 from .lanes import Bar, Lane, lanes_of
 from .output import write_whole
 from .summary import summarise

@@ -1,10 +1,9 @@
 """The only place that wires rooms together: `swap_blocks`, `open_transformer`, their kin."""
 
-from .checkpoint import open_transformer
-from .experts import Swaps, open_experts, swap_experts
-from .foresee import Outlook
-from .handle import Swap
-from .hosted import (
+from .entry.arguments import as_args
+from .entry.checkpoint_file import open_transformer
+from .entry.experts import Swaps, open_experts, swap_experts
+from .entry.host_application import (
     FileUnits,
     find_file_units,
     plan_file_units,
@@ -12,7 +11,9 @@ from .hosted import (
     stream_file_units,
     stream_units,
 )
-from .module import as_args, swap_blocks
+from .entry.loaded_model import swap_blocks
+from .plan_inputs.outlook import Outlook
+from .running.handle import Swap
 
 __all__ = [
     "FileUnits",

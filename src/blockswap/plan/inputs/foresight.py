@@ -1,0 +1,62 @@
+"""What is known before the first forward: bytes of activations, and how fast everything is.
+
+Both are optional: without them a plan leaves a reserve and keeps as many blocks as fit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .machine import Machine
+from .workload import ForwardCost
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """How long the units compute and how fast bytes come, for one workload on one machine.
+
+    `compute_seconds` names every unit; `rest_seconds` is what a forward computes outside of them.
+    Rates are in bytes a second: `link` from pinned memory to the device, `disk` as the checkpoint
+    is read. A rate of None means that this way is never taken (on the CPU there is no link).
+    """
+
+    compute_seconds: Mapping[str, float]
+    rest_seconds: float = 0.0
+    link: float | None = None
+    disk: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """What a workload needs beside weights and slots, in bytes, and the speeds if they are known.
+
+    `workload` names it in sentences ("832x480, 81 frames"). `margin_bytes` stands for what no
+    model of the device sees: its context, fragmentation, workspaces of its libraries.
+    """
+
+    workload: str
+    activation_bytes: int
+    margin_bytes: int = 0
+    speeds: Speeds | None = None
+
+    @property
+    def reserve_bytes(self) -> int:
+        return self.activation_bytes + self.margin_bytes
+
+
+def speeds_of(cost: ForwardCost, machine: Machine | None, dtype: str) -> Speeds | None:
+    """Seconds of every unit on `machine`; None where its rate for `dtype` is not known."""
+    if machine is None or machine.compute_seconds(0.0, dtype) is None:
+        return None
+    attention = dict(cost.attention_flops)
+    seconds = {
+        name: machine.compute_seconds(
+            flops - attention.get(name, 0), dtype, attention_flops=attention.get(name, 0)
+        )
+        for name, flops in cost.unit_flops
+    }
+    return Speeds(
+        compute_seconds={name: found or 0.0 for name, found in seconds.items()},
+        rest_seconds=machine.compute_seconds(cost.rest_flops, dtype) or 0.0,
+        link=machine.pinned_link,
+        disk=None if machine.disk is None else machine.disk.bytes_per_second,
+    )

@@ -1,0 +1,66 @@
+"""What the planner is told of model and machine: byte counts, nothing else."""
+
+from dataclasses import dataclass
+
+from ...errors import PlanError
+from ...layout.values import UnitKind
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFacts:
+    """Sizes in bytes of one unit in each form it can take.
+
+    `resident_bytes`   its slab when it stays on the compute device
+    `ram_slab_bytes`   its slab in host memory; what rests there is decoded already
+    `disk_slab_bytes`  what is read from the checkpoint for it, None where no file is behind it
+    `decode_bytes`     the device buffer that its bytes from the file are decoded into, 0 where the
+                       file holds them as they are computed with
+    """
+
+    name: str
+    kind: UnitKind
+    resident_bytes: int
+    ram_slab_bytes: int
+    disk_slab_bytes: int | None = None
+    decode_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A model and the machine it meets; units in execution order, sizes in bytes.
+
+    `on_host`: the compute device is the CPU. `granularity`: the device allocator rounds each
+    allocation up to a multiple of it. Free memory is counted before the model is on the device,
+    None where it is not known. `from_checkpoint`: the weights are in a file, not in host memory.
+    `granted_bytes`: what an application that shares the device out allows weights and slots, for a
+    plan that was left open; None where the free memory decides.
+    Raises PlanError if the file has no bytes for a unit although it is to be read from there.
+    """
+
+    label: str
+    device: str
+    on_host: bool
+    units: tuple[UnitFacts, ...]
+    rest_bytes: int
+    device_free_bytes: int | None
+    host_free_bytes: int | None
+    granularity: int
+    from_checkpoint: bool
+    granted_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.from_checkpoint:
+            return
+        for unit in self.units:
+            if unit.disk_slab_bytes is None:
+                raise PlanError(
+                    f"{self.label} is to be read from its checkpoint, which has no bytes for "
+                    f"{unit.name}: load the model first and swap it from memory"
+                )
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Free memory where the blocks compute: the host's when that is the CPU."""
+        if self.on_host and self.device_free_bytes is None:
+            return self.host_free_bytes
+        return self.device_free_bytes

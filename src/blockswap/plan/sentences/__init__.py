@@ -1,0 +1,1 @@
+"""The plan in sentences with numbers, for a person."""

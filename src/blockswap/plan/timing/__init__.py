@@ -1,0 +1,1 @@
+"""How long a forward takes: the engine's schedule as arithmetic."""

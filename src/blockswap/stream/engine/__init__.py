@@ -1,0 +1,1 @@
+"""The engine: what is brought when, and what waits for what."""

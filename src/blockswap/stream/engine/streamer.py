@@ -1,0 +1,387 @@
+"""The engine: on entering a block its weights are in a slot, on leaving the slot is on its way on.
+
+Three slots a, b, c and six streamed blocks; copies (top) run ahead of compute (bottom):
+
+    copy stream     |0>a |1>b |2>c |3>a      |4>b      |5>c      |0>a      |1>b ...
+    compute stream       |0         |1        |2        |3        |4        |5      |0 ...
+                         ^ waits ready(a)     ^ free(a) was recorded when 0 ended: 3 may come
+
+Host to device only: nothing is ever copied back. The forward thread never waits for the device;
+it may wait for a file read (`slot.job`). Where RAM and disk mix, reads run further ahead than
+slots, in the order of the units on disk (`Supply.read_ahead`): staging is what bounds them.
+"""
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ...errors import StateError
+from ...store.readers import STUCK_SECONDS
+from ..marks import Recorder
+from ..pool.buffers import Slot
+from ..pool.pool import Pool
+from ..pool.run import Run
+from ..units.resident import Resident
+from ..units.unit import Change, StreamedUnit, Unit
+from .supply import Supply
+
+
+class Streamer:
+    """Runs a plan. One unit at a time is between `enter` and `leave`."""
+
+    def __init__(
+        self, units: Sequence[Unit], pool: Pool, *, prefetch: int, recorder: Recorder
+    ) -> None:
+        self.recorder = recorder
+        self._supply = Supply(units, pool, prefetch=prefetch, recorder=recorder)
+        self._pool = pool
+        self._device = pool.device
+        self.run: Run | None = None
+        self._myself = weakref.ref(self)
+        self._arriving: dict[int, Resident] = {}  # slabs of units that stay from their next visit
+        self._change: Change | None = None  # begun, and to be completed by whoever comes next
+        self._settled = self._device.new_event(timing=False)
+        self._closed = False
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """In execution order, as they are now."""
+        return self._supply.units
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that swapped the model."""
+        return self._pool.forked
+
+    def begin_forward(self) -> None:
+        """The whole model's forward starts. Raises StateError like `enter`."""
+        self._pool.rest_at_exit()
+        self._refuse_forked("a forward was started")
+        with self._pool.entry:
+            self._refuse_running("a forward was started")
+            self._pool.caller = threading.current_thread()
+            self.recorder.counters.forwards += 1
+            self._supply.begin_forward()
+
+    def enter(self, index: int) -> None:
+        """Makes unit `index` ready to run on the current stream.
+
+        Raises StateError under grad, after close, or while another thread runs a unit of this
+        swap; ReadError when the unit's bytes could not be read. After an error the unit's idle
+        tensors hang in the model and the next attempt starts afresh.
+        """
+        if torch.is_grad_enabled():
+            raise StateError(
+                f"{self.units[index].name} was run with gradients enabled, but its weights leave "
+                "the device after use: run the model under torch.no_grad() or inference_mode()"
+            )
+        self._pool.rest_at_exit()
+        self._refuse_forked(f"{self.units[index].name} was run")
+        run = self._claim(index)
+        try:
+            self._make_ready(run)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def leave(self, index: int) -> None:
+        """The unit's forward is enqueued, or failed: its slot is free after that work."""
+        run = self.run
+        if run is None or run.index != index or not run.is_here:
+            return  # entering failed, and said why
+        if run.refused:
+            run.refused -= 1
+            return
+        if self._pool.forked:
+            return  # a child forked in a unit: the device and the readers stayed behind
+        self._pool.rest_at_exit()
+        if run.mark is not None:
+            run.mark.ended.record(run.stream)
+        self._release(run)
+        if run.mark is not None:
+            mark, run.mark = run.mark, None
+            self.recorder.completed(mark)
+        if self._arriving:
+            self._arrive(index)
+        # Whatever comes next is in a slot already: look one further than on entering.
+        self._supply.fetch_ahead(self._supply.prefetch + 1)
+        self._supply.read_ahead()
+        # Last: until here the pool is this thread's alone.
+        self.run = None
+
+    def tiers(self) -> dict[str, str]:
+        """Where each unit rests; one that stays from its next visit on counts as resident."""
+        return {
+            unit.name: "resident" if index in self._arriving else unit.tier
+            for index, unit in enumerate(self.units)
+        }
+
+    def promote(self, index: int, resident: Resident) -> None:
+        """The streamed unit stays from its next visit on, in the slab of `resident`.
+
+        Call it between forwards. No transfer is made for it: the visit's own serves.
+        """
+        with self._pool.entry:
+            self._refuse_running("residents were to be added")
+            assert self.units[index].streamed is not None, "only a streamed unit is promoted"
+            self._arriving[index] = resident
+
+    def demote(self, index: int, tier: str, streamed: StreamedUnit) -> None:
+        """The resident unit is streamed from now on, as `streamed` says; its slab is let go.
+
+        Call it between forwards. Nothing is waited for: work under way keeps what it reads.
+        """
+        with self._pool.entry:
+            self._refuse_running("residents were to be let go")
+            arriving = self._arriving.get(index)
+            if arriving is not None:
+                arriving.take_down()
+                del self._arriving[index]
+                return
+            unit = self.units[index]
+            assert unit.resident is not None, "only a unit with a slab of its own is demoted"
+            resident = unit.resident
+
+            def hang() -> None:
+                resident.take_down()
+                streamed.binding.unbind()
+
+            unit = replace(unit, tier=tier, streamed=streamed, resident=None)
+            self._change = Change(index, unit, hang)
+            self._complete_change()
+
+    def expect(self, forwards: int, successor: "Streamer") -> None:
+        """After `forwards` forwards in a row come those of `successor`, a swap of the same pool."""
+        successor.expect_after(self._supply, forwards)
+
+    def expect_after(self, supply: Supply, forwards: int) -> None:
+        """This swap's forwards come after `forwards` in a row of that of `supply`."""
+        self._pool.turns.expect(supply, forwards, self._supply)
+
+    def shares_pool_with(self, other: "Streamer") -> bool:
+        return other.uses(self._pool)
+
+    def uses(self, pool: Pool) -> bool:
+        return self._pool is pool
+
+    def deepen(self, prefetch: int) -> None:
+        """Looks `prefetch` units ahead from now on (slots have been added)."""
+        self._supply.prefetch = prefetch
+
+    def _arrive(self, index: int) -> None:
+        """A unit whose slab is filled stays from here on."""
+        resident = self._arriving.get(index)
+        if resident is not None and resident.filled:
+            unit = replace(self.units[index], tier="resident", streamed=None, resident=resident)
+            self._change = Change(index, unit, resident.hang)
+            self._complete_change()
+
+    def _complete_change(self) -> None:
+        """Every step may be repeated: an interrupt leaves the change to the next entry."""
+        change = self._change
+        if change is None:
+            return
+        change.hang()
+        self._supply.replace(change.index, change.unit)
+        self._arriving.pop(change.index, None)
+        self._change = None
+
+    def refuse_running(self) -> None:
+        """Raises StateError while a unit of this swap runs, around this call or elsewhere."""
+        self._refuse_forked("the swap was to be changed")
+        with self._pool.entry:
+            self._refuse_running("the swap was to be closed")
+
+    def drain(self) -> None:
+        """Ends all work of this swap, so that its memory may go; later entries are refused.
+
+        A read that a stuck disk does not finish is given up after a while: its memory stays with
+        the job, nobody else gets it.
+        """
+        self._closed = True
+        self.abandon()
+        self._complete_change()
+        for slot in self._supply.occupied():
+            if slot.job is not None and not slot.job.wait(STUCK_SECONDS):
+                slot.job = None
+            self._supply.empty(slot)
+        self._device.synchronize()
+        self._supply.retire()
+        # Whoever still holds this object holds no view of the memory that goes now.
+        gone = tuple(replace(unit, streamed=None, resident=None) for unit in self.units)
+        self._supply.units = gone
+        self._arriving.clear()
+
+    def forget_slots(self) -> None:
+        """Empties every slot, after the copies under way: their sources may then be written to."""
+        self._end_left_behind()
+        for slot in self._pool.slots:
+            self._supply.empty(slot)
+        self._device.synchronize()
+
+    def _claim(self, index: int) -> Run:
+        with self._pool.entry:
+            if self._closed:
+                raise StateError(
+                    f"{self.units[index].name} was run after its swap was closed: swap or open the "
+                    "model again"
+                )
+            self._refuse_running(f"{self.units[index].name} was run", index)
+            self._end_left_behind()
+            self._supply.empty_half_loaded()
+            self._complete_change()
+            # The compute stream is read here, once, and passed on from here.
+            stream = self._device.current_stream()
+            unit, thread = self.units[index], threading.current_thread()
+            run = Run(index, unit.name, unit.module, thread, stream, self.recorder.take())
+            self._pool.runner, self._pool.caller = self._myself, run.thread
+            self.run = run
+            return run
+
+    def _refuse_forked(self, what: str) -> None:
+        """Before any lock is taken: a thread that held it at the fork is not in the child."""
+        if self._pool.forked:
+            raise StateError(
+                f"{what} in a forked process, which has neither the threads nor the device of the "
+                "one that swapped it: open the model there"
+            )
+
+    def _refuse_running(self, what: str, index: int | None = None) -> None:
+        """Raises StateError if `what`, the entry of unit `index` perhaps, comes in a unit's run."""
+        runner = self._pool.runner()
+        run = None if runner is None else runner.run
+        if run is None:
+            return
+        whose = "the same swap" if runner is self else "a swap that shares its slots"
+        if run.is_here:
+            itself = runner is self and run.index == index
+            if run.calls_here() > itself:
+                run.refused += itself
+                raise StateError(
+                    f"{what} inside the forward of {run.name} of {whose}, "
+                    "whose weights are in use: do it after that forward has returned"
+                )
+        elif run.is_under_way():
+            raise StateError(
+                f"{what} while another thread runs {run.name} of {whose}: "
+                "run one forward at a time, or swap a second copy of the model"
+            )
+
+    def _end_left_behind(self) -> None:
+        """Ends what Ctrl-C left of an earlier run, of any swap of the pool: no hook is called then.
+
+        Call it when no unit of the pool is running, which makes the pool this thread's alone.
+        """
+        runner = self._pool.runner()
+        if runner is None:
+            self._pool.release_orphans()
+        else:
+            runner.abandon()
+
+    def repair(self) -> None:
+        """Takes weights out of the model that an interrupt (Ctrl-C) has left bound there."""
+        if self._pool.forked:
+            return
+        with self._pool.entry:
+            if self.run is None or not self.run.is_under_way():
+                self.abandon()
+                self._complete_change()
+
+    def _make_ready(self, run: Run) -> None:
+        if self._arriving:
+            self._arrive(run.index)  # an interrupt came between its filling and its stay
+        supply, unit = self._supply, self.units[run.index]
+        supply.schedule.entered(run.index)
+        spare = run.mark
+        assert spare is not None, "a run has a mark until it is completed"
+        mark = spare
+        if unit.streamed is None:
+            mark.arrived.record(run.stream)
+            if unit.resident is not None:
+                unit.resident.read_on(run.stream, self._settled)
+            supply.fetch_ahead(supply.prefetch + 1)
+            supply.read_ahead()
+        else:
+            slot = supply.slot_of(run.index)
+            run.slot = slot
+            slot.in_use = True
+            self._pool.touch(slot)
+            supply.fetch_ahead(supply.prefetch, behind=slot)
+            supply.read_ahead()
+            if self._wait_for_read(run, slot):
+                supply.fetch_ahead(supply.prefetch)
+            # The visit that a copy was made for carries that copy's times.
+            mark = slot.mark or spare
+            mark.arrived.record(run.stream)
+            self._wait_ready(run, slot, unit.streamed)
+            mark.started.record(run.stream)
+            if self._arriving and run.index in self._arriving:
+                self._arriving[run.index].fill(run.stream, self._settled)
+            mark.waited = True
+            mark.slot = slot.index
+            if mark is slot.mark:
+                run.mark, slot.mark = mark, None
+                self.recorder.discard(spare)
+        mark.forward = self.recorder.counters.forwards
+        mark.unit = unit.name
+        mark.tier = unit.tier
+
+    def _wait_for_read(self, run: Run, slot: Slot) -> bool:
+        """On the host, until the copy into the slot is enqueued; True if that took waiting."""
+        job = slot.job
+        if job is None:
+            return False
+        waited = not job.done
+        if waited:
+            self.recorder.counters.host_waits += 1
+            while not job.wait(1.0):  # in slices: some systems deliver Ctrl-C only between
+                pass
+        job.raise_error(self.units[run.index].name)
+        slot.job = None
+        return waited
+
+    def _wait_ready(self, run: Run, slot: Slot, unit: StreamedUnit) -> None:
+        # The copy engine writes the slot; the compute stream reads it after that copy.
+        self._device.wait(run.stream, slot.ready)
+        if slot.freed_on is not None and slot.freed_on != run.stream:
+            # The slot's last reader ran on another stream. `free` is about to be recorded on this
+            # one, and must go on covering that reader.
+            self._device.wait(run.stream, slot.free)
+        run.bound = True  # before the first exchange: an interrupt in the middle is undone
+        if unit.decode is not None:
+            unit.decode.run(self._pool, slot.index, run.stream)
+        unit.binding.bind(unit.values[slot.index])
+
+    def _release(self, run: Run) -> None:
+        """Takes the unit's weights out of the model and its slot out of use.
+
+        May run twice for one visit, when an interrupt came in the middle.
+        """
+        unit = self.units[run.index].streamed
+        if run.slot is not None and unit is not None:
+            if run.bound:
+                # The forward enqueued so far reads the slot; whoever overwrites it waits for this.
+                run.slot.free.record(run.stream)
+                run.slot.freed_on = run.stream
+                if unit.decode is not None:
+                    self._pool.decoded.record(run.stream)
+                    self._pool.decoded_on = run.stream
+                unit.binding.unbind()
+                run.bound = False
+            self._pool.touch(run.slot)
+            run.slot.in_use = False
+            run.slot = None
+
+    def abandon(self) -> None:
+        """Ends a run whose forward never came or never returned, leaving nothing bound."""
+        run = self.run
+        if run is None:
+            return
+        self._release(run)
+        if run.mark is not None:
+            mark, run.mark = run.mark, None
+            self.recorder.discard(mark)
+        self.run = None

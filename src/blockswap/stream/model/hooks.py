@@ -1,0 +1,227 @@
+"""The hooks that connect a model to the engine, and the guards that keep foreign code honest.
+
+All of them are instance attributes or torch hooks: `remove()` leaves the module as it was found.
+They are invisible to the compiler: a compiled model breaks its graph around a block, never in it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...ambient import without_function_modes
+from ...errors import StateError
+from ..engine.streamer import Streamer
+
+
+class Hooks:
+    """Everything that is installed on a model while it is swapped."""
+
+    def __init__(self, root: torch.nn.Module) -> None:
+        self._root = root
+        self._handles: list[Any] = []
+        self._guarded: list[tuple[torch.nn.Module, Callable[..., torch.nn.Module]]] = []
+        self._forward: tuple[Any, Any] | None = None  # ours, and an instance's own before it
+
+    def connect(self, streamer: Streamer, modules: Sequence[torch.nn.Module]) -> None:
+        """`modules[i]` is the module of unit i; `root` is the model whose forward runs them."""
+        begin = _Invisible(_Begin(streamer).pre)
+        self._handles.append(self._root.register_forward_pre_hook(begin, prepend=True))
+        for index, module in enumerate(modules):
+            unit = _UnitHooks(streamer, index)
+            # First of all hooks: others may look at the weights.
+            self._handles.append(
+                module.register_forward_pre_hook(_Invisible(unit.pre), prepend=True)
+            )
+            # Always called: a forward that raises gives its slot back, too. Ctrl-C is the exception
+            # that torch does not call it for; `Streamer.repair` sees to what that leaves behind.
+            self._handles.append(
+                module.register_forward_hook(_Invisible(unit.post), always_call=True)
+            )
+            register: Any = module.register_state_dict_pre_hook
+            self._handles.append(register(unit.before_state_dict))
+
+    def guard(self, modules: Sequence[torch.nn.Module], moves: "Moves") -> None:
+        """Makes `.to()`, `.half()` and their like harmless or refused on root and `modules`."""
+        for module in dict.fromkeys((self._root, *modules)):
+            if "_apply" not in vars(module):
+                ours = _MoveGuard(module, moves).apply
+                module._apply = ours  # type: ignore[method-assign]
+                self._guarded.append((module, ours))
+
+    def refuse_loading(self, modules: Sequence[torch.nn.Module], label: str) -> None:
+        """`load_state_dict()` into a swapped model is refused before it touches anything."""
+        refusal = _Refusal(
+            f"weights were to be loaded into {label} while its blocks are swapped: close the swap, "
+            "load them, then swap again"
+        )
+        for module in dict.fromkeys((self._root, *modules)):
+            register: Any = module.register_load_state_dict_pre_hook
+            self._handles.append(register(refusal.before_loading))
+
+    def refuse_state_dict(
+        self,
+        modules: Mapping[str, torch.nn.Module],
+        applies: Callable[[str], bool],
+        sentence: str,
+    ) -> None:
+        """`state_dict()` of the module of a unit for which `applies` is true raises `sentence`."""
+        for name, module in modules.items():
+            register: Any = module.register_state_dict_pre_hook
+            self._handles.append(register(_SavingRefusal(name, applies, sentence).hook))
+
+    def after_forward(self, call: Callable[[], None]) -> None:
+        """Calls `call` whenever the whole model's forward has returned."""
+
+        def post(module: torch.nn.Module, args: Any, output: Any) -> None:
+            call()
+
+        self._handles.append(self._root.register_forward_hook(_Invisible(post)))
+
+    def stand_in(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Puts `wrap(forward)` in place of the forward of the whole model."""
+        before = vars(self._root).get("forward")
+        ours = wrap(self._root.forward)
+        self._forward = (ours, before)
+        self._root.forward = ours
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if self._forward is not None:
+            ours, before = self._forward
+            if vars(self._root).get("forward") is ours:  # else someone has wrapped it meanwhile
+                del self._root.forward
+                if before is not None:
+                    self._root.forward = before
+            self._forward = None
+        for module, ours in self._guarded:
+            if vars(module).get("_apply") is ours:  # else someone has wrapped it meanwhile
+                del module._apply
+        self._handles.clear()
+        self._guarded.clear()
+
+
+class Uncopyable:
+    """A hook owner that `copy.deepcopy` of the model runs into."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Uncopyable":
+        raise StateError(
+            "a copy of a swapped model was asked for, and its hooks and weights cannot be shared "
+            "that way: close the swap, copy the model, then swap both"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise StateError("a swapped model cannot be pickled: close the swap first")
+
+
+class _Invisible(Uncopyable):
+    """A hook that the compiler does not look into: it breaks the graph in front of the call."""
+
+    def __init__(self, hook: Callable[..., None]) -> None:
+        self._hook = hook
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *args: Any) -> None:
+        with without_function_modes():
+            self._hook(*args)
+
+
+class _Begin(Uncopyable):
+    def __init__(self, streamer: Streamer) -> None:
+        self._streamer = streamer
+
+    def pre(self, module: torch.nn.Module, args: Any) -> None:
+        self._streamer.begin_forward()
+
+
+class _UnitHooks(Uncopyable):
+    def __init__(self, streamer: Streamer, index: int) -> None:
+        self._streamer = streamer
+        self._index = index
+
+    def pre(self, module: torch.nn.Module, args: Any) -> None:
+        self._streamer.enter(self._index)
+
+    def post(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        self._streamer.leave(self._index)
+
+    def before_state_dict(self, module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
+        self._streamer.repair()
+
+
+class _Refusal(Uncopyable):
+    def __init__(self, sentence: str) -> None:
+        self._sentence = sentence
+
+    def before_loading(self, *_: Any) -> None:
+        raise StateError(self._sentence)
+
+
+class _SavingRefusal(Uncopyable):
+    """Where a unit rests may change, so it is asked when it matters."""
+
+    def __init__(self, name: str, applies: Callable[[str], bool], sentence: str) -> None:
+        self._name = name
+        self._applies = applies
+        self._sentence = sentence
+
+    def hook(self, module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
+        if self._applies(self._name):
+            raise StateError(self._sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """What a swapped model may be moved to: its own device and the dtypes it has already."""
+
+    label: str
+    device: torch.device
+    dtypes: frozenset[torch.dtype]
+    own: frozenset[tuple[int, str]]  # (id of module, name) of each tensor that the swap placed
+
+
+class _MoveGuard(Uncopyable):
+    """Stands in for `Module._apply`, through which every move and cast of weights goes."""
+
+    def __init__(self, module: torch.nn.Module, moves: Moves) -> None:
+        self._module = module
+        self._moves = moves
+
+    def apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> torch.nn.Module:
+        """A move to the device of the swap does nothing, for everything is there or on its way.
+
+        Any other change is refused: it would move, cast or replace weights behind the engine.
+        """
+        moves = self._moves
+        for dtype in moves.dtypes:
+            changed = fn(torch.zeros((), dtype=dtype, device="cpu"))
+            if changed.dtype is not dtype:
+                raise StateError(
+                    f"{moves.label} was to be cast to {changed.dtype} while its blocks are "
+                    "swapped: close the swap, cast the model, then swap it again"
+                )
+        # A dtype-only call leaves a probe on the swap's device where it is; a move would not.
+        dtype = next(iter(moves.dtypes), torch.float32)
+        moved = fn(torch.empty(0, dtype=dtype, device=moves.device)).device
+        if moved != moves.device:
+            raise StateError(
+                f"{moves.label} was to be moved to {moved} while its blocks are swapped to "
+                f"{moves.device}: close the swap before moving it"
+            )
+        self._move_added(fn)
+        return self._module
+
+    def _move_added(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """What came into the model after the swap (a LoRA, say) moves as it would have."""
+        for module in self._module.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and (id(module), name) not in self._moves.own:
+                    moved = fn(parameter.data)
+                    module._parameters[name] = torch.nn.Parameter(moved, parameter.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and (id(module), name) not in self._moves.own:
+                    module._buffers[name] = fn(buffer)

@@ -1,0 +1,97 @@
+"""Idle weights without data: what stands in the model for a unit on disk while it is not running.
+
+A meta tensor has shape and dtype and no values, and torch computes with one beside real tensors
+without an error (`linear(cpu, meta)` gives what lay in memory). So an idle one says whose it is.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from ...errors import StateError
+from .hooks import Uncopyable
+
+# Functions of torch that look at a tensor and not at its values.
+_LOOKS = frozenset(
+    {
+        "__get__", "__set__", "__delete__", "__repr__", "__format__", "__hash__", "__len__",
+        "size", "dim", "ndimension", "numel", "nelement", "element_size", "stride",
+        "storage_offset", "untyped_storage", "data_ptr", "detach", "requires_grad_", "get_device",
+        "is_contiguous", "is_floating_point", "is_complex", "is_signed", "is_inference",
+        "register_hook", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like",
+        "randn_like",
+    }
+)  # fmt: skip
+
+
+# Of these, what gives the same tensor again.
+_SAME = frozenset({"__get__", "detach"})
+
+
+class _Idle(Uncopyable):
+    """Refuses every function of torch but looks; what a look hands on without data is idle, too."""
+
+    blockswap_label: str
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        label = next(
+            (a.blockswap_label for a in _flat(args, kwargs) if isinstance(a, _Idle)), "a weight"
+        )
+        if name not in _LOOKS:
+            raise StateError(
+                f"{label} was used ({name}) while its block is not running, and its data is in the "
+                "checkpoint only: run the block itself, or load the model and use swap_blocks"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            seen = func(*args, **(kwargs or {}))
+        if name in _SAME and type(seen) is torch.Tensor:
+            _become(seen, IdleTensor, label)
+        return seen
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # torch's own would be asked first
+        return self.__reduce__()
+
+
+class IdleTensor(_Idle, torch.Tensor):
+    """What `.data` or `.detach()` of an idle parameter gives."""
+
+
+class IdleParameter(_Idle, torch.nn.Parameter):
+    """A parameter on meta that is computed with only while its unit runs, as another object."""
+
+
+def mark_idle(undo: ExitStack, parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Makes (label, parameter) pairs on meta say whose they are; the objects stay the same."""
+    for label, parameter in parameters:
+        if type(parameter) is torch.nn.Parameter and parameter.is_meta:
+            undo.callback(_unmark, parameter)
+            _become(parameter, IdleParameter, label)
+
+
+def _become(tensor: torch.Tensor, idle: type[torch.Tensor], label: str) -> None:
+    tensor.__class__ = idle
+    vars(tensor)["blockswap_label"] = label
+
+
+def _unmark(parameter: torch.Tensor) -> None:
+    if isinstance(parameter, IdleParameter):
+        del vars(parameter)["blockswap_label"]
+        parameter.__class__ = torch.nn.Parameter  # type: ignore[assignment]
+
+
+def _flat(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Iterable[Any]:
+    for value in (*args, *(kwargs or {}).values()):
+        if isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value

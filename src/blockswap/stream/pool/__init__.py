@@ -1,0 +1,1 @@
+"""The memory that swaps share, and who has it now."""

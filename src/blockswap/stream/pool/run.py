@@ -1,0 +1,39 @@
+"""A run: the unit of a swap that is between enter and leave, and what it holds meanwhile."""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..marks import Mark
+from ..threads.call_stack import calls_here, still_inside
+from .buffers import Slot
+
+
+@dataclass(slots=True)
+class Run:
+    """The unit `index` of a swap, run by `thread` on `stream`."""
+
+    index: int
+    name: str
+    module: torch.nn.Module
+    thread: threading.Thread
+    stream: Any
+    mark: Mark | None
+    slot: Slot | None = None
+    refused: int = 0  # entries of the same unit inside its run: each leaves once, and is not it
+    bound: bool = False  # the unit's weights (may) hang in the model
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this thread runs it."""
+        return self.thread is threading.current_thread()
+
+    def calls_here(self) -> int:
+        """How many calls of the unit's module this thread is in."""
+        return calls_here(self.module)
+
+    def is_under_way(self) -> bool:
+        """Whether its thread is really still in it: an interrupt leaves runs that nobody ends."""
+        return still_inside(self.thread, self.module)

@@ -1,0 +1,1 @@
+"""What the engine asks of Python: where a thread is, and when the interpreter ends."""

@@ -1,0 +1,61 @@
+"""Reading whole units of a checkpoint once, at opening: residents, the rest, and the RAM tier."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ...adapters.live import LiveTensor
+from ...adapters.stored import StoredModel, extent_of
+from ...layout.stamp import Stamped
+from ...layout.values import Leaf, contiguous_stride
+from ...store.disk import DiskStore, DiskUnit
+from ...store.landing import Landing
+from ...store.leaves import view_leaf
+from ...store.readers import STUCK_SECONDS, Job, ReaderPool
+from ...stream.device import host_buffer
+
+
+class Loader:
+    """Reads tensors of a checkpoint into scratch memory with the pool's readers."""
+
+    def __init__(self, model: StoredModel, headers: Sequence[Stamped], readers: ReaderPool) -> None:
+        self._model = model
+        self._headers = headers
+        self._readers = readers
+
+    def read(self, name: str, tensors: Sequence[LiveTensor]) -> list[torch.Tensor]:
+        """The stored leaves of `tensors`, as the file holds them, in memory of their own.
+
+        The memory goes when the last of the returned views goes. Raises ReadError.
+        """
+        stored = [self._model.stored_form(tensor) for tensor in tensors]
+        found = [tensor for tensor in stored if tensor is not None]
+        store = DiskStore(self._headers, [DiskUnit(name, tuple(extent_of(t) for t in found))])
+        try:
+            scratch = host_buffer(store.slabs[0].slab.nbytes)
+            self._fill(store, name, scratch)
+        finally:
+            store.close()
+        leaves = [Leaf((), t.dtype, t.shape, contiguous_stride(t.shape)) for t in found]
+        return [
+            view_leaf(scratch, at, leaf)
+            for at, leaf in zip(store.slab_offsets(0), leaves, strict=True)
+        ]
+
+    def _fill(self, store: DiskStore, name: str, scratch: torch.Tensor) -> None:
+        landing = Landing.at(scratch.data_ptr())
+        job = Job(store.pieces(0, landing), lambda: _settle(store, landing), keep=scratch)
+        try:
+            self._readers.submit(job)
+            while not job.wait(1.0):
+                pass
+        except BaseException:
+            # Readers still write to the scratch memory and read the files, which go after this.
+            self._readers.cancel_orphan(job)
+            job.wait(STUCK_SECONDS)
+            raise
+        job.raise_error(name)
+
+
+def _settle(store: DiskStore, landing: Landing) -> None:
+    store.settle(0, landing)

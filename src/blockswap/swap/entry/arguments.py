@@ -1,0 +1,32 @@
+"""What every way in does with its arguments first: one form of them, and one swap a model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...adapters.families import bare
+from ...errors import StateError
+from ...selection import BlockSwapArgs
+from ..running.handle import Swap
+
+
+def as_args(args: BlockSwapArgs | Mapping[str, Any] | None) -> BlockSwapArgs:
+    """The caller's arguments, whichever way they were given; None means automatic."""
+    if args is None:
+        return BlockSwapArgs()
+    return args if isinstance(args, BlockSwapArgs) else BlockSwapArgs.from_mapping(args)
+
+
+def refuse_swapped(model: torch.nn.Module) -> None:
+    """Raises StateError when another swap of this model is open."""
+    swap = vars(bare(model)).get("blockswap")
+    if isinstance(swap, Swap) and swap.forked:
+        raise StateError(
+            f"this {type(bare(model)).__name__} was swapped in the process that this one was "
+            "forked from, and only that one can give it back: load the model here"
+        )
+    if isinstance(swap, Swap) and not swap.closed:
+        raise StateError(
+            f"this {type(bare(model)).__name__} is swapped already: close that swap first"
+        )

@@ -1,0 +1,191 @@
+"""`open_transformer`: a transformer that runs from its checkpoint file, never whole anywhere."""
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...adapters.skeleton import build_skeleton
+from ...adapters.stored import StoredModel, match_checkpoint
+from ...ambient import undisturbed
+from ...errors import ArgsError, GeometryError
+from ...layout.checkpoint import Checkpoint, open_checkpoint
+from ...layout.geometry import infer_geometry, name_variant
+from ...layout.geometry.stated import stated_by
+from ...plan import SwapPlan, make_plan
+from ...plan.choice.budgets import ram_room
+from ...selection import BlockSwapArgs, select
+from ...stream.device import Device, open_device
+from ...stream.model.idle_weights import mark_idle
+from ..assembly.parts import make_parts
+from ..assembly.pool_members import Sharing
+from ..guards.closed_model import refuse_closed, reopened
+from ..opening.engine_start import start_engine
+from ..opening.from_file import Opening
+from ..plan_inputs.basis import Basis
+from ..plan_inputs.model_bytes import facts_of_checkpoint, refuse_beyond_memory
+from ..plan_inputs.outlook import AnyWorkload, foresee
+from ..running.freedom import freedom_of
+from .arguments import as_args, refuse_swapped
+
+
+@undisturbed()
+def open_transformer(
+    path: str | os.PathLike[str],
+    args: BlockSwapArgs | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype | None = None,
+    skeleton: torch.nn.Module | None = None,
+    workload: AnyWorkload | None = None,
+) -> torch.nn.Module:
+    """Opens a Wan checkpoint with its blocks streamed from the file; reads only what stays.
+
+    `path` is a `.safetensors` file, an index, or a folder, in original or diffusers names. The
+    model is diffusers' Wan class for the file's geometry, or `skeleton`: a module of yours with
+    its parameters on the meta device. Without `dtype` it computes in the dtype that most of the
+    file has, bit for bit as diffusers' `from_pretrained(torch_dtype=...)` of that dtype (layers
+    of your own: in what is stored); with it, weights are cast on the device each time they
+    arrive. `workload` is that of `swap_blocks`.
+
+    The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
+    CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
+    """
+    wanted, where = as_args(args), open_device(device)
+    found = find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
+    plan = _plan_for(found)
+    spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
+    return open_found(found, plan, where, spare_ram=spare)
+
+
+@undisturbed()
+def plan_transformer(
+    path: str | os.PathLike[str],
+    args: BlockSwapArgs | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device,
+) -> SwapPlan:
+    """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
+    wanted, where = as_args(args), open_device(device)
+    found = find_model(path, wanted, where, dtype=None, skeleton=None, workload=None)
+    return _plan_for(found)
+
+
+def _plan_for(found: "FoundModel") -> SwapPlan:
+    basis = found.basis
+    plan = make_plan(basis.facts, basis.selection, basis.args, basis.foresight)
+    refuse_beyond_memory(basis.facts, plan)
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A checkpoint and the skeleton it fills, what a plan is made of, and what was assumed."""
+
+    checkpoint: Checkpoint
+    model: StoredModel
+    basis: Basis
+    assumed: tuple[str, ...]
+
+
+def find_model(
+    path: str | os.PathLike[str],
+    wanted: BlockSwapArgs,
+    where: Device,
+    *,
+    dtype: torch.dtype | None,
+    skeleton: torch.nn.Module | None,
+    workload: AnyWorkload | None,
+) -> FoundModel:
+    """Matches a checkpoint with its model, and gathers what a plan for it is made of.
+
+    Raises ArgsError, CheckpointError or ModelError.
+    """
+    _check_dtype(dtype)
+    if skeleton is not None:
+        refuse_swapped(skeleton)
+    checkpoint = open_checkpoint(path)
+    model, assumed = _matched(checkpoint, skeleton, dtype)
+    basis = Basis(
+        facts=facts_of_checkpoint(model, where),
+        selection=select(wanted, model.live.layout),
+        args=wanted,
+        foresight=foresee(model.live, workload, where),
+    )
+    return FoundModel(checkpoint, model, basis, assumed)
+
+
+def open_found(
+    found: FoundModel,
+    plan: SwapPlan,
+    where: Device,
+    *,
+    spare_ram: int,
+    sharing: Sharing | None = None,
+) -> torch.nn.Module:
+    """Carries out `plan`, with the slots of `sharing` if there are any; the running model.
+
+    `spare_ram`: bytes of host memory that units may take which come to be streamed later.
+    """
+    model, root, basis = found.model, found.model.live.root, found.basis
+    with ExitStack() as undo, undisturbed():
+        parts = make_parts(model.live, plan, where, undo, sharing)
+        opening = Opening(parts, model, found.checkpoint)
+        opening.load_rest()
+        residents = opening.load_residents()
+        freedom = freedom_of(basis, opening.forms(basis.facts, spare_ram))
+        movable = frozenset() if freedom is None else freedom.movable
+        streamed = opening.ram_units() | opening.disk_units(movable)
+        debug = basis.args.block_swap_debug
+        swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug)
+        opening.refuse_saving(hooks, swap)
+        placed = [tensor for unit in model.live.units for tensor in unit.tensors]
+        mark_idle(undo, [(tensor.places[0].label, tensor.tensor) for tensor in placed])
+        reopened(root)
+        closing = ExitStack()
+        closing.callback(refuse_closed, root, found.checkpoint.label)
+        closing.push(undo.pop_all())
+        told = [
+            lambda: found.assumed,
+            lambda: tuple(parts.pool.sentences),
+            lambda: opening.reading_sentences(swap),
+        ]
+        swap.keep(closing, told)
+    return root
+
+
+def _check_dtype(dtype: object) -> None:
+    if dtype is None:
+        return
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1:
+        return
+    raise ArgsError(
+        f"dtype={dtype!r} was asked, and weights compute in floating point of 16 bits or "
+        "more: give a torch dtype such as torch.bfloat16, or none for the file's own"
+    )
+
+
+def _matched(
+    checkpoint: Checkpoint, skeleton: torch.nn.Module | None, dtype: torch.dtype | None
+) -> tuple[StoredModel, tuple[str, ...]]:
+    """The skeleton with the checkpoint behind it, and what had to be assumed about it."""
+    assumed: tuple[str, ...] = ()
+    if skeleton is None:
+        geometry = infer_geometry(checkpoint)
+        if geometry.extras:
+            raise GeometryError(
+                f"{checkpoint.label} is quantised ({len(geometry.extras)} scales such as "
+                f"{geometry.extras[0]}), and diffusers' Wan class computes without scales: open a "
+                "bf16, fp16 or fp32 checkpoint, or give a skeleton that knows the scales"
+            )
+        skeleton = build_skeleton(geometry)
+        if name_variant(geometry) is None and stated_by(checkpoint).num_heads is None:
+            assumed = (
+                f"{checkpoint.label} is no published model and does not state its heads: "
+                f"{geometry.num_heads} of {geometry.head_dim} are assumed, as wide as Wan's (put "
+                "wan.num_heads in its metadata otherwise)",
+            )
+    return match_checkpoint(skeleton, checkpoint, dtype), assumed

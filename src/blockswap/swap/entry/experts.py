@@ -1,0 +1,177 @@
+"""`open_experts` and `swap_experts`: models that are used in turn share one pool and one budget.
+
+high   |0 |1 | ... |39 |0 |1 | ... |39 |
+low                                     |0 |1 | ...    its first blocks come while 39 runs
+slots   a  b   ...                                     there once, for both
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from ...ambient import undisturbed
+from ...errors import ArgsError
+from ...plan import SwapPlan, make_plan
+from ...plan.choice.budgets import ram_room
+from ...plan.joint_plan import (
+    joined_facts,
+    joined_foresight,
+    joined_selection,
+    parted_plans,
+)
+from ...selection import BlockSwapArgs
+from ...stream.device import Device, open_device
+from ..assembly.parts import make_pool
+from ..assembly.pool_members import Sharing
+from ..opening.from_memory import UNLIMITED
+from ..plan_inputs.basis import Basis
+from ..plan_inputs.model_bytes import refuse_beyond_memory
+from ..plan_inputs.outlook import AnyWorkload
+from ..running.handle import Swap
+from .arguments import as_args
+from .checkpoint_file import find_model, open_found
+from .loaded_model import find_loaded, swap_loaded
+
+
+class Swaps(tuple[Swap, ...]):
+    """The swaps of models that share their slots; closing the last one takes the slots away."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Closes every swap, the last opened first, whatever the closing of another raises."""
+        with ExitStack() as closing:
+            for swap in self:
+                closing.callback(swap.close)
+
+    def __enter__(self) -> "Swaps":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+@undisturbed()
+def open_experts(
+    paths: Sequence[str | os.PathLike[str]],
+    args: BlockSwapArgs | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype | None = None,
+    skeletons: Sequence[torch.nn.Module] | None = None,
+    workload: AnyWorkload | None = None,
+) -> tuple[torch.nn.Module, ...]:
+    """Opens checkpoints of models that are used in turn, such as the two experts of Wan 2.2.
+
+    They share slots, staging and reader threads; `vram_budget` and `ram_budget` are for all of
+    them together, a list or a count is for each. Otherwise every model is as `open_transformer`
+    gives it, with a `Swap` of its own, and they are closed one by one. When the turn of one ends,
+    the first blocks of the next are read while its last ones run: from the second clip on, or
+    where `Swap.followed_by` has told how many forwards a turn is.
+
+    Raises what `open_transformer` raises, and leaves nothing open then.
+    """
+    _refuse_too_few(paths, "checkpoint", "open_transformer")
+    if skeletons is not None and len(skeletons) != len(paths):
+        raise ArgsError(
+            f"{len(skeletons)} skeletons were given for {len(paths)} checkpoints: give one for "
+            "each, or none"
+        )
+    wanted, where = as_args(args), open_device(device)
+    given: Sequence[torch.nn.Module | None] = skeletons or [None] * len(paths)
+    found = [
+        find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
+        for path, skeleton in zip(paths, given, strict=True)
+    ]
+    joint = _Joint([model.basis for model in found])
+    spare = max(0, ram_room(joint.plan, joint.facts, joint.selection, wanted)) // len(found)
+    models = []
+    with _opening(joint.plan, where) as (sharing, undo):
+        for model, plan in zip(found, joint.plans(), strict=True):
+            root = open_found(model, plan, where, spare_ram=spare, sharing=sharing)
+            swap: Any = root.blockswap
+            undo.callback(swap.close)
+            models.append(root)
+    return tuple(models)
+
+
+@undisturbed()
+def swap_experts(
+    models: Sequence[torch.nn.Module],
+    args: BlockSwapArgs | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device,
+    workload: AnyWorkload | None = None,
+) -> Swaps:
+    """Swaps loaded models that are used in turn, such as a pipeline's two transformers.
+
+    As `open_experts` for models in host memory; use what it returns as a context manager or close
+    it. Raises what `swap_blocks` raises, and leaves the models as they were.
+    """
+    _refuse_too_few(models, "model", "swap_blocks")
+    if len({id(model) for model in models}) < len(models):
+        raise ArgsError("the same model was given twice: give each model that is used in turn once")
+    wanted, where = as_args(args), open_device(device)
+    found = [find_loaded(model, wanted, where, workload) for model in models]
+    joint, budget = _Joint([basis for _, basis in found]), wanted.ram_budget_bytes
+    spare = UNLIMITED if budget is None else (budget - joint.plan.pinned_bytes) // len(found)
+    swaps = []
+    with _opening(joint.plan, where) as (sharing, undo):
+        for (live, basis), plan in zip(found, joint.plans(), strict=True):
+            pin_bytes = plan.pinned_bytes + spare
+            swap = swap_loaded(live, plan, basis, where, pin_bytes=pin_bytes, sharing=sharing)
+            undo.callback(swap.close)
+            swaps.append(swap)
+    return Swaps(swaps)
+
+
+class _Joint:
+    """The plan for all models as one, and what it was made of."""
+
+    def __init__(self, bases: Sequence[Basis]) -> None:
+        self._bases = bases
+        self.facts = joined_facts([basis.facts for basis in bases])
+        self.selection = joined_selection([basis.selection for basis in bases])
+        foresight = joined_foresight([basis.foresight for basis in bases])
+        self.plan = make_plan(self.facts, self.selection, bases[0].args, foresight)
+        refuse_beyond_memory(self.facts, self.plan)
+
+    def plans(self) -> tuple[SwapPlan, ...]:
+        """Each model's part of it."""
+        return parted_plans(
+            self.plan,
+            [basis.facts for basis in self._bases],
+            [basis.selection for basis in self._bases],
+            [basis.foresight for basis in self._bases],
+        )
+
+
+@contextmanager
+def _opening(plan: SwapPlan, where: Device) -> Iterator[tuple[Sharing, ExitStack]]:
+    """The pool of the plan while models are opened; with all of them it stays, else it goes."""
+    with ExitStack() as undo:
+        with undisturbed():
+            sharing = Sharing(make_pool(plan, where))
+        sharing.pool.join()
+        undo.callback(sharing.pool.leave)
+        yield sharing, undo
+        sharing.settle()
+        undo.pop_all()
+        sharing.pool.leave()  # the models hold it by now
+
+
+def _refuse_too_few(given: Sequence[object], noun: str, alone: str) -> None:
+    if isinstance(given, (str, os.PathLike)) or len(given) < 2:
+        raise ArgsError(
+            f"{_named(given)} was given for models that are used in turn: give the {noun}s of two "
+            f"or more, or use {alone} for one"
+        )
+
+
+def _named(given: Sequence[object]) -> str:
+    if isinstance(given, (str, os.PathLike)):
+        return repr(os.fspath(given))
+    return f"a list of {len(given)}"

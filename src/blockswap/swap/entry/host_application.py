@@ -1,0 +1,152 @@
+"""Block swap inside an application that places weights itself: only the units are the engine's.
+
+Two kinds of model: one whose weights are in host memory (streamed units are taken from there, all
+others stay the application's), and one whose units are in a checkpoint file and nowhere else (then
+all of its units are the engine's, and what lies outside them is the application's).
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...adapters.live import describe_module, refuse_unloaded
+from ...adapters.stored import StoredModel, match_skeleton
+from ...ambient import undisturbed
+from ...layout.checkpoint import Checkpoint, open_checkpoint
+from ...plan import SwapPlan, make_plan
+from ...selection import BlockSwapArgs, select
+from ...stream.device import open_device
+from ..assembly.parts import make_parts
+from ..opening.engine_start import start_engine
+from ..opening.from_file import Opening
+from ..opening.from_memory import pin_budget, rehome
+from ..plan_inputs.model_bytes import facts_of_checkpoint, facts_of_module
+from ..running.handle import Swap
+from .arguments import refuse_swapped
+
+
+@undisturbed()
+def plan_units(
+    model: torch.nn.Module,
+    args: BlockSwapArgs,
+    *,
+    device: str | torch.device,
+    granted_bytes: int | None = None,
+) -> SwapPlan:
+    """The plan for a loaded model whose host application moves all that is not streamed.
+
+    `granted_bytes`: what the host allows weights and slots on the device, for an automatic plan.
+    Raises ArgsError, ModelError, PlanError or DeviceError.
+    """
+    live = describe_module(model)
+    facts = replace(facts_of_module(live, open_device(device)), granted_bytes=granted_bytes)
+    return make_plan(facts, select(args, live.layout), args)
+
+
+@undisturbed()
+def stream_units(
+    model: torch.nn.Module,
+    plan: SwapPlan,
+    args: BlockSwapArgs,
+    *,
+    device: str | torch.device,
+    after_forward: Callable[[], None] | None = None,
+) -> Swap:
+    """Streams the plan's units and nothing else: residents and the rest are the host's to place.
+
+    The streamed units' weights must be in host memory, as in `swap_blocks`. Nothing watches over
+    moves of the model: the host must not move a streamed unit before the swap is closed.
+    `after_forward` is called whenever a forward of the model has returned.
+    Raises ModelError, DeviceError or StateError, and leaves the model as it was.
+    """
+    where = open_device(device)
+    refuse_swapped(model)
+    live = describe_module(model)
+    refuse_unloaded(live, units=plan.streamed)
+    with ExitStack() as undo, undisturbed():
+        parts = make_parts(live, plan, where, undo)
+        streamed = {} if where.on_host else rehome(parts, plan, pin_budget(args))
+        swap, hooks = start_engine(
+            parts, streamed, {}, None, debug=args.block_swap_debug, hosted=True
+        )
+        if after_forward is not None:
+            hooks.after_forward(after_forward)
+        swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
+    return swap
+
+
+@dataclass(frozen=True, slots=True)
+class FileUnits:
+    """A model whose units are in a checkpoint; their parameters are meta tensors in between."""
+
+    root: torch.nn.Module
+    checkpoint: Checkpoint
+    stored: StoredModel
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The units, in execution order."""
+        return tuple(unit.layout.name for unit in self.stored.live.units)
+
+    def as_it_is(self) -> StoredModel:
+        """The model as it hangs together now, in front of the same file."""
+        return StoredModel(describe_module(self.root), self.stored.stored)
+
+
+@undisturbed()
+def find_file_units(skeleton: torch.nn.Module, path: str | os.PathLike[str]) -> FileUnits:
+    """Finds the units of `skeleton`, whose parameters are all on meta, in a checkpoint.
+
+    They compute in the dtypes that the skeleton has. Raises CheckpointError or ModelError.
+    """
+    checkpoint = open_checkpoint(path)
+    return FileUnits(skeleton, checkpoint, match_skeleton(skeleton, checkpoint))
+
+
+@undisturbed()
+def plan_file_units(
+    units: FileUnits,
+    args: BlockSwapArgs,
+    *,
+    device: str | torch.device,
+    granted_bytes: int | None = None,
+) -> SwapPlan:
+    """The plan for a model whose units are in a file; as `plan_units` otherwise."""
+    model = units.as_it_is()
+    facts = replace(facts_of_checkpoint(model, open_device(device)), granted_bytes=granted_bytes)
+    return make_plan(facts, select(args, model.live.layout), args)
+
+
+@undisturbed()
+def stream_file_units(
+    units: FileUnits,
+    plan: SwapPlan,
+    args: BlockSwapArgs,
+    *,
+    device: str | torch.device,
+    after_forward: Callable[[], None] | None = None,
+) -> Swap:
+    """Reads the plan's residents and streams the others; closing leaves meta tensors again.
+
+    Raises ReadError when the file was changed, DeviceError or StateError.
+    """
+    where = open_device(device)
+    refuse_swapped(units.root)
+    units.checkpoint.verify_unchanged()
+    model = units.as_it_is()
+    with ExitStack() as undo, undisturbed():
+        parts = make_parts(model.live, plan, where, undo)
+        opening = Opening(parts, model, units.checkpoint)
+        opening.load_residents()
+        streamed = opening.ram_units() | opening.disk_units(())
+        swap, hooks = start_engine(
+            parts, streamed, {}, None, debug=args.block_swap_debug, hosted=True
+        )
+        if after_forward is not None:
+            hooks.after_forward(after_forward)
+        told = [lambda: tuple(parts.pool.sentences), lambda: opening.reading_sentences(swap)]
+        swap.keep(undo.pop_all(), told)
+    return swap

@@ -1,0 +1,1 @@
+"""Refusals: what other code does to a swapped or closed model."""

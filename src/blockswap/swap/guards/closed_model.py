@@ -1,0 +1,29 @@
+"""What is left of a transformer that was closed: a model that says so when it is run."""
+
+from typing import Any
+
+import torch
+
+from ...errors import StateError
+
+_HANDLE = "_blockswap_closed"
+
+
+def refuse_closed(root: torch.nn.Module, label: str) -> None:
+    """From now on a forward of `root` says why there are no weights any more."""
+
+    def refuse(module: torch.nn.Module, args: Any) -> None:
+        raise StateError(
+            f"this transformer was streamed from {label} and is closed, so it has no weights: "
+            "open it again with open_transformer"
+        )
+
+    handle = root.register_forward_pre_hook(refuse, prepend=True)
+    object.__setattr__(root, _HANDLE, handle)
+
+
+def reopened(root: torch.nn.Module) -> None:
+    """Takes the refusal back: the same skeleton is open again."""
+    handle = vars(root).pop(_HANDLE, None)
+    if handle is not None:
+        handle.remove()

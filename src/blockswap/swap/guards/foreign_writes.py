@@ -1,0 +1,210 @@
+"""Doors: what other libraries do to a swapped model's weights, and which of it is refused by name.
+
+A call that writes or replaces weights reaches neither slots that were filled ahead nor copies on
+the device, so it is refused before it touches anything. What came in past the calls (hooks that
+cast or offload, adapters merged or added without data) is found when the next forward begins.
+"""
+
+import ctypes
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from ...adapters.live import LiveTensor
+from ...errors import StateError
+from ...store.leaves import leaf_tensors
+from ...store.places import Place
+from ...stream.model.hooks import Uncopyable
+from ..assembly.parts import Parts
+from ..running.handle import Swap
+
+_WRITE = "close the swap, do it, then swap again"
+_LORA = "load it before swap_blocks, or merge it into the checkpoint"
+# The method of a diffusers or PEFT model, what it would do, and what to do instead.
+_CALLS = (
+    ("fuse_lora", "a LoRA was to be fused into", _WRITE),
+    ("unfuse_lora", "a LoRA was to be taken out of", _WRITE),
+    ("merge_adapter", "an adapter was to be merged into", _WRITE),
+    ("unmerge_adapter", "an adapter was to be taken out of", _WRITE),
+    ("merge_and_unload", "an adapter was to be merged into", _WRITE),
+    ("load_lora_adapter", "a LoRA was to be loaded into", _LORA),
+    ("load_adapter", "an adapter was to be loaded into", _LORA),
+    ("fuse_qkv_projections", "projections were to be fused in", _WRITE),
+    ("unfuse_qkv_projections", "projections were to be parted in", _WRITE),
+    ("enable_layerwise_casting", "layerwise casting was to be switched on for", "swap a model of "
+     "the dtype that it computes in, or give open_transformer a dtype"),
+    ("enable_group_offload", "group offload was to be switched on for", "exclude the transformer "
+     '(exclude_modules=["transformer"]), its blocks are offloaded already'),
+)  # fmt: skip
+# diffusers' hooks that keep, cast or move weights; caches and layer skips are not among them.
+_HOOKS = {
+    "layerwise_casting": "casts its weights in every forward (layerwise casting)",
+    "group_offloading": "moves its weights in every forward (group offload)",
+    "lazy_prefetch_group_offloading": "moves its weights in every forward (group offload)",
+}
+
+
+class Doors:
+    """Watches one swapped model whose weights are not simply computed with where they lie."""
+
+    def __init__(self, parts: Parts, swap: Swap, *, debug: bool) -> None:
+        self._root = parts.live.root
+        self._label = parts.live.layout.label
+        self._swap = swap
+        placed = [tensor for unit in parts.live.units for tensor in unit.tensors]
+        own = (*placed, *parts.live.rest)
+        self._own = frozenset((id(p.module), p.name) for t in own for p in t.places)
+        self._device = parts.device.torch_device
+        self._merged = dict(_merged(map(vars, self._root.modules())))
+        self._known: list[weakref.ref[torch.nn.Module]] = []
+        self._changed = True  # a module or parameter was registered, in whatever model
+        self._placed = placed if debug else []
+        self._sums = {place.label: total for place, total in _sums(self._placed)}
+
+    def close(self, undo: ExitStack) -> None:
+        """Refuses the calls until `undo`, and looks at the model when a forward begins."""
+        for name, what, instead in _CALLS:
+            if callable(getattr(self._root, name, None)) and name not in vars(self._root):
+                refusal = _Refused(
+                    f"{what} {self._label} while its blocks are streamed, which would not reach "
+                    f"all copies of its weights: {instead}"
+                )
+                setattr(self._root, name, refusal)
+                undo.callback(_reopen, self._root, name, refusal)
+        undo.callback(self._root.register_forward_pre_hook(_Look(self), prepend=True).remove)
+        notice = _Notice(self)  # torch's table of these hooks outlives a model that is dropped
+        for register in (
+            register_module_module_registration_hook,
+            register_module_parameter_registration_hook,
+        ):
+            undo.callback(weakref.finalize(self._root, register(notice).remove))
+
+    def look(self) -> None:
+        """Raises StateError for what came in past the calls, before anything computes with it."""
+        modules = [reference() for reference in self._known]
+        if self._changed or None in modules:
+            modules = list(self._root.modules())
+            for module in self._root.modules():
+                self._refuse_elsewhere(module)
+            self._known = list(map(weakref.ref, self._root.modules()))
+            self._changed = False
+        # Once a forward, all modules: no more than two look-ups each.
+        known = [vars(module) for module in modules]
+        for inside in known:
+            if "_diffusers_hook" in inside:
+                self._refuse_hooks(inside["_diffusers_hook"])
+        if dict(_merged(known)) != self._merged:
+            self._swap.forget_slots()
+            raise StateError(
+                f"adapters were merged into {self._label}, or taken out, while its blocks are "
+                f"streamed, which did not reach all copies of its weights: undo it; {_WRITE}"
+            )
+        for place, total in _sums(self._placed):
+            if self._sums.setdefault(place.label, total) != total:
+                raise StateError(
+                    f"{place.label} was written to while its block is swapped, in a way that left "
+                    "no trace but its content (found by block_swap_debug), and copies of it may "
+                    f"have the old one: {_WRITE}"
+                )
+
+    def notice(self) -> None:
+        """Something was registered in some module: all of them are looked through next time."""
+        self._changed = True
+
+    def _refuse_hooks(self, registry: Any) -> None:
+        for name in getattr(registry, "hooks", ()):
+            if name in _HOOKS:
+                where = (
+                    n
+                    for n, m in self._root.named_modules()
+                    if vars(m).get("_diffusers_hook") is registry
+                )
+                raise StateError(
+                    f"a hook of diffusers on {next(where, '') or 'it'} of {self._label} "
+                    f"{_HOOKS[name]}, which keeps copies outside the plan: swap a model without it "
+                    "(disable it, or load the model anew), in the dtype that it computes in"
+                )  # fmt: skip
+
+    def _refuse_elsewhere(self, module: torch.nn.Module) -> None:
+        """What the swap did not place must be where the model computes."""
+        for name, value in module._parameters.items():
+            if value is None or (id(module), name) in self._own or value.device == self._device:
+                continue
+            where = next(n for n, m in self._root.named_modules() if m is module)
+            if value.is_meta:
+                raise StateError(
+                    f"{where}.{name} came into {self._label} after it was opened and has no data "
+                    "(it is on the meta device): take it out again (delete_adapters), and "
+                    f"{_LORA}"
+                )
+            raise StateError(
+                f"{where}.{name} came into {self._label} after it was swapped and is on "
+                f"{value.device}, while the model runs on {self._device}: move it there with "
+                f"model.to({str(self._device)!r}), or add it before the swap"
+            )
+
+
+def _merged(modules: Iterable[dict[str, Any]]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """PEFT's layers, by their dictionaries, and which adapters are merged into each."""
+    for known in modules:
+        if known.get("merged_adapters"):
+            yield id(known), tuple(known["merged_adapters"])
+
+
+def _sums(placed: Sequence[LiveTensor]) -> Iterator[tuple[Place, int]]:
+    """A checksum of what hangs in the model for each tensor now, wherever that is; waits for it."""
+    for live in placed:
+        place, total = live.places[0], 0
+        leaves = [leaf for _, leaf in leaf_tensors(place.table[place.name])]
+        if any(leaf.is_meta for leaf in leaves):
+            continue  # its data is in the file, which is compared when it is read
+        for leaf in leaves:
+            total = crc32(_bytes_of(leaf), total)
+        yield place, total
+
+
+def _bytes_of(leaf: torch.Tensor) -> ctypes.Array[ctypes.c_char]:
+    host = leaf.detach().to("cpu").contiguous()
+    view = (ctypes.c_char * (host.numel() * host.element_size())).from_address(host.data_ptr())
+    view.keeps = host  # type: ignore[attr-defined]
+    return view
+
+
+def _reopen(root: torch.nn.Module, name: str, refusal: "_Refused") -> None:
+    if vars(root).get(name) is refusal:  # else someone has wrapped it meanwhile
+        delattr(root, name)
+
+
+class _Refused(Uncopyable):
+    def __init__(self, sentence: str) -> None:
+        self._sentence = sentence
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        raise StateError(self._sentence)
+
+
+class _Look(Uncopyable):
+    def __init__(self, doors: Doors) -> None:
+        self._doors = doors
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *_: Any) -> None:
+        self._doors.look()
+
+
+class _Notice:
+    def __init__(self, doors: Doors) -> None:
+        self._doors = weakref.ref(doors)
+
+    def __call__(self, *_: Any) -> None:
+        doors = self._doors()
+        if doors is not None:
+            doors.notice()

@@ -1,0 +1,1 @@
+"""The steps of opening, in order; each says how it is undone."""

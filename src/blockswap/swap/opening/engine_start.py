@@ -1,0 +1,103 @@
+"""The last step of opening: the engine is connected to the model, and from then on it runs."""
+
+import weakref
+from collections.abc import Mapping
+
+import torch
+
+from ...stream.engine.streamer import Streamer
+from ...stream.model.hooks import Hooks, Moves
+from ...stream.units.resident import Resident
+from ...stream.units.unit import StreamedUnit, Unit
+from ..assembly.parts import Parts
+from ..guards.foreign_writes import Doors
+from ..running.corrector import Corrector
+from ..running.freedom import Freedom
+from ..running.handle import Swap
+from ..running.out_of_memory import Retry
+from ..running.residency import Residency
+
+
+def start_engine(
+    parts: Parts,
+    streamed: dict[str, StreamedUnit],
+    residents: Mapping[str, Resident],
+    freedom: Freedom | None,
+    *,
+    debug: bool,
+    hosted: bool = False,
+) -> tuple[Swap, Hooks]:
+    """Connects the engine to the model; from here on a forward streams.
+
+    `hosted`: an application around it watches over moves, loading and memory instead.
+    """
+    live, undo = parts.live, parts.undo
+    residency = None if freedom is None else Residency(parts, freedom, streamed)
+    if residency is not None:
+        undo.callback(residency.close)
+    streamer = _streamer(parts, streamed, residents, residency)
+    undo.callback(streamer.drain)
+    swap = Swap(live.root, parts.plan, parts.device, streamer)
+    parts.sharing.add(swap)
+    hooks = Hooks(live.root)
+    undo.callback(hooks.remove)
+    modules = [unit.module for unit in live.units]
+    hooks.connect(streamer, modules)
+    if not hosted:
+        hooks.guard(modules, _moves(parts))
+        hooks.refuse_loading(modules, live.layout.label)
+        if streamed or not parts.device.on_host:
+            doors = Doors(parts, swap, debug=debug)
+            doors.look()
+            doors.close(undo)
+    if debug:
+        swap.print_visits()
+        hooks.after_forward(swap.flush_visits)
+    live.root.blockswap = swap  # type: ignore[assignment]
+    undo.callback(_forget_swap, live.root)
+    # For a model that is dropped without having been closed.
+    dropped = weakref.finalize(live.root, parts.pool.abandon)
+    dropped.atexit = False  # the pool sees to that: a thread may be in the middle of a forward
+    undo.callback(dropped.detach)
+    parts.device.synchronize()
+    parts.device.reset_peak()
+    parts.recorder.restart()
+    if not parts.device.on_host and not hosted:
+        corrector = None
+        if residency is not None:
+            residency.connect(swap, streamer)
+            corrector = Corrector(swap, residency, parts.device, parts.sharing)
+            parts.sharing.add_corrected(residency, corrector)
+        retry = Retry(swap, parts.device, streamer, residency, corrector)
+        hooks.stand_in(retry.wrap)
+    return swap, hooks
+
+
+def _streamer(
+    parts: Parts,
+    streamed: Mapping[str, StreamedUnit],
+    residents: Mapping[str, Resident],
+    residency: Residency | None,
+) -> Streamer:
+    """The engine; slabs of units that never leave are not its business."""
+    units = []
+    for planned, unit in zip(parts.plan.units, parts.live.units, strict=True):
+        name = planned.name
+        free = residency is not None and residency.may_move(name)
+        resident = residents.get(name) if free else None
+        units.append(Unit(name, planned.tier, unit.module, streamed.get(name), resident))
+    return Streamer(units, parts.pool, prefetch=parts.plan.prefetch, recorder=parts.recorder)
+
+
+def _moves(parts: Parts) -> Moves:
+    specs = [t.spec for unit in parts.live.units for t in unit.tensors]
+    specs += [t.spec for t in parts.live.rest]
+    dtypes = {getattr(torch, leaf.dtype) for spec in specs for leaf in spec.leaves}
+    floating = frozenset(dtype for dtype in dtypes if dtype.is_floating_point)
+    placed = [t for unit in parts.live.units for t in unit.tensors] + list(parts.live.rest)
+    own = frozenset((id(p.module), p.name) for t in placed for p in t.places)
+    return Moves(parts.live.layout.label, parts.device.torch_device, floating, own)
+
+
+def _forget_swap(root: torch.nn.Module) -> None:
+    vars(root).pop("blockswap", None)

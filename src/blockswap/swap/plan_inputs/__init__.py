@@ -1,0 +1,1 @@
+"""From a live model and a device to what the planner is given."""

@@ -1,0 +1,132 @@
+"""What a unit that was resident from the start becomes when it leaves: a slab in RAM, or ranges
+of its file. Made when the first such unit leaves and not before: most never do.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ...adapters.live import LiveTensor, LiveUnit
+from ...plan import Facts, Tier, UnitFacts
+from ...store.ram import RamStore
+from ...stream.units.unit import StreamedUnit
+from ..assembly.parts import Parts
+from ..assembly.streamed_units import (
+    ensure_staging,
+    idle_binding,
+    ram_unit,
+    resting_on,
+)
+
+
+class RamForms:
+    """Units of a live module: each moves from its own host memory into pinned memory.
+
+    RAM is not doubled: a unit is adopted into the arena as at opening, its old memory goes.
+    """
+
+    def __init__(self, parts: Parts, facts: Facts, *, pin_budget: int) -> None:
+        self._parts = parts
+        self._sizes = {unit.name: unit for unit in facts.units}
+        self._pin_budget = pin_budget
+        self._stores: dict[str, RamStore] = {}
+
+    def tier(self, name: str) -> Tier:
+        return "ram"
+
+    def fits(self, name: str) -> bool:
+        nbytes = self._sizes[name].ram_slab_bytes
+        return fits_slots(self._parts, nbytes) and fits_staging(self._parts, nbytes)
+
+    def make(self, unit: LiveUnit) -> StreamedUnit:
+        name, parts = unit.layout.name, self._parts
+        store = self._stores.get(name)
+        if store is None:
+            store = RamStore([unit.layout], lender=parts.device, pin_budget=self._pin_left())
+            self._stores[name] = store
+        store.adopt(0, [live.tensor for live in unit.tensors])
+        ensure_staging(parts, store, staging_bytes(parts))
+        return ram_unit(parts, store, 0, unit, idle_binding(unit))
+
+    def close(self) -> None:
+        for store in self._stores.values():
+            store.give_back(0)
+        self._stores.clear()
+
+    def _pin_left(self) -> int:
+        return self._pin_budget - sum(store.pinned_bytes for store in self._stores.values())
+
+
+class FileForms:
+    """Units of a checkpoint: read from the file, or kept in RAM while its budget has room."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        facts: Facts,
+        *,
+        ram_budget: int,
+        read: Callable[[LiveUnit], list[torch.Tensor]],
+        disk_unit: Callable[[LiveUnit], StreamedUnit],
+    ) -> None:
+        self._parts = parts
+        self._sizes: Mapping[str, UnitFacts] = {unit.name: unit for unit in facts.units}
+        self._room = ram_budget
+        self._read = read
+        self._disk_unit = disk_unit
+        self._stores: dict[str, RamStore] = {}
+        self._metas: list[tuple[StreamedUnit, tuple[LiveTensor, ...]]] = []
+
+    def tier(self, name: str) -> Tier:
+        if name in self._stores:
+            return "ram"
+        return "ram" if self._sizes[name].ram_slab_bytes <= self._room else "disk"
+
+    def fits(self, name: str) -> bool:
+        unit = self._sizes[name]
+        if self.tier(name) == "ram":
+            nbytes = unit.ram_slab_bytes
+            return fits_slots(self._parts, nbytes) and fits_staging(self._parts, nbytes)
+        nbytes, pool = unit.disk_slab_bytes or 0, self._parts.pool
+        decodes = not pool.slots or unit.decode_bytes <= pool.sizes.decode_bytes
+        return decodes and fits_slots(self._parts, nbytes) and fits_staging(self._parts, nbytes)
+
+    def make(self, unit: LiveUnit) -> StreamedUnit:
+        name, parts = unit.layout.name, self._parts
+        if self.tier(name) == "disk":
+            parts.pool.add_staging(staging_bytes(parts))
+            return self._disk_unit(unit)
+        store = self._stores.get(name)
+        if store is None:
+            store = RamStore([unit.layout], lender=parts.device, pin_budget=self._room)
+            self._room -= self._sizes[name].ram_slab_bytes
+            self._stores[name] = store
+        homes = store.fill(0, self._read(unit))
+        ensure_staging(parts, store, staging_bytes(parts))
+        streamed = ram_unit(parts, store, 0, unit, resting_on(unit, homes))
+        self._metas.append((streamed, unit.tensors))
+        return streamed
+
+    def close(self) -> None:
+        for streamed, tensors in self._metas:
+            streamed.binding.rest_on([live.tensor for live in tensors])
+        for store in self._stores.values():
+            store.give_back(0)
+        self._metas.clear()
+        self._stores.clear()
+
+
+def fits_slots(parts: Parts, nbytes: int) -> bool:
+    """Whether a slab fits the slots; where there are none yet, they are made to fit."""
+    return not parts.pool.slots or nbytes <= parts.pool.sizes.slot_bytes
+
+
+def fits_staging(parts: Parts, nbytes: int) -> bool:
+    """Whether a slab fits the staging buffers; where there are none yet, they are made to fit."""
+    return not parts.pool.staging or nbytes <= parts.pool.sizes.staging_bytes
+
+
+def staging_bytes(parts: Parts) -> int:
+    """The size of staging buffers: as they are (units know them by now), or to serve any slot."""
+    sizes = parts.pool.sizes
+    return sizes.staging_bytes if parts.pool.staging else sizes.slot_bytes

@@ -1,0 +1,211 @@
+"""`Swap`: what a caller holds of a swapped model. Tells what it does, and ends it."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...ambient import undisturbed
+from ...errors import ArgsError, StateError
+from ...events import Measured, Visit
+from ...plan import SwapPlan
+from ...plan.correction.change_sentences import recent
+from ...report import (
+    Summary,
+    debug_line,
+    draw_timeline,
+    summarise,
+    write_trace,
+)
+from ...store.host_memory import peak_host_bytes
+from ...stream.device import Device
+from ...stream.engine.streamer import Streamer
+
+
+class Swap:
+    """A model that runs with its blocks streamed, until `close()` or the end of its `with`.
+
+    `plan` is what was decided and, where nobody asked for exact blocks, corrected since by what
+    was measured; `model` is what to run. Not made by callers: see `swap_blocks` and
+    `open_transformer`.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, plan: SwapPlan, device: Device, streamer: Streamer
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self._device = device
+        self._streamer = streamer
+        self._recorder = streamer.recorder
+        self._undo = ExitStack()
+        self._entered = False
+        self.closed = False
+        self._told: tuple[Callable[[], tuple[str, ...]], ...] = ()
+        self._changes: list[str] = []
+        self._earlier_peak_bytes = 0
+        self._final: Measured | None = None
+
+    def keep(self, undo: ExitStack, told: Sequence[Callable[[], tuple[str, ...]]]) -> None:
+        """Takes over how everything is undone, and who has something to say in the report."""
+        self._undo = undo
+        self._told = tuple(told)
+
+    def replan(self, plan: SwapPlan) -> None:
+        """The plan has changed while it ran; what was told of changes stays with it."""
+        self.plan = replace(plan, sentences=(*plan.sentences, *recent(self._changes)))
+
+    def tell(self, sentence: str) -> None:
+        """Adds to the plan's sentences what has changed and why."""
+        kept = len(self.plan.sentences) - len(recent(self._changes))
+        self._changes.append(sentence)
+        self.replan(replace(self.plan, sentences=self.plan.sentences[:kept]))
+
+    def reads_from_disk(self, name: str) -> bool:
+        """Whether the unit's weights are in its file only, at this moment."""
+        return any(u.name == name and u.tier == "disk" for u in self._streamer.units)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that opened the swap."""
+        return self._streamer.forked
+
+    def note_peak(self, nbytes: int | None) -> None:
+        """Keeps a peak of the device that is about to be measured anew."""
+        self._earlier_peak_bytes = max(self._earlier_peak_bytes, nbytes or 0)
+
+    def __enter__(self) -> "Swap":
+        if self.closed or self._entered:
+            state = "closed" if self.closed else "in use"
+            raise StateError(
+                f"this swap of {type(self.model).__name__} was entered a second time, and it is "
+                f"already {state}: call swap_blocks again for another round"
+            )
+        self._entered = True
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Swap":
+        raise StateError(
+            f"a copy of a swapped {type(self.model).__name__} was asked for, and its weights are "
+            "partly elsewhere: close the swap, copy the model, then swap both"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise StateError("a swap cannot be pickled: close it first")
+
+    @undisturbed()
+    def close(self) -> None:
+        """Gives the model back as it was and returns every byte. Closing twice does nothing.
+
+        After `swap_blocks` the parameters are the same objects with the same values as before.
+        After `open_transformer` the model has no weights any more. Raises StateError, changing
+        nothing, while another thread runs the model.
+        """
+        if self.closed:
+            return
+        if self._streamer.forked:
+            # Everything is the parent's: the child's copy of it goes with the child.
+            self.closed, self._final = True, self.measured()
+            return
+        self._streamer.refuse_running()
+        try:
+            final = self.measured()
+        finally:  # whatever the device has to say, the model is given back
+            self.closed = True
+            self._undo.close()
+            self._told = ()
+            self._device.release_cached_host_memory()
+        self._final = final
+
+    @undisturbed()
+    def measured(self) -> Measured:
+        """What happened so far. Waits for the device, so call it between forwards."""
+        if self._final is not None:
+            return self._final
+        if self._streamer.forked:
+            return Measured((), self._recorder.counters.copy())
+        self._device.synchronize()
+        sentences = tuple(sentence for tell in self._told for sentence in tell())
+        peak = self._device.peak_bytes()
+        return Measured(
+            visits=self._recorder.visits(),
+            counters=self._recorder.counters.copy(),
+            device_peak_bytes=None if peak is None else max(peak, self._earlier_peak_bytes),
+            host_peak_bytes=peak_host_bytes(),
+            sentences=sentences,
+        )
+
+    def report(self) -> Summary:
+        """The plan beside what was measured; `print(swap.report())`. Waits for the device."""
+        return summarise(self.plan, self.measured())
+
+    def followed_by(self, other: "Swap", *, after: int) -> None:
+        """Says that after `after` forwards in a row of this model those of `other` come.
+
+        The first blocks of `other` are then brought while the last of these forwards ends; both
+        must share their slots (`open_experts`, `swap_experts`). Without a word it is learnt from
+        one clip to the next. A wrong guess costs a stall, nothing else. Raises ArgsError.
+        """
+        if self is other or not other.shares_slots_with(self._streamer):
+            raise ArgsError(
+                f"{type(other.model).__name__} was to follow {type(self.model).__name__}, and they "
+                "are not two models that share their slots: open both in one call of open_experts "
+                "or swap_experts"
+            )
+        if isinstance(after, bool) or not isinstance(after, int) or after < 1:
+            raise ArgsError(
+                f"after={after!r} was asked, and a model's turn is a number of forwards: give how "
+                "many it runs in a row, 1 or more"
+            )
+        other.expect_after(self._streamer, after)
+
+    def shares_slots_with(self, streamer: Streamer) -> bool:
+        """Whether this model's blocks come through the slots of that engine."""
+        return self._streamer.shares_pool_with(streamer)
+
+    def expect_after(self, streamer: Streamer, forwards: int) -> None:
+        """This model's turn comes after `forwards` forwards in a row of that engine's."""
+        streamer.expect(forwards, self._streamer)
+
+    @undisturbed()
+    def forget_slots(self) -> None:
+        """Host weights are about to be written: what slots hold of them is fetched anew after it.
+
+        Waits for the device. Call it between forwards; raises StateError while another thread runs
+        the model.
+        """
+        self._streamer.refuse_running()
+        self._streamer.forget_slots()
+
+    def status_line(self) -> str:
+        """The report in a line, from what is measured by now: this waits for nothing."""
+        measured = self._final or Measured(self._recorder.visits(), self._recorder.counters.copy())
+        return summarise(self.plan, measured).status_line()
+
+    def timeline(self, path: str | os.PathLike[str]) -> None:
+        """Draws the last forwards as a PNG. Raises OutputError when it cannot be written."""
+        draw_timeline(self.plan, self.measured(), path)
+
+    def trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes a trace for Perfetto or chrome://tracing. Raises OutputError likewise."""
+        write_trace(self.plan, self.measured(), path)
+
+    def print_visits(self) -> None:
+        """Prints a line per block from now on, with true times (`block_swap_debug`)."""
+        self._recorder.on_visit = _print_line
+
+    def flush_visits(self) -> None:
+        """Waits for the device and prints what is not printed yet; ends each debugged forward."""
+        self._device.synchronize()
+        self._recorder.visits()
+
+
+def _print_line(visit: Visit) -> None:
+    print(debug_line(visit), file=sys.stderr)

@@ -1,0 +1,223 @@
+"""An out-of-memory in a forward is survived: room is made and the same forward is run again.
+
+Everything that the failed attempt holds is dropped first: the frames behind its exception, casts
+that autocast has cached, a block left bound by it. The random state of the host's and the device's
+own generators is put back, so the output is that of a forward that never failed. What a forward
+has changed in place before it failed (its inputs, a buffer, a generator of the caller's own) stays
+changed.
+"""
+
+import functools
+import gc
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...errors import DeviceError
+from ...plan.correction.change_sentences import retry_sentence
+from ...plan.correction.promotion import half_leaving, leaving
+from ...stream.device import Device
+from ...stream.engine.streamer import Streamer
+from ...units import (
+    GIB,
+    KIB,
+    MIB,
+    format_bytes,
+    format_bytes_at_least,
+)
+from .corrector import Corrector
+from .handle import Swap
+from .residency import Residency
+
+_ASKED = re.compile(r"[Tt]ried to allocate ([0-9]+(?:\.[0-9]+)?) (bytes|[KMG]iB)")
+_FACTORS = {"bytes": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+
+
+def asked_bytes(message: str) -> int | None:
+    """What the failed allocation asked for, as the error tells it; None where it does not."""
+    found = _ASKED.search(message)
+    return None if found is None else int(float(found[1]) * _FACTORS[found[2]])
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Stands in for the forward of a swapped model.
+
+    `residency` and `corrector` are None where the blocks were chosen exactly: then none may be
+    let go, and all that a second attempt has is memory that the first one and the allocator held.
+    """
+
+    swap: Swap
+    device: Device
+    streamer: Streamer
+    residency: Residency | None
+    corrector: Corrector | None
+
+    def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`original` with retries, under its own name and signature.
+
+        The compiler skips this frame and what it calls here, and compiles `original` itself.
+        """
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            attempts = _begin(self)
+            while True:
+                try:
+                    output = original(*args, **kwargs)
+                except torch.OutOfMemoryError as error:
+                    attempts.failed(error)
+                else:
+                    attempts.succeeded()
+                    return output
+                # Here and not in the clause above, where the interpreter still holds the error.
+                attempts.make_room()
+
+        skipped: Callable[..., Any] = torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]
+        return skipped
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _begin(retry: Retry) -> "_Attempts":
+    return _Attempts(retry)
+
+
+class _Attempts:
+    """The attempts at one forward."""
+
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
+        self._number = retry.streamer.recorder.counters.forwards
+        if retry.corrector is not None:
+            retry.corrector.before_forward(self._number)
+        self._random = (torch.get_rng_state(), retry.device.random_state())
+        self._count = 0
+        self._released = 0
+        self._asked: int | None = None  # by the allocation that failed last
+        self._held = 0  # bytes allocated at that moment
+        self._error: torch.OutOfMemoryError | None = None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def succeeded(self) -> None:
+        """The output is there."""
+        self._error = None
+        if self._retry.corrector is not None:
+            self._retry.corrector.after_forward(self._number)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def failed(self, error: torch.OutOfMemoryError) -> None:
+        """Notes the error and takes from it whatever it keeps alive."""
+        self._count += 1
+        self._asked = asked_bytes(str(error))
+        self._held = self._retry.device.allocated_bytes()
+        self._error = error
+        _clear_frames(error)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def make_room(self) -> None:
+        """Lets residents go for the next attempt. Raises the error when none is left."""
+        retry, device = self._retry, self._retry.device
+        torch.clear_autocast_cache()
+        retry.streamer.repair()
+        device.synchronize()
+        device.empty_cache()
+        chosen, released = self._chosen(), tuple[str, ...]()
+        if not chosen and self._count > 1:
+            released = self._release_others()
+            if not released:
+                self._give_up()
+        # A frame keeps the closure of its function even when it is cleared, and with it inputs of
+        # blocks: the trace goes as soon as nobody is to be shown it.
+        self._error = None
+        gc.collect()
+        if retry.residency is not None:
+            released += retry.residency.demote(chosen)
+        self._released += len(released)
+        device.empty_cache()
+        if retry.corrector is not None:
+            retry.corrector.out_of_memory()
+        retry.swap.tell(retry_sentence(self._number, self._asked, released, retry.swap.plan))
+        host, own = self._random
+        torch.set_rng_state(host)
+        device.restore_random_state(own)
+
+    def _release_others(self) -> tuple[str, ...]:
+        """Nothing of our own is left to let go: residents of swaps that share our slots are."""
+        residency = self._retry.residency
+        return () if residency is None else residency.release_others()
+
+    def _chosen(self) -> tuple[str, ...]:
+        """What the error says is missing, then at least half of the rest, then everything."""
+        residency = self._retry.residency
+        if residency is None:
+            return ()
+        units, entry = residency.units(), residency.entry_bytes
+        wanted = self._shortfall()
+        asked = () if wanted is None else leaving(units, wanted, entry)
+        half = half_leaving(units, entry)
+        everything = leaving(units, sum(unit.bytes for unit in units) + 1, entry)
+        if self._count == 1:
+            return asked or half
+        return max(asked, half, key=len) if self._count == 2 else everything
+
+    def _shortfall(self) -> int | None:
+        """Bytes that the failed forward lacked to get past that point; None if nobody tells."""
+        device, asked = self._retry.device, self._asked
+        free = device.free_bytes()
+        if asked is None or free is None:
+            return asked
+        activations = self._held - device.allocated_bytes()
+        # Errors name sizes with two decimals.
+        return max(1, activations + asked + asked // 100 - free)
+
+    def _give_up(self) -> None:
+        error, self._error = self._error, None
+        assert error is not None, "an attempt has failed"
+        note = self._note()
+        try:
+            if sys.version_info >= (3, 11):
+                error.add_note(note)
+                raise error
+            raise error from DeviceError(note)
+        finally:
+            del error  # else it would hold this frame, and this frame it
+
+    def _note(self) -> str:
+        plan = self._retry.swap.plan
+        tried = f"blockswap ran this forward {self._count} times"
+        if self._retry.residency is None:
+            tried += ", with all that the allocator kept given back"
+            left = "the blocks were chosen exactly, so none of those that stay may be let go"
+        else:
+            tried += f" and let {self._released} blocks go that stayed on {plan.device}"
+            left = f"the {format_bytes(plan.device_bytes)} of weights and slots left are the least"
+        shortfall = self._shortfall()
+        if shortfall is None:
+            return f"{tried}; {left}: make the clip smaller or shorter, or free memory there"
+        least = format_bytes_at_least(shortfall)
+        return f"{tried}; {left}: {self._advice(shortfall)}free {least} or more there"
+
+    def _advice(self, shortfall: int) -> str:
+        plan = self._retry.swap.plan
+        sizes = sorted(unit.slab_bytes for unit in plan.units if unit.tier == "resident")
+        if self._retry.residency is None and sum(sizes) >= shortfall:
+            more = next(n for n in range(1, len(sizes) + 1) if sum(sizes[-n:]) >= shortfall)
+            return f"stream {more} more block{'s' * (more > 1)}, make the clip smaller, or "
+        return "make the clip smaller or shorter, or "
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Empties the frames behind `error` and all errors that led to it: they hold tensors."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            waiting += [one.__cause__, one.__context__]
