@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from . import host
+
 
 class PatchOnArrival:
     """Stands in for ComfyUI's `LowVramPatch` in a module's weight functions."""
@@ -19,23 +21,8 @@ class PatchOnArrival:
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         """The patched weight, in the dtype in which ComfyUI hands the unpatched one over."""
-        import comfy.float
-        import comfy.lora
-        from comfy.model_patcher import string_to_seed
-
-        patch = self._patch
-        seed = string_to_seed(patch.key)
-        # From a stored fp8 or half precision number to fp32 nothing is lost on either way.
-        full = weight.to(torch.float32, copy=True)
-        if patch.convert_func is not None:
-            full = patch.convert_func(full, inplace=True)
-        full = comfy.lora.calculate_weight(patch.patches[patch.key], full, patch.key)
-        if patch.set_func is not None:
-            made = patch.set_func(full, seed=seed, return_weight=True)
-        else:
-            made = comfy.float.stochastic_rounding(full, self._stored_dtype, seed=seed)
-        patched: torch.Tensor = made.to(weight.dtype)
-        return patched
+        made = host.patched(self._patch, weight, self._stored_dtype)
+        return made.to(weight.dtype)
 
 
 def patch_on_arrival(module: torch.nn.Module) -> None:
@@ -43,13 +30,6 @@ def patch_on_arrival(module: torch.nn.Module) -> None:
     for name in ("weight", "bias"):
         functions: list[Any] = getattr(module, f"{name}_function", [])
         for at, function in enumerate(functions):
-            if type(function).__name__ == "LowVramPatch":
+            if host.is_noted_patch(function):
                 dtype = getattr(module, name).dtype
                 functions[at] = PatchOnArrival(function, dtype)
-
-
-def forget_patches(module: torch.nn.Module) -> None:
-    """Takes everything off that the host had prepared on `module`."""
-    from comfy.model_patcher import wipe_lowvram_weight
-
-    wipe_lowvram_weight(module)

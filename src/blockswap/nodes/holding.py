@@ -11,7 +11,7 @@ host itself keeps there. Who owns a block at any time:
 
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from ..ambient import undisturbed
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
 from ..swap import FileUnits, Swap, stream_file_units, stream_units
-from .arrival import forget_patches
+from . import host
 from .status import StatusLine
 
 _ATTRIBUTE = "blockswap_holding"
@@ -125,14 +125,14 @@ class Holding:
         model = self._model()
         if model is None or self.closed or self._parked is not None:
             return
-        self._parked = model.current_weight_patches_uuid
-        model.current_weight_patches_uuid = uuid.uuid4()
+        self._parked = host.loaded_patches(model)
+        host.set_loaded_patches(model, uuid.uuid4())
 
     def resume(self, owner: Any, node_id: str | None) -> None:
         """A clone with an equal claim goes on with what is there."""
         model = self._model()
         if self._parked is not None and model is not None:
-            model.current_weight_patches_uuid = self._parked
+            host.set_loaded_patches(model, self._parked)
         self._parked = None
         self.hold(owner, node_id)
 
@@ -151,7 +151,7 @@ class Holding:
             guard.remove()
         if self.files is not None:
             for module in self.modules:
-                forget_patches(module)
+                host.forget_noted(module)
 
 
 def holding_of(model: Any) -> Holding | None:
@@ -223,8 +223,3 @@ class Immovable:
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
     ) -> torch.nn.Module:
         return self._module
-
-
-def modules_in(entry: Sequence[Any]) -> list[torch.nn.Module]:
-    """The modules in one entry of the host's load list, whatever its shape is in this version."""
-    return [part for part in entry if isinstance(part, torch.nn.Module)]

@@ -15,6 +15,7 @@ from ..errors import ModelError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..store.leaves import torch_dtype
 from ..swap import FileUnits, find_file_units
+from . import host
 from .patcher import Wish, keep_file_units, swap_on_clone
 
 
@@ -24,29 +25,18 @@ def load_streamed(path: str, wish: Wish) -> Any:
     Raises CheckpointError for what is no usable safetensors file, ModelError for a model that
     ComfyUI does not know or that cannot be streamed from its file.
     """
-    import comfy.model_management as management
-    import comfy.model_patcher
-
     checkpoint = open_checkpoint(path)
     model = _build(checkpoint)
     _fill_in_scales(model.diffusion_model, checkpoint)
     files = find_file_units(model.diffusion_model, path)
     _load_rest(model.diffusion_model, checkpoint, files)
-    patcher = comfy.model_patcher.ModelPatcher(
-        model,
-        load_device=management.get_torch_device(),
-        offload_device=management.unet_offload_device(),
-    )
+    patcher = host.new_patcher(model)
     keep_file_units(model, files)
     return swap_on_clone(patcher, wish)
 
 
 def _build(checkpoint: Checkpoint) -> Any:
     """ComfyUI's model for the checkpoint, its transformer on the meta device."""
-    import comfy.model_detection
-    import comfy.model_management as management
-    import comfy.utils
-
     if "_quantization_metadata" in checkpoint.metadata:
         raise ModelError(
             f"{checkpoint.label} holds quantised tensors of several formats, which cannot be "
@@ -57,22 +47,12 @@ def _build(checkpoint: Checkpoint) -> Any:
         key: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta")
         for key, tensor in _all_tensors(checkpoint).items()
     }
-    parameters = comfy.utils.calculate_parameters(weights)
-    stored_dtype = comfy.utils.weight_dtype(weights)
-    config = comfy.model_detection.model_config_from_unet(weights, "")
+    config = host.detect(weights)
     if config is None or config.unet_config.get("image_model") != "wan2.1":
         raise ModelError(
             f"{checkpoint.label} is no Wan model that this ComfyUI knows: use a checkpoint in "
             "original names, as ComfyUI's own loader takes them"
         )
-    device = management.get_torch_device()
-    kinds = list(config.supported_inference_dtypes)
-    wanted = management.unet_dtype(
-        model_params=parameters,
-        supported_dtypes=kinds,
-        weight_dtype=None if config.scaled_fp8 is not None else stored_dtype,
-    )
-    config.set_inference_dtype(wanted, management.unet_manual_cast(wanted, device, kinds))
     return config.get_model(weights, "", device=torch.device("meta"))
 
 

@@ -13,7 +13,6 @@ them on clones of the clone. The host's own methods do the work, seen through th
 
 import logging
 import weakref
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,9 @@ from ..errors import ModelError
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs, select
 from ..swap import FileUnits, plan_file_units, plan_units
-from .arrival import forget_patches, patch_on_arrival
-from .holding import Claim, Holding, Immovable, holding_of, modules_in
+from . import host
+from .arrival import patch_on_arrival
+from .holding import Claim, Holding, Immovable, holding_of
 from .room import granted_by_host, size_with, whole_size
 
 KEY = "blockswap"
@@ -70,7 +70,7 @@ def swap_on_clone(patcher: Any, wish: Wish) -> Any:
     clone = _clone_without_dynamic(patcher)
     clone.set_attachments(KEY, wish)
     _Overrides(clone).install()
-    _follow_clones(clone)
+    host.follow(clone, KEY, _on_clone, _on_detach)
     return clone
 
 
@@ -102,22 +102,13 @@ def _refuse_foreign(root: Any) -> None:
 
 def _clone_without_dynamic(patcher: Any) -> Any:
     """A clone; of a model under newer cores' dynamic VRAM, one that is not."""
-    is_dynamic = getattr(patcher, "is_dynamic", None)
-    if is_dynamic is None or not is_dynamic():
+    if not host.is_dynamic(patcher):
         return patcher.clone()
     logging.warning(
         "blockswap: this model is under dynamic VRAM, which moves every weight itself; the clone "
         "with block swap is made without it, so that each block has one owner"
     )
     return patcher.clone(disable_dynamic=True)
-
-
-def _follow_clones(patcher: Any) -> None:
-    from comfy.patcher_extension import CallbacksMP
-
-    for kind, call in ((CallbacksMP.ON_CLONE, _on_clone), (CallbacksMP.ON_DETACH, _on_detach)):
-        patcher.remove_callbacks_with_key(kind, KEY)
-        patcher.add_callback_with_key(kind, KEY, call)
 
 
 def _on_clone(patcher: Any, clone: Any) -> None:
@@ -156,17 +147,7 @@ class _Overrides:
 
     def install(self) -> None:
         patcher = self._patcher
-        for name in (
-            "load",
-            "partially_load",
-            "unpatch_model",
-            "patch_weight_to_device",
-            "_load_list",
-            "patch_hooks",
-            "unpatch_hooks",
-            "model_size",
-            "get_ram_usage",
-        ):
+        for name in host.OVERRIDDEN:
             setattr(patcher, name, getattr(self, name))
         wish = self._wish
         # How much of the model stays under an automatic plan is what the host answers by loading.
@@ -188,19 +169,20 @@ class _Overrides:
         return self._whole
 
     def _load_list(self, *args: Any, **kwargs: Any) -> list[Any]:
-        entries: list[Any] = self._host._load_list(self._patcher, *args, **kwargs)
+        entries = host.load_list(self._patcher, *args, **kwargs)
         holding = holding_of(self._patcher.model)
         if holding is None:
             return entries
         held = holding.modules
-        return [e for e in entries if any(m in held for m in modules_in(e)) == holding.taking]
+        return [e for e in entries if any(m in held for m in host.modules_in(e)) == holding.taking]
 
     def patch_weight_to_device(self, key: str, *args: Any, **kwargs: Any) -> Any:
         patcher = self._patcher
         result = self._host.patch_weight_to_device(patcher, key, *args, **kwargs)
         holding = holding_of(patcher.model)
         if holding is not None and holding.taking:
-            _bring_back(patcher, key)
+            # The host patches on the compute device; weights of streamed units rest in RAM.
+            host.bring_to_host_memory(patcher, key)
         return result
 
     def patch_hooks(self, hooks: Any) -> Any:
@@ -239,9 +221,9 @@ class _Overrides:
         holding = holding_of(model)
         if holding is not None and holding.claim == self._claim(device_to):
             holding.resume(patcher, self._wish.node_id)
-        elif model.current_weight_patches_uuid is not None:
+        elif host.loaded_patches(model) is not None:
             # Loaded for a clone that asked for something else: the host starts afresh.
-            used = model.model_loaded_weight_memory
+            used = host.loaded_bytes(model)
             patcher.unpatch_model(patcher.offload_device, unpatch_weights=True)
             extra_memory += used
         return self._host.partially_load(
@@ -268,7 +250,7 @@ class _Overrides:
             with holding.at_work():
                 result = self._host.load(patcher, device_to, room, force_patch_weights, fits)
             if not fits:  # else the host has counted `model_size()`
-                patcher.model.model_loaded_weight_memory += holding.own_bytes
+                host.add_loaded_bytes(patcher.model, holding.own_bytes)
             holding.open(transformer_of(patcher))
         except BaseException:
             release(patcher.model)
@@ -293,10 +275,11 @@ class _Overrides:
         holding = Holding(patcher.model, claim, plan, files)
         holding.hold(patcher, self._wish.node_id)
         if holding.modules:
+            # The host loads in two turns; what other nodes hang on loading belongs to the second.
             # Weights in memory are patched for good; of those in a file the host only notes what is
             # to be patched, as it does for weights that it finds no room for.
             room = 1e32 if files is None else 1e-3
-            with holding.at_work(), holding.taking_turn(), _without_callbacks(patcher):
+            with holding.at_work(), holding.taking_turn(), host.without_callbacks(patcher):
                 self._host.load(patcher, device, room, False, False)
         if files is not None:
             for module in holding.modules:
@@ -316,7 +299,7 @@ def _settle_notes(module: Any, patcher: Any) -> None:
     if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
         patch_on_arrival(module)
     elif not patcher.force_cast_weights:
-        forget_patches(module)
+        host.forget_noted(module)
 
 
 def release(model: Any) -> None:
@@ -324,22 +307,3 @@ def release(model: Any) -> None:
     holding = holding_of(model)
     if holding is not None:
         holding.close()
-
-
-def _bring_back(patcher: Any, key: str) -> None:
-    """The host patches weights on the compute device; those of streamed units rest in RAM."""
-    import comfy.utils
-
-    weight = comfy.utils.get_attr(patcher.model, key)
-    if weight.device.type != "cpu":
-        comfy.utils.set_attr_param(patcher.model, key, weight.to("cpu"))
-
-
-@contextmanager
-def _without_callbacks(patcher: Any) -> Any:
-    """The host loads in two turns; what other nodes hang on loading belongs to the second."""
-    callbacks, patcher.callbacks = patcher.callbacks, {}
-    try:
-        yield
-    finally:
-        patcher.callbacks = callbacks

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from . import host
 from .holding import last_holding_of
 from .patcher import release, transformer_of
 from .types import CATEGORY, model_input
@@ -98,12 +99,7 @@ def _blank() -> torch.Tensor:
 
 def _free(model: Any) -> str:
     """Unloads every clone of the model, as ComfyUI's own *free* does for all models."""
-    import comfy.model_management as management
-
-    for loaded in [m for m in management.current_loaded_models if m.model is not None]:
-        if loaded.model.is_clone(model):
-            loaded.model_unload()
-            management.current_loaded_models.remove(loaded)
+    host.unload(model)
     release(model.model)
-    management.soft_empty_cache()
+    host.empty_cache()
     return "the model was unloaded and the host memory of its blocks unlocked"

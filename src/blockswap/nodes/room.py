@@ -4,15 +4,14 @@ from typing import Any
 
 from ..layout.slab import align_up
 from ..plan import SwapPlan
+from . import host
 
 _UNBOUNDED = 1e31  # the host says 1e32 where it sets no limit
 
 
 def whole_size(model: Any) -> int:
     """Bytes of all weights of a model, as the host counts them."""
-    import comfy.model_management
-
-    return int(comfy.model_management.module_size(model))
+    return host.weight_bytes(model)
 
 
 def size_with(plan: SwapPlan, whole: int) -> int:
@@ -29,9 +28,7 @@ def granted_by_host(device: Any, lowvram_model_memory: float) -> int:
     Allocators round, and other programs come and go: at the brim the host would take residents
     off the device again before the next run.
     """
-    import comfy.model_management as management
-
     room = lowvram_model_memory
     if not 0 < room < _UNBOUNDED:
-        room = management.get_free_memory(device) - management.minimum_inference_memory()
+        room = host.free_bytes(device) - host.inference_bytes()
     return max(int(room * 63 / 64), 0)

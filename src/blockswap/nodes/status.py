@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+
+from . import host
 
 _EVERY_SECONDS = 0.5
 
@@ -23,13 +24,6 @@ class StatusLine:
 
 
 def send_text(node_id: str | None, text: str) -> None:
-    """Shows `text` on a node, where this ComfyUI has a page to show it and a way to do so."""
-    if node_id is None:
-        return
-    try:
-        from server import PromptServer
-    except ImportError:
-        return  # the package without its server
-    server: Any = getattr(PromptServer, "instance", None)
-    if server is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node_id)
+    """Shows `text` on a node, where there is one."""
+    if node_id is not None:
+        host.show_text(node_id, text)
