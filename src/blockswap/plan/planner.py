@@ -1,4 +1,4 @@
-"""`make_plan`: numbers in, one immutable `SwapPlan` out."""
+"""`make_plan`: the stages of a plan in order; plans for the CPU; RAM or disk where both do."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Everything a plan depends on, gathered: what was asked, of which model, on which machine."""
+"""Limits: budgets in bytes, slots where nobody asked, host memory left to other programs."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""From a choice to the plan's figures: tiers, slots, staging and what moves in a forward."""
+"""The chosen option as a plan with exact bytes: tiers, slots, staging, what moves in a forward."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The plan corrected by facts: which units should stay, or leave, after a forward was measured.
+"""Which units come to stay or leave: after a measured forward, or when one ran out of memory.
 
 A forward's peak is weights, slots and activations together. What it leaves of the limit, beyond
 the headroom, takes further residents; a forward that used up half of the headroom takes some away

@@ -1,4 +1,4 @@
-"""A plan after some of its units have changed place: the same value, with exact bytes again."""
+"""The plan after units have changed place: the same value, with exact bytes again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What the planner is told of model and machine: byte counts, nothing else."""
+"""Byte counts of every unit and of free memory: all that the planner knows of model and machine."""
 
 from dataclasses import dataclass
 

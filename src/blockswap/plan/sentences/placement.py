@@ -1,4 +1,4 @@
-"""The plan in sentences: what is where, what is binding, what would change it, with numbers."""
+"""The plan in one line: how many blocks stream, from where, through which slots; how many stay."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Putting units where the plan wants them; every step says how it is undone.
+"""Weights put on the device in slabs and taken down again; every step says how it is undone.
 
 Each function registers its undoing before it changes anything, so that a failure (or Ctrl-C) in
 the middle of opening leaves the model as it was found, and closing is the same undoing.

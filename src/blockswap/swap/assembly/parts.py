@@ -1,4 +1,4 @@
-"""Wiring: a plan, a model and its stores become units that the engine can run."""
+"""What every step of opening works with: the pool a plan asks for, a recorder, and how to undo."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From a workload and a machine to what the planner takes: `swap` owns which model is meant."""
+"""From a workload and a machine to what a forward of this model will need, and how fast it is."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
-"""What a unit that was resident from the start becomes when it leaves: a slab in RAM, or ranges
-of its file. Made when the first such unit leaves and not before: most never do.
+"""What a unit resident from the start becomes when it leaves: a slab in RAM, or reads from disk.
+
+Made when the first such unit leaves and not before: most never do.
 """
 
 from collections.abc import Callable, Mapping

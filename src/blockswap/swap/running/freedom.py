@@ -1,5 +1,4 @@
-"""What a running swap may change: which blocks, within which limits, and through how many slots
-made when the first of them leaves."""
+"""What a running swap may change: which blocks, within which limits, through how many new slots."""
 
 from dataclasses import dataclass
 from typing import Protocol
