@@ -36,10 +36,10 @@ def capacity(
     The models are small: reserve and headroom are shares of it alone.
     """
 
-    from blockswap.plan.choice import decision as choose
+    from blockswap.plan.choice import budgets
     from blockswap.plan.correction import promotion as correct
 
-    monkeypatch.setattr(choose, "LEAST_RESERVE_BYTES", 0)
+    monkeypatch.setattr(budgets, "LEAST_RESERVE_BYTES", 0)
     monkeypatch.setattr(correct, "LEAST_HEADROOM_BYTES", 0)
     mode = request.node.callspec.params["sim_device"].removeprefix("sim-")
     gc.collect()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from ...selection import BlockSwapArgs, Selection
-from ...units import GIB
+from ...units import GIB, MIB
 from ..inputs.foresight import Foresight, Speeds
 from ..inputs.unit_sizes import Facts, UnitFacts
 from ..swap_plan import SwapPlan
@@ -14,6 +14,8 @@ from .tiers import HostRoom
 AUTOMATIC_SLOTS = 3
 # Host memory that an automatic plan leaves alone: other programs, the text encoder, page cache.
 LEAST_HOST_LEFT_BYTES = 4 * GIB
+# Left to activations, at least, where nothing is known of them.
+LEAST_RESERVE_BYTES = 512 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,16 @@ def ram_room(plan: SwapPlan, facts: Facts, selection: Selection, args: BlockSwap
         return 0
     budget = question_of(facts, selection, args, None).ram_budget_bytes or 0
     return budget - plan.pinned_bytes - plan.staging_buffers * plan.staging_bytes
+
+
+def automatic_limit(question: Question, free: int) -> tuple[int, int]:
+    """Of `free` bytes on the device: those for weights and slots, and those for activations.
+
+    A tenth is left alone; activations that are not known may take a quarter.
+    """
+    known = question.foresight is not None
+    reserve = question.reserve_bytes if known else max(LEAST_RESERVE_BYTES, free // 4)
+    return free * 9 // 10 - reserve, reserve
 
 
 def without_ram(question: Question) -> Question:

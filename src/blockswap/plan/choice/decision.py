@@ -14,18 +14,16 @@ workload needs beside weights and slots comes out of the limit; without one a re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...units import MIB, format_bytes
-from .budgets import Question
+from ...units import format_bytes
+from .budgets import Question, automatic_limit
 from .fastest import fastest_fit
 from .options import (
     Fit,
     Option,
     best_fit,
     floor_of,
-    refusal,
 )
-
-LEAST_RESERVE_BYTES = 512 * MIB
+from .refusals import refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +121,7 @@ def _within_grant(question: Question, granted: int) -> Choice:
 def _within_free(question: Question, free: int) -> Choice:
     """Automatic on an accelerator: leaves a tenth unused, and a reserve for activations."""
     known = question.foresight is not None
-    reserve = question.reserve_bytes if known else max(LEAST_RESERVE_BYTES, free // 4)
-    limit = free * 9 // 10 - reserve
+    limit, reserve = automatic_limit(question, free)
     offered = question.offered()
     device = question.facts.device
     fit = fit_in(question, offered, limit)

@@ -4,10 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ...errors import PlanError
 from ...layout.slab import align_up
-from ...units import format_bytes, format_bytes_at_least
-from ..inputs.foresight import Foresight
 from ..inputs.unit_sizes import Facts, UnitFacts
 from .resident_sets import Costs, kept_sets
 from .tiers import HostRoom
@@ -99,30 +96,3 @@ def best_fit(offered: Sequence[Option], limit_bytes: int, slots: int) -> Fit | N
         if floor.device_bytes(fewer) <= limit_bytes:
             return Fit(floor, fewer)
     return None
-
-
-def refusal(
-    facts: Facts, offered: Sequence[Option], foresight: Foresight | None, asked: str
-) -> PlanError:
-    """The error that says what was asked, the least that would do, and how to get there."""
-    floor = floor_of(offered)
-    least = floor.device_bytes(1)
-    count = len(floor.streamed)
-    how = f"with {count} of {len(facts.units)} units streamed through 1 slot"
-    how = how if count else "with nothing streamed"
-    # Where all that may move is streamed already, more of it is no way out.
-    helps = "give it that much"
-    if max(len(option.streamed) for option in offered) < len(facts.units):
-        helps += ", or let more units be streamed"
-    if foresight is not None:
-        helps += ", or ask for a smaller clip"
-        how += (
-            f" ({format_bytes(least)}) and {format_bytes(foresight.reserve_bytes)} for "
-            f"{foresight.workload}"
-        )
-        least += foresight.reserve_bytes
-    return PlanError(
-        f"{asked}, {facts.label} needs at least {format_bytes_at_least(least)} on {facts.device} "
-        f"{how}: {helps}",
-        least_bytes=least,
-    )

@@ -1,4 +1,4 @@
-"""The hooks that connect a model to the engine, and the guards that keep foreign code honest.
+"""The hooks that connect a model to the engine; what moving, loading, saving, copying it does.
 
 All of them are instance attributes or torch hooks: `remove()` leaves the module as it was found.
 They are invisible to the compiler: a compiled model breaks its graph around a block, never in it.

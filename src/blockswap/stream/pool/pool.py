@@ -1,4 +1,4 @@
-"""The pool: device memory and helpers that a swap borrows, and that outlive it.
+"""The pool: memory and threads that swaps share, and which slot or buffer is taken next.
 
     slots      a few device buffers, each as large as the largest streamed unit
     staging    pinned host buffers between a file (or pageable memory) and a slot

@@ -1,4 +1,4 @@
-"""How a unit's bytes get into a slot, one class for each place they can come from.
+"""How a unit's bytes get into a slot, and what each read and each copy waits for.
 
     PinnedCopy   pinned RAM  -> slot                 enqueued by the forward thread, at once
     StagedCopy   file or pageable RAM -> staging -> slot    read ahead by reader threads, two hops

@@ -17,7 +17,9 @@ from ...layout.geometry import infer_geometry, name_variant
 from ...layout.geometry.stated import stated_by
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.budgets import ram_room
+from ...plan.choice.refusals import refuse_beyond_memory
 from ...selection import BlockSwapArgs, select
+from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
 from ...stream.model.idle_weights import mark_idle
 from ..assembly.parts import make_parts
@@ -26,7 +28,7 @@ from ..guards.closed_model import refuse_closed, reopened
 from ..opening.engine_start import start_engine
 from ..opening.from_file import Opening
 from ..plan_inputs.basis import Basis
-from ..plan_inputs.model_bytes import facts_of_checkpoint, refuse_beyond_memory
+from ..plan_inputs.model_bytes import facts_of_checkpoint
 from ..plan_inputs.outlook import AnyWorkload, foresee
 from ..running.freedom import freedom_of
 from .arguments import as_args, refuse_swapped
@@ -77,7 +79,7 @@ def plan_transformer(
 def _plan_for(found: "FoundModel") -> SwapPlan:
     basis = found.basis
     plan = make_plan(basis.facts, basis.selection, basis.args, basis.foresight)
-    refuse_beyond_memory(basis.facts, plan)
+    refuse_beyond_memory(basis.facts, plan, most_host_bytes())
     return plan
 
 

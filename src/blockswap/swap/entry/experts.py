@@ -16,6 +16,7 @@ from ...ambient import undisturbed
 from ...errors import ArgsError
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.budgets import ram_room
+from ...plan.choice.refusals import refuse_beyond_memory
 from ...plan.joint_plan import (
     joined_facts,
     joined_foresight,
@@ -23,12 +24,12 @@ from ...plan.joint_plan import (
     parted_plans,
 )
 from ...selection import BlockSwapArgs
+from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
 from ..assembly.parts import make_pool
 from ..assembly.pool_members import Sharing
 from ..opening.from_memory import UNLIMITED
 from ..plan_inputs.basis import Basis
-from ..plan_inputs.model_bytes import refuse_beyond_memory
 from ..plan_inputs.outlook import AnyWorkload
 from ..running.handle import Swap
 from .arguments import as_args
@@ -137,7 +138,7 @@ class _Joint:
         self.selection = joined_selection([basis.selection for basis in bases])
         foresight = joined_foresight([basis.foresight for basis in bases])
         self.plan = make_plan(self.facts, self.selection, bases[0].args, foresight)
-        refuse_beyond_memory(self.facts, self.plan)
+        refuse_beyond_memory(self.facts, self.plan, most_host_bytes())
 
     def plans(self) -> tuple[SwapPlan, ...]:
         """Each model's part of it."""

@@ -5,14 +5,12 @@ from dataclasses import dataclass, replace
 
 from ...adapters.live import LiveModel, LiveUnit
 from ...adapters.stored import StoredModel, extent_of
-from ...errors import PlanError
 from ...layout.slab import pack
 from ...layout.values import Leaf, TensorSpec
-from ...plan import Facts, SwapPlan, UnitFacts
+from ...plan import Facts, UnitFacts
 from ...store.file_slab import LEAST_ALIGNMENT, Extent, file_slab
-from ...store.host_memory import free_host_bytes, most_host_bytes
+from ...store.host_memory import free_host_bytes
 from ...stream.device import Device
-from ...units import format_bytes
 
 # The CPU's kernels give equal bits for 16-bit floats at any offset, and so does a cast.
 LENIENT_ALIGNMENT = 8
@@ -104,21 +102,3 @@ def _facts(
         granularity=device.granularity,
         from_checkpoint=from_checkpoint,
     )
-
-
-def refuse_beyond_memory(facts: Facts, plan: SwapPlan) -> None:
-    """Raises PlanError where a plan for the CPU takes more than all that host memory could give.
-
-    The system promises more than it has and ends the process later, and only what is asked for in
-    one piece is refused at once.
-    """
-    most = most_host_bytes()
-    if not facts.on_host or not facts.from_checkpoint or most is None:
-        return
-    if plan.device_bytes > most:
-        raise PlanError(
-            f"{facts.label} needs {format_bytes(plan.device_bytes)} of "
-            f"host memory for weights and {plan.slots} slots of {format_bytes(plan.slot_bytes)}, "
-            f"{format_bytes(most)} are free: stream more blocks with fewer "
-            "prefetch_blocks, free memory, or use a machine with more"
-        )

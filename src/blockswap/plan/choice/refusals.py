@@ -1,0 +1,54 @@
+"""What no plan can give: less than the least budget, or more than all host memory."""
+
+from collections.abc import Sequence
+
+from ...errors import PlanError
+from ...units import format_bytes, format_bytes_at_least
+from ..inputs.foresight import Foresight
+from ..inputs.unit_sizes import Facts
+from ..swap_plan import SwapPlan
+from .options import Option, floor_of
+
+
+def refusal(
+    facts: Facts, offered: Sequence[Option], foresight: Foresight | None, asked: str
+) -> PlanError:
+    """The error that says what was asked, the least that would do, and how to get there."""
+    floor = floor_of(offered)
+    least = floor.device_bytes(1)
+    count = len(floor.streamed)
+    how = f"with {count} of {len(facts.units)} units streamed through 1 slot"
+    how = how if count else "with nothing streamed"
+    # Where all that may move is streamed already, more of it is no way out.
+    helps = "give it that much"
+    if max(len(option.streamed) for option in offered) < len(facts.units):
+        helps += ", or let more units be streamed"
+    if foresight is not None:
+        helps += ", or ask for a smaller clip"
+        how += (
+            f" ({format_bytes(least)}) and {format_bytes(foresight.reserve_bytes)} for "
+            f"{foresight.workload}"
+        )
+        least += foresight.reserve_bytes
+    return PlanError(
+        f"{asked}, {facts.label} needs at least {format_bytes_at_least(least)} on {facts.device} "
+        f"{how}: {helps}",
+        least_bytes=least,
+    )
+
+
+def refuse_beyond_memory(facts: Facts, plan: SwapPlan, most_bytes: int | None) -> None:
+    """Raises PlanError where a plan for the CPU takes more than `most_bytes`, all that there is.
+
+    The system promises more than it has and ends the process later, and only what is asked for in
+    one piece is refused at once.
+    """
+    if not facts.on_host or not facts.from_checkpoint or most_bytes is None:
+        return
+    if plan.device_bytes > most_bytes:
+        raise PlanError(
+            f"{facts.label} needs {format_bytes(plan.device_bytes)} of "
+            f"host memory for weights and {plan.slots} slots of {format_bytes(plan.slot_bytes)}, "
+            f"{format_bytes(most_bytes)} are free: stream more blocks with fewer "
+            "prefetch_blocks, free memory, or use a machine with more"
+        )
