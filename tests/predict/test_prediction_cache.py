@@ -134,7 +134,7 @@ def test_what_is_kept_is_told_without_torch(cache: Path) -> None:
     code = (
         "import sys\n"
         "from blockswap.layout.geometry import WanGeometry\n"
-        "from blockswap.plan.workload import *\n"
+        "from blockswap.plan.inputs.workload import *\n"
         "from blockswap.predict import predict_forward\n"
         f"print(predict_forward({TINY!r}, {CLIP!r}))\n"
         "sys.exit('torch' in sys.modules)"

@@ -1,4 +1,4 @@
-"""The swaps that share one pool, and what they hold on the device together.
+"""The swaps that share one pool: what they hold together, and whose blocks leave for another's.
 
 Mostly there is one. Members are known weakly: a model may go while another one goes on.
 """
