@@ -16,6 +16,7 @@ from torch.utils import _python_dispatch
 # Private, and the only way: modes are taken off as torch itself does while it runs one of them.
 _depth = torch._C._len_torch_function_stack
 _take_one_off = overrides._pop_mode_temporarily
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 def without_function_modes() -> contextlib.AbstractContextManager[None]:
@@ -38,6 +39,13 @@ def undisturbed() -> Iterator[None]:
     here = without_function_modes(), _without_dispatch_modes()
     with here[0], here[1], torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def is_recording() -> bool:
+    """Whether operations are being recorded to be run again (`torch.jit.trace`, `make_fx`)."""
+    return (
+        torch._C._get_tracing_state() is not None or torch._C._get_dispatch_mode(_PROXY) is not None
+    )
 
 
 def _without_dispatch_modes() -> contextlib.AbstractContextManager[object]:

@@ -61,7 +61,8 @@ def test_flops_are_summed() -> None:
 def test_no_torch_to_know_it() -> None:
     """Nor for the room of predictions itself: what is kept on disk is told without it."""
     code = (
-        "import sys, blockswap.plan.inputs.workload, blockswap.predict as p; p.predict_text_encoder(); "
+        "import sys, blockswap.plan.inputs.workload, blockswap.predict as p; "
+        "p.predict_text_encoder(); "
         "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

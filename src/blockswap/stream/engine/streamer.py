@@ -18,12 +18,14 @@ from dataclasses import replace
 
 import torch
 
+from ...ambient import is_recording
 from ...errors import StateError
 from ...store.readers import STUCK_SECONDS
 from ..marks import Recorder
 from ..pool.buffers import Slot
 from ..pool.pool import Pool
 from ..pool.run import Run
+from ..threads.call_stack import in_any_module
 from ..units.resident import Resident
 from ..units.unit import Change, StreamedUnit, Unit
 from .supply import Supply
@@ -45,6 +47,8 @@ class Streamer:
         self._change: Change | None = None  # begun, and to be completed by whoever comes next
         self._settled = self._device.new_event(timing=False)
         self._closed = False
+        self._spoiled: str | None = None  # why no forward is right any more
+        self._forward: threading.Thread | None = None  # who is in the whole model's forward
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -65,6 +69,11 @@ class Streamer:
             self._pool.caller = threading.current_thread()
             self.recorder.counters.forwards += 1
             self._supply.begin_forward()
+            self._forward = threading.current_thread()
+
+    def end_forward(self) -> None:
+        """The whole model's forward has returned or failed."""
+        self._forward = None
 
     def enter(self, index: int) -> None:
         """Makes unit `index` ready to run on the current stream.
@@ -73,6 +82,12 @@ class Streamer:
         swap; ReadError when the unit's bytes could not be read. After an error the unit's idle
         tensors hang in the model and the next attempt starts afresh.
         """
+        if is_recording():
+            raise StateError(
+                f"{self.units[index].name} was run while its operations are recorded (torch.jit."
+                "trace, make_fx), and a recording would keep slots in the place of weights: record "
+                "the model before it is swapped"
+            )
         if torch.is_grad_enabled():
             raise StateError(
                 f"{self.units[index].name} was run with gradients enabled, but its weights leave "
@@ -100,7 +115,10 @@ class Streamer:
         self._pool.rest_at_exit()
         if run.mark is not None:
             run.mark.ended.record(run.stream)
+        slot, lost = run.slot, self._lost(run)
         self._release(run)
+        if slot is not None and lost is not None:
+            self._supply.empty(slot)  # its bytes may have been written to
         if run.mark is not None:
             mark, run.mark = run.mark, None
             self.recorder.completed(mark)
@@ -111,6 +129,13 @@ class Streamer:
         self._supply.read_ahead()
         # Last: until here the pool is this thread's alone.
         self.run = None
+        if lost is not None:
+            # Not once only: a second forward would compute as if nothing had been asked.
+            self._spoiled = (
+                f"{lost} was changed inside the forward of {run.name}, whose weights leave when it "
+                "ends, so that the change is lost: close the swap, change it, then swap again"
+            )
+            raise StateError(self._spoiled)
 
     def tiers(self) -> dict[str, str]:
         """Where each unit rests; one that stays from its next visit on counts as resident."""
@@ -190,10 +215,25 @@ class Streamer:
         self._change = None
 
     def refuse_running(self) -> None:
-        """Raises StateError while a unit of this swap runs, around this call or elsewhere."""
+        """Raises StateError while the model runs, around this call or in another thread."""
         self._refuse_forked("the swap was to be changed")
         with self._pool.entry:
             self._refuse_running("the swap was to be closed")
+            # An interrupt may have kept a forward from telling that it has ended.
+            if self._forward is not None and in_any_module(self._forward):
+                raise StateError(
+                    "the swap was to be closed while a forward of its model is under way: do it "
+                    "after that forward has returned"
+                )
+
+    def refuse_saving(self, index: int) -> None:
+        """Raises StateError where the weights of unit `index` are a slot's, for its forward."""
+        run = self.run
+        if run is not None and run.index == index and run.is_here and run.calls_here():
+            raise StateError(
+                f"the weights of {run.name} were asked for inside its forward, where they are in "
+                "memory that other blocks use next: ask for them between forwards"
+            )
 
     def drain(self) -> None:
         """Ends all work of this swap, so that its memory may go; later entries are refused.
@@ -229,6 +269,8 @@ class Streamer:
                     f"{self.units[index].name} was run after its swap was closed: swap or open the "
                     "model again"
                 )
+            if self._spoiled is not None:
+                raise StateError(self._spoiled)
             self._refuse_running(f"{self.units[index].name} was run", index)
             self._end_left_behind()
             self._supply.empty_half_loaded()
@@ -344,6 +386,7 @@ class Streamer:
         return waited
 
     def _wait_ready(self, run: Run, slot: Slot, unit: StreamedUnit) -> None:
+        unit.binding.refuse_changed()
         # The copy engine writes the slot; the compute stream reads it after that copy.
         self._device.wait(run.stream, slot.ready)
         if slot.freed_on is not None and slot.freed_on != run.stream:
@@ -354,6 +397,13 @@ class Streamer:
         if unit.decode is not None:
             unit.decode.run(self._pool, slot.index, run.stream)
         unit.binding.bind(unit.values[slot.index])
+
+    def _lost(self, run: Run) -> str | None:
+        """What the run's forward did to its weights that leaving takes away."""
+        unit = self.units[run.index].streamed
+        if run.slot is None or unit is None or not run.bound:
+            return None
+        return unit.binding.lost(unit.values[run.slot.index])
 
     def _release(self, run: Run) -> None:
         """Takes the unit's weights out of the model and its slot out of use.

@@ -28,6 +28,8 @@ class Hooks:
         """`modules[i]` is the module of unit i; `root` is the model whose forward runs them."""
         begin = _Invisible(_Begin(streamer).pre)
         self._handles.append(self._root.register_forward_pre_hook(begin, prepend=True))
+        end = _Invisible(_Begin(streamer).post)
+        self._handles.append(self._root.register_forward_hook(end, always_call=True))
         for index, module in enumerate(modules):
             unit = _UnitHooks(streamer, index)
             # First of all hooks: others may look at the weights.
@@ -135,6 +137,9 @@ class _Begin(Uncopyable):
     def pre(self, module: torch.nn.Module, args: Any) -> None:
         self._streamer.begin_forward()
 
+    def post(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        self._streamer.end_forward()
+
 
 class _UnitHooks(Uncopyable):
     def __init__(self, streamer: Streamer, index: int) -> None:
@@ -146,9 +151,26 @@ class _UnitHooks(Uncopyable):
 
     def post(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         self._streamer.leave(self._index)
+        if _requires_grad(output):
+            raise StateError(
+                "gradients were switched on inside the forward of a block whose weights leave the "
+                "device after use: run the whole model under torch.no_grad()"
+            )
 
     def before_state_dict(self, module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
+        self._streamer.refuse_saving(self._index)
         self._streamer.repair()
+
+
+def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    # In fp32: not every dtype of a checkpoint can be compared.
+    return torch.equal(one.to("cpu").to(torch.float32), other.to(torch.float32))
+
+
+def _requires_grad(output: Any) -> bool:
+    if isinstance(output, torch.Tensor):
+        return output.requires_grad
+    return isinstance(output, (tuple, list)) and any(map(_requires_grad, output))
 
 
 class _Refusal(Uncopyable):
@@ -182,6 +204,10 @@ class Moves:
     own: frozenset[tuple[int, str]]  # (id of module, name) of each tensor that the swap placed
 
 
+# What a function for all weights is tried on: vectors, and what has a memory format.
+_PROBES = ((4,), (1, 2, 1, 2), (1, 2, 1, 2, 1))
+
+
 class _MoveGuard(Uncopyable):
     """Stands in for `Module._apply`, through which every move and cast of weights goes."""
 
@@ -198,12 +224,9 @@ class _MoveGuard(Uncopyable):
         """
         moves = self._moves
         for dtype in moves.dtypes:
-            changed = fn(torch.zeros((), dtype=dtype, device="cpu"))
-            if changed.dtype is not dtype:
-                raise StateError(
-                    f"{moves.label} was to be cast to {changed.dtype} while its blocks are "
-                    "swapped: close the swap, cast the model, then swap it again"
-                )
+            for shape in _PROBES:
+                probe = torch.arange(4, dtype=torch.float32, device="cpu").to(dtype)
+                self._refuse_other_values(fn, probe.view(shape))
         # A dtype-only call leaves a probe on the swap's device where it is; a move would not.
         dtype = next(iter(moves.dtypes), torch.float32)
         moved = fn(torch.empty(0, dtype=dtype, device=moves.device)).device
@@ -214,6 +237,29 @@ class _MoveGuard(Uncopyable):
             )
         self._move_added(fn)
         return self._module
+
+    def _refuse_other_values(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], probe: torch.Tensor
+    ) -> None:
+        """`fn` may move weights: a probe that comes back as anything else says what it would do."""
+        label, before = self._moves.label, probe.clone()
+        changed = fn(probe)
+        if changed.dtype is not before.dtype:
+            raise StateError(
+                f"{label} was to be cast to {changed.dtype} while its blocks are "
+                "swapped: close the swap, cast the model, then swap it again"
+            )
+        laid_out = changed.shape == before.shape and changed.stride() == before.stride()
+        if not changed.is_meta and not (laid_out and _same_values(changed, before)):
+            raise StateError(
+                f"the weights of {label} were to be changed while its blocks are swapped: close "
+                "the swap, change them, then swap it again"
+            )
+        if changed.device.type == "cpu" and changed.is_shared():  # type: ignore[no-untyped-call]
+            raise StateError(
+                f"the weights of {label} were to be put into shared memory while its blocks are "
+                "swapped: share them before they are swapped"
+            )
 
     def _move_added(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """What came into the model after the swap (a LoRA, say) moves as it would have."""

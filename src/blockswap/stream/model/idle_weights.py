@@ -47,7 +47,7 @@ class _Idle(Uncopyable):
         label = next(
             (a.blockswap_label for a in _flat(args, kwargs) if isinstance(a, _Idle)), "a weight"
         )
-        if name not in _LOOKS:
+        if name not in _LOOKS or (name == "__set__" and _is_data(func)):
             raise StateError(
                 f"{label} was used ({name}) while its block is not running, and its data is in the "
                 "checkpoint only: run the block itself, or load the model and use swap_blocks"
@@ -87,6 +87,11 @@ def _unmark(parameter: torch.Tensor) -> None:
     if isinstance(parameter, IdleParameter):
         del vars(parameter)["blockswap_label"]
         parameter.__class__ = torch.nn.Parameter  # type: ignore[assignment]
+
+
+def _is_data(func: Callable[..., Any]) -> bool:
+    """Whether a setter is that of `.data`: other data for a weight that has none here."""
+    return getattr(getattr(func, "__self__", None), "__name__", "") == "data"
 
 
 def _flat(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Iterable[Any]:

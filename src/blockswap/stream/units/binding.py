@@ -5,19 +5,37 @@ subclasses and across devices, and `setattr` would register a new parameter each
 """
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
 
 from ...errors import StateError
-from ...store.leaves import leaf_tensors, version_of
 from ...store.places import Place
+from ...store.traces import Traces
 
-# What hangs, or shall hang, in each of a unit's module dictionaries: (dictionary, its entries).
-Hanging = tuple[tuple[dict[str, Any], dict[str, torch.Tensor]], ...]
 
-_VERSION = attrgetter("_version")
+class Hanging:
+    """Tensors to hang in a unit's module dictionaries, and how to tell whether they still do."""
+
+    __slots__ = ("_tables", "traces")
+
+    def __init__(
+        self, tables: Sequence[tuple[dict[str, Any], dict[str, torch.Tensor]]], traces: Traces
+    ) -> None:
+        self._tables = tuple(tables)
+        self.traces = traces
+
+    def hang(self) -> None:
+        for table, entries in self._tables:
+            table.update(entries)
+
+    def elsewhere(self) -> tuple[dict[str, Any], str] | None:
+        """A place (dictionary, name) in which something else hangs, if there is one."""
+        for table, entries in self._tables:
+            for name, tensor in entries.items():
+                if table.get(name) is not tensor:
+                    return table, name
+        return None
 
 
 class Binding:
@@ -29,74 +47,59 @@ class Binding:
 
     def __init__(self, places: Sequence[Sequence[Place]], idle: Sequence[torch.Tensor]) -> None:
         self._places = [(place, i) for i, group in enumerate(places) for place in group]
-        self._watch(idle)
+        self._idle = self.hanging(idle)
 
     def hanging(self, values: Sequence[torch.Tensor]) -> Hanging:
-        """Prepares `values` (in tensor order) for `bind`, one entry a module."""
+        """Prepares `values` (in tensor order) to be hung, one entry a module."""
         tables: dict[int, tuple[dict[str, Any], dict[str, torch.Tensor]]] = {}
         for place, i in self._places:
             table = place.table
             tables.setdefault(id(table), (table, {}))[1][place.name] = values[i]
-        return tuple(tables.values())
+        return Hanging(tuple(tables.values()), Traces(values))
+
+    def refuse_changed(self) -> None:
+        """Before `bind`: raises StateError if foreign code has replaced or changed an idle tensor.
+
+        A slot may hold the old bytes already. What was hung or changed stays, so that the next
+        forward is refused as well.
+        """
+        place = self._idle.elsewhere()
+        if place is not None or self._idle.traces.changed():
+            raise StateError(
+                f"{self._culprit(self._idle, place)} was changed by other code while its block is "
+                "swapped: close the swap, then change the weights and swap again"
+            )
 
     def bind(self, values: Hanging) -> None:
-        """Hangs `values` in their places.
+        """Hangs `values` in their places."""
+        values.hang()
 
-        Raises StateError, changing nothing, if foreign code has replaced an idle tensor or
-        written to it: a slot may hold the old bytes already. (A write through `.data` to the same
-        memory leaves no trace and cannot be seen.)
+    def lost(self, values: Hanging) -> str | None:
+        """After the unit's run: the weight that its forward wrote to or replaced, if any.
+
+        `unbind` takes that away; a write to the same memory would be found in its slot.
         """
-        for table, idle in self._idle:
-            for name, tensor in idle.items():
-                if table.get(name) is not tensor:
-                    self._refuse(table, name)
-        # Lists made in C: this is the hottest loop of the engine.
-        if list(map(_VERSION, self._versioned)) != self._versions:
-            self._refuse()
-        if list(map(torch.Tensor.data_ptr, self._leaves)) != self._addresses:
-            self._refuse()
-        for table, entries in values:
-            table.update(entries)
+        place = values.elsewhere()
+        if place is None and not values.traces.written():
+            return None
+        return self._culprit(values, place)
 
     def unbind(self) -> None:
         """Hangs the idle tensors back."""
-        for table, entries in self._idle:
-            table.update(entries)
+        self._idle.hang()
 
     def rest_on(self, idle: Sequence[torch.Tensor]) -> None:
         """Replaces what hangs between forwards (used when a unit is opened and closed)."""
-        self._watch(idle)
+        self._idle = self.hanging(idle)
         self.unbind()
 
-    def _watch(self, idle: Sequence[torch.Tensor]) -> None:
-        self._idle = self.hanging(idle)
-        leaves = [leaf for tensor in idle for _, leaf in leaf_tensors(tensor)]
-        self._leaves = [leaf for leaf in leaves if leaf.device.type != "meta"]
-        self._addresses = [leaf.data_ptr() for leaf in self._leaves]
-        self._versioned = [leaf for leaf in self._leaves if version_of(leaf) >= 0]
-        self._versions = [version_of(leaf) for leaf in self._versioned]
-
-    def _refuse(self, table: dict[str, Any] | None = None, name: str = "") -> None:
-        raise StateError(
-            f"{self._culprit(table, name)} was changed by other code while its block is swapped: "
-            "close the swap, then change the weights and swap again"
-        )
-
-    def _culprit(self, table: dict[str, Any] | None, name: str) -> str:
-        changed = {
-            id(leaf)
-            for leaf, version in zip(self._versioned, self._versions, strict=True)
-            if version_of(leaf) != version
-        } | {
-            id(leaf)
-            for leaf, address in zip(self._leaves, self._addresses, strict=True)
-            if leaf.data_ptr() != address
-        }
+    def _culprit(self, hanging: Hanging, elsewhere: tuple[dict[str, Any], str] | None) -> str:
+        changed = set(map(id, hanging.traces.culprits()))
         for place, _ in self._places:
-            if table is not None:
-                if place.table is table and place.name == name:
+            if elsewhere is not None:
+                if place.table is elsewhere[0] and place.name == elsewhere[1]:
                     return place.label
-            elif any(id(leaf) in changed for _, leaf in leaf_tensors(place.table[place.name])):
+            elif id(place.table[place.name]) in changed:
                 return place.label
         return "a weight"
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ...store.leaves import leaf_tensors, version_of
+from ...store.leaves import leaf_tensors
 from ...store.places import Place
+from ...store.traces import Traces
 from ..device import Device, Event
 
 # A place, what hangs there while the unit is resident, and what hung there before.
@@ -26,14 +27,14 @@ class Resident:
     the order of that stream, so every other stream that used it is named to the allocator.
     """
 
-    __slots__ = ("_device", "_entries", "_home", "_ordered", "_slab", "_users", "_versions",
+    __slots__ = ("_device", "_entries", "_home", "_ordered", "_slab", "_traces", "_users",
                  "_written_on", "filled")  # fmt: skip
 
     def __init__(self, device: Device, slab: torch.Tensor, entries: Sequence[Entry]) -> None:
         self._device = device
         self._slab: torch.Tensor | None = slab
         self._entries = tuple(entries)
-        self._versions: tuple[int, ...] = ()
+        self._traces: tuple[Traces, ...] = ()
         self._home = self._written_on = device.current_stream()
         self._ordered: list[Any] = [self._home]  # streams that come after what filled the slab
         self._users: list[Any] = [self._home]
@@ -60,7 +61,7 @@ class Resident:
         targets = [leaf for value in values for _, leaf in leaf_tensors(value)]
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source)
-        self._versions = tuple(version_of(value) for _, value, _ in self._entries)
+        self._traces = tuple(Traces([value]) for _, value, _ in self._entries)
         self.filled = True
 
     def read_on(self, stream: Any, event: Event) -> None:
@@ -79,8 +80,8 @@ class Resident:
     def untouched(self) -> bool:
         """Whether the model still has what was hung there, unchanged: else it must stay."""
         return all(
-            place.table.get(place.name) is value and version_of(value) == version
-            for (place, value, _), version in zip(self._entries, self._versions, strict=True)
+            place.table.get(place.name) is value and not traces.changed()
+            for (place, value, _), traces in zip(self._entries, self._traces, strict=True)
         )
 
     def take_down(self) -> None:
@@ -101,9 +102,9 @@ class Resident:
         self._slab = None
 
     def _warn_of_changes(self) -> None:
-        # No entries are left the second time, and no versions before the slab is filled.
-        for (place, value, before), version in zip(self._entries, self._versions, strict=False):
-            if version_of(value) != version and before.device.type != "meta":
+        # No entries are left the second time, and no traces before the slab is filled.
+        for (place, _, before), traces in zip(self._entries, self._traces, strict=False):
+            if traces.changed() and before.device.type != "meta":
                 warnings.warn(
                     f"{place.label} was changed on the device while the model was swapped, and "
                     "weights are not copied back: the change is lost, make it before swapping",

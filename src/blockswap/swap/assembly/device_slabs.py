@@ -16,9 +16,9 @@ from ...layout.values import Recipe
 from ...store.leaves import (
     leaf_tensors,
     rebuild,
-    version_of,
     view_leaf,
 )
+from ...store.traces import Traces
 from ...stream.device import Device
 from ...stream.units.binding import as_value
 from ...stream.units.resident import Resident
@@ -66,7 +66,7 @@ def hang_on_device(
         view.copy_(source)
     values = values_from(tensors, views)
     for live, value in zip(tensors, values, strict=True):
-        undo.callback(_take_down, live, value, version_of(value))
+        undo.callback(_take_down, live, value, Traces([value]))
         for place in live.places:
             place.table[place.name] = value
 
@@ -100,17 +100,17 @@ def hang_unit(
     return resident
 
 
-def _take_down(live: LiveTensor, value: torch.Tensor, version: int) -> None:
+def _take_down(live: LiveTensor, value: torch.Tensor, traces: Traces) -> None:
     """Hangs the original back, wherever our tensor still hangs."""
     original = live.tensor
-    written = version_of(value) != version and original.device.type != "meta"
+    written = traces.changed() and original.device.type != "meta"
     if written and live.places[0].is_parameter:
         warnings.warn(
             f"{live.places[0].label} was changed on the device while the model was swapped, and "
             "weights are not copied back: the change is lost, make it before swapping",
             stacklevel=2,
         )
-    elif written:
+    elif written and original.shape == value.shape:
         original.copy_(value)
     for place in live.places:
         hanging = place.table.get(place.name)

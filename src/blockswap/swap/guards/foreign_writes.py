@@ -22,11 +22,13 @@ from ...adapters.live import LiveTensor
 from ...errors import StateError
 from ...store.leaves import leaf_tensors
 from ...store.places import Place
+from ...store.traces import Traces
 from ...stream.model.hooks import Uncopyable
 from ..assembly.parts import Parts
 from ..running.handle import Swap
 
 _WRITE = "close the swap, do it, then swap again"
+_CHANGE = "close the swap, then change the weights and swap again"
 _LORA = "load it before swap_blocks, or merge it into the checkpoint"
 # The method of a diffusers or PEFT model, what it would do, and what to do instead.
 _CALLS = (
@@ -61,9 +63,19 @@ class Doors:
         self._swap = swap
         placed = [tensor for unit in parts.live.units for tensor in unit.tensors]
         own = (*placed, *parts.live.rest)
+        self._own_tensors = own
+        self._bases = frozenset(id(p.module) for t in own for p in t.places)
         self._own = frozenset((id(p.module), p.name) for t in own for p in t.places)
         self._device = parts.device.torch_device
         self._merged = dict(_merged(map(vars, self._root.modules())))
+        self._originals = Traces([live.tensor for live in own])
+        if self._originals.uncounted:
+            parts.pool.sentences.append(
+                f"{self._originals.uncounted} weights were made in inference mode, which counts no "
+                "writes: writing to one while the model is swapped is noticed with "
+                "block_swap_debug only"
+            )
+        self._adapted: list[torch.nn.Module] = []  # PEFT's layers, kept until the next look
         self._known: list[weakref.ref[torch.nn.Module]] = []
         self._changed = True  # a module or parameter was registered, in whatever model
         self._placed = placed if debug else []
@@ -80,6 +92,7 @@ class Doors:
                 setattr(self._root, name, refusal)
                 undo.callback(_reopen, self._root, name, refusal)
         undo.callback(self._root.register_forward_pre_hook(_Look(self), prepend=True).remove)
+        self._keep_adapted(self._root.modules())
         notice = _Notice(self)  # torch's table of these hooks outlives a model that is dropped
         for register in (
             register_module_module_registration_hook,
@@ -89,23 +102,37 @@ class Doors:
 
     def look(self) -> None:
         """Raises StateError for what came in past the calls, before anything computes with it."""
-        modules = [reference() for reference in self._known]
-        if self._changed or None in modules:
+        known, modules = [reference() for reference in self._known], []
+        if self._changed or None in known:
             modules = list(self._root.modules())
-            for module in self._root.modules():
+            for module in modules:
                 self._refuse_elsewhere(module)
-            self._known = list(map(weakref.ref, self._root.modules()))
+            self._refuse_merged_and_gone(modules)
+            if known and known != modules:
+                # Who brought a layer, or took one out, may have written to the weights in it.
+                self._swap.forget_slots()
+            self._known = list(map(weakref.ref, modules))
+            self._adapted = []
+            self._keep_adapted(modules)
             self._changed = False
+        else:
+            modules = [module for module in known if module is not None]
         # Once a forward, all modules: no more than two look-ups each.
-        known = [vars(module) for module in modules]
-        for inside in known:
+        inner = [vars(module) for module in modules]
+        for inside in inner:
             if "_diffusers_hook" in inside:
                 self._refuse_hooks(inside["_diffusers_hook"])
-        if dict(_merged(known)) != self._merged:
+        if dict(_merged(inner)) != self._merged:
             self._swap.forget_slots()
             raise StateError(
                 f"adapters were merged into {self._label}, or taken out, while its blocks are "
                 f"streamed, which did not reach all copies of its weights: undo it; {_WRITE}"
+            )
+        if self._originals.written_to():  # through a tensor kept from before: an optimizer's, say
+            written = set(map(id, self._originals.culprits()))
+            label = next(t.places[0].label for t in self._own_tensors if id(t.tensor) in written)
+            raise StateError(
+                f"{label} was changed by other code while its block is swapped: {_CHANGE}"
             )
         for place, total in _sums(self._placed):
             if self._sums.setdefault(place.label, total) != total:
@@ -115,9 +142,29 @@ class Doors:
                     f"have the old one: {_WRITE}"
                 )
 
-    def notice(self) -> None:
+    def notice(self, registered: object) -> None:
         """Something was registered in some module: all of them are looked through next time."""
         self._changed = True
+        if isinstance(registered, torch.nn.Module):
+            self._keep_adapted([registered])
+
+    def _keep_adapted(self, modules: Iterable[torch.nn.Module]) -> None:
+        """A layer of PEFT's that merges and then leaves is asked afterwards what it did."""
+        for module in modules:
+            base = getattr(module, "base_layer", None)
+            if id(base) in self._bases and hasattr(module, "merged_adapters"):
+                self._adapted.append(module)
+
+    def _refuse_merged_and_gone(self, modules: Sequence[torch.nn.Module]) -> None:
+        inside = set(map(id, modules))
+        for layer in self._adapted:
+            if id(layer) not in inside and getattr(layer, "merged_adapters", None):
+                self._swap.forget_slots()
+                raise StateError(
+                    f"adapters were merged into {self._label} and taken out while its blocks are "
+                    "streamed, which did not reach all copies of its weights: load the model "
+                    "anew, merge them, then swap it"
+                )
 
     def _refuse_hooks(self, registry: Any) -> None:
         for name in getattr(registry, "hooks", ()):
@@ -204,7 +251,7 @@ class _Notice:
     def __init__(self, doors: Doors) -> None:
         self._doors = weakref.ref(doors)
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, module: torch.nn.Module, name: str, registered: object) -> None:
         doors = self._doors()
         if doors is not None:
-            doors.notice()
+            doors.notice(registered)
