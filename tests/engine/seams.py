@@ -14,7 +14,7 @@ from blockswap.store import disk
 from blockswap.stream.device import Accelerator
 from blockswap.stream.pool import pool as pool_module
 from blockswap.stream.pool.pool import Pool, Slot
-from blockswap.swap.assembly import streamed_units as assemble
+from blockswap.swap.assembly import unpinned as assemble
 from blockswap.swap.running.residency import Residency
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from ...layout.slab import align_up
 from ..inputs.unit_sizes import Facts, UnitFacts
 from .resident_sets import Costs, kept_sets
+from .slot_size import serving_bytes
 from .tiers import HostRoom
 
 
@@ -47,18 +48,6 @@ def option_for(facts: Facts, room: HostRoom, streamed: Sequence[UnitFacts]) -> O
             serving_bytes(facts, max((slot for slot, _ in buffers), default=0)), facts.granularity
         ),
     )
-
-
-def serving_bytes(facts: Facts, nbytes: int) -> int:
-    """The slot size that serves blocks of `nbytes` and those that are hardly larger.
-
-    Blocks read from a file differ by a few sectors, as the file laid them; a resident that is let
-    go later must not fail to fit for that.
-    """
-    if facts.on_host or not facts.from_checkpoint:
-        return nbytes
-    sizes = [unit.disk_slab_bytes or 0 for unit in facts.units]
-    return max((size for size in sizes if nbytes <= size <= nbytes + nbytes // 64), default=nbytes)
 
 
 def options(facts: Facts, room: HostRoom, candidates: Sequence[UnitFacts]) -> Iterator[Option]:

@@ -6,7 +6,8 @@ from ...layout.slab import align_up
 from ..inputs.unit_sizes import Facts, UnitFacts
 from ..swap_plan import PlannedUnit, SwapPlan, Tier
 from .budgets import Question
-from .options import Option, serving_bytes
+from .options import Option
+from .slot_size import serving_bytes
 from .tiers import Staging
 
 

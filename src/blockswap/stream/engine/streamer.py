@@ -16,18 +16,21 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
-from ...ambient import is_recording
 from ...errors import StateError
 from ...store.readers import STUCK_SECONDS
 from ..marks import Recorder
 from ..pool.buffers import Slot
 from ..pool.pool import Pool
 from ..pool.run import Run
-from ..threads.call_stack import in_any_module
 from ..units.resident import Resident
 from ..units.unit import Change, StreamedUnit, Unit
+from .admission import (
+    refuse_forked,
+    refuse_running,
+    refuse_saving,
+    refuse_under_way,
+    refuse_ways_of_running,
+)
 from .supply import Supply
 
 
@@ -63,9 +66,9 @@ class Streamer:
     def begin_forward(self) -> None:
         """The whole model's forward starts. Raises StateError like `enter`."""
         self._pool.rest_at_exit()
-        self._refuse_forked("a forward was started")
+        refuse_forked(self._pool, "a forward was started")
         with self._pool.entry:
-            self._refuse_running("a forward was started")
+            refuse_running(self._pool, self, "a forward was started")
             self._pool.caller = threading.current_thread()
             self.recorder.counters.forwards += 1
             self._supply.begin_forward()
@@ -82,19 +85,9 @@ class Streamer:
         swap; ReadError when the unit's bytes could not be read. After an error the unit's idle
         tensors hang in the model and the next attempt starts afresh.
         """
-        if is_recording():
-            raise StateError(
-                f"{self.units[index].name} was run while its operations are recorded (torch.jit."
-                "trace, make_fx), and a recording would keep slots in the place of weights: record "
-                "the model before it is swapped"
-            )
-        if torch.is_grad_enabled():
-            raise StateError(
-                f"{self.units[index].name} was run with gradients enabled, but its weights leave "
-                "the device after use: run the model under torch.no_grad() or inference_mode()"
-            )
+        refuse_ways_of_running(self.units[index].name)
         self._pool.rest_at_exit()
-        self._refuse_forked(f"{self.units[index].name} was run")
+        refuse_forked(self._pool, f"{self.units[index].name} was run")
         run = self._claim(index)
         try:
             self._make_ready(run)
@@ -150,7 +143,7 @@ class Streamer:
         Call it between forwards. No transfer is made for it: the visit's own serves.
         """
         with self._pool.entry:
-            self._refuse_running("residents were to be added")
+            refuse_running(self._pool, self, "residents were to be added")
             assert self.units[index].streamed is not None, "only a streamed unit is promoted"
             self._arriving[index] = resident
 
@@ -160,7 +153,7 @@ class Streamer:
         Call it between forwards. Nothing is waited for: work under way keeps what it reads.
         """
         with self._pool.entry:
-            self._refuse_running("residents were to be let go")
+            refuse_running(self._pool, self, "residents were to be let go")
             arriving = self._arriving.get(index)
             if arriving is not None:
                 arriving.take_down()
@@ -216,24 +209,14 @@ class Streamer:
 
     def refuse_running(self) -> None:
         """Raises StateError while the model runs, around this call or in another thread."""
-        self._refuse_forked("the swap was to be changed")
+        refuse_forked(self._pool, "the swap was to be changed")
         with self._pool.entry:
-            self._refuse_running("the swap was to be closed")
-            # An interrupt may have kept a forward from telling that it has ended.
-            if self._forward is not None and in_any_module(self._forward):
-                raise StateError(
-                    "the swap was to be closed while a forward of its model is under way: do it "
-                    "after that forward has returned"
-                )
+            refuse_running(self._pool, self, "the swap was to be closed")
+            refuse_under_way(self._forward)
 
     def refuse_saving(self, index: int) -> None:
         """Raises StateError where the weights of unit `index` are a slot's, for its forward."""
-        run = self.run
-        if run is not None and run.index == index and run.is_here and run.calls_here():
-            raise StateError(
-                f"the weights of {run.name} were asked for inside its forward, where they are in "
-                "memory that other blocks use next: ask for them between forwards"
-            )
+        refuse_saving(self.run, index)
 
     def drain(self) -> None:
         """Ends all work of this swap, so that its memory may go; later entries are refused.
@@ -271,7 +254,7 @@ class Streamer:
                 )
             if self._spoiled is not None:
                 raise StateError(self._spoiled)
-            self._refuse_running(f"{self.units[index].name} was run", index)
+            refuse_running(self._pool, self, f"{self.units[index].name} was run", index)
             self._end_left_behind()
             self._supply.empty_half_loaded()
             self._complete_change()
@@ -282,35 +265,6 @@ class Streamer:
             self._pool.runner, self._pool.caller = self._myself, run.thread
             self.run = run
             return run
-
-    def _refuse_forked(self, what: str) -> None:
-        """Before any lock is taken: a thread that held it at the fork is not in the child."""
-        if self._pool.forked:
-            raise StateError(
-                f"{what} in a forked process, which has neither the threads nor the device of the "
-                "one that swapped it: open the model there"
-            )
-
-    def _refuse_running(self, what: str, index: int | None = None) -> None:
-        """Raises StateError if `what`, the entry of unit `index` perhaps, comes in a unit's run."""
-        runner = self._pool.runner()
-        run = None if runner is None else runner.run
-        if run is None:
-            return
-        whose = "the same swap" if runner is self else "a swap that shares its slots"
-        if run.is_here:
-            itself = runner is self and run.index == index
-            if run.calls_here() > itself:
-                run.refused += itself
-                raise StateError(
-                    f"{what} inside the forward of {run.name} of {whose}, "
-                    "whose weights are in use: do it after that forward has returned"
-                )
-        elif run.is_under_way():
-            raise StateError(
-                f"{what} while another thread runs {run.name} of {whose}: "
-                "run one forward at a time, or swap a second copy of the model"
-            )
 
     def _end_left_behind(self) -> None:
         """Ends what Ctrl-C left of an earlier run, of any swap of the pool: no hook is called then.

@@ -1,15 +1,12 @@
 """Units as the engine runs them: views of every slot, the way there, and what hangs in between."""
 
-import ctypes
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
 from ...adapters.live import LiveUnit
 from ...layout.slab import pack
 from ...layout.values import Leaf
-from ...store.landing import Landing
 from ...store.leaves import view_leaf
 from ...store.ram import RamStore
 from ...stream.pool.pool import Pool
@@ -22,9 +19,9 @@ from ...stream.units.transfer import (
     Transfer,
 )
 from ...stream.units.unit import StreamedUnit
-from ...units import format_bytes
 from .device_slabs import values_from
 from .parts import Parts
+from .unpinned import PageableSource
 
 
 def unit_views(
@@ -56,17 +53,6 @@ def decoded_values(
     return values, Decode(stored, computed)
 
 
-def ensure_staging(parts: Parts, store: RamStore, slab_bytes: int) -> None:
-    """Makes staging for units up to `slab_bytes` where pinning failed against the plan."""
-    if not store.pageable_bytes:
-        return
-    if parts.pool.add_staging(slab_bytes):
-        parts.pool.sentences.append(
-            f"pinning failed for {format_bytes(store.pageable_bytes)} of streamed blocks: their "
-            f"copies go through {len(parts.pool.staging)} staging buffers"
-        )
-
-
 def ram_transfer(parts: Parts, store: RamStore, index: int) -> Transfer:
     """How a unit in the RAM store reaches a slot: by itself if pinned, else through staging."""
     runs = store.runs(index)
@@ -84,36 +70,6 @@ def ram_unit(
     views = unit_views(unit.layout.leaves, store.slab_offsets(index), parts.pool)
     values = tuple(binding.hanging(values_from(unit.tensors, leaves)) for leaves in views)
     return StreamedUnit(binding, ram_transfer(parts, store, index), values)
-
-
-class PageableSource:
-    """A unit in host memory that could not be pinned: reader threads copy it to staging."""
-
-    read_bytes = 0
-
-    def __init__(self, runs: Sequence[tuple[torch.Tensor, int]]) -> None:
-        self._runs = list(runs)
-
-    def pieces(self, landing: Landing) -> list[Callable[[], None]]:
-        return [
-            _HostCopy(memory.narrow(0, start - at, size), base + start)
-            for memory, at in self._runs
-            for start, size, base in landing.spans(at, memory.numel())
-        ]
-
-    def settle(self, landing: Landing) -> int:
-        return 0
-
-
-@dataclass(frozen=True, slots=True)
-class _HostCopy:
-    memory: torch.Tensor
-    address: int
-
-    def __call__(self) -> None:
-        torch.frombuffer(
-            (ctypes.c_char * self.memory.numel()).from_address(self.address), dtype=torch.uint8
-        ).copy_(self.memory)
 
 
 def resting_on(unit: LiveUnit, homes: Sequence[torch.Tensor]) -> Binding:

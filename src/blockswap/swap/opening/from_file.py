@@ -22,13 +22,13 @@ from ..assembly.device_slabs import hang_on_device, hang_unit, host_leaves
 from ..assembly.parts import Parts
 from ..assembly.streamed_units import (
     decoded_values,
-    ensure_staging,
     idle_binding,
     ram_unit,
     resting_on,
     unit_views,
 )
 from ..assembly.unit_reader import Loader
+from ..assembly.unpinned import ensure_staging
 from ..plan_inputs.model_bytes import decoded_leaves, extents_of
 from ..running.departures import FileForms
 from ..running.handle import Swap

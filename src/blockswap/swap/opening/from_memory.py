@@ -8,7 +8,8 @@ from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import hang_on_device, hang_unit, host_leaves
 from ..assembly.parts import Parts
-from ..assembly.streamed_units import ensure_staging, idle_binding, ram_unit
+from ..assembly.streamed_units import idle_binding, ram_unit
+from ..assembly.unpinned import ensure_staging
 
 UNLIMITED = 1 << 62
 

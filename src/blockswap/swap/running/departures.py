@@ -12,12 +12,8 @@ from ...plan import Facts, Tier, UnitFacts
 from ...store.ram import RamStore
 from ...stream.units.unit import StreamedUnit
 from ..assembly.parts import Parts
-from ..assembly.streamed_units import (
-    ensure_staging,
-    idle_binding,
-    ram_unit,
-    resting_on,
-)
+from ..assembly.streamed_units import idle_binding, ram_unit, resting_on
+from ..assembly.unpinned import ensure_staging
 
 
 class RamForms:

@@ -1,4 +1,4 @@
-"""`Swap`: what a caller holds of a swapped model. Tells what it does, and ends it."""
+"""`Swap`: what a caller holds of a swapped model: plan, report, whose turn is next, closing."""
 
 import os
 import sys

@@ -1,0 +1,15 @@
+"""How large a slot is made: for the streamed blocks, and for those that are hardly larger."""
+
+from ..inputs.unit_sizes import Facts
+
+
+def serving_bytes(facts: Facts, nbytes: int) -> int:
+    """The slot size that serves blocks of `nbytes` and those that are hardly larger.
+
+    Blocks read from a file differ by a few sectors, as the file laid them; a resident that is let
+    go later must not fail to fit for that.
+    """
+    if facts.on_host or not facts.from_checkpoint:
+        return nbytes
+    sizes = [unit.disk_slab_bytes or 0 for unit in facts.units]
+    return max((size for size in sizes if nbytes <= size <= nbytes + nbytes // 64), default=nbytes)
