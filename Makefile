@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # One thread a worker: two workers with two threads each would only get in each other's way.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check format lint types contracts fast coverage bench bench-disk disk-30 disk-14b test-gpu comfy-env clean
+.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b test-gpu comfy-env clean
 
 demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
@@ -23,6 +23,10 @@ lint: $(VENV)/.ready
 
 types: $(VENV)/.ready
 	$(BIN)/mypy
+
+# The tree of the package, with the line in which each file says what it decides.
+house: $(VENV)/.ready
+	$(BIN)/python tests/house.py
 
 contracts: $(VENV)/.ready
 	$(BIN)/lint-imports
