@@ -10,6 +10,7 @@ import torch
 from ..ambient import as_at_start
 from ..errors import ModelError
 from ..layout.geometry import WanGeometry
+from .diffusers_seam import kept_in_fp32, transformer_classes
 
 
 @as_at_start()
@@ -18,15 +19,9 @@ def build_skeleton(geometry: WanGeometry) -> torch.nn.Module:
 
     Raises ModelError where diffusers is not installed or too old for the model.
     """
-    try:
-        from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
-    except ImportError as error:
-        raise ModelError(
-            f"opening a transformer needs diffusers, which could not be imported ({error}): "
-            'pip install "wanvideo-blockswap[diffusers]", or give a skeleton of your own'
-        ) from error
+    plain, vace = transformer_classes()
     config = _config(geometry)
-    wanted: Any = WanVACETransformer3DModel if geometry.vace_layers else WanTransformer3DModel
+    wanted = vace if geometry.vace_layers else plain
     # A mode of this thread alone: other threads may be building models of their own.
     with torch.device("meta"):
         model = wanted(**config)
@@ -46,8 +41,7 @@ def build_skeleton(geometry: WanGeometry) -> torch.nn.Module:
 
 def keeps_fp32(model: torch.nn.Module, name: str) -> bool:
     """Whether the model's class wants tensor `name` in fp32 whatever the compute dtype is."""
-    kept = getattr(type(model), "_keep_in_fp32_modules", None) or ()
-    return any(part in name.split(".") for part in kept)
+    return any(part in name.split(".") for part in kept_in_fp32(model))
 
 
 def _config(geometry: WanGeometry) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..ambient import as_at_start
-from ..errors import ModelError
+from .diffusers_seam import vae_class
 
 # What differs from the defaults of AutoencoderKLWan, which are those of Wan2.1. Source of 2.2: the
 # vae/config.json of Wan-AI/Wan2.2-TI2V-5B-Diffusers.
@@ -34,15 +34,8 @@ def build_vae(version: str, dtype: torch.dtype) -> torch.nn.Module:
 
     Raises ModelError where diffusers is not installed.
     """
-    try:
-        from diffusers import AutoencoderKLWan
-    except ImportError as error:
-        raise ModelError(
-            f"predicting the VAE needs diffusers, which could not be imported ({error}): "
-            'pip install "wanvideo-blockswap[diffusers]"'
-        ) from error
     with torch.device("meta"):
-        vae: torch.nn.Module = AutoencoderKLWan(**_CONFIGS[version])
+        vae: torch.nn.Module = vae_class()(**_CONFIGS[version])
     for parameter in vae.parameters():
         parameter.data = parameter.data.to(dtype)
     return vae.eval()

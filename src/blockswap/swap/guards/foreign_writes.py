@@ -18,6 +18,14 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from ...adapters.diffusers_seam import (
+    LORA_INSTEAD,
+    MOVING_HOOKS,
+    WRITING_CALLS,
+    adapted_layer,
+    hook_registry,
+    merged_adapters,
+)
 from ...adapters.live import LiveTensor
 from ...errors import StateError
 from ...store.leaves import leaf_tensors
@@ -29,29 +37,6 @@ from ..running.handle import Swap
 
 _WRITE = "close the swap, do it, then swap again"
 _CHANGE = "close the swap, then change the weights and swap again"
-_LORA = "load it before swap_blocks, or merge it into the checkpoint"
-# The method of a diffusers or PEFT model, what it would do, and what to do instead.
-_CALLS = (
-    ("fuse_lora", "a LoRA was to be fused into", _WRITE),
-    ("unfuse_lora", "a LoRA was to be taken out of", _WRITE),
-    ("merge_adapter", "an adapter was to be merged into", _WRITE),
-    ("unmerge_adapter", "an adapter was to be taken out of", _WRITE),
-    ("merge_and_unload", "an adapter was to be merged into", _WRITE),
-    ("load_lora_adapter", "a LoRA was to be loaded into", _LORA),
-    ("load_adapter", "an adapter was to be loaded into", _LORA),
-    ("fuse_qkv_projections", "projections were to be fused in", _WRITE),
-    ("unfuse_qkv_projections", "projections were to be parted in", _WRITE),
-    ("enable_layerwise_casting", "layerwise casting was to be switched on for", "swap a model of "
-     "the dtype that it computes in, or give open_transformer a dtype"),
-    ("enable_group_offload", "group offload was to be switched on for", "exclude the transformer "
-     '(exclude_modules=["transformer"]), its blocks are offloaded already'),
-)  # fmt: skip
-# diffusers' hooks that keep, cast or move weights; caches and layer skips are not among them.
-_HOOKS = {
-    "layerwise_casting": "casts its weights in every forward (layerwise casting)",
-    "group_offloading": "moves its weights in every forward (group offload)",
-    "lazy_prefetch_group_offloading": "moves its weights in every forward (group offload)",
-}
 
 
 class Doors:
@@ -83,7 +68,7 @@ class Doors:
 
     def close(self, undo: ExitStack) -> None:
         """Refuses the calls until `undo`, and looks at the model when a forward begins."""
-        for name, what, instead in _CALLS:
+        for name, what, instead in WRITING_CALLS:
             if callable(getattr(self._root, name, None)) and name not in vars(self._root):
                 refusal = _Refused(
                     f"{what} {self._label} while its blocks are streamed, which would not reach "
@@ -120,8 +105,9 @@ class Doors:
         # Once a forward, all modules: no more than two look-ups each.
         inner = [vars(module) for module in modules]
         for inside in inner:
-            if "_diffusers_hook" in inside:
-                self._refuse_hooks(inside["_diffusers_hook"])
+            hooks = hook_registry(inside)
+            if hooks is not None:
+                self._refuse_hooks(hooks)
         if dict(_merged(inner)) != self._merged:
             self._swap.forget_slots()
             raise StateError(
@@ -151,14 +137,13 @@ class Doors:
     def _keep_adapted(self, modules: Iterable[torch.nn.Module]) -> None:
         """A layer of PEFT's that merges and then leaves is asked afterwards what it did."""
         for module in modules:
-            base = getattr(module, "base_layer", None)
-            if id(base) in self._bases and hasattr(module, "merged_adapters"):
+            if id(adapted_layer(module)) in self._bases:
                 self._adapted.append(module)
 
     def _refuse_merged_and_gone(self, modules: Sequence[torch.nn.Module]) -> None:
         inside = set(map(id, modules))
         for layer in self._adapted:
-            if id(layer) not in inside and getattr(layer, "merged_adapters", None):
+            if id(layer) not in inside and merged_adapters(vars(layer)):
                 self._swap.forget_slots()
                 raise StateError(
                     f"adapters were merged into {self._label} and taken out while its blocks are "
@@ -168,17 +153,16 @@ class Doors:
 
     def _refuse_hooks(self, registry: Any) -> None:
         for name in getattr(registry, "hooks", ()):
-            if name in _HOOKS:
+            if name in MOVING_HOOKS:
                 where = (
-                    n
-                    for n, m in self._root.named_modules()
-                    if vars(m).get("_diffusers_hook") is registry
+                    n for n, m in self._root.named_modules() if hook_registry(vars(m)) is registry
                 )
                 raise StateError(
                     f"a hook of diffusers on {next(where, '') or 'it'} of {self._label} "
-                    f"{_HOOKS[name]}, which keeps copies outside the plan: swap a model without it "
-                    "(disable it, or load the model anew), in the dtype that it computes in"
-                )  # fmt: skip
+                    f"{MOVING_HOOKS[name]}, which keeps copies outside the plan: swap a model "
+                    "without it (disable it, or load the model anew), in the dtype that it "
+                    "computes in"
+                )
 
     def _refuse_elsewhere(self, module: torch.nn.Module) -> None:
         """What the swap did not place must be where the model computes."""
@@ -190,7 +174,7 @@ class Doors:
                 raise StateError(
                     f"{where}.{name} came into {self._label} after it was opened and has no data "
                     "(it is on the meta device): take it out again (delete_adapters), and "
-                    f"{_LORA}"
+                    f"{LORA_INSTEAD}"
                 )
             raise StateError(
                 f"{where}.{name} came into {self._label} after it was swapped and is on "
@@ -202,8 +186,9 @@ class Doors:
 def _merged(modules: Iterable[dict[str, Any]]) -> Iterator[tuple[int, tuple[str, ...]]]:
     """PEFT's layers, by their dictionaries, and which adapters are merged into each."""
     for known in modules:
-        if known.get("merged_adapters"):
-            yield id(known), tuple(known["merged_adapters"])
+        merged = merged_adapters(known)
+        if merged:
+            yield id(known), merged
 
 
 def _sums(placed: Sequence[LiveTensor]) -> Iterator[tuple[Place, int]]:
