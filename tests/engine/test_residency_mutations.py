@@ -36,13 +36,22 @@ def inputs_of(scenario: Scenario) -> tuple[list[torch.Tensor], torch.Stream]:
 
 
 @BOTH
-def test_another_stream_must_wait_for_what_filled_the_slab(
+@pytest.mark.parametrize(
+    ("fills", "hazard"),
+    [
+        pytest.param(False, "read-after-write", id="it reads what the first stream filled"),
+        pytest.param(True, "write-after-write", id="it fills what is the first stream's memory"),
+    ],
+)
+def test_another_stream_must_wait_for_the_slab(
     scenario: Scenario,
     removed: bool,
+    fills: bool,
+    hazard: str,
     residencies: list[Residency],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A block comes to stay on one stream and is run on another."""
+    """A block comes to stay: the slab is made on one stream, and the block is run on another."""
     if removed:
         drop_waits(monkeypatch, lambda _, event: event is residencies[-1]._engine._settled)
     with (
@@ -54,33 +63,10 @@ def test_another_stream_must_wait_for_what_filled_the_slab(
         (x, y), stream = inputs_of(scenario)
         index = next(n for n in range(5) if swap.plan.tier_of(f"blocks.{n}") == "ram")
         residencies[-1].promote([f"blocks.{index}"])
-        run(model, index, x)
+        if not fills:
+            run(model, index, x)
         run(model, index, y, stream)
-    assert ("read-after-write" in found) is removed
-    assert removed or found == []
-
-
-@BOTH
-def test_a_fresh_slab_must_be_waited_for_by_the_stream_that_fills_it(
-    scenario: Scenario,
-    removed: bool,
-    residencies: list[Residency],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The slab is memory of the stream on which the change was made; another one fills it."""
-    if removed:
-        drop_waits(monkeypatch, lambda _, event: event is residencies[-1]._engine._settled)
-    with (
-        scenario.watched() as found,
-        opened("ram", "mini", scenario.device, budget("mini", 2), shelf=scenario.shelf) as opening,
-        torch.no_grad(),
-    ):
-        model, swap = opening
-        (x, _), stream = inputs_of(scenario)
-        index = next(n for n in range(5) if swap.plan.tier_of(f"blocks.{n}") == "ram")
-        residencies[-1].promote([f"blocks.{index}"])
-        run(model, index, x, stream)
-    assert ("write-after-write" in found) is removed
+    assert (hazard in found) is removed
     assert removed or found == []
 
 

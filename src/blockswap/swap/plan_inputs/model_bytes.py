@@ -24,32 +24,27 @@ def leaves_of(specs: Iterable[TensorSpec]) -> tuple[Leaf, ...]:
 
 def facts_of_module(live: LiveModel, device: Device) -> Facts:
     """Facts of a live module whose weights are in host memory."""
-    units = tuple(
-        UnitFacts(
-            name=unit.layout.name,
-            kind=unit.layout.kind,
-            resident_bytes=pack(unit.layout.leaves).nbytes,
-            ram_slab_bytes=pack(unit.layout.leaves).nbytes,
-        )
-        for unit in live.units
-    )
+    units = tuple(map(_in_memory, live.units))
     return _facts(live, device, units, from_checkpoint=False)
 
 
 def facts_of_checkpoint(model: StoredModel, device: Device) -> Facts:
     """Facts of a skeleton whose weights are in a checkpoint."""
     units = tuple(
-        UnitFacts(
-            name=unit.layout.name,
-            kind=unit.layout.kind,
-            resident_bytes=pack(unit.layout.leaves).nbytes,
-            ram_slab_bytes=pack(unit.layout.leaves).nbytes,
+        replace(
+            _in_memory(unit),
             disk_slab_bytes=file_slab(extents_of(model, unit, on_host=device.on_host)).slab.nbytes,
             decode_bytes=pack(decoded_leaves(model, unit).leaves).nbytes,
         )
         for unit in model.live.units
     )
     return _facts(model.live, device, units, from_checkpoint=True)
+
+
+def _in_memory(unit: LiveUnit) -> UnitFacts:
+    """A unit's slab, which is the same on the device and in host memory."""
+    nbytes = pack(unit.layout.leaves).nbytes
+    return UnitFacts(unit.layout.name, unit.layout.kind, nbytes, nbytes)
 
 
 def extents_of(model: StoredModel, unit: LiveUnit, *, on_host: bool) -> tuple[Extent, ...]:
