@@ -98,7 +98,8 @@ class Resident:
                 if stream != self._home:
                     # The allocator reuses the slab in the order of its home stream alone.
                     self._device.used_on(self._slab, stream)
-        self._entries = ()
+        # Traces know views of the slab: they must not keep it.
+        self._entries, self._traces = (), ()
         self._slab = None
 
     def _warn_of_changes(self) -> None:
