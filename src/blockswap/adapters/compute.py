@@ -1,4 +1,4 @@
-"""Owns in which dtype each stored tensor of a model computes, and which stored tensors cannot.
+"""In which dtype each stored tensor computes, and which stored dtypes are refused.
 
 Without a dtype a host library's model computes as its own loader would have it compute: in the
 dtype that most of the file's bytes have, with what the class keeps in fp32 in fp32. A skeleton of

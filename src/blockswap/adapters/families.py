@@ -1,4 +1,4 @@
-"""Model families: under which names a Wan transformer keeps its blocks and embedders.
+"""Where Wan-Video's and diffusers' models keep blocks and embedders, and in what order they run.
 
 Two ways of writing the same model are in use: Wan-Video's own (`WanModel`, also ComfyUI's) and
 diffusers'. A family is a table of attribute paths, so no host library is imported to know it.

@@ -1,4 +1,4 @@
-"""A live module's layout: which tensors each unit has, what they consist of, where they hang.
+"""Which tensors of a model are streamed (those of one block alone); which models are not loaded.
 
 Streamed are the parameters that belong to one unit alone. Everything else is *rest* and stays on
 the compute device: parameters outside the units, tensors shared between modules, and all buffers

@@ -1,4 +1,4 @@
-"""The geometry of a live model, read off its parameters as it would be off a file."""
+"""The Wan geometry of a loaded model: from parameter shapes, with heads from its config."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Models without weights: diffusers' Wan classes built on the meta device from a file's geometry.
+"""Diffusers' Wan class built for a geometry on the meta device; which tensors it keeps in fp32.
 
 Parameters are meta tensors; buffers that are computed and not stored (rope tables) are real.
 """

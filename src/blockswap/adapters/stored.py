@@ -1,4 +1,4 @@
-"""A skeleton and the checkpoint behind it: which stored tensor each of its parameters is."""
+"""Which stored tensor each parameter of a skeleton is, and which mismatches are refused."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Wan's two video autoencoders without weights: diffusers' class on the meta device."""
+"""Configs of Wan's 2.1 and 2.2 VAEs, built as diffusers' class on the meta device."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

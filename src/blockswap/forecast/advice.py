@@ -1,4 +1,4 @@
-"""What helps a phase that does not fit: only what was not done yet, and suffices."""
+"""What is advised where the VAE or text encoder does not fit: the least change that does."""
 
 from collections.abc import Iterator
 from dataclasses import replace

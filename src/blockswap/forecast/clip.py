@@ -1,4 +1,4 @@
-"""The largest clip that fits, where the one that was asked for does not."""
+"""The most frames that fit where the clip asked for does not, found by bisection."""
 
 from dataclasses import replace
 

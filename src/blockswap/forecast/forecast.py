@@ -1,4 +1,4 @@
-"""One forecast: a model's figures, a clip, a machine and a wish become a plan with its reasons."""
+"""A plan for a model not loaded or a machine not at hand: what is assumed of both, and warnings."""
 
 from dataclasses import dataclass, field, replace
 

@@ -1,4 +1,4 @@
-"""Step time against memory: the same order under budgets from the least to all resident."""
+"""Step time by memory: plans under 65 budgets, from the least that works to all resident."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""One plan for models that are used in turn, such as the two experts of Wan 2.2.
+"""One plan for models run in turn (Wan 2.2's experts): shared slots and budgets, then split.
 
 Only one of them runs at a time, so they are planned as one long model: slots, staging and budgets
 are theirs together, and residents are spread over all of them.

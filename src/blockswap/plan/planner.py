@@ -1,4 +1,4 @@
-"""`make_plan`: the stages of a plan in order; plans for the CPU; RAM or disk where both do."""
+"""`make_plan`: its steps; the file instead of RAM if as fast; a loaded model on the CPU stays."""
 
 from dataclasses import replace
 

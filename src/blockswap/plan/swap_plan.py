@@ -1,4 +1,4 @@
-"""The plan as an immutable value: which blocks stay, which visit, and what that costs in bytes."""
+"""The plan as a value: each block's tier, slots, bytes, predicted times, and the R/m/d map."""
 
 from dataclasses import dataclass
 from typing import Literal

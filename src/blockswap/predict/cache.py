@@ -1,4 +1,4 @@
-"""Predictions kept on disk, so that a plan is told at once the second time.
+"""Predictions kept on disk: one file per question, and when one is worked out anew.
 
 One small JSON file for each question, named by a hash of the question. The question holds all that
 the answer depends on, so a file is never out of date, only no longer asked for. Needs no torch.

@@ -1,4 +1,4 @@
-"""A whole generation: the peak of each phase, each model being on the device in its own only."""
+"""Phases of a generation, what is on the device in each, and latents carried between them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

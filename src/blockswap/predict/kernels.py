@@ -1,4 +1,4 @@
-"""Kernels that real devices have in one piece: this module owns what they allocate.
+"""Memory that fused attention and RMS norms take on a real device, where meta would differ.
 
 On meta torch takes every composite operation apart, as it does on a device without a kernel for
 it. Where the device has one, the composite is replaced by its allocations:

@@ -1,4 +1,4 @@
-"""Any module's forward, followed without data: this module owns running it under the recorder."""
+"""`predict_module`: any module's forward run on meta tensors; what is refused or put back."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

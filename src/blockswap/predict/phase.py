@@ -1,4 +1,4 @@
-"""What one phase of a generation needs of the device, and the peak of all phases, as values."""
+"""What one phase of a generation needs on the device: weights, activations, output, FLOPs."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The record of a forward without data: bytes alive at each moment, and FLOPs by unit.
+"""Which bytes count as alive in a forward on meta tensors, and which FLOPs go to which unit.
 
 A dispatch mode sees every operation the device would be asked for. All tensors are on torch's
 *meta* device: an operation only works out shapes, so the 14B model at 720p takes a second and no

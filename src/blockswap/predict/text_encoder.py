@@ -1,4 +1,4 @@
-"""Wan's text encoder, UMT5-XXL, in bytes and FLOPs by formula: it is small enough to be told so."""
+"""Wan's text encoder, UMT5-XXL: its sizes, and its peak bytes and FLOPs by formula."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

@@ -1,4 +1,4 @@
-"""What a forward of a Wan transformer costs, by geometry alone: from the cache, or followed once.
+"""What a forward of a Wan geometry costs: from the cache, else run once without data.
 
 Importing this module needs no torch; torch and diffusers are loaded when the cache has no answer.
 """

@@ -1,4 +1,4 @@
-"""What decoding and encoding a clip costs: from the cache, or followed once. Needs no torch."""
+"""Which VAE a model has; what encoding or decoding costs: cached, else run without data."""
 
 from dataclasses import asdict, fields
 from typing import Any, Literal, get_args

@@ -1,4 +1,4 @@
-"""The VAE followed without data, chunk by chunk; chunks that are alike are followed once.
+"""The VAE's peak, chunk by chunk on meta tensors; chunks of equal shapes are run once.
 
 chunk    0       1       2       3       4 ...     of one tile, or of the whole picture
 cache    empty   1st     full    full    full      features of the last two latent frames

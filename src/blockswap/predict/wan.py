@@ -1,4 +1,4 @@
-"""Forwards of diffusers' Wan classes without data: typed skeletons, and what pipelines pass."""
+"""Inputs that diffusers' pipelines give a Wan transformer, and its dtypes, run without data."""
 
 from math import prod
 

@@ -1,4 +1,4 @@
-"""The sustained rate of the device: matrix products, attention and its own memory."""
+"""How the device's sustained FLOP/s and memory rate are measured, with work of which size."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

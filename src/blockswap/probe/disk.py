@@ -1,4 +1,4 @@
-"""The disk of a folder, read the way the product reads: how fast, and with which settings best.
+"""Which settings read a disk best (direct, readers, read size), and how fast; noise is ignored.
 
 One setting is tried at a time, the others held: direct or buffered, then the number of readers,
 then the size of a read. The candidates of a stage take turns, so that a disk that is busy with

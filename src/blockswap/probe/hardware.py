@@ -1,4 +1,4 @@
-"""What a measurement depends on: figures are kept under it, and taken anew when it changes."""
+"""What kept figures belong to: device, driver, torch, CPU and system; a disk's number and size."""
 
 import os
 import platform

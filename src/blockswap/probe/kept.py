@@ -1,4 +1,4 @@
-"""Measurements kept between runs: one file per hardware, with a part per disk."""
+"""Where probe figures are kept, and when they are too old (180 days) or unreadable to be used."""
 
 import hashlib
 import json

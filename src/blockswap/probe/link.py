@@ -1,4 +1,4 @@
-"""The rate of the link between host and device, both ways, pinned and pageable."""
+"""How the link between host and device is measured: both ways, pinned and pageable."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The probe: measures this machine once, keeps the figures, and gives them as a `Machine`."""
+"""`probe`: when kept figures serve or are measured anew, when they are noisy, the `Machine`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

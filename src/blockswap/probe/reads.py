@@ -1,4 +1,4 @@
-"""One trial of the disk probe: reads of a span of a file by reader threads, and their rate."""
+"""One trial of the disk probe: what is read, with the cache dropped, and when it gives up."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""How long a call takes on the device, by the device's own events."""
+"""How a call is timed: device events, median of five rounds, one untimed call ahead."""
 
 import statistics
 import time

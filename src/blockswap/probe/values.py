@@ -1,4 +1,4 @@
-"""The probe's values: how much it may spend, and what it found, figure by figure."""
+"""How much time and memory the probe may take, which sizes it tries, its results as values."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

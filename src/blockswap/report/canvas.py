@@ -1,4 +1,4 @@
-"""Owns the surface a timeline is drawn on: Pillow, its fonts, and sharp edges.
+"""The page that pictures are drawn on: width, fonts, antialiasing, axis steps, PNG output.
 
 Coordinates are points of a page `PAGE_WIDTH` wide, whatever the width of the picture. The page is
 painted at twice its size and reduced at the end, so a bar narrower than a pixel still shows in

@@ -1,4 +1,4 @@
-"""Owns the picture of step time against memory: the curve that a buyer of a card would want."""
+"""The picture of step time against memory budget: its axes, ticks and staircase."""
 
 import math
 import os

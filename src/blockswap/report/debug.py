@@ -1,4 +1,4 @@
-"""Owns the line that `block_swap_debug` prints for every visit of a block."""
+"""The line that `block_swap_debug` prints each time a block has run."""
 
 from ..events import Visit
 from .spans import (

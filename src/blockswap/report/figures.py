@@ -1,4 +1,4 @@
-"""Owns the figures of a report: what was planned and what was measured, side by side, as values.
+"""Figures of a report, planned beside measured, as values; which forwards count as whole.
 
 Every field that can stay unmeasured is None then, never 0.
 """

@@ -1,4 +1,4 @@
-"""Owns the lanes of a timeline: which bar stands where, in seconds, before anything is drawn.
+"""Lanes of a timeline in seconds: which compute, copy, read and wait bars stand in which row.
 
 compute        |0 |1   |2  |//|3   |     // = waiting, in red
 copy engine   |1 |2 |   |3   |

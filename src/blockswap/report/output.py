@@ -1,4 +1,4 @@
-"""Owns how a report reaches the disk: whole or not at all, and a refusal in one sentence."""
+"""How a report file is written: whole or not at all, with a refusal in one sentence."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""Owns what "transfer", "hidden" and "exposed" mean, visit by visit.
+"""What "transfer", "hidden", "exposed" and "late" mean for one run of a block.
 
 read      |=======|                     transfer = time in which bytes of the block moved
 copy            |=====|                            (the union of both spans, no gap counted)

@@ -1,4 +1,4 @@
-"""Owns the summary of a swap: the plan beside what was measured, as text, one line, or JSON."""
+"""The report of a swap, planned beside measured: text rows, a status line, or JSON."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Owns the picture of a few forwards: what computed, what moved, and where the compute waited.
+"""The picture of the last forwards: colours, labels, layout, and how short a wait is drawn.
 
 8 of 10 blocks streamed · ...              title: the summary in a line
 [] resident  [] streamed  [] waiting ...   legend

@@ -1,4 +1,4 @@
-"""Owns the trace file that chrome://tracing and ui.perfetto.dev open.
+"""The trace file for chrome://tracing and ui.perfetto.dev: its events, threads and arrows.
 
 The format is Google's "Trace Event Format": complete events (`ph` X, microseconds), metadata
 events (`ph` M) that name the process and its threads, and flow events (`ph` s, t, f) that draw an

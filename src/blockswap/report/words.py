@@ -1,4 +1,4 @@
-"""Owns how figures are spelled in a report: seconds, rates, shares, and runs of block names."""
+"""How figures are spelled in a report: bytes, seconds, rates, shares, runs of block names."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""`BlockSwapArgs`: everything a person can ask for, checked and normalised once, at the door."""
+"""`BlockSwapArgs`: everything a user can ask for, its defaults, and what is refused at once."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields

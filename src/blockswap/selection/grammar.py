@@ -1,4 +1,4 @@
-"""Block lists: from the text a person writes, "0,2,3-5", to indices that keep their own words.
+"""What a block list such as "0,2,3-5" means, and which mistakes in it are refused, in what words.
 
     list  = [ part ] { ( "," | newline ) [ part ] }     blanks around a part are skipped
     part  = index | index "-" index                     a range is inclusive

@@ -1,4 +1,4 @@
-"""The dictionary that block-swap packs hand around, and what its keys mean there and here.
+"""How block-swap dictionaries of other ComfyUI packs are read and written: keys and defaults.
 
 key                    there                                    here
 blocks_to_swap         always present, 20 unless changed        a count; None is automatic

@@ -1,4 +1,4 @@
-"""From what a person asked and what the model has: which units may, or must, be streamed."""
+"""Which units may, or must, be streamed: what was asked, applied to what the model has."""
 
 from dataclasses import dataclass
 

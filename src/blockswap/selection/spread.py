@@ -1,4 +1,4 @@
-"""Even spreading: which positions of a ring to choose so that the gaps are as equal as can be.
+"""Even spreading: which blocks of a cycle are chosen, so that gaps differ by at most one.
 
     spread(10, 4) -> 1, 4, 6, 9      . x . . x . x . . x | . x . .   gaps 3 2 3 2
 

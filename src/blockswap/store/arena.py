@@ -1,4 +1,4 @@
-"""The arena: host memory in power-of-two chunks, pinned where that succeeds, lent by the unit."""
+"""When host memory for streamed blocks is taken, pinned (within a budget) and given back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the bytes of each unit were: this module owns the question "is it still the same content?".
+"""Whether a unit's bytes in the file are still those read first: by ctime, then by checksum.
 
 A ctime that moved while size and mtime stayed may be a chmod, a hard link, a rename, or an edit
 whose mtime was put back: only the bytes tell. Each unit's checksum is taken when it is read first,

@@ -1,4 +1,4 @@
-"""The disk store: streamed units rest in the checkpoint file itself and are read from there.
+"""The disk store: a unit's reads in pieces of 8 MiB; a file changed while open is refused.
 
 No second copy exists, on disk or in RAM. A unit is a few large sector-aligned reads, split into
 pieces so that several can be under way at once; what comes back is the unit's slab (`FileSlab`).

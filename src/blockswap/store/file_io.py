@@ -1,4 +1,4 @@
-"""Positional reads of one file into raw memory, by the best means the platform has.
+"""How a file is read: O_DIRECT, buffered with pages dropped, or plain; when it falls back.
 
     direct     O_DIRECT + preadv: the disk writes into our memory, the page cache is not touched
     buffered   preadv, and the pages read are dropped behind (posix_fadvise)

@@ -1,4 +1,4 @@
-"""Where a unit's bytes lie in a checkpoint file, and the slab that direct reads make of them.
+"""Which ranges of a file a unit is read in (sectors, small gaps joined), and what is realigned.
 
 A direct read (O_DIRECT) fixes address = file offset modulo the sector, so the slab of a unit from
 disk is made of sector-aligned pieces of the file, padding and small gaps included:

@@ -1,4 +1,4 @@
-"""What the system says of host memory: how much can still be had, and this process's peak."""
+"""Host memory free, at most and in total (/proc/meminfo, container limits); the process's peak."""
 
 import os
 import sys

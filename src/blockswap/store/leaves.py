@@ -1,4 +1,4 @@
-"""Between a tensor and its leaves: taken apart into plain strided arrays, and put together again.
+"""How a tensor or quantised subclass is split into plain arrays and rebuilt, or refused.
 
 An ordinary tensor is its own leaf. A traceable wrapper subclass (quantised tensors of torchao,
 comfy-kitchen and others) says through torch's `__tensor_flatten__` protocol which inner tensors

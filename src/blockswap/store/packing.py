@@ -1,4 +1,4 @@
-"""Which leaf goes into which chunk of the arena, decided with numbers alone.
+"""Which tensor goes into which power-of-two chunk of pinned memory; four copies a unit at most.
 
 torch's host allocator rounds each pinned allocation up to a power of two, so the arena asks for
 powers of two and fills them itself. A unit may span chunks, a leaf never does; leaves are free to

@@ -1,4 +1,4 @@
-"""Where in a model a tensor hangs: the one thing a name in a module dictionary means here."""
+"""Where a tensor hangs in a model: a name among a module's parameters or buffers."""
 
 from dataclasses import dataclass
 from typing import Any

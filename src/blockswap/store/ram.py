@@ -1,4 +1,4 @@
-"""The RAM store: a live module's own weights, re-homed into the arena so that nothing is doubled.
+"""The RAM store: weights of a model moved unit by unit into pinned memory and back, never doubled.
 
 Opening moves one unit at a time: its leaves are copied into the arena and each leaf tensor is
 pointed at its copy, which frees the old memory. The tensor objects stay the same ones, so code

@@ -1,4 +1,4 @@
-"""A few threads that do nothing but wait in the kernel for reads, first come, first served.
+"""Reader threads: how many, which read comes next, what becomes of failed and stuck ones.
 
 Order matters: a reader takes pieces of a later job only when every piece of the earlier ones is
 taken. A reader may therefore wait for an earlier job to finish (for its staging buffer) without

@@ -1,4 +1,4 @@
-"""Traces: what tensors were when they were hung in a model, and whether anyone has changed them.
+"""What counts as a change of a tensor: its version, address, shape, stride or dtype.
 
 A write bumps a tensor's version; other data, or another look at the same data, has another address,
 shape, stride or dtype. `p.data += 1` leaves none of these traces, and a tensor made in inference

@@ -1,4 +1,4 @@
-"""The only file that names an accelerator API: streams, events and memory of the compute device.
+"""The only file that names an accelerator API: streams, events, pinned and huge-page memory.
 
 Two kinds of device stand behind one face. An `Accelerator` is whatever `torch.accelerator` knows
 (CUDA, ROCm, XPU, ...): copies run on a stream of their own and events order them against compute.

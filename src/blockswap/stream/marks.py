@@ -1,4 +1,4 @@
-"""Time stamps of block visits, taken on the device and read only when that costs nothing.
+"""Timing of block runs by device events: when they are read, reused or lost; 50,000 are kept.
 
 A mark is a set of device events for one visit of one unit. Marks are made once and reused in a
 ring; when a mark is needed again its figures are read if its last event has passed, else that

@@ -1,4 +1,4 @@
-"""The only place that wires rooms together: `swap_blocks`, `open_transformer`, their kin."""
+"""The only room that wires others together: `swap_blocks`, `open_transformer`, `open_experts`."""
 
 from .entry.arguments import as_args
 from .entry.checkpoint_file import open_transformer

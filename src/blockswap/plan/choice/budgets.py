@@ -1,4 +1,4 @@
-"""Limits: budgets in bytes, slots where nobody asked, host memory left to other programs."""
+"""Limits a plan keeps: budgets asked, else 3 slots, 9/10 of free VRAM, 3/4 of free host memory."""
 
 from dataclasses import dataclass, replace
 

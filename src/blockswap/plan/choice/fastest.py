@@ -1,4 +1,4 @@
-"""The fastest plan that fits, where the speeds are known: searched, not guessed.
+"""How the fastest fit is searched where speeds are known; ties go to more slots, then residents.
 
 No forward is faster than its bound, and the bound of an option is known without walking through
 its timeline. So options are looked at in the order of their bounds, and the search ends when the

@@ -1,4 +1,4 @@
-"""The options a plan is chosen from: which candidates stay, and what each choice costs in bytes."""
+"""Which residents are offered and their bytes; without speeds slots are fitted before residents."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

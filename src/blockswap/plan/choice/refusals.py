@@ -1,4 +1,4 @@
-"""What no plan can give: less than the least budget, or more than all host memory."""
+"""When a plan is refused: a budget below the least, or a CPU plan beyond all host memory."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which sets of units are worth keeping: even ones first, then the cheapest ones.
+"""Which sets of blocks are tried as residents: evenly spread first, then the cheapest to keep.
 
 Among equal units every set of a size costs the same, and the even one is taken. Where sizes
 differ, the even sets are tried in all rotations; what the cost allows beyond them is found by

@@ -1,4 +1,4 @@
-"""How large a slot is made: for the streamed blocks, and for those that are hardly larger."""
+"""Slot size: the largest streamed block, or one of the same file up to 1/64 larger."""
 
 from ..inputs.unit_sizes import Facts
 

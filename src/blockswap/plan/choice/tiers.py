@@ -1,4 +1,4 @@
-"""Where streamed units rest between forwards: pinned RAM or the checkpoint file.
+"""Where streamed units rest (pinned RAM or the file), and how many staging buffers they need.
 
 accelerator, live module   all in RAM; `ram_budget` limits how much of it is pinned, the others
                            are copied through staging buffers

@@ -1,4 +1,4 @@
-"""What is told when a plan changes in a run: after a measured forward, or an out-of-memory."""
+"""Sentences on a plan changed by a measured forward or an out-of-memory; the last six are kept."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which units come to stay or leave: after a measured forward, or when one ran out of memory.
+"""How many blocks become resident or leave after a measured forward or an OOM, and the headroom.
 
 A forward's peak is weights, slots and activations together. What it leaves of the limit, beyond
 the headroom, takes further residents; a forward that used up half of the headroom takes some away

@@ -1,4 +1,4 @@
-"""The plan after units have changed place: the same value, with exact bytes again."""
+"""The plan after blocks changed residency: its bytes, prefetch and first sentence made anew."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""A small dated table of cards, for plans about a machine that is not at hand.
+"""Specs of GPUs by name, and the share of them assumed to be sustained, for a GPU not at hand.
 
 Each row holds what the vendor publishes; rates that are expected in practice are derived from it
 by the stated constants below. Every one of those is an assumption, and `blockswap probe` on the

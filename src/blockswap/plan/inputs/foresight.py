@@ -1,4 +1,4 @@
-"""What is known before the first forward: bytes of activations, and how fast everything is.
+"""Activations, margin and speeds known before the first forward; seconds of each unit from FLOPs.
 
 Both are optional: without them a plan leaves a reserve and keeps as many blocks as fit.
 """

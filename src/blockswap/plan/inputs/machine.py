@@ -1,4 +1,4 @@
-"""What a machine can do, as a value: all that the time model needs to know of the hardware.
+"""A machine's rates as a value: seconds from FLOPs and bytes, and the JSON it is kept in.
 
     seconds of a block = its FLOPs / rate of the dtype     (attention has a rate of its own)
     seconds of a copy  = bytes / link

@@ -1,4 +1,4 @@
-"""The clip that is asked for and what one forward of it costs, as plain values."""
+"""The clip: which sizes and frame counts Wan takes, its latents and tokens, a forward's cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

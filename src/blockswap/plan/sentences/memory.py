@@ -1,4 +1,4 @@
-"""What a plan means for memory, in sentences: slots, RAM tier, and what does not fit."""
+"""Sentences on a plan's memory: slots, RAM tier, what does not fit, how many more to stream."""
 
 from ...units import format_bytes
 from ..choice.budgets import Question

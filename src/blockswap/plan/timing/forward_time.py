@@ -1,4 +1,4 @@
-"""How long a forward under a plan takes: its units as stages of the pipeline."""
+"""Seconds of a forward under a plan: which units are copied or read, and at which speeds."""
 
 from ..inputs.foresight import Speeds
 from ..swap_plan import PlannedUnit, SwapPlan, Timing

@@ -1,4 +1,4 @@
-"""The engine's schedule as arithmetic: a forward's seconds, from what each unit takes.
+"""The engine's schedule simulated: what waits for what, and the seconds of a steady forward.
 
     disk      |r0    |r1    |r2    |              reads, one after the other, in the order asked
     copies           |c0 |  |c1 |  |c2 |          after the read, and when the slot is free

@@ -1,4 +1,4 @@
-"""The engine: on entering a block its weights are in a slot, on leaving the slot is on its way on.
+"""What happens on entering and leaving a block: waits, binding, freeing its slot, interrupts.
 
 Three slots a, b, c and six streamed blocks; copies (top) run ahead of compute (bottom):
 

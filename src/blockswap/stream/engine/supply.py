@@ -1,4 +1,4 @@
-"""What brings units into slots: the one that is needed now, and those that come after it.
+"""How far copies and reads run ahead, in which order, and when a copy waits for an earlier read.
 
 Two things run ahead of the forward: copies into slots, `prefetch` units ahead and in the order in
 which they are needed; and reads into staging buffers, in the order of the units that need one.

@@ -1,4 +1,4 @@
-"""The hooks that connect a model to the engine; what moving, loading, saving, copying it does.
+"""Hooks of a swapped model, and which moves, casts, loads, saves and copies of it are refused.
 
 All of them are instance attributes or torch hooks: `remove()` leaves the module as it was found.
 They are invisible to the compiler: a compiled model breaks its graph around a block, never in it.

@@ -1,4 +1,4 @@
-"""Idle weights without data: what stands in the model for a unit on disk while it is not running.
+"""What idle weights of a unit on disk allow (a look at shape or dtype) and refuse (computing).
 
 A meta tensor has shape and dtype and no values, and torch computes with one beside real tensors
 without an error (`linear(cpu, meta)` gives what lay in memory). So an idle one says whose it is.

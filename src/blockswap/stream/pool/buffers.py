@@ -1,4 +1,4 @@
-"""The two kinds of buffer that a unit passes through: slots on the device, staging on the host.
+"""Slots on the device and staging on the host: the events and jobs that order their use.
 
 Staging    pinned host memory between a file (or pageable memory) and a slot
 Slot       device memory that the unit's weights are views of while it runs

@@ -1,4 +1,4 @@
-"""The pool: memory and threads that swaps share, and which slot or buffer is taken next.
+"""Which slot or staging buffer is taken next, and when memory shared by swaps is given back.
 
     slots      a few device buffers, each as large as the largest streamed unit
     staging    pinned host buffers between a file (or pageable memory) and a slot

@@ -1,4 +1,4 @@
-"""A run: the unit of a swap that is between enter and leave, and what it holds meanwhile."""
+"""The unit that is running: its thread, stream and slot, and whether it is really under way."""
 
 import threading
 from dataclasses import dataclass

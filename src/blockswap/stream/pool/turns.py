@@ -1,4 +1,4 @@
-"""Whose forward comes next, among the swaps of one pool: told, or learnt from the last time.
+"""Whose forward comes next among the swaps of one pool: as announced, or as the last time.
 
 A sampler runs one expert of a model for some forwards and then the other, the same way for every
 clip of a session:

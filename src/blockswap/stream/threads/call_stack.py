@@ -1,4 +1,4 @@
-"""Owns the question whether a thread is in the forward of a module, told from its frames."""
+"""Whether a thread is inside a module's forward, read off its Python stack frames."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""Owns the end of the interpreter: what still runs then comes to rest before memory goes.
+"""What happens when Python exits during a forward: it stops, or is left after 10 s; reads end.
 
 A daemon's thread may be in the middle of a forward when the interpreter ends. It is not told; when
 it comes to the engine next it rests there, without a word, and readers end what they have begun.

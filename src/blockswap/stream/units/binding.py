@@ -1,4 +1,4 @@
-"""Where a unit's tensors hang in the model, and the exchange of what hangs there.
+"""How a unit's weights are exchanged in the model, and which changes by other code are refused.
 
 Parameters are exchanged in `module._parameters` itself: assigning `.data` would fail for tensor
 subclasses and across devices, and `setattr` would register a new parameter each time.

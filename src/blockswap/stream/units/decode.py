@@ -1,4 +1,4 @@
-"""Decoding: from the bytes a checkpoint stores to the weights the model computes with.
+"""How stored dtypes become compute dtypes: a cast into one shared buffer, on the compute stream.
 
 So far that is a cast. It runs on the compute stream, from the slot into one buffer that all
 units share, so a stored form of any size costs one buffer of the compute form.

@@ -1,4 +1,4 @@
-"""A unit that stays: its slab on the device, what hangs in the model for it, and who has used it.
+"""A resident's slab on the device: how it is filled, who waits for it, when it may be freed.
 
 A unit becomes resident while it is visited: what its slot (or the decode buffer) holds is copied
 on the compute stream into a slab of its own, so promotion has no transfer, no wait and no decoding

@@ -1,4 +1,4 @@
-"""Weights put on the device in slabs and taken down again; every step says how it is undone.
+"""How weights are put on the device in slabs, and which changes are copied back on undo.
 
 Each function registers its undoing before it changes anything, so that a failure (or Ctrl-C) in
 the middle of opening leaves the model as it was found, and closing is the same undoing.

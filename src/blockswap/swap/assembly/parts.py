@@ -1,4 +1,4 @@
-"""What every step of opening works with: the pool a plan asks for, a recorder, and how to undo."""
+"""What opening allocates first (slots, staging, timing marks) and passes to every later step."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The swaps that share one pool: what they hold together, and whose blocks leave for another's.
+"""Swaps that share a pool: bytes they hold together; residents that leave for another's OOM.
 
 Mostly there is one. Members are known weakly: a model may go while another one goes on.
 """

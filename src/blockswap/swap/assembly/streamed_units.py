@@ -1,4 +1,4 @@
-"""Units as the engine runs them: views of every slot, the way there, and what hangs in between."""
+"""How a streamed unit is built: views in every slot, its transfer, its weights between runs."""
 
 from collections.abc import Sequence
 

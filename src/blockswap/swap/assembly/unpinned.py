@@ -1,4 +1,4 @@
-"""What could not be pinned: copied through staging that the plan did not count on, and said."""
+"""What happens where pinning fails: copies through staging beyond the plan, and a note of it."""
 
 import ctypes
 from collections.abc import Callable, Sequence

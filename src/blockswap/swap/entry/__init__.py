@@ -1,1 +1,1 @@
-"""The ways in: a loaded model, a checkpoint file, two experts, an application of its own."""
+"""The ways in: a loaded model, a checkpoint file, two experts, or a host application's model."""

@@ -1,4 +1,4 @@
-"""What every way in does with its arguments first: one form of them, and one swap a model."""
+"""Checks shared by all ways in: one form of arguments, no second swap, none of a forked model."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""`open_transformer`: a transformer that runs from its checkpoint file, never whole anywhere."""
+"""`open_transformer`: a model streamed from its file; checks, assumptions, order of opening."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""`swap_blocks`: block swap for a model that is loaded already."""
+"""`swap_blocks`: checks, plan and order of steps for a model already in host memory."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""What is left of a transformer that was closed: a model that says so when it is run."""
+"""What a closed transformer does when it is run: it refuses, until it is opened again."""
 
 from typing import Any
 

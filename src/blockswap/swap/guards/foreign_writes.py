@@ -1,4 +1,4 @@
-"""What other libraries do to a swapped model's weights, and which of it is refused by name.
+"""Which LoRA merges, casts, offloads and writes by other code a swapped model refuses.
 
 A call that writes or replaces weights reaches neither slots that were filled ahead nor copies on
 the device, so it is refused before it touches anything. What came in past the calls (hooks that

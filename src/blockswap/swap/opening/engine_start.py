@@ -1,4 +1,4 @@
-"""The last step of opening: the engine is connected to the model, and from then on it runs."""
+"""Which hooks, guards and corrections a model gets when the engine starts, and in what order."""
 
 import weakref
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The steps of opening a checkpoint: what stays is read, what is streamed is found in the file."""
+"""Steps of opening a checkpoint: residents and RAM tier read, disk units found, saving refused."""
 
 from collections.abc import Collection
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""From a model and a device to the byte counts that the planner decides with."""
+"""Byte counts of a model for the planner; which tensors are decoded, which may lie at 8 bytes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""From a workload and a machine to what a forward of this model will need, and how fast it is."""
+"""Which workload, machine (by default the probed one), margin and dtype a prediction uses."""
 
 from collections import Counter
 from dataclasses import dataclass

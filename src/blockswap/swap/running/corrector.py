@@ -1,4 +1,4 @@
-"""When the plan is corrected: after the first whole forward, and when a later one asks for it.
+"""When a running plan is corrected: after forward 1, at once if too full, after 8 with room.
 
 The allocator's peak is a figure of the host, exact when a forward has been enqueued, so nothing is
 waited for. Memory that leaves goes back in the order of its stream. What the driver may wait for

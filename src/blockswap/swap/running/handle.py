@@ -1,4 +1,4 @@
-"""`Swap`: what a caller holds of a swapped model: plan, report, whose turn is next, closing."""
+"""`Swap`, the caller's handle: plan, report, which model follows, what closing does and refuses."""
 
 import os
 import sys

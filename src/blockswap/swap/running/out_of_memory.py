@@ -1,4 +1,4 @@
-"""An out-of-memory in a forward is survived: blocks leave, and the same forward is run again.
+"""How an out-of-memory forward is retried: what is dropped, how many blocks leave, when it fails.
 
 Everything that the failed attempt holds is dropped first: the frames behind its exception, casts
 that autocast has cached, a block left bound by it. The random state of the host's and the device's

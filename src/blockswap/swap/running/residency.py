@@ -1,4 +1,4 @@
-"""Residency while a swap runs: which units may come or go, and the plan that is true afterwards.
+"""How blocks become resident or leave between forwards, which must stay, and the plan after it.
 
 What rests where is asked of the engine each time and kept nowhere else, so an interrupt in the
 middle of a change leaves the two agreeing.
