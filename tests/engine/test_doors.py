@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_beside_diffusers import WIDTH, forward, lora, tiny_transformer
+from test_beside_diffusers import WIDTH, forward, tiny_transformer
 
 from blockswap import BlockSwapArgs, open_transformer, swap_blocks
 from blockswap.errors import StateError
@@ -13,7 +13,6 @@ CONFIG = {"r": 4, "init_lora_weights": False, "target_modules": ["to_q", "to_v"]
 CALLS = {
     "fuse_lora": (),
     "unfuse_lora": (),
-    "load_lora_adapter": ({},),
     "fuse_qkv_projections": (),
     "enable_layerwise_casting": (torch.float8_e4m3fn, torch.float32),
     "enable_group_offload": (torch.device("cpu"),),
@@ -59,15 +58,6 @@ def test_calls_are_refused_on_an_opened_model(tmp_path, device, call):
     with pytest.raises(StateError, match="while its blocks are streamed"):
         getattr(model, call)(*CALLS[call])
     assert torch.equal(forward(model, device), want)
-    model.blockswap.close()
-
-
-def test_a_lora_file_for_an_opened_model_is_not_answered_with_saving(tmp_path, device):
-    model = opened(tmp_path, device)
-    with pytest.raises(StateError, match="a LoRA was to be loaded") as caught:
-        model.load_lora_adapter(lora(1), adapter_name="a", prefix="transformer")
-    assert "sav" not in str(caught.value)
-    assert not hasattr(model, "peft_config")
     model.blockswap.close()
 
 

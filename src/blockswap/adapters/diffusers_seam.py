@@ -19,7 +19,6 @@ WRITING_CALLS = (
     ("merge_adapter", "an adapter was to be merged into", _WRITE),
     ("unmerge_adapter", "an adapter was to be taken out of", _WRITE),
     ("merge_and_unload", "an adapter was to be merged into", _WRITE),
-    ("load_lora_adapter", "a LoRA was to be loaded into", LORA_INSTEAD),
     ("load_adapter", "an adapter was to be loaded into", LORA_INSTEAD),
     ("fuse_qkv_projections", "projections were to be fused in", _WRITE),
     ("unfuse_qkv_projections", "projections were to be parted in", _WRITE),
@@ -28,6 +27,8 @@ WRITING_CALLS = (
     ("enable_group_offload", "group offload was to be switched on for", "exclude the transformer "
      '(exclude_modules=["transformer"]), its blocks are offloaded already'),
 )  # fmt: skip
+# The method that loads a LoRA beside the weights.
+LOADING_CALL = "load_lora_adapter"
 # Hooks of diffusers that keep, cast or move weights; caches and layer skips are not among them.
 MOVING_HOOKS = {
     "layerwise_casting": "casts its weights in every forward (layerwise casting)",

@@ -4,7 +4,8 @@ All of them are instance attributes or torch hooks: `remove()` leaves the module
 They are invisible to the compiler: a compiled model breaks its graph around a block, never in it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ class Hooks:
         self._root = root
         self._handles: list[Any] = []
         self._guarded: list[tuple[torch.nn.Module, Callable[..., torch.nn.Module]]] = []
+        self._names_only = False
         self._forward: tuple[Any, Any] | None = None  # ours, and an instance's own before it
 
     def connect(self, streamer: Streamer, modules: Sequence[torch.nn.Module]) -> None:
@@ -52,11 +54,15 @@ class Hooks:
                 module._apply = ours  # type: ignore[method-assign]
                 self._guarded.append((module, ours))
 
-    def refuse_loading(self, modules: Sequence[torch.nn.Module], label: str) -> None:
-        """`load_state_dict()` into a swapped model is refused before it touches anything."""
+    def refuse_loading(self, modules: Sequence[torch.nn.Module], moves: "Moves") -> None:
+        """`load_state_dict()` of what the swap placed is refused before it touches anything.
+
+        What came into the model later, such as a LoRA, is loaded as ever.
+        """
         refusal = _Refusal(
-            f"weights were to be loaded into {label} while its blocks are swapped: close the swap, "
-            "load them, then swap again"
+            f"weights were to be loaded into {moves.label} while its blocks are swapped: close the "
+            "swap, load them, then swap again",
+            moves.own,
         )
         for module in dict.fromkeys((self._root, *modules)):
             register: Any = module.register_load_state_dict_pre_hook
@@ -69,9 +75,22 @@ class Hooks:
         sentence: str,
     ) -> None:
         """`state_dict()` of the module of a unit for which `applies` is true raises `sentence`."""
+
+        def saves(name: str) -> bool:
+            return not self._names_only and applies(name)
+
         for name, module in modules.items():
             register: Any = module.register_state_dict_pre_hook
-            self._handles.append(register(_SavingRefusal(name, applies, sentence).hook))
+            self._handles.append(register(_SavingRefusal(name, saves, sentence).hook))
+
+    @contextmanager
+    def names_only(self) -> Iterator[None]:
+        """While a library asks for `state_dict()` and looks at nothing but its names."""
+        self._names_only = True
+        try:
+            yield
+        finally:
+            self._names_only = False
 
     def after_forward(self, call: Callable[[], None]) -> None:
         """Calls `call` whenever the whole model's forward has returned."""
@@ -174,11 +193,17 @@ def _requires_grad(output: Any) -> bool:
 
 
 class _Refusal(Uncopyable):
-    def __init__(self, sentence: str) -> None:
+    def __init__(self, sentence: str, own: frozenset[tuple[int, str]]) -> None:
         self._sentence = sentence
+        self._own = own
 
-    def before_loading(self, *_: Any) -> None:
-        raise StateError(self._sentence)
+    def before_loading(
+        self, module: torch.nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
+    ) -> None:
+        inside = {id(m): name for name, m in module.named_modules()}
+        own = ((inside[number], name) for number, name in self._own if number in inside)
+        if any(f"{prefix}{path}{'.' * bool(path)}{name}" in state_dict for path, name in own):
+            raise StateError(self._sentence)
 
 
 class _SavingRefusal(Uncopyable):

@@ -4,8 +4,8 @@ A meta tensor has shape and dtype and no values, and torch computes with one bes
 without an error (`linear(cpu, meta)` gives what lay in memory). So an idle one says whose it is.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +24,20 @@ _LOOKS = frozenset(
         "randn_like",
     }
 )  # fmt: skip
+
+
+# The device that idle weights are said to be on, while a library asks where to put what it adds.
+_seen_on: list[torch.device] = []
+
+
+@contextmanager
+def seen_on(device: torch.device) -> Iterator[None]:
+    """While a library puts what it adds to a layer where the layer's weight is."""
+    _seen_on.append(device)
+    try:
+        yield
+    finally:
+        _seen_on.pop()
 
 
 # Of these, what gives the same tensor again.
@@ -47,11 +61,13 @@ class _Idle(Uncopyable):
         label = next(
             (a.blockswap_label for a in _flat(args, kwargs) if isinstance(a, _Idle)), "a weight"
         )
-        if name not in _LOOKS or (name == "__set__" and _is_data(func)):
+        if name not in _LOOKS or (name == "__set__" and _property(func) == "data"):
             raise StateError(
                 f"{label} was used ({name}) while its block is not running, and its data is in the "
                 "checkpoint only: run the block itself, or load the model and use swap_blocks"
             )
+        if _seen_on and name == "__get__" and _property(func) == "device":
+            return _seen_on[-1]
         with torch._C.DisableTorchFunctionSubclass():
             seen = func(*args, **(kwargs or {}))
         if name in _SAME and type(seen) is torch.Tensor:
@@ -89,9 +105,9 @@ def _unmark(parameter: torch.Tensor) -> None:
         parameter.__class__ = torch.nn.Parameter  # type: ignore[assignment]
 
 
-def _is_data(func: Callable[..., Any]) -> bool:
-    """Whether a setter is that of `.data`: other data for a weight that has none here."""
-    return getattr(getattr(func, "__self__", None), "__name__", "") == "data"
+def _property(func: Callable[..., Any]) -> str:
+    """The property that a getter or setter is for."""
+    return str(getattr(getattr(func, "__self__", None), "__name__", ""))
 
 
 def _flat(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Iterable[Any]:

@@ -14,6 +14,7 @@ from ..guards.foreign_writes import Doors
 from ..running.corrector import Corrector
 from ..running.freedom import Freedom
 from ..running.handle import Swap
+from ..running.lora_loading import LoraLoading
 from ..running.out_of_memory import Retry
 from ..running.residency import Residency
 
@@ -44,12 +45,14 @@ def start_engine(
     modules = [unit.module for unit in live.units]
     hooks.connect(streamer, modules)
     if not hosted:
-        hooks.guard(modules, _moves(parts))
-        hooks.refuse_loading(modules, live.layout.label)
+        moves = _moves(parts)
+        hooks.guard(modules, moves)
+        hooks.refuse_loading(modules, moves)
         if streamed or not parts.device.on_host:
             doors = Doors(parts, swap, debug=debug)
             doors.look()
             doors.close(undo)
+            LoraLoading(live, swap, hooks, parts.device.torch_device).install(undo)
     if debug:
         swap.print_visits()
         hooks.after_forward(swap.flush_visits)

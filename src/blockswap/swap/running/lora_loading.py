@@ -1,0 +1,86 @@
+"""LoRAs loaded into a swapped model by the host library: where their weights go, and what is said.
+
+Base weights are not touched: each layer computes its own product and adds the LoRA's, as it does
+in the model that is not swapped. The LoRA's weights stay on the device, beside the plan.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from ...adapters.diffusers_seam import LOADING_CALL
+from ...adapters.live import LiveModel
+from ...ambient import undisturbed
+from ...stream.model.hooks import Hooks, Uncopyable
+from ...stream.model.idle_weights import seen_on
+from ...units import format_bytes
+from .handle import Swap
+
+
+class LoraLoading(Uncopyable):
+    """Stands in front of the host library's call that loads a LoRA into the model."""
+
+    def __init__(self, live: LiveModel, swap: Swap, hooks: Hooks, device: torch.device) -> None:
+        self._root = live.root
+        self._swap = swap
+        self._hooks = hooks
+        self._device = device
+        self._placed: list[tuple[torch.nn.Module, str]] = []
+
+    def install(self, undo: ExitStack) -> None:
+        """From here on, until `undo`; does nothing for a model that cannot load LoRAs."""
+        before = getattr(self._root, LOADING_CALL, None)
+        if not callable(before) or LOADING_CALL in vars(self._root):
+            return
+        self._load: Callable[..., Any] = before
+        setattr(self._root, LOADING_CALL, self)
+        undo.callback(self._give_back)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads as ever, without asking base weights for data that they do not have here.
+
+        The library makes a LoRA's weights where the base weight is, in its dtype. Where that has no
+        data they come straight from the file (`low_cpu_mem_usage`) and to the device.
+        """
+        had = self._parameters()
+        with self._hooks.names_only(), seen_on(self._device):
+            loaded = self._load(*args, **{**kwargs, "low_cpu_mem_usage": True})
+        with undisturbed():
+            self._root.to(self._device)
+        new = self._parameters() - had
+        self._placed += [
+            (module, name)
+            for module in self._root.modules()
+            for name in module._parameters
+            if (id(module), name) in new
+        ]
+        self._say(new)
+        return loaded
+
+    def _parameters(self) -> set[tuple[int, str]]:
+        return {(id(m), name) for m in self._root.modules() for name in m._parameters}
+
+    def _say(self, new: set[tuple[int, str]]) -> None:
+        nbytes = sum(
+            parameter.nbytes
+            for module in self._root.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None and (id(module), name) in new
+        )
+        if nbytes:
+            self._swap.tell(
+                f"a LoRA was loaded: {format_bytes(nbytes)} of it stay on {self._device}, beside "
+                "what was planned"
+            )
+
+    def _give_back(self) -> None:
+        """The model is in host memory again, and so is what was loaded into it."""
+        if vars(self._root).get(LOADING_CALL) is self:  # else someone has wrapped it meanwhile
+            delattr(self._root, LOADING_CALL)
+        for module, name in self._placed:
+            parameter = module._parameters.get(name)
+            if parameter is not None and not parameter.is_meta:
+                parameter.data = parameter.data.to("cpu")
+        self._placed.clear()
