@@ -23,7 +23,6 @@ from ..plan import UnitFacts
 from ..store.file_slab import Extent, file_slab
 
 PUBLISHED_DTYPE = "bfloat16"
-_ROPE_POSITIONS = 1024  # of the tables that diffusers' class keeps as buffers
 _FLOATING = frozenset(name for name in ITEM_BYTES if "float" in name)
 
 
@@ -98,7 +97,8 @@ def _figures(label: str, geometry: WanGeometry, tensors: _Bytes) -> ModelFigures
         split = unit_of(key)
         (rest if split is None else parts.setdefault(split.unit, [])).append(key)
     units = tuple(_unit(name, parts[name], tensors) for name in units_in_order(tensors.leaves))
-    tables = [_leaf((_ROPE_POSITIONS, geometry.head_dim), "float32")] * 2  # cosines and sines
+    # Cosines and sines, which diffusers' class keeps as buffers.
+    tables = [_leaf((geometry.rope_max_seq_len, geometry.head_dim), "float32")] * 2
     return ModelFigures(
         label=label,
         geometry=geometry,
