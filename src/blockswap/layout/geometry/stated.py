@@ -137,13 +137,17 @@ def _is_small(value: Any) -> bool:
 
 def _heads(told: _Told) -> int | None:
     """The vendors and diffusers call them differently; where both are there they must agree."""
-    first, second = (told.figure("heads", name, _is_count, "a number of heads") for name in _HEADS)
-    if first is not None and second is not None and first != second:
-        raise GeometryError(
-            f"{told.label} states {_HEADS[0]} = {first} and {_HEADS[1]} = {second}: "
-            "remove the one that is wrong"
-        )
-    heads: int | None = second if first is None else first
+    said: list[int | None] = []
+    for prefix, source in ((PREFIX, told.metadata), ("", told.config)):
+        found = {name: source[name] for name in _HEADS if source.get(name) is not None}
+        for name, value in found.items():
+            if not _is_count(value):
+                raise _malformed(told.label, prefix + name, value, "a number of heads")
+        if len(set(found.values())) > 1:
+            both = " and ".join(f"{prefix}{name} = {value}" for name, value in found.items())
+            raise GeometryError(f"{told.label} states {both}: remove the one that is wrong")
+        said.append(next(iter(found.values()), None))
+    heads: int | None = told.agreed("heads", *said)
     return heads
 
 
