@@ -19,6 +19,7 @@ from ..layout.geometry import (
 )
 from ..layout.slab import pack
 from ..layout.values import Leaf, ModelLayout, UnitLayout, contiguous_stride
+from ..paths import is_there
 from ..plan import UnitFacts
 from ..store.file_slab import Extent, file_slab
 
@@ -60,7 +61,7 @@ def find_model(name: str, dtype: str | None = None) -> ModelFigures:
     Raises ArgsError for a name that is neither, CheckpointError or GeometryError for the file.
     """
     path = Path(name)
-    if path.exists():
+    if is_there(path):
         return figures_of_file(open_checkpoint(path), dtype, path)
     if name.endswith(".safetensors") or "/" in name or "\\" in name:
         raise ArgsError(f"{name} is not there: give a checkpoint's path or a published name")
