@@ -69,11 +69,13 @@ def test_the_second_time_the_figures_are_those_of_the_first(quick: Path) -> None
     assert figures("--fresh")["measured"] is True
 
 
-def test_a_folder_that_is_not_there_is_told_and_the_rest_is_measured(quick: Path) -> None:
+def test_a_folder_that_is_not_there_is_refused(quick: Path) -> None:
     result = runner.invoke(app, ["probe", "--device", "cpu", "--folder", str(quick / "no")])
-    assert result.exit_code == 0, result.output
-    assert "reads best     not measured" in result.stdout
-    assert "cannot be measured: name a folder or a file there" in result.stdout
+    assert result.exit_code == 2
+    assert "is not there: name a folder or a file on the disk that is meant" in result.stderr
+    assert not result.stdout
+    long = runner.invoke(app, ["probe", "--device", "cpu", "--folder", "x" * 300])
+    assert (long.exit_code, long.stdout) == (2, "")
 
 
 def test_a_device_that_is_not_there_is_refused(quick: Path) -> None:

@@ -11,7 +11,8 @@ from checkpoint_samples import TINY, save_shapes
 from blockswap.errors import GeometryError
 from blockswap.layout.checkpoint import Checkpoint, open_checkpoint
 from blockswap.layout.geometry import WanGeometry, infer_geometry, tensor_names
-from blockswap.layout.geometry.stated import check_claims
+from blockswap.layout.geometry.claims import check_claims
+from blockswap.layout.geometry.stated import stated_by
 
 VACE = replace(TINY, vace_layers=(0, 1, 3), vace_in_channels=6)
 
@@ -109,11 +110,15 @@ def test_the_config_of_another_class_is_refused_by_its_name(tmp_path: Path, name
         inferred(tmp_path, {"num_heads": 2, "_class_name": name})
 
 
-@pytest.mark.parametrize(
-    "name", ["WanTransformer3DModel", "WanVACETransformer3DModel", "WanModel", "VaceWanModel", None]
-)
+@pytest.mark.parametrize("name", ["WanTransformer3DModel", "WanModel", None])
 def test_the_classes_that_open_may_be_named(tmp_path: Path, name: object) -> None:
     assert inferred(tmp_path, {"num_heads": 2, "_class_name": name}) == TINY
+
+
+@pytest.mark.parametrize("name", ["WanVACETransformer3DModel", "VaceWanModel", None])
+def test_the_classes_of_vace_models_may_be_named(tmp_path: Path, name: object) -> None:
+    config = {"num_heads": 2, "_class_name": name, "vace_layers": [0, 1, 3]}
+    assert inferred(tmp_path, config, geometry=VACE) == VACE
 
 
 @pytest.mark.parametrize("first", [("in_dim", "in_channels"), ("in_channels", "in_dim")])
@@ -130,7 +135,7 @@ def test_a_file_that_ends_too_early_is_refused_unless_it_says_so(
     def check(layers: int, **said: dict[str, object]) -> None:
         metadata = {key: str(value) for key, value in said.get("metadata", {}).items()}
         checkpoint = Checkpoint("cut", headers, "", {}, (), metadata, said.get("config"))
-        check_claims(checkpoint, WanGeometry(dim=dim, num_layers=layers))
+        check_claims(checkpoint, WanGeometry(dim=dim, num_layers=layers), stated_by(checkpoint))
 
     with pytest.raises(GeometryError, match=rf"ends at block 9, .* {known} blocks.*wan.num_layers"):
         check(10)

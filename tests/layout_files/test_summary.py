@@ -15,7 +15,7 @@ from blockswap.layout.summary import describe
 
 
 def test_bytes_add_up(tmp_path: Path) -> None:
-    geometry = replace(TINY, image_dim=8, vace_layers=(0, 2), vace_in_channels=6)
+    geometry = replace(TINY, image_dim=8, added_kv=True, vace_layers=(0, 2), vace_in_channels=6)
     summary = describe(open_checkpoint(save_geometry(tmp_path / "f.safetensors", geometry)))
     assert summary.parameters == parameter_count(geometry)
     assert summary.nbytes == 2 * summary.parameters

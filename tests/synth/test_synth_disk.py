@@ -1,6 +1,7 @@
 """Synthesised checkpoints reach the disk whole or not at all."""
 
 import errno
+import os
 import re
 from collections import namedtuple
 from pathlib import Path
@@ -11,7 +12,7 @@ from blockswap.errors import OutputError
 from blockswap.layout import writing
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.layout.geometry import WanGeometry, infer_geometry
-from blockswap.synth import synth
+from blockswap.synth import synth, write
 from blockswap.synth.draw import Drawer
 
 TINY = WanGeometry(
@@ -151,10 +152,40 @@ def test_a_failing_progress_bar_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_refused_rename_leaves_no_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Path, target: Path) -> None:
+    def refuse(part: Path, target: Path, *, overwrite: bool) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(write, "put_in_place", refuse)
     refused("Permission denied", tmp_path / "f.safetensors")
     refused("Permission denied", tmp_path / "shards", shard_bytes=5_000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_came_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "f.safetensors"
+
+    def intrude(done: int, total: int) -> None:
+        target.write_bytes(b"someone else's")
+
+    with pytest.raises(OutputError, match="came while it was made, and stays"):
+        synth(TINY, target, progress=intrude)
+    assert target.read_bytes() == b"someone else's"
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    synth(TINY, target, overwrite=True, progress=intrude)
+    assert target.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_no_pipe_is_replaced(tmp_path: Path, overwrite: bool) -> None:
+    os.mkfifo(tmp_path / "f.safetensors")
+    with pytest.raises(OutputError, match=r"it is there already|a device, a pipe"):
+        synth(TINY, tmp_path / "f.safetensors", overwrite=overwrite)
+    assert (tmp_path / "f.safetensors").is_fifo()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 244, "x" * 300 + "/a", "a\0", b"a", 7], ids=str)
+def test_an_output_that_is_no_name_is_refused_in_a_sentence(tmp_path: Path, name: object) -> None:
+    out = f"{tmp_path}/{name}.safetensors" if isinstance(name, str) else name
+    with pytest.raises(OutputError) as refused_:
+        synth(TINY, out)  # type: ignore[arg-type]
+    assert "\n" not in str(refused_.value)

@@ -61,6 +61,7 @@ def _config(geometry: WanGeometry) -> dict[str, Any]:
         "image_dim": geometry.image_dim,
         "added_kv_proj_dim": geometry.dim if geometry.added_kv else None,
         "pos_embed_seq_len": geometry.pos_embed_seq_len,
+        "rope_max_seq_len": geometry.rope_max_seq_len,
     }
     if geometry.vace_layers:
         config["vace_layers"] = list(geometry.vace_layers)

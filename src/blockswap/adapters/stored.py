@@ -8,6 +8,7 @@ import torch
 from ..errors import GeometryError, ModelError
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.geometry import to_original_key
+from ..layout.geometry.strays import refuse_strays
 from ..layout.geometry.verify import unread_keys
 from ..store.file_slab import Extent
 from ..store.places import Place
@@ -89,6 +90,7 @@ def _found(label: str, place: Place, by_key: dict[str, StoredTensor]) -> StoredT
 
 
 def _by_original_key(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    refuse_strays(checkpoint)
     by_key: dict[str, StoredTensor] = {}
     for key, tensor in checkpoint.tensors.items():
         other = by_key.setdefault(to_original_key(key), tensor)

@@ -10,9 +10,10 @@ def main() -> None:
 
     Exit codes: 0 done, 1 a result is wrong, 2 a refusal (one line on stderr), 130 interrupted.
     """
-    from .surroundings import one_sentence, print_anything
+    from .surroundings import one_sentence, print_anything, refuse_surroundings
 
     print_anything()
+    refuse_surroundings()
     try:
         from .app import app
     except ModuleNotFoundError as error:

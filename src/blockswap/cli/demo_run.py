@@ -16,10 +16,12 @@ from ..demo.sampling import SamplingSettings, generate
 from ..demo.video import write_contact_sheet, write_mp4
 from ..demo.weights import weights_path
 from ..report import Summary
+from ..report.output import MP4, PNG, TRACE, refuse_other
 from ..swap.entry.checkpoint_file import plan_transformer
 from .outputs import prepare_folder
 
 OUTPUT_BYTES = 32 * 2**20  # far more than the demo's files take
+OUTPUTS = {"demo.mp4": MP4, "contact_sheet.png": PNG, "timeline.png": PNG, "trace.json": TRACE}
 FULLY_LOADED = BlockSwapArgs(blocks_to_swap=0)
 
 # Told after every step of a pass: which pass, how many steps are done, of how many.
@@ -65,6 +67,8 @@ def run_demo(request: DemoRequest, progress: Progress) -> DemoResult:
     `open_transformer`, before the first pass. The models are closed again whatever happens.
     """
     prepare_folder(request.folder, needed_bytes=OUTPUT_BYTES)
+    for name, kind in OUTPUTS.items():
+        refuse_other(request.folder / name, kind)
     plan_transformer(weights_path(), request.args, device=request.device)
     with _opened(FULLY_LOADED, request.device) as (model, _):
         loaded = _sample(model, request, progress, "fully loaded")
@@ -125,8 +129,7 @@ def _count_differing(loaded: _Pass, streamed: _Pass) -> int:
 
 
 def _write_files(clip: Tensor, swap: Swap, folder: Path) -> tuple[Path, ...]:
-    names = ("demo.mp4", "contact_sheet.png", "timeline.png", "trace.json")
-    mp4, sheet, timeline, trace = files = tuple(folder / name for name in names)
+    mp4, sheet, timeline, trace = files = tuple(folder / name for name in OUTPUTS)
     write_mp4(clip, mp4)
     write_contact_sheet(clip, sheet)
     swap.timeline(timeline)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -19,6 +19,7 @@ from ..forecast import (
     sweep,
     verdict_of,
 )
+from ..paths import is_there
 from ..plan.inputs.machine import DiskFigures, Machine
 from ..plan.inputs.workload import ComputeDtype, Workload, has_token_timesteps
 from ..report.curve import Curve, Dot, draw_curve
@@ -114,6 +115,7 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     )
     if compare:
         _compare(order, png, notes, as_json=as_json)
+        _exit_as_a_plan(replace(order, args=replace(order.args, vram_budget=None)))
         return
     told = _forecast(order)
     if png is not None:
@@ -123,6 +125,14 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     else:
         print_forecast(new_console(), told, notes)
     if not verdict_of(told).fits:
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+def _exit_as_a_plan(order: Order) -> None:
+    """After a comparison: the exit code, and the sentence, that the plan itself would have."""
+    verdict = verdict_of(_forecast(order))
+    if not verdict.fits:
+        new_console(stderr=True).print(verdict.sentence, soft_wrap=True)
         raise typer.Exit(DOES_NOT_FIT)
 
 
@@ -176,7 +186,7 @@ def _published_dtype(model: str, machine: Machine, notes: list[str]) -> str | No
     rates = dict(machine.flops)
     if machine.on_host or "float16" not in rates or "bfloat16" in rates:
         return None
-    if Path(model).exists():
+    if is_there(model):
         notes.append(
             f"{machine.name} has no bfloat16: give --dtype float16 for a file that holds it"
         )
@@ -199,7 +209,7 @@ def _machine(
     from ..stream.device import best_device
 
     path = Path(model)
-    found = cached_probe(place=path if path.exists() else Path("."))
+    found = cached_probe(place=path if is_there(path) else Path("."))
     if found is None:
         notes = ["no seconds: this machine was not probed, run blockswap probe or give --gpu"]
         name = str(best_device())

@@ -22,7 +22,7 @@ from ..units import format_bytes, parse_bytes
 _HOST = "cpu"
 _LANES = (1, 2, 4, 8, 16)
 _HALVES = ("bfloat16", "float16")
-_MOST_TFLOPS = 1e6
+_LEAST_TFLOPS, _MOST_TFLOPS = 1e-3, 1e6
 DEFAULT_LINK = (4, 16)
 
 
@@ -114,7 +114,7 @@ def _tflops(said: str) -> float:
         rate = float(said)
     except ValueError:
         rate = math.nan
-    if not 0 < rate < _MOST_TFLOPS:
+    if not _LEAST_TFLOPS <= rate <= _MOST_TFLOPS:
         raise ArgsError(
             f"--gpu-tflops {said!r} is no rate: give the dense 16-bit TFLOP/s of the card, as in 40"
         )

@@ -11,6 +11,7 @@ from ..forecast.figures import PUBLISHED_DTYPE
 from ..units import format_bytes, format_seconds
 from .console import new_table, print_facts
 
+_MORE = "*"  # marks a row of a sweep that the device is too small for
 _ROWS = 17  # of a sweep, printed; the picture and the JSON have all of them
 
 
@@ -90,11 +91,23 @@ def print_sweep(
     for at in sorted(shown):
         point = points[at]
         seconds = "?" if point.step_seconds is None else format_seconds(point.step_seconds)
-        sizes = format_bytes(point.budget_bytes), format_bytes(point.peak_bytes)
+        sizes = (
+            format_bytes(point.budget_bytes) + _beyond(order, point),
+            format_bytes(point.peak_bytes),
+        )
         table.add_row(*sizes, str(point.residents), str(point.streamed), seconds)
     console.print(table)
+    if any(_beyond(order, point) for point in points):
+        room = format_bytes(order.device_free_bytes or 0)
+        console.print(f"{_MORE} more than there is on the device ({room})", soft_wrap=True)
     for sentence in notes:
         console.print(f"- {sentence}", soft_wrap=True)
+
+
+def _beyond(order: Order, point: Point) -> str:
+    """The mark of a budget that the device has no memory for."""
+    free = order.device_free_bytes
+    return f" {_MORE}" if free is not None and point.budget_bytes > free else ""
 
 
 def as_dict(told: Forecast, notes: Sequence[str]) -> dict[str, Any]:

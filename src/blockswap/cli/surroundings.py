@@ -1,7 +1,7 @@
 """Owns what the command line does when its surroundings fail it: one sentence and exit code 2.
 
-A module that is not installed, memory that is not to be had, an output that cannot be written. What
-is none of these is a bug of ours and keeps its traceback.
+A module that is not installed, memory that is not to be had, an output that cannot be written, a
+current folder that is gone. What is none of these is a bug of ours and keeps its traceback.
 """
 
 import errno
@@ -30,6 +30,19 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def refuse_surroundings() -> None:
+    """Leaves through SystemExit where no command can do its work, before any is begun."""
+    if sys.stdout is None:
+        # The answer would be lost, and the next file that is opened would be taken for it.
+        _tell("the output is closed: leave it open, or send it to /dev/null")
+        sys.exit(2)
+    try:
+        os.getcwd()
+    except OSError:  # without one not even torch can be loaded
+        _tell("the folder that the command was started in is gone: go to another folder")
+        sys.exit(2)
 
 
 @contextmanager

@@ -12,13 +12,14 @@ one starts at a multiple of 256.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..layout.checkpoint import Checkpoint
 from ..layout.dtypes import ITEM_BYTES
-from ..layout.geometry import unit_of, units_in_order
-from ..layout.geometry.stated import HEADS_KEY, VACE_KEY, stated_by
+from ..layout.geometry import WanGeometry, unit_of, units_in_order
+from ..layout.geometry.restated import needed_statements
+from ..layout.geometry.stated import stated_by
 from ..layout.header import FileTensor
 from ..layout.prefix import PADDING, is_padding
 from ..layout.slab import LEAF_ALIGNMENT, align_up
@@ -60,9 +61,17 @@ class NewLayout:
 
 
 def new_layout(
-    checkpoint: Checkpoint, dtype: str | None, *, everything: bool, padding: bool
+    checkpoint: Checkpoint,
+    dtype: str | None,
+    *,
+    everything: bool,
+    padding: bool,
+    metadata: Mapping[str, str] | None = None,
 ) -> NewLayout:
-    """Lays the checkpoint out in one file; `padding` fills up to the next page before each unit."""
+    """Lays the checkpoint out in one file; `padding` fills up to the next page before each unit.
+
+    `metadata` is the new file's, by default the checkpoint's own.
+    """
     tensors: list[Placed] = []
     end = 0
     for group in _groups(checkpoint, dtype, everything=everything):
@@ -74,7 +83,8 @@ def new_layout(
             end += gap
         tensors += group
         end += sum(tensor.nbytes for tensor in group)
-    header = header_bytes(_metadata(checkpoint), tensors, alignment=PAGE)
+    said = checkpoint.metadata if metadata is None else metadata
+    header = header_bytes(said, tensors, alignment=PAGE)
     return NewLayout(header, tuple(tensors))
 
 
@@ -108,12 +118,7 @@ def _alignment(nbytes: int) -> int:
     return min(nbytes & -nbytes, LEAF_ALIGNMENT) if nbytes else LEAF_ALIGNMENT
 
 
-def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
+def new_metadata(checkpoint: Checkpoint, geometry: WanGeometry | None) -> dict[str, str]:
     """The checkpoint's own, and what only a config.json beside it says: one file has none."""
-    metadata = dict(checkpoint.metadata)
-    stated = stated_by(checkpoint)
-    if stated.num_heads is not None:
-        metadata.setdefault(HEADS_KEY, str(stated.num_heads))
-    if stated.vace_layers:
-        metadata.setdefault(VACE_KEY, ",".join(map(str, stated.vace_layers)))
-    return metadata
+    needed = {} if geometry is None else needed_statements(geometry, stated_by(checkpoint))
+    return {**needed, **checkpoint.metadata}

@@ -7,6 +7,7 @@ from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.dtypes import ITEM_BYTES
 from ..layout.geometry import (
     WanGeometry,
+    infer_geometry,
     tensor_names,
     to_diffusers_key,
     to_original_key,
@@ -14,6 +15,7 @@ from ..layout.geometry import (
 )
 from ..layout.geometry.families import stranger_of
 from ..layout.geometry.infer import check_family
+from ..layout.geometry.strays import refuse_strays
 from ..layout.geometry.verify import FILE_MARKS, SCALES
 from ..layout.prefix import ROOTS
 from ..layout.quoting import quote
@@ -59,6 +61,29 @@ def new_dtype(tensor: StoredTensor, wanted: str | None, *, everything: bool) -> 
 def check_request(checkpoint: Checkpoint, dtype: str | None) -> None:
     """Raises ArgsError for a stranger's file, an unknown dtype, or a cast without sense."""
     _check_stranger(checkpoint)
+    _check_dtype(checkpoint, dtype)
+    try:
+        refuse_strays(checkpoint)
+    except GeometryError as error:
+        raise ArgsError(str(error)) from error
+
+
+def read_geometry(checkpoint: Checkpoint) -> tuple[WanGeometry | None, str]:
+    """The geometry as a reader finds it; or None, and why the checkpoint is refused as it is.
+
+    A file that is read by skeletons of the caller's own, or a part of one, may be converted: all
+    that it holds and says goes along. A config.json does not, so beside one the checkpoint must
+    open. Raises ArgsError where it does not.
+    """
+    try:
+        return infer_geometry(checkpoint), ""
+    except GeometryError as error:
+        if checkpoint.config is not None:
+            raise ArgsError(str(error)) from error
+        return None, str(error)
+
+
+def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
     if dtype is None:
         return
     if dtype not in TARGETS:

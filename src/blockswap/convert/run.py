@@ -6,21 +6,31 @@ Memory stays under 100 MB beside torch itself, whatever the size of model and te
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import ArgsError, HeaderError, OutputError, ReadError
+from ..errors import ArgsError, GeometryError, HeaderError, OutputError, ReadError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
+from ..layout.geometry import WanGeometry, infer_geometry
 from ..layout.header import read_header
-from ..layout.shards import SUFFIX
-from ..layout.writing import Meter, Progress, check_parent, check_room
+from ..layout.prefix import is_padding
+from ..layout.shards import SUFFIX, one_file
+from ..layout.writing import (
+    Meter,
+    Progress,
+    check_parent,
+    check_room,
+    put_in_place,
+    refuse_occupied,
+)
+from ..paths import output_path
 from ..units import format_bytes
 from .cast import PieceReader
 from .journal import Journal
-from .order import NewLayout, new_layout
+from .order import NewLayout, new_layout, new_metadata
 from .part import open_part, write_part
-from .rules import check_request
-from .verify import compare, open_files
+from .rules import check_request, read_geometry
+from .verify import compare, odd_padding, open_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ class _Work:
     layout: NewLayout
     journal: Journal
     target: Path
+    overwrite: bool
 
 
 def convert(  # noqa: PLR0913 - one keyword for each option of the command of the same name
@@ -67,13 +78,21 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
     written and compared, and bytes to write and compare. Raises ArgsError, CheckpointError,
     ReadError, and OutputError for all that is wrong with the target.
     """
-    path = Path(os.path.abspath(target))
+    path = output_path(target)
     checkpoint = open_checkpoint(source)
     check_request(checkpoint, dtype)
     _check_target(path, checkpoint, overwrite=overwrite)
-    layout = new_layout(checkpoint, dtype, everything=everything, padding=padding)
-    work = _Work(checkpoint, layout, Journal(path, checkpoint.headers, layout.header), path)
+    geometry, refusal = read_geometry(checkpoint)
+    metadata = new_metadata(checkpoint, geometry)
+    _check_reading(replace(checkpoint, metadata=metadata, config=one_file(path).config),
+                   path, geometry)  # fmt: skip
+    layout = new_layout(
+        checkpoint, dtype, everything=everything, padding=padding, metadata=metadata
+    )
+    journal = Journal(path, checkpoint.headers, layout.header)
+    work = _Work(checkpoint, layout, journal, path, overwrite)
     _refuse_source(checkpoint, work.journal)
+    _refuse_odd_padding(checkpoint)
     try:
         resumed, stale = _run(work, Meter(2 * layout.nbytes, progress))
     except (ReadError, OutputError):
@@ -83,7 +102,9 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
         raise
     except OSError as error:
         raise _failed(work, error) from error
-    notes = () if stale is None else (f"an unfinished conversion was begun anew: {stale}",)
+    notes = [] if stale is None else [f"an unfinished conversion was begun anew: {stale}"]
+    if refusal:
+        notes.append(f"the new file opens no further than its source: {refusal}")
     sources = [tensor.source for tensor in layout.tensors]
     return Converted(
         path=path,
@@ -93,7 +114,7 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
         cast_tensors=sum(t.source is not None and t.source[1].dtype != t.dtype
                          for t in layout.tensors),
         resumed_bytes=resumed,
-        notes=notes,
+        notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -108,7 +129,14 @@ def _run(work: _Work, meter: Meter) -> tuple[int, str | None]:
             for file in files:
                 file.check_unchanged()
             _compare(work, reader, meter)
-    journal.part.replace(work.target)
+    try:
+        put_in_place(journal.part, work.target, overwrite=work.overwrite)
+    except FileExistsError as error:
+        raise OutputError(
+            f"cannot write {work.target}: a file of this name came while it was made, and stays: "
+            "remove it or give --overwrite (in Python overwrite=True), and the same command ends "
+            "what was begun"
+        ) from error
     journal.remove()
     _sync_folder(work.target.parent)
     return found
@@ -133,20 +161,38 @@ def _check_target(target: Path, checkpoint: Checkpoint, *, overwrite: bool) -> N
     check_parent(target)
     if not target.name.endswith(SUFFIX):
         raise OutputError(f"cannot write {target}: end the file's name with {SUFFIX}")
-    if not os.path.lexists(target):
-        return
     for path in checkpoint.paths:
         if target.exists() and os.path.samefile(path, target):
             raise OutputError(
                 f"cannot write {target}: it is the source itself, choose another name"
             )
-    if target.is_dir():
-        raise OutputError(f"cannot write {target}: a folder of this name is there, choose another")
-    if not overwrite:
+    refuse_occupied(target, overwrite=overwrite)
+
+
+def _check_reading(made: Checkpoint, target: Path, geometry: WanGeometry | None) -> None:
+    """The new file under its name must be read as the source is: a config.json that lies where it
+    will lie has a word in it, too."""
+    if geometry is None:
+        return
+    try:
+        found = infer_geometry(made)
+        why = "another model would be read from both"
+    except GeometryError as error:
+        found, why = None, str(error)
+    if found != geometry:
         raise OutputError(
-            f"cannot write {target}: it is there already, choose another name or let it be "
-            "replaced with --overwrite (in Python overwrite=True)"
+            f"cannot write {target}: the config.json in its folder is another model's ({why}), "
+            "choose another name or folder"
         )
+
+
+def _refuse_odd_padding(checkpoint: Checkpoint) -> None:
+    """Padding is not copied, so a tensor that only bears its name must not be there."""
+    if not any(is_padding(name) for name in checkpoint.left_out):
+        return
+    with open_files(checkpoint.headers) as files:
+        for sentence in odd_padding(checkpoint, PieceReader(files)):
+            raise ArgsError(sentence)
 
 
 def _refuse_source(checkpoint: Checkpoint, journal: Journal) -> None:

@@ -4,16 +4,19 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from ..errors import ArgsError
-from ..layout.checkpoint import Checkpoint, open_checkpoint
+from ..errors import ArgsError, GeometryError
+from ..layout.checkpoint import STATED_PREFIX, Checkpoint, checkpoint_of, open_checkpoint
+from ..layout.geometry import infer_geometry
 from ..layout.header import FileHeader, FileTensor, read_header
 from ..layout.prefix import is_padding
 from ..layout.quoting import quote
+from ..layout.shards import one_file
 from ..layout.stamp import Stamped
 from ..layout.writing import Meter, Progress
+from ..paths import input_path
 from ..store.file_io import StreamedFile
 from .cast import PieceReader, pieces
 
@@ -33,16 +36,63 @@ def verify_pair(
     *,
     progress: Progress | None = None,
 ) -> Verified:
-    """Compares every tensor of file `target` with a cast of the same tensor of `source`.
+    """Compares every tensor of file `target` with a cast of the same tensor of `source`, and the
+    model that both are read as: heads, VACE positions and eps are no tensors.
 
     `progress` is called with bytes compared and bytes in all. Raises CheckpointError where one of
-    them cannot be read.
+    them cannot be read, or where the source is refused for what its config.json says.
     """
-    checkpoint, header = open_checkpoint(source), read_header(target)
+    checkpoint, path = open_checkpoint(source), input_path(target)
+    header = read_header(path)
+    made = checkpoint_of(one_file(path), (header,))
     with open_files(checkpoint.headers) as files:
         reader = PieceReader(files)
         meter = Meter(header.file_bytes - header.data_start, progress)
-        return compare(checkpoint, header, reader, meter)
+        told = (*_different_readings(checkpoint, made), *odd_padding(checkpoint, reader))
+        found = compare(checkpoint, header, reader, meter)
+    return replace(found, differences=(*told, *found.differences))
+
+
+def _different_readings(source: Checkpoint, made: Checkpoint) -> Iterator[str]:
+    """Where a reader takes another model from the new file than from its source."""
+    path = made.paths[0]
+    try:
+        expected = infer_geometry(source)
+    except GeometryError:
+        if source.config is not None:
+            raise
+        # Not whole, or another's: then what they say of themselves must be the same.
+        said, other = source.metadata, made.metadata
+        for key in sorted(said.keys() | other.keys()):
+            if key.startswith(STATED_PREFIX) and said.get(key) != other.get(key):
+                yield (
+                    f"{path} states {key} = {quote(other.get(key))}, "
+                    f"the source {quote(said.get(key))}"
+                )
+        return
+    try:
+        found = infer_geometry(made)
+    except GeometryError as error:
+        yield f"{path} is not read as its source is: {error}"
+        return
+    for one in fields(found):
+        here, there = getattr(found, one.name), getattr(expected, one.name)
+        if one.compare and here != there:
+            yield f"{path} is read with {one.name} = {quote(here)}, the source with {quote(there)}"
+
+
+def odd_padding(checkpoint: Checkpoint, reader: PieceReader) -> Iterator[str]:
+    """Tensors of the source that are called as padding is and hold something: they would go."""
+    for shard, header in enumerate(checkpoint.headers):
+        for tensor in header.tensors:
+            spans = pieces(tensor.dtype, tensor.dtype, math.prod(tensor.shape))
+            if is_padding(tensor.name) and any(
+                any(reader.read((shard, tensor), span, tensor.dtype)) for span in spans
+            ):
+                yield (
+                    f"{checkpoint.label} holds {quote(tensor.name)}, called as the padding of a "
+                    "converted file is, and not zero: rename or remove it"
+                )
 
 
 @contextmanager

@@ -37,6 +37,8 @@ class SamplingSettings:
             raise ArgsError(f"seed={self.seed} has more than 64 bits: give a smaller one.")
         if self.steps < 1:
             raise ArgsError(f"steps must be at least 1, not {self.steps}.")
+        if self.steps > TIMESTEPS:
+            raise ArgsError(f"steps must be at most {TIMESTEPS:,}, more change nothing to see.")
         if self.size.frames < 1:
             raise ArgsError(f"frames must be at least 1, not {self.size.frames}.")
         # A patch of the transformer is two cells high and wide.

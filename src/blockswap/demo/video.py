@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 from torch import Tensor
 
-from ..errors import OutputError
+from ..report.output import write_whole
 
 # Best first: a build of FFmpeg may come without an H.264 encoder, but always has MPEG-4.
 ENCODERS: tuple[str, ...] = ("libx264", "libopenh264", "mpeg4")
@@ -16,14 +17,15 @@ ENCODERS: tuple[str, ...] = ("libx264", "libopenh264", "mpeg4")
 def write_mp4(frames: Tensor, path: Path | str, fps: int = 8, upscale: int = 10) -> str:
     """Writes uint8 frames `[frames, height, width, 3]`, each pixel a square `upscale` wide.
 
-    Returns the name of the encoder used.
+    Returns the name of the encoder used. Raises OutputError.
     """
     import av
 
     encoder = _first_encoder()
     large = _enlarge(frames, upscale)
-    try:
-        with av.open(str(path), mode="w", format="mp4") as container:
+
+    def encode(file: BinaryIO) -> None:
+        with av.open(file, mode="w", format="mp4") as container:
             stream = container.add_stream(encoder, rate=Fraction(fps))
             stream.height, stream.width = large.shape[1], large.shape[2]
             stream.pix_fmt = "yuv420p"
@@ -32,8 +34,8 @@ def write_mp4(frames: Tensor, path: Path | str, fps: int = 8, upscale: int = 10)
             for frame in large.numpy():
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode(None))
-    except OSError as error:
-        raise OutputError(f"The video could not be written to {path}: {error}.") from error
+
+    write_whole(path, encode)
     return encoder
 
 
@@ -46,10 +48,7 @@ def write_contact_sheet(frames: Tensor, path: Path | str, upscale: int = 4, gap:
     sheet = Image.new("RGB", (count * (width + gap) - gap, height), "white")
     for index, frame in enumerate(large.numpy()):
         sheet.paste(Image.fromarray(frame), (index * (width + gap), 0))
-    try:
-        sheet.save(path, format="PNG")
-    except OSError as error:
-        raise OutputError(f"The contact sheet could not be written to {path}: {error}.") from error
+    write_whole(path, lambda file: sheet.save(file, format="PNG"))
 
 
 def _enlarge(frames: Tensor, upscale: int) -> Tensor:

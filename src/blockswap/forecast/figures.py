@@ -19,11 +19,11 @@ from ..layout.geometry import (
 )
 from ..layout.slab import pack
 from ..layout.values import Leaf, ModelLayout, UnitLayout, contiguous_stride
+from ..paths import is_there
 from ..plan import UnitFacts
 from ..store.file_slab import Extent, file_slab
 
 PUBLISHED_DTYPE = "bfloat16"
-_ROPE_POSITIONS = 1024  # of the tables that diffusers' class keeps as buffers
 _FLOATING = frozenset(name for name in ITEM_BYTES if "float" in name)
 
 
@@ -61,7 +61,7 @@ def find_model(name: str, dtype: str | None = None) -> ModelFigures:
     Raises ArgsError for a name that is neither, CheckpointError or GeometryError for the file.
     """
     path = Path(name)
-    if path.exists():
+    if is_there(path):
         return figures_of_file(open_checkpoint(path), dtype, path)
     if name.endswith(".safetensors") or "/" in name or "\\" in name:
         raise ArgsError(f"{name} is not there: give a checkpoint's path or a published name")
@@ -98,7 +98,8 @@ def _figures(label: str, geometry: WanGeometry, tensors: _Bytes) -> ModelFigures
         split = unit_of(key)
         (rest if split is None else parts.setdefault(split.unit, [])).append(key)
     units = tuple(_unit(name, parts[name], tensors) for name in units_in_order(tensors.leaves))
-    tables = [_leaf((_ROPE_POSITIONS, geometry.head_dim), "float32")] * 2  # cosines and sines
+    # Cosines and sines, which diffusers' class keeps as buffers.
+    tables = [_leaf((geometry.rope_max_seq_len, geometry.head_dim), "float32")] * 2
     return ModelFigures(
         label=label,
         geometry=geometry,

@@ -12,11 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
+from ..paths import input_path
 from .header import FileHeader, read_header
 from .prefix import bare_keys
 from .quoting import quote, some
 from .shards import FoundFiles, find_files
 from .stamp import verify_unchanged
+
+STATED_PREFIX = "wan."  # of metadata that says what fixes the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"a checkpoint is given by one path, not by a {type(path).__name__}: of several shards "
             "give their index or their folder"
         )
-    found = find_files(Path(os.path.abspath(path)))
-    headers = tuple(read_header(file) for file in found.files)
+    found = find_files(input_path(path))
+    return checkpoint_of(found, tuple(read_header(file) for file in found.files))
+
+
+def checkpoint_of(found: FoundFiles, headers: tuple[FileHeader, ...]) -> Checkpoint:
+    """The checkpoint of files whose headers are read already. Raises CheckpointError."""
     owner = _owners(found, headers)
     prefix, keys = bare_keys(found.label, owner)
     tensors = {
@@ -101,7 +108,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         prefix=prefix,
         tensors=MappingProxyType(tensors),
         left_out=tuple(name for name in owner if name not in keys),
-        metadata=MappingProxyType(_metadata(headers)),
+        metadata=MappingProxyType(_metadata(found.label, headers)),
         config=None if found.config is None else MappingProxyType(dict(found.config)),
     )
 
@@ -141,10 +148,17 @@ def _check_index(
         )
 
 
-def _metadata(headers: Sequence[FileHeader]) -> dict[str, str]:
-    """The union of all shards' metadata; where they differ the first shard's word stands."""
+def _metadata(label: str, headers: Sequence[FileHeader]) -> dict[str, str]:
+    """The union of all shards' metadata; where they differ the first shard's word stands, but not
+    on what fixes the model."""
     union: dict[str, str] = {}
     for header in headers:
         for key, value in header.metadata.items():
-            union.setdefault(key, value)
+            first = union.setdefault(key, value)
+            if first != value and key.startswith(STATED_PREFIX):
+                raise CheckpointError(
+                    f"{label}: its shards disagree, {key} is {quote(first)} in one and "
+                    f"{quote(value)} in {header.path.name}: the shards are not of one checkpoint, "
+                    "download them again"
+                )
     return union

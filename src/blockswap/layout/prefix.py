@@ -1,12 +1,13 @@
 """Prefixes: this module owns which names of a file belong to the transformer, and their bare form.
 
 A name may carry a prefix: one of three, or wrappers of a training framework around each other.
-The longest that occurs anywhere in the checkpoint is *the* prefix: names that carry it lose it.
+The one that most of the transformer's names carry is *the* prefix: names that carry it lose it.
 Other names are kept as they are when they start like a Wan transformer's (`blocks.0...`, beside
 `model.blocks.1...`); the rest, such as the VAE and the text encoder of a full checkpoint, is left
 out; so are markers and padding (`PADDING`). Two names with the same bare form are an error.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from ..errors import CheckpointError
@@ -36,8 +37,10 @@ ROOTS = frozenset(
     }
 )
 
-# What trainers and repackagers put beside a model and no layer owns.
+# What trainers and repackagers put beside a model and no layer owns: tensors of these very names,
+# and `model_type.` with a model's name behind it.
 _MARKERS = frozenset({"model_type", "step", "global_step", "epoch", "freqs", "ema_decay"})
+_MARKER_STEM = "model_type."
 
 # Tensors of zeros that `blockswap convert` puts before a block so that it starts on a page.
 PADDING = "blockswap_padding"
@@ -48,12 +51,27 @@ def is_padding(name: str) -> bool:
     return name.split(".")[-2:-1] == [PADDING]
 
 
+def is_marker(name: str) -> bool:
+    """Whether a tensor, with or without a prefix, is a trainer's or repackager's note."""
+    parts = name.split(".")
+    own = ".".join(parts[next((n for n, part in enumerate(parts) if part not in _WRAPPERS), 0) :])
+    return own in _MARKERS or own.startswith(_MARKER_STEM)
+
+
 def common_prefix(names: Iterable[str]) -> str:
-    """The longest known prefix that any of the names carries, or the empty string."""
+    """The known prefix that most of a transformer's names carry, of equals the longest; where
+    none carries one, the longest known prefix of any name, or the empty string."""
     names = tuple(names)
-    nested = {prefix for name in names if (prefix := _wrapping(name)) not in ("", *PREFIXES)}
-    known = (*sorted(nested, key=len, reverse=True), *PREFIXES)
-    return next((p for p in known if any(name.startswith(p) for name in names)), "")
+    carried = Counter(prefix for name in names if (prefix := _wrapping(name)))
+    if carried:
+        return max(carried, key=lambda prefix: (carried[prefix], len(prefix)))
+    return next((p for p in PREFIXES if any(name.startswith(p) for name in names)), "")
+
+
+def transformer_prefix(name: str) -> str | None:
+    """What stands before a transformer's own name; None where none of it is in the name."""
+    prefix = _wrapping(name)
+    return prefix if name[len(prefix) :].split(".", 1)[0] in ROOTS else None
 
 
 def _wrapping(name: str) -> str:
@@ -78,7 +96,7 @@ def bare_keys(label: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
             continue
         if name.startswith(prefix):
             key = name[len(prefix) :]
-            if key.split(".", 1)[0] in _MARKERS:
+            if is_marker(key):
                 continue
         elif name.split(".", 1)[0] in ROOTS:
             key = name

@@ -48,6 +48,11 @@ def find_files(path: Path) -> FoundFiles:
             f"{path} is shard {int(shard['number'])} of {int(shard['count'])}: "
             f"give its index or its folder {path.parent}"
         )
+    return one_file(path)
+
+
+def one_file(path: Path) -> FoundFiles:
+    """A single file with what belongs to it."""
     # A config beside a file of a model folder is that model's; beside any other file, where
     # many models share a folder, it would be a stranger's.
     config = _config(path.parent) if path.name.startswith(DIFFUSERS_STEM) else None
@@ -106,7 +111,13 @@ def _check_one_set(folder: Path, names: list[str]) -> None:
             "give the file that is meant"
         )
     count = next(iter(sets))[1]  # type: ignore[index]
-    missing = set(range(1, count + 1)) - {int(shard["number"]) for shard in shards if shard}
+    numbers = {int(shard["number"]) for shard in shards if shard}
+    if strange := numbers - set(range(1, count + 1)):
+        raise CheckpointError(
+            f"{folder} holds shard {min(strange)} of {count}, which is of another set: "
+            "remove it, or download the checkpoint again"
+        )
+    missing = set(range(1, count + 1)) - numbers
     if missing:
         raise CheckpointError(
             f"{folder} holds {len(names)} of {count} shards, shard {min(missing)} is missing: "

@@ -1,7 +1,11 @@
 """Writing checkpoints: this module owns what every writer of one shares: header, room, progress."""
 
+import ctypes
 import json
+import os
 import shutil
+import stat
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +19,9 @@ from .slab import align_up
 Progress = Callable[[int, int], None]
 
 _HEADER_ALIGNMENT = 8
+# Of renameat2(2).
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 
 
 class Described(Protocol):
@@ -72,6 +79,64 @@ def check_room(folder: Path, needed_bytes: int) -> None:
             f"{format_bytes(free_bytes)} free: free {format_bytes(needed_bytes - free_bytes)} or "
             "choose another disk"
         )
+
+
+def refuse_occupied(target: Path, *, overwrite: bool) -> None:
+    """Raises OutputError where something of the name `target` is there that may not go."""
+    if not os.path.lexists(target):
+        return
+    mode = os.lstat(target).st_mode
+    if stat.S_ISDIR(mode):
+        raise OutputError(
+            f"cannot write {target}: a folder of this name is there, choose another name"
+        )
+    if not overwrite:
+        raise OutputError(
+            f"cannot write {target}: it is there already, choose another name or let it be "
+            "replaced with --overwrite (in Python overwrite=True)"
+        )
+    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+        raise OutputError(
+            f"cannot write {target}: a device, a pipe or a socket of this name is there, choose "
+            "another name"
+        )
+
+
+def put_in_place(part: Path, target: Path, *, overwrite: bool) -> None:
+    """Gives the finished file its name in one step.
+
+    Without `overwrite` nothing that came to the name meanwhile is lost: raises FileExistsError.
+    """
+    if overwrite:
+        part.replace(target)
+        return
+    if _renamed_without_replacing(part, target):
+        return
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: to look once more is all that is left
+        if os.path.lexists(target):
+            raise FileExistsError(f"{target} is there already") from None
+        part.replace(target)
+        return
+    part.unlink()
+
+
+def _renamed_without_replacing(part: Path, target: Path) -> bool:
+    """Whether the system has a rename that replaces nothing, and it was done."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    first, second = (ctypes.c_char_p(os.fsencode(path)) for path in (part, target))
+    if rename(_AT_FDCWD, first, _AT_FDCWD, second, _RENAME_NOREPLACE) == 0:
+        return True
+    if os.path.lexists(target):
+        raise FileExistsError(f"{target} is there already")
+    return False  # an older system, or a file system that cannot
 
 
 class Meter:

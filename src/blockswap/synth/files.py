@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..layout.dtypes import ITEM_BYTES
 from ..layout.geometry import tensor_names
-from ..layout.geometry.stated import HEADS_KEY, KNOWN_LAYERS, LAYERS_KEY, VACE_KEY
+from ..layout.geometry.restated import all_statements
 from ..layout.shards import DIFFUSERS_STEM, SUFFIX
 from ..layout.writing import header_bytes
 from .spec import SynthSpec
@@ -93,9 +93,4 @@ def _new_file(spec: SynthSpec, name: str, tensors: Sequence[NewTensor]) -> NewFi
 
 def _metadata(spec: SynthSpec) -> dict[str, str]:
     """What shapes do not show, so that any geometry can be read back from its file."""
-    metadata = {"format": "pt", HEADS_KEY: str(spec.geometry.num_heads)}
-    if spec.geometry.num_layers < KNOWN_LAYERS.get(spec.geometry.dim, 0):
-        metadata[LAYERS_KEY] = str(spec.geometry.num_layers)
-    if spec.geometry.vace_layers:
-        metadata[VACE_KEY] = ",".join(map(str, spec.geometry.vace_layers))
-    return metadata
+    return {"format": "pt", **all_statements(spec.geometry)}

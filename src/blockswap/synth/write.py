@@ -15,7 +15,15 @@ from pathlib import Path
 from ..errors import ArgsError, OutputError
 from ..layout.geometry import Naming, WanGeometry, find_variant
 from ..layout.shards import DIFFUSERS_STEM, INDEX_SUFFIX, SUFFIX
-from ..layout.writing import Meter, Progress, check_parent, check_room
+from ..layout.writing import (
+    Meter,
+    Progress,
+    check_parent,
+    check_room,
+    put_in_place,
+    refuse_occupied,
+)
+from ..paths import output_path
 from .draw import Drawer
 from .files import NewFile, index_json, plan_files
 from .spec import SynthSpec
@@ -59,14 +67,20 @@ def synth(  # noqa: PLR0913 - one keyword for each option of the command of the 
     spec = SynthSpec(geometry, dtype, naming, prefix, mixed, seed)
     if shard_bytes is not None and shard_bytes < 1:
         raise ArgsError(f"shard_bytes={shard_bytes} holds nothing: give at least 1 byte")
-    target = Path(os.path.abspath(out))
+    target = output_path(out)
     files = plan_files(spec, target.name, shard_bytes)
     sharded = shard_bytes is not None
     _check_target(target, sharded=sharded, overwrite=overwrite)
     check_room(target.parent, sum(file.nbytes for file in files))
     try:
         with _folder(target if sharded else target.parent) as folder:
-            written = _write_all(folder, files, Drawer(spec), progress, sharded=sharded)
+            job = _Job(folder, files, sharded, overwrite)
+            written = _write_all(job, Drawer(spec), progress)
+    except FileExistsError as error:
+        raise OutputError(
+            f"cannot write {target}: a file of this name came while it was made, and stays: remove "
+            "it, choose another name or give --overwrite (in Python overwrite=True)"
+        ) from error
     except OSError as error:
         raise OutputError(
             f"cannot write {target}: {error.strerror or error}, nothing was left there, "
@@ -88,12 +102,14 @@ def _check_target(target: Path, *, sharded: bool, overwrite: bool) -> None:
             if sharded
             else f"cannot write {target}: end the file's name with {SUFFIX}, or ask for shards"
         )
-    if target.exists() and target.is_dir() != sharded:
+    if not sharded:
+        refuse_occupied(target, overwrite=overwrite)
+        return
+    if os.path.lexists(target) and not target.is_dir():
         raise OutputError(
-            f"cannot write {target}: a {'file' if sharded else 'folder'} of this name is there, "
-            "choose another name"
+            f"cannot write {target}: a file of this name is there, choose another name"
         )
-    occupied = target.exists() and (not sharded or any(target.iterdir()))
+    occupied = target.exists() and any(target.iterdir())
     if occupied and not overwrite:
         raise OutputError(
             f"cannot write {target}: it is there already, choose another name or let it be "
@@ -116,15 +132,17 @@ def _folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def _write_all(
-    folder: Path,
-    files: Sequence[NewFile],
-    drawer: Drawer,
-    progress: Progress | None,
-    *,
-    sharded: bool,
-) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    folder: Path
+    files: Sequence[NewFile]
+    sharded: bool
+    overwrite: bool
+
+
+def _write_all(job: _Job, drawer: Drawer, progress: Progress | None) -> list[Path]:
     """Writes under temporary names, then renames; on failure no temporary file stays."""
+    folder, files = job.folder, job.files
     mark = secrets.token_hex(4)
     partial = {folder / f".{file.name}.{mark}": folder / file.name for file in files}
     meter = Meter(sum(file.nbytes for file in files), progress)
@@ -132,15 +150,15 @@ def _write_all(
     try:
         for path, file in zip(partial, files, strict=True):
             _write_file(path, file, drawer, meter)
-        if sharded:
+        if job.sharded:
             partial[folder / f".{INDEX_NAME}.{mark}"] = index
             (folder / f".{INDEX_NAME}.{mark}").write_bytes(index_json(files))
         for path, final in partial.items():
-            path.replace(final)
+            put_in_place(path, final, overwrite=job.overwrite)
     finally:
         for path in partial:
             path.unlink(missing_ok=True)
-    if sharded:
+    if job.sharded:
         _drop_older_shards(folder, keep={file.name for file in files})
     return list(partial.values())
 

@@ -10,16 +10,25 @@ from collections.abc import Mapping
 from ...errors import GeometryError
 from ..checkpoint import Checkpoint, StoredTensor
 from ..quoting import quote
+from .claims import check_claims, check_vace_count, refuse_no_vace
 from .families import relative_of, stranger_of
 from .naming import naming_of, to_original_key, unit_of
 from .quantised import refuse_quantised
-from .stated import HEADS_KEY, VACE_KEY, Stated, check_claims, stated_by
-from .values import WAN_EPS, Naming, WanGeometry
+from .stated import HEADS_KEY, VACE_KEY, Stated, stated_by
+from .strays import refuse_strays
+from .values import ROPE_POSITIONS, WAN_EPS, Naming, WanGeometry
 from .verify import verify_tensors
 
 WAN_HEAD_DIM = 128
 # Far above any model; keeps a forged file from making the list of expected tensors endless.
 MAX_BLOCKS = 1024
+# How the tensors end of what a block may have or not.
+_QK_NORM = ("_attn.norm_q.weight", "_attn.norm_k.weight")
+_CROSS_NORM = (".norm3.weight", ".norm3.bias")
+_IMAGE_ATTENTION = tuple(
+    f".cross_attn.{name}" for name in ("k_img.weight", "k_img.bias", "v_img.weight", "v_img.bias",
+                                       "norm_k_img.weight")
+)  # fmt: skip
 
 
 def infer_geometry(checkpoint: Checkpoint) -> WanGeometry:
@@ -27,7 +36,8 @@ def infer_geometry(checkpoint: Checkpoint) -> WanGeometry:
 
     Heads are dim / 128 and VACE positions evenly spaced, unless the metadata (`wan.num_heads`,
     `wan.vace_layers`) or config.json says otherwise. Raises GeometryError when it is another
-    model, or when any tensor is missing, too many, or of another shape.
+    model, when any tensor is missing, too many, or of another shape, and when what is stated is
+    not what the tensors show.
     """
     naming = check_family(checkpoint)
     tensors = {to_original_key(key): tensor for key, tensor in checkpoint.tensors.items()}
@@ -37,8 +47,10 @@ def infer_geometry(checkpoint: Checkpoint) -> WanGeometry:
             "blockswap opens T2V, I2V, FLF2V, TI2V and VACE checkpoints"
         )
     refuse_quantised(checkpoint.label, checkpoint.tensors)
-    geometry = _measure(checkpoint, tensors, naming)
-    check_claims(checkpoint, geometry)
+    refuse_strays(checkpoint)
+    stated = stated_by(checkpoint)
+    geometry = _measure(checkpoint, tensors, naming, stated)
+    check_claims(checkpoint, geometry, stated)
     return verify_tensors(checkpoint.label, tensors, geometry)
 
 
@@ -78,15 +90,15 @@ def check_family(checkpoint: Checkpoint) -> Naming:
 
 
 def _measure(
-    checkpoint: Checkpoint, tensors: Mapping[str, StoredTensor], naming: Naming
+    checkpoint: Checkpoint, tensors: Mapping[str, StoredTensor], naming: Naming, stated: Stated
 ) -> WanGeometry:
-    label, stated = checkpoint.label, stated_by(checkpoint)
+    label = checkpoint.label
     dim, in_channels, *patch = _shape(label, tensors, "patch_embedding.weight", 5)
     patch_size = (patch[0], patch[1], patch[2])
     layers = _count(label, tensors, "blocks")
-    image = tensors.get("img_emb.proj.0.weight")
+    image, added_kv = _image_parts(tensors, stated)
     position = tensors.get("img_emb.emb_pos")
-    vace = tensors.get("vace_patch_embedding.weight")
+    vace_layers = _vace_layers(checkpoint, tensors, (dim, layers), stated)
     return WanGeometry(
         naming=naming,
         dim=dim,
@@ -98,18 +110,34 @@ def _measure(
         text_dim=_shape(label, tensors, "text_embedding.0.weight", 2)[1],
         freq_dim=_shape(label, tensors, "time_embedding.0.weight", 2)[1],
         patch_size=patch_size,
-        image_dim=None if image is None else _shape(label, tensors, "img_emb.proj.0.weight", 1)[0],
-        added_kv="blocks.0.cross_attn.k_img.weight" in tensors,
-        qk_norm="blocks.0.self_attn.norm_q.weight" in tensors,
-        cross_attn_norm="blocks.0.norm3.weight" in tensors,
-        vace_layers=_vace_layers(label, layers, _count(label, tensors, "vace_blocks"), stated),
-        vace_in_channels=None
-        if vace is None
-        else _shape(label, tensors, "vace_patch_embedding.weight", 5)[1],
+        image_dim=_shape(label, tensors, "img_emb.proj.0.weight", 1)[0] if image else None,
+        added_kv=added_kv,
+        qk_norm=_any_of(tensors, _QK_NORM),
+        cross_attn_norm=_any_of(tensors, _CROSS_NORM),
+        vace_layers=vace_layers,
+        vace_in_channels=_shape(label, tensors, "vace_patch_embedding.weight", 5)[1]
+        if vace_layers
+        else None,
         pos_embed_seq_len=None
         if position is None
         else _shape(label, tensors, "img_emb.emb_pos", 3)[1],
         eps=WAN_EPS if stated.eps is None else stated.eps,
+        rope_max_seq_len=stated.rope_max_seq_len or ROPE_POSITIONS,
+    )
+
+
+def _any_of(tensors: Mapping[str, StoredTensor], ends: tuple[str, ...]) -> bool:
+    """Whether any block has such a tensor: then all must, and the list of tensors says which."""
+    return any(key.endswith(ends) and unit_of(key) for key in tensors)
+
+
+def _image_parts(tensors: Mapping[str, StoredTensor], stated: Stated) -> tuple[bool, bool]:
+    """(an image embedder, attention to it): each asks for the other unless it is stated not to."""
+    embedder = any(key.startswith("img_emb.") for key in tensors)
+    attention = _any_of(tensors, _IMAGE_ATTENTION)
+    return (
+        embedder or (attention and None not in stated.claimed("image_dim")),
+        attention or (embedder and None not in stated.claimed("added_kv_proj_dim")),
     )
 
 
@@ -160,14 +188,21 @@ def _out_channels(
 
 
 def _heads(label: str, dim: int, stated: Stated) -> int:
-    heads = stated.num_heads
-    if heads is None:
+    heads, size = stated.num_heads, stated.head_dim
+    if heads is None and size is None:
         if dim % WAN_HEAD_DIM:
             raise GeometryError(
                 f"{label} is {dim} wide, no multiple of {WAN_HEAD_DIM}, and does not say how many "
                 f"heads it has: put num_heads in a config.json or {HEADS_KEY} in the metadata"
             )
         return dim // WAN_HEAD_DIM
+    if heads is None:
+        heads = dim // size if size and dim % size == 0 else 0
+    if size is not None and heads * size != dim:
+        raise GeometryError(
+            f"{label} states {f'{heads} heads of ' if heads else 'heads of '}{size}, but its "
+            f"width is {dim}: correct attention_head_dim or the number of heads"
+        )
     if dim % heads or dim // heads % 2:
         raise GeometryError(
             f"{label} states {heads} heads, but its width {dim} does not split into so many "
@@ -176,10 +211,24 @@ def _heads(label: str, dim: int, stated: Stated) -> int:
     return heads
 
 
-def _vace_layers(label: str, layers: int, count: int, stated: Stated) -> tuple[int, ...]:
-    if count == 0:
+def _vace_layers(
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, StoredTensor],
+    sizes: tuple[int, int],
+    stated: Stated,
+) -> tuple[int, ...]:
+    """The positions of VACE blocks in a model of `sizes` (width, blocks)."""
+    label, (dim, layers) = checkpoint.label, sizes
+    if not any(key.startswith("vace_") for key in tensors):
+        refuse_no_vace(checkpoint, stated)
         return ()
+    count = _count(label, tensors, "vace_blocks")
+    if count == 0:
+        raise GeometryError(
+            f"{label} has a vace_patch_embedding and no VACE blocks: give the whole checkpoint"
+        )
     if stated.vace_layers is None:
+        check_vace_count(checkpoint, dim, count)
         if layers % count:
             raise GeometryError(
                 f"{label} has {count} VACE blocks for {layers} blocks, which are not evenly "

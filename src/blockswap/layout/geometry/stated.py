@@ -1,7 +1,8 @@
-"""What a checkpoint says of itself: this module owns reading metadata and config.json as claims.
+"""What a checkpoint says of itself: this module owns reading metadata and config.json as figures.
 
-Head count and VACE positions cannot be seen in shapes; everything else that is stated is a claim
-that the shapes must bear out. Official files state nothing and need nothing.
+Heads, VACE positions, eps and the length of the rope table cannot be seen in shapes and are taken
+from here; everything else that is stated is a claim that the tensors must bear out (`claims`).
+Metadata states a figure as `wan.` and its name. Official files state nothing and need nothing.
 """
 
 import re
@@ -10,142 +11,153 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import GeometryError
-from ..checkpoint import Checkpoint
+from ..checkpoint import STATED_PREFIX, Checkpoint
 from ..quoting import quote
-from .values import WanGeometry
 
+PREFIX = STATED_PREFIX
 HEADS_KEY = "wan.num_heads"
 VACE_KEY = "wan.vace_layers"
 LAYERS_KEY = "wan.num_layers"
-# Blocks of every published model by its width: a file of fewer was cut off at a block's end.
-KNOWN_LAYERS = {5120: 40, 3072: 30, 1536: 30}
+EPS_KEY = "wan.eps"
+ROPE_KEY = "wan.rope_max_seq_len"
+# Of a rope table, which is computed when a file is opened: a forged figure must not fill memory.
+MOST_POSITIONS = 65_536
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 _COUNTS = re.compile(r"[0-9]{1,6}(,[0-9]{1,6})*")
-# field of WanGeometry -> its names in a vendor's or diffusers' config.json
-_CLAIMS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("dim", ("dim",)),
-    ("ffn_dim", ("ffn_dim",)),
-    ("num_layers", ("num_layers",)),
-    ("in_channels", ("in_dim", "in_channels")),
-    ("out_channels", ("out_dim", "out_channels")),
-)
-_DIFFUSERS_CLASSES = ("WanTransformer3DModel", "WanVACETransformer3DModel")
-# The vendors' own configs name their class, too.
-_CLASSES = (*_DIFFUSERS_CLASSES, "WanModel", "VaceWanModel")
+_NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?(e-?[0-9]{1,3})?")
+_WORDS: Mapping[str, bool | None] = {"true": True, "false": False, "none": None}
+_HEADS = ("num_heads", "num_attention_heads")
+_LISTS = ("vace_layers", "patch_size")
 
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What shapes cannot show, where the checkpoint says it; None where it does not."""
+    """What shapes cannot show, where the checkpoint says it; None where it does not.
+
+    `claims` is all else that is said: (source, name) -> value, None where none is said to be.
+    """
 
     num_heads: int | None = None
+    head_dim: int | None = None
     vace_layers: tuple[int, ...] | None = None
     eps: float | None = None
+    rope_max_seq_len: int | None = None
+    claims: Mapping[tuple[str, str], Any] | None = None
+
+    @property
+    def says_heads(self) -> bool:
+        return self.num_heads is not None or self.head_dim is not None
+
+    def claimed(self, name: str) -> list[Any]:
+        """Every value that is stated for `name`; empty where nothing says anything of it."""
+        return [value for (_, said), value in (self.claims or {}).items() if said == name]
 
 
 def stated_by(checkpoint: Checkpoint) -> Stated:
     """Reads metadata and config. Raises GeometryError where they are malformed or disagree."""
-    config = checkpoint.config or {}
-    label, metadata = checkpoint.label, checkpoint.metadata
-    heads = _agreed(label, "heads", _metadata_heads(label, metadata), _config_heads(label, config))
-    layers = _agreed(
-        label, "VACE layers", _metadata_layers(label, metadata), _config_layers(label, config)
+    config, label = checkpoint.config or {}, checkpoint.label
+    told = _Told(label, _from_metadata(checkpoint), config)
+    claims = {("the metadata", name): value for name, value in told.metadata.items()}
+    claims |= {("config.json", name): value for name, value in config.items()}
+    return Stated(
+        num_heads=_heads(told),
+        head_dim=told.figure("head size", "attention_head_dim", _is_count, "a number of values"),
+        vace_layers=_layers(told),
+        eps=told.figure("eps", "eps", _is_small, "a small positive number"),
+        rope_max_seq_len=told.figure(
+            "rope_max_seq_len",
+            "rope_max_seq_len",
+            _is_table,
+            f"a number of positions up to {MOST_POSITIONS:,}",
+        ),
+        claims=claims,
     )
-    eps = config.get("eps")
-    if eps is not None and not (isinstance(eps, float) and 0 < eps < 1):
-        raise _malformed(label, "eps", eps, "a small positive number")
-    return Stated(heads, layers, eps)
 
 
-def check_claims(checkpoint: Checkpoint, geometry: WanGeometry) -> None:
-    """Raises GeometryError where config.json states sizes that the tensors do not have."""
-    config = checkpoint.config or {}
-    _check_class(checkpoint.label, config)
-    _check_layers(checkpoint, geometry)
-    for field, names in _CLAIMS:
-        true = getattr(geometry, field)
-        # diffusers writes null for "as the input". Where a config has both spellings, the one
-        # that its class does not read may be a default that means nothing.
-        claims = {name: config[name] for name in names if config.get(name) is not None}
-        if claims and true not in claims.values():
-            name, claim = next(iter(claims.items()))
+@dataclass(frozen=True, slots=True)
+class _Told:
+    label: str
+    metadata: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    def figure(self, what: str, name: str, accepts: Any, wanted: str) -> Any:
+        """What metadata and config say of `name`, as one."""
+        said = []
+        for prefix, source in ((PREFIX, self.metadata), ("", self.config)):
+            value = source.get(name)
+            if value is not None and not accepts(value):
+                raise _malformed(self.label, prefix + name, value, wanted)
+            said.append(value)
+        return self.agreed(what, *said)
+
+    def agreed(self, what: str, metadata: Any, config: Any) -> Any:
+        if metadata is not None and config is not None and metadata != config:
             raise GeometryError(
-                f"{checkpoint.label}: config.json says {name} = {quote(claim)}, the tensors "
-                f"have {true}: the config belongs to another model, remove or replace it"
+                f"{self.label}: the file's metadata says {what} = {metadata}, config.json "
+                f"{config}: remove the one that is wrong"
             )
+        return config if metadata is None else metadata
 
 
-def _check_layers(checkpoint: Checkpoint, geometry: WanGeometry) -> None:
-    """Refuses a file whose last blocks are not there, where metadata or its width tells."""
-    layers, known = geometry.num_layers, KNOWN_LAYERS.get(geometry.dim, 0)
-    stated = checkpoint.metadata.get(LAYERS_KEY)
-    if stated is not None and stated != str(layers):
-        raise GeometryError(
-            f"{checkpoint.label} states {LAYERS_KEY} = {quote(stated)} in its metadata and has "
-            f"{layers} blocks: give the whole checkpoint, or correct the metadata"
-        )
-    told = stated is not None or (checkpoint.config or {}).get("num_layers") is not None
-    if layers < known and checkpoint.headers and not told:
-        raise GeometryError(
-            f"{checkpoint.label} ends at block {layers - 1}, and every published model "
-            f"{geometry.dim} wide has {known} blocks: give the whole checkpoint, or put "
-            f"num_layers in a config.json or {LAYERS_KEY} in the metadata if it is meant so"
-        )
+def _from_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """`wan.NAME` entries as a config.json would have them: whole numbers, words, lists, texts."""
+    found: dict[str, Any] = {}
+    for key, text in checkpoint.metadata.items():
+        name = key.removeprefix(PREFIX)
+        if name != key:
+            found[name] = _value(checkpoint.label, name, text)
+    return found
 
 
-def _check_class(label: str, config: Mapping[str, Any]) -> None:
-    name = config.get("_class_name")
-    if name is not None and name not in _CLASSES:
-        raise GeometryError(
-            f"{label}: config.json says that the model is a {quote(name)}, and blockswap opens "
-            f"{' and '.join(_DIFFUSERS_CLASSES)}: its forward differs, use the host that it is for"
-        )
+def _value(label: str, name: str, text: str) -> Any:
+    if name in _HEADS:
+        if not _COUNT.fullmatch(text):
+            raise _malformed(label, PREFIX + name, text, "a number of heads")
+        return int(text)
+    if name in _LISTS:
+        if not _COUNTS.fullmatch(text):
+            raise _malformed(label, PREFIX + name, text, "a list of layers such as 0,5,10")
+        return [int(part) for part in text.split(",")]
+    if _COUNT.fullmatch(text):
+        return int(text)
+    return float(text) if _NUMBER.fullmatch(text) else _WORDS.get(text, text)
 
 
-def _agreed(label: str, what: str, metadata: Any, config: Any) -> Any:
-    if metadata is not None and config is not None and metadata != config:
-        raise GeometryError(
-            f"{label}: the file's metadata says {what} = {metadata}, config.json {config}: "
-            "remove the one that is wrong"
-        )
-    return config if metadata is None else metadata
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
-def _metadata_heads(label: str, metadata: Mapping[str, str]) -> int | None:
-    text = metadata.get(HEADS_KEY)
-    if text is None:
-        return None
-    if not _COUNT.fullmatch(text):
-        raise _malformed(label, HEADS_KEY, text, "a number of heads")
-    return int(text)
+def _is_table(value: Any) -> bool:
+    return _is_count(value) and value <= MOST_POSITIONS
 
 
-def _metadata_layers(label: str, metadata: Mapping[str, str]) -> tuple[int, ...] | None:
-    text = metadata.get(VACE_KEY)
-    if text is None:
-        return None
-    if not _COUNTS.fullmatch(text):
-        raise _malformed(label, VACE_KEY, text, "a list of layers such as 0,5,10")
-    return tuple(int(part) for part in text.split(","))
+def _is_small(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < 1
 
 
-def _config_heads(label: str, config: Mapping[str, Any]) -> int | None:
-    for name in ("num_heads", "num_attention_heads"):
-        value = config.get(name)
-        if value is not None:
-            if type(value) is not int or value < 1:
-                raise _malformed(label, name, value, "a number of heads")
-            return value
-    return None
+def _heads(told: _Told) -> int | None:
+    """The vendors and diffusers call them differently; where both are there they must agree."""
+    said: list[int | None] = []
+    for prefix, source in ((PREFIX, told.metadata), ("", told.config)):
+        found = {name: source[name] for name in _HEADS if source.get(name) is not None}
+        for name, value in found.items():
+            if not _is_count(value):
+                raise _malformed(told.label, prefix + name, value, "a number of heads")
+        if len(set(found.values())) > 1:
+            both = " and ".join(f"{prefix}{name} = {value}" for name, value in found.items())
+            raise GeometryError(f"{told.label} states {both}: remove the one that is wrong")
+        said.append(next(iter(found.values()), None))
+    heads: int | None = told.agreed("heads", *said)
+    return heads
 
 
-def _config_layers(label: str, config: Mapping[str, Any]) -> tuple[int, ...] | None:
-    value = config.get("vace_layers")
-    if value is None:
-        return None
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise _malformed(label, "vace_layers", value, "a list of layers such as [0, 5, 10]")
-    return tuple(value)
+def _layers(told: _Told) -> tuple[int, ...] | None:
+    value = told.figure("VACE layers", "vace_layers", _is_layers, "a list of layers, [0, 5, 10]")
+    return None if value is None else tuple(value)
+
+
+def _is_layers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
 
 
 def _malformed(label: str, key: str, value: object, wanted: str) -> GeometryError:

@@ -6,18 +6,19 @@ from typing import Literal
 Naming = Literal["original", "diffusers"]
 
 WAN_EPS = 1e-6  # every published model's norms
+ROPE_POSITIONS = 1024  # frames, rows or columns of patches that every published model's tables hold
 
 
 @dataclass(frozen=True, slots=True)
 class WanGeometry:
-    """What fixes every tensor of a Wan transformer, and the two numbers shapes do not show.
+    """What fixes every tensor of a Wan transformer, and the numbers shapes do not show.
 
-    `num_heads` and `vace_layers` (positions of the blocks that VACE hints are added to) leave no
-    trace in shapes. `image_dim` is the width of the image features, None without `img_emb`;
-    `added_kv` says whether blocks attend to them; `pos_embed_seq_len` is the length of
-    the image position embedding of first-and-last-frame models. `extras` are keys beside the
-    model's own that a quantised file adds (scales), `unused` those that no forward reads; both as
-    the file spells them, and neither takes part in comparison.
+    `num_heads`, `vace_layers` (positions of the blocks that VACE hints are added to), `eps` and
+    `rope_max_seq_len` leave no trace in shapes. `image_dim` is the width of the image features,
+    None without `img_emb`; `added_kv` says whether blocks attend to them; `pos_embed_seq_len` is
+    the length of the image position embedding of first-and-last-frame models. `extras` are keys
+    beside the model's own that a quantised file adds (scales), `unused` those that no forward
+    reads; both as the file spells them, and neither takes part in comparison.
     """
 
     naming: Naming = "original"
@@ -38,6 +39,7 @@ class WanGeometry:
     vace_in_channels: int | None = None
     pos_embed_seq_len: int | None = None
     eps: float = WAN_EPS
+    rope_max_seq_len: int = ROPE_POSITIONS
     extras: tuple[str, ...] = field(default=(), compare=False)
     unused: tuple[str, ...] = field(default=(), compare=False)
 

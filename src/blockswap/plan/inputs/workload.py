@@ -14,6 +14,9 @@ ComputeDtype = Literal["bfloat16", "float16", "float32"]
 
 PIXELS = 16  # 8 of the smallest VAE times 2 of the patch
 FRAMES = 4  # frames per latent frame, beside the first
+# Far above any clip, and so low that no count of bytes or operations overflows 64 bits.
+MOST = 1_000_000
+MOST_PIXELS = 2**34
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,15 @@ class Workload:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ArgsError(f"{name}={value!r} is no positive whole number: give one")
+            if value > MOST:
+                raise ArgsError(
+                    f"{name}={_short(value)} is more than any clip has: give at most {MOST:,}"
+                )
+        if self.width * self.height * self.frames * self.batch > MOST_PIXELS:
+            raise ArgsError(
+                f"{self.words} is more than any clip has: give at most {MOST_PIXELS:,} pixels in "
+                "all frames together"
+            )
         for name in ("width", "height"):
             check_multiple(name, getattr(self, name), PIXELS)
         if (self.frames - 1) % FRAMES:
@@ -70,6 +82,11 @@ class Workload:
     @property
     def latent_frames(self) -> int:
         return (self.frames - 1) // FRAMES + 1
+
+
+def _short(value: int) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else f"{text[:8]}... ({len(text)} digits)"
 
 
 def check_multiple(name: str, value: int, step: int) -> None:

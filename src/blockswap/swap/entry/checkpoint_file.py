@@ -184,7 +184,7 @@ def _matched(
                 "bf16, fp16 or fp32 checkpoint, or give a skeleton that knows the scales"
             )
         skeleton = build_skeleton(geometry)
-        if name_variant(geometry) is None and stated_by(checkpoint).num_heads is None:
+        if name_variant(geometry) is None and not stated_by(checkpoint).says_heads:
             assumed = (
                 f"{checkpoint.label} is no published model and does not state its heads: "
                 f"{geometry.num_heads} of {geometry.head_dim} are assumed, as wide as Wan's (put "
