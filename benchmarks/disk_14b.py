@@ -18,11 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.conditions import RESULTS, bullet_list, machine
 from benchmarks.disk_14b_run import CLIPS, Clip
-from benchmarks.memory import memory_group, python, unavailable_reason
+from benchmarks.shared.machine import machine
+from benchmarks.shared.markdown import bullet_list
+from benchmarks.shared.results import RESULTS
 from blockswap.synth import synth
 from blockswap.units import format_bytes, format_rate
+from memory_group import memory_group, python, unavailable_reason
 
 VARIANT = "wan2.1-t2v-14b"
 DISK_BYTES = 30 * 10**9

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.disk.raw import Reader
-from benchmarks.memory import MemoryGroup
+from benchmarks.shared.raw_read import Reader
 from blockswap import BlockSwapArgs, open_transformer
+from memory_group import MemoryGroup
 
 RAW_READERS = (1, 4)
 KEPT = 256 * 1024 * 1024  # more has no room under the limit

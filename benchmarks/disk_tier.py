@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.conditions import RESULTS
 from benchmarks.disk.child import THREADS
 from benchmarks.disk.folder import Folder, Model, write_model
 from benchmarks.disk.methods import METHODS
@@ -26,7 +25,8 @@ from benchmarks.disk.report import markdown, summary_table, write_chart
 from benchmarks.disk.rounds import run_rows
 from benchmarks.disk.rows import OURS, Row, misses
 from benchmarks.disk.workload import Clip
-from benchmarks.memory import python, unavailable_reason
+from benchmarks.shared.results import RESULTS
+from memory_group import python, unavailable_reason
 
 MB = 10**6
 

@@ -23,8 +23,10 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.conditions import RESULTS, bullet_list, machine
 from benchmarks.null_device import NullDevice
+from benchmarks.shared.machine import machine
+from benchmarks.shared.markdown import bullet_list
+from benchmarks.shared.results import RESULTS
 from benchmarks.stopwatch import Stopwatch
 from blockswap import BlockSwapArgs, open_transformer, swap_blocks
 from blockswap.stream.engine.schedule import Schedule

@@ -4,10 +4,11 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.chart import Line, Panel, draw
-from benchmarks.conditions import bullet_list, machine
 from benchmarks.disk.rounds import PATIENCE_SECONDS
 from benchmarks.disk.rows import NOISE, OURS, RESIDENT, Row, Track, misses
+from benchmarks.shared.chart import Line, Panel, draw
+from benchmarks.shared.machine import machine
+from benchmarks.shared.markdown import bullet_list
 from blockswap.units import format_bytes
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from benchmarks.disk.folder import Folder, Model
 from benchmarks.disk.methods import METHODS
-from benchmarks.disk.raw import DISCARD, THREADS
 from benchmarks.disk.rows import RESIDENT, Row, Sample, Track
 from benchmarks.disk.workload import Clip
-from benchmarks.memory import MemoryGroup, memory_group, python
+from benchmarks.shared.raw_read import DISCARD, THREADS
+from memory_group import MemoryGroup, memory_group, python
 
 NO_LIMIT = 1 << 40
 # Which part of the host's memory a process got makes a fifth of the rate on virtual machines: the
@@ -197,7 +197,7 @@ def run_rows(
 
 
 def _raw(folder: Folder, stack: ExitStack) -> Child:
-    raw = Child(python("-m", "benchmarks.disk.raw", folder.root), None)
+    raw = Child(python("-m", "benchmarks.shared.raw_read", folder.root), None)
     stack.callback(raw.close)
     raw.ask()
     return raw

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks import disk_14b
-from benchmarks.conditions import RESULTS
-from benchmarks.disk.raw import CHUNK, Reader, block_spans
 from benchmarks.disk_14b_run import Clip
+from benchmarks.shared.raw_read import CHUNK, Reader, block_spans
+from benchmarks.shared.results import RESULTS
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.layout.geometry import WanGeometry
 from blockswap.synth import synth

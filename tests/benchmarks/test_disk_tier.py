@@ -11,12 +11,12 @@ import pytest
 from benchmarks import disk_tier
 from benchmarks.disk import rounds
 from benchmarks.disk.folder import Folder, Model
-from benchmarks.disk.raw import CHUNK, SECTOR, _chunks, _joined
 from benchmarks.disk.report import markdown, summary_table, write_chart
 from benchmarks.disk.rounds import Runner
 from benchmarks.disk.rows import OURS, RESIDENT, Row, Sample, Track, misses
 from benchmarks.disk.workload import Clip
-from benchmarks.memory import python, unavailable_reason
+from benchmarks.shared.raw_read import CHUNK, SECTOR, _chunks, _joined
+from memory_group import python, unavailable_reason
 
 LIMIT = 1_000_000_000
 PEER = "safetensors mmap"

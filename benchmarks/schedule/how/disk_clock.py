@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from unittest import mock
 
-from benchmarks.simulator import sim
+import simaccel as sim
 from blockswap.store.disk import DiskStore
 from blockswap.store.file_slab import FileRun
 from blockswap.store.readers import Follower, Job, Piece

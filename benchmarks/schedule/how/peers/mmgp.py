@@ -8,9 +8,9 @@ from pinned memory on a transfer stream, each tensor into newly allocated device
 
 import torch
 
-from benchmarks.peers.weights import hang, hang_on_device, hang_pinned
-from benchmarks.simulator import Rates
-from benchmarks.workload import Case, ClockedModel
+from benchmarks.schedule.how.model import ClockedModel
+from benchmarks.schedule.how.peers.weights import hang, hang_on_device, hang_pinned
+from benchmarks.schedule.what import Case, Rates
 
 
 class Mmgp:

@@ -4,11 +4,17 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks.grid import RUNNERS
-from benchmarks.ours import Setting, run_from_disk, run_from_ram
-from benchmarks.recurrence import Pipeline
-from benchmarks.simulator import RATES, Rates, Steps
-from benchmarks.workload import Case, block_bytes, tail
+from benchmarks.schedule.how import RUNNERS, run_from_disk, run_from_ram
+from benchmarks.schedule.what import (
+    RATES,
+    Case,
+    Pipeline,
+    Rates,
+    Setting,
+    Steps,
+    block_bytes,
+    tail,
+)
 from blockswap.selection import spread
 
 pytestmark = pytest.mark.usefixtures("clock")

@@ -1,13 +1,7 @@
-"""What the benchmarks write: tables, chart, verdict."""
+"""What the schedule benchmark writes: grid, tables, verdict."""
 
-from pathlib import Path
-
-from PIL import Image
-
-from benchmarks.chart import Line, Panel, draw
-from benchmarks.grid import AUTOMATIC, FRACTIONS, RATIOS, Row, points
-from benchmarks.schedule import misses
-from benchmarks.tables import grid_table, summary_table
+from benchmarks.schedule.tell import grid_table, summary_table
+from benchmarks.schedule.what import AUTOMATIC, FRACTIONS, RATIOS, Row, misses, points
 
 
 def row(schedule: str = AUTOMATIC, *, streamed: int = 4, ratio: float = 1.0, over: float) -> Row:
@@ -38,13 +32,3 @@ def test_the_grid_covers_the_ratios_and_fractions_that_are_promised() -> None:
     assert {case.ratio for case in ours} >= {0.1, 1.0, 10.0}
     assert {case.streamed / case.blocks for case in ours} == set(FRACTIONS)
     assert len(ours) == 2 * len(FRACTIONS) * len(RATIOS)
-
-
-def test_the_chart_is_drawn(tmp_path: Path) -> None:
-    file = tmp_path / "chart.png"
-    lines = [Line("ours", [(0.1, 1.0), (10.0, 1.0)]), Line("peer", [(0.1, 1.2), (10.0, 3.0)])]
-    draw([Panel("all", lines), Panel("half", lines)], file, x_label="ratio", y_label="over")
-    with Image.open(file) as image:
-        counted = image.convert("RGB").getcolors(1 << 24)
-    colours = {colour for _, colour in counted or ()}
-    assert {(0, 90, 181), (100, 160, 220)} <= colours

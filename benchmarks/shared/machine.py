@@ -1,4 +1,4 @@
-"""What stands above every table: machine, versions, settings."""
+"""Owns how the machine and the versions that a result comes from are named."""
 
 import os
 import platform
@@ -7,8 +7,6 @@ from pathlib import Path
 import torch
 
 import blockswap
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def processor() -> str:
@@ -29,7 +27,3 @@ def machine() -> dict[str, str]:
         "torch": torch.__version__,
         "blockswap": blockswap.__version__,
     }
-
-
-def bullet_list(facts: dict[str, str]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())

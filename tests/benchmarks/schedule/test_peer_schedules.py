@@ -2,11 +2,8 @@
 
 import pytest
 
-from benchmarks.ours import Setting, run_from_ram
-from benchmarks.peers import PEERS
-from benchmarks.simulator import Steps
-from benchmarks.theirs import run_peer
-from benchmarks.workload import Case, block_bytes
+from benchmarks.schedule.how import run_from_ram, run_peer
+from benchmarks.schedule.what import PEERS, Case, Setting, Steps, block_bytes
 
 pytestmark = pytest.mark.usefixtures("clock")
 STEPS = Steps(warm=3, measured=4)

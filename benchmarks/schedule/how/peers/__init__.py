@@ -13,13 +13,16 @@ from typing import Protocol
 
 import torch
 
-from benchmarks.peers.diffusers_group import DiffusersGroup, DiffusersGroupRecordStream
-from benchmarks.peers.lightx2v import LightX2V
-from benchmarks.peers.mmgp import Mmgp
-from benchmarks.peers.musubi_tuner import MusubiPinned, MusubiStaged
-from benchmarks.peers.wanvideo_wrapper import WanVideoWrapper, WanVideoWrapperNonBlocking
-from benchmarks.simulator import Rates
-from benchmarks.workload import Case, ClockedModel
+from benchmarks.schedule.how.model import ClockedModel
+from benchmarks.schedule.how.peers.diffusers_group import DiffusersGroup, DiffusersGroupRecordStream
+from benchmarks.schedule.how.peers.lightx2v import LightX2V
+from benchmarks.schedule.how.peers.mmgp import Mmgp
+from benchmarks.schedule.how.peers.musubi_tuner import MusubiPinned, MusubiStaged
+from benchmarks.schedule.how.peers.wanvideo_wrapper import (
+    WanVideoWrapper,
+    WanVideoWrapperNonBlocking,
+)
+from benchmarks.schedule.what import Case, Rates
 
 
 class Schedule(Protocol):
@@ -32,7 +35,8 @@ class Schedule(Protocol):
 
 OpenSchedule = Callable[[ClockedModel, Case, Rates], Schedule]
 
-PEERS: dict[str, OpenSchedule] = {
+# By the names of `what.PEERS`.
+OPEN: dict[str, OpenSchedule] = {
     "diffusers group offload, stream": DiffusersGroup,
     "diffusers group offload, record_stream": DiffusersGroupRecordStream,
     "LightX2V": LightX2V,

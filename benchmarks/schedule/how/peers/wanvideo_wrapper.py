@@ -13,9 +13,9 @@ Here the blocks counted are those really swapped, although the count asked for t
 
 import torch
 
-from benchmarks.peers.weights import hang, hang_on_device, tensors_of
-from benchmarks.simulator import Rates
-from benchmarks.workload import Case, ClockedModel
+from benchmarks.schedule.how.model import ClockedModel
+from benchmarks.schedule.how.peers.weights import hang, hang_on_device, tensors_of
+from benchmarks.schedule.what import Case, Rates
 
 
 class WanVideoWrapper:

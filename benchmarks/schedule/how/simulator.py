@@ -1,61 +1,15 @@
-"""The simulated accelerator as the benchmarks use it: found, configured, and asked for the time.
+"""The simulated accelerator (`tests/simaccel`): configured, and asked for the time of a forward."""
 
-It lives beside the tests, in `tests/simaccel`; the benchmarks are run from a checkout.
-"""
-
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
-TESTS = Path(__file__).resolve().parent.parent / "tests"
-try:
-    import simaccel as sim
-except ImportError:
-    sys.path.append(str(TESTS))
-    import simaccel as sim
-
-__all__ = ["RATES", "STEPS", "Rates", "Steady", "Steps", "prepare", "sim", "steady_state"]
-
+import simaccel as sim
+from benchmarks.schedule.what import RATES, Rates, Steps
 
 Forward = Callable[[torch.Tensor], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What the simulated machine can do; all in 1e9 bytes per second of virtual time.
-
-    `pageable`: copies between the device and host memory that is not pinned. `host`: a plain copy
-    inside host memory, which only staging schedules make.
-    """
-
-    link: float = 10.0
-    pageable: float = 5.0
-    disk: float = 2.0
-    host: float = 10.0
-
-    def link_seconds(self, nbytes: int) -> float:
-        return nbytes / (self.link * 1e9)
-
-    def disk_seconds(self, nbytes: int) -> float:
-        return nbytes / (self.disk * 1e9)
-
-
-RATES = Rates()
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """How many forwards are run before measuring and while measuring, one after the other."""
-
-    warm: int = 4
-    measured: int = 6
-
-
-STEPS = Steps()
 
 
 def prepare(rates: Rates = RATES, *, races: Literal["raise", "record", "off"] = "raise") -> None:

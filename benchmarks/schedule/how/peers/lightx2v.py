@@ -10,9 +10,9 @@ residents: every block travels in every forward.
 
 import torch
 
-from benchmarks.peers.weights import hang, hang_pinned
-from benchmarks.simulator import Rates
-from benchmarks.workload import Case, ClockedModel
+from benchmarks.schedule.how.model import ClockedModel
+from benchmarks.schedule.how.peers.weights import hang, hang_pinned
+from benchmarks.schedule.what import Case, Rates
 
 
 class LightX2V:

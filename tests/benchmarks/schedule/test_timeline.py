@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.ours import Outcome, Setting, run_from_disk, run_from_ram
-from benchmarks.recurrence import Pipeline as Recurrence
-from benchmarks.simulator import RATES, Steps
-from benchmarks.workload import Case
+from benchmarks.schedule.how import Outcome, run_from_disk, run_from_ram
+from benchmarks.schedule.what import RATES, Case, Setting, Steps
+from benchmarks.schedule.what import Pipeline as Recurrence
 from blockswap.plan.inputs.foresight import Speeds
 from blockswap.plan.timing.forward_time import timing_of
 from blockswap.plan.timing.pipeline import Pipeline, Stage

@@ -1,9 +1,10 @@
 """Peers' schedules on the virtual clock, measured exactly as ours is."""
 
-from benchmarks.ours import Outcome
-from benchmarks.peers import PEERS
-from benchmarks.simulator import RATES, STEPS, Rates, Steps, prepare, steady_state
-from benchmarks.workload import Case, timed_model, transfer_seconds
+from benchmarks.schedule.how.model import timed_model
+from benchmarks.schedule.how.ours import Outcome
+from benchmarks.schedule.how.peers import OPEN
+from benchmarks.schedule.how.simulator import prepare, steady_state
+from benchmarks.schedule.what import RATES, STEPS, Case, Rates, Steps, transfer_seconds
 
 
 def run_peer(name: str, case: Case, steps: Steps = STEPS, rates: Rates = RATES) -> Outcome:
@@ -12,7 +13,7 @@ def run_peer(name: str, case: Case, steps: Steps = STEPS, rates: Rates = RATES) 
     # on a real device, and not what is measured here.
     prepare(rates, races="off")
     model = timed_model(case, rates)
-    schedule = PEERS[name](model, case, rates)
+    schedule = OPEN[name](model, case, rates)
     try:
         steady = steady_state(schedule, steps)
     finally:

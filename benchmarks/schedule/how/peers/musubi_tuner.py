@@ -20,9 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from benchmarks.peers.weights import hang, hang_on_device, hang_pinned, tensors_of
-from benchmarks.simulator import Rates, sim
-from benchmarks.workload import Case, ClockedModel
+import simaccel as sim
+from benchmarks.schedule.how.model import ClockedModel
+from benchmarks.schedule.how.peers.weights import hang, hang_on_device, hang_pinned, tensors_of
+from benchmarks.schedule.what import Case, Rates
 
 # (weights on the device, host weights of the block that comes) -> host weights of the one that goes
 Exchange = Callable[[list[torch.Tensor], list[torch.Tensor]], list[torch.Tensor]]

@@ -3,33 +3,30 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.disk_clock import clocked_disk
-from benchmarks.simulator import RATES, STEPS, Rates, Steady, Steps, prepare, steady_state
-from benchmarks.workload import Case, ClockedModel, block_bytes, tail, timed_model
+from benchmarks.schedule.how.disk_clock import clocked_disk
+from benchmarks.schedule.how.model import ClockedModel, timed_model
+from benchmarks.schedule.how.simulator import Steady, prepare, steady_state
+from benchmarks.schedule.what import (
+    RATES,
+    STEPS,
+    Case,
+    Rates,
+    Setting,
+    Steps,
+    block_bytes,
+    tail,
+)
 from blockswap import BlockSwapArgs, SwapPlan, open_transformer, swap_blocks
 from blockswap.swap.running.handle import Swap
 
-Spread = Literal["spread", "contiguous"]
 # What a `ram_budget` leaves to staging: two buffers for a block with its sectors, and less than a
 # block more.
 STAGING_BYTES = 5 * block_bytes() // 2
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """How our engine is run: `slots` None lets the plan choose.
-
-    `in_ram`: from a checkpoint file, the share of the streamed blocks that rest in RAM.
-    """
-
-    slots: int | None = None
-    residents: Spread = "spread"
-    in_ram: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

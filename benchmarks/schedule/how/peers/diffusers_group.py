@@ -16,8 +16,8 @@ from unittest import mock
 
 import torch
 
-from benchmarks.simulator import Rates
-from benchmarks.workload import Case, ClockedModel
+from benchmarks.schedule.how.model import ClockedModel
+from benchmarks.schedule.what import Case, Rates
 
 
 class DiffusersGroup:
