@@ -1,12 +1,6 @@
 """Our engine on the virtual clock, through its public door, from RAM or from a checkpoint file."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
-
-import torch
-from safetensors.torch import save_file
 
 from benchmarks.schedule.how.disk_clock import clocked_disk
 from benchmarks.schedule.how.model import ClockedModel, timed_model
@@ -21,8 +15,8 @@ from benchmarks.schedule.what import (
     block_bytes,
     tail,
 )
-from blockswap import BlockSwapArgs, SwapPlan, open_transformer, swap_blocks
-from blockswap.swap.running.handle import Swap
+from benchmarks.shared.from_file import opened_from_file
+from blockswap import BlockSwapArgs, SwapPlan, swap_blocks
 
 # What a `ram_budget` leaves to staging: two buffers for a block with its sectors, and less than a
 # block more.
@@ -75,23 +69,18 @@ def run_from_disk(
 ) -> Outcome:
     """The same from a checkpoint file, read on the same clock at `rates.disk`."""
     prepare(rates)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "blocks.safetensors"
-        save_file(ClockedModel(case.blocks).state_dict(), file)
-        with torch.device("meta"):
-            skeleton = ClockedModel(case.blocks)
-        open_transformer(file, arguments(case, setting), device="sim", skeleton=skeleton)
-        swap = cast(Swap, skeleton.blockswap)
-        try:
-            plan = swap.plan
-            read = rates.disk_seconds(plan.read_bytes_per_forward)
-            transfer = max(read, rates.link_seconds(plan.copied_bytes_per_forward))
-            skeleton.compute_for(case.compute_seconds(transfer))
-            with clocked_disk():
-                steady = steady_state(skeleton, steps)
-            return _outcome(case, plan, steady, transfer)
-        finally:
-            swap.close()
+
+    def make() -> ClockedModel:
+        return ClockedModel(case.blocks)
+
+    with opened_from_file(make, arguments(case, setting), "sim") as (skeleton, swap):
+        plan = swap.plan
+        read = rates.disk_seconds(plan.read_bytes_per_forward)
+        transfer = max(read, rates.link_seconds(plan.copied_bytes_per_forward))
+        skeleton.compute_for(case.compute_seconds(transfer))
+        with clocked_disk():
+            steady = steady_state(skeleton, steps)
+        return _outcome(case, plan, steady, transfer)
 
 
 def _outcome(case: Case, plan: SwapPlan, steady: Steady, transfer: float) -> Outcome:

@@ -4,20 +4,17 @@ from unittest import mock
 
 import torch
 
-from benchmarks.host_overhead import (
+from benchmarks.host_overhead.how import (
     AROUND,
-    BLOCKS,
     SECTIONS,
-    TENSORS,
     TrivialModel,
     attribute,
     block_seconds,
 )
-from benchmarks.null_device import NullDevice
-from benchmarks.stopwatch import Stopwatch
+from benchmarks.host_overhead.how.null_device import null_device
+from benchmarks.host_overhead.how.stopwatch import Stopwatch
+from benchmarks.host_overhead.what import BLOCKS, TENSORS
 from blockswap import BlockSwapArgs, Swap, swap_blocks
-
-OPEN = "blockswap.swap.entry.loaded_model.open_device"
 
 
 def test_every_block_of_every_forward_is_timed() -> None:
@@ -29,9 +26,9 @@ def test_the_model_has_as_many_tensors_in_a_block_as_wan() -> None:
 
 
 def test_the_null_device_is_asked_what_an_accelerator_would_be() -> None:
-    device, model = NullDevice(), TrivialModel().eval()
+    model = TrivialModel().eval()
     with (
-        mock.patch(OPEN, return_value=device),
+        null_device() as device,
         swap_blocks(model, BlockSwapArgs(blocks_to_swap=BLOCKS), device="null"),
     ):
         block_seconds(model, 2)
@@ -45,8 +42,8 @@ def test_the_null_device_is_asked_what_an_accelerator_would_be() -> None:
 
 
 def test_all_sections_take_part_of_the_time() -> None:
-    device, model = NullDevice(), TrivialModel().eval()
-    with mock.patch(OPEN, return_value=device):
+    model = TrivialModel().eval()
+    with null_device():
         args = BlockSwapArgs(blocks_to_swap=BLOCKS)
         opened: list[Swap] = []
         sections = attribute(model, lambda: opened.append(swap_blocks(model, args, device="null")))
@@ -58,7 +55,7 @@ def test_all_sections_take_part_of_the_time() -> None:
 def test_the_stopwatch_books_inner_time_to_the_inner_section() -> None:
     now = [0.0, 1.0, 4.0, 9.0]  # outer begins, inner begins, inner ends, outer ends
     stopwatch = Stopwatch()
-    with mock.patch("benchmarks.stopwatch.time.perf_counter", side_effect=now):
+    with mock.patch("benchmarks.host_overhead.how.stopwatch.time.perf_counter", side_effect=now):
         inner = stopwatch.watch("inner", lambda: None)
         outer = stopwatch.watch("outer", inner)
         outer()

@@ -6,7 +6,9 @@ Every call that would reach a driver is counted.
 
 import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -16,7 +18,7 @@ from blockswap.stream.device import Event, Host
 class NullEvent:
     """An event that has always passed."""
 
-    def __init__(self, calls: "Counter[str]") -> None:
+    def __init__(self, calls: Counter[str]) -> None:
         self._calls = calls
 
     def record(self, _stream: Any) -> None:
@@ -63,3 +65,11 @@ class NullDevice(Host):
 
     def pin(self, nbytes: int) -> torch.Tensor | None:
         return self.allocate(nbytes)
+
+
+@contextlib.contextmanager
+def null_device() -> Iterator[NullDevice]:
+    """While active, whoever swaps a loaded model gets this device, whatever device is named."""
+    device = NullDevice()
+    with mock.patch("blockswap.swap.entry.loaded_model.open_device", return_value=device):
+        yield device
