@@ -1,6 +1,6 @@
-"""What `benchmarks.disk_14b` measures, in a process of its own inside a memory cgroup.
+"""Measures the 14B benchmark's clips, in a process of its own inside a memory cgroup.
 
-    python -m benchmarks.disk_14b_run CHECKPOINT CGROUP ROUNDS     # prints one JSON object
+    python -m benchmarks.disk_14b.how CHECKPOINT CGROUP ROUNDS     # prints one JSON object
 
 For each clip, in turns so that a disturbed moment disturbs all alike: a forward with every block
 streamed; its first block alone, whose weights are in their slot by then; and the blocks' bytes read
@@ -12,12 +12,13 @@ import itertools
 import json
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.disk_14b.what import CLIPS, Clip
+from benchmarks.shared.forward import inputs_of, timed
 from benchmarks.shared.raw_read import Reader
 from blockswap import BlockSwapArgs, open_transformer
 from memory_group import MemoryGroup
@@ -28,45 +29,13 @@ BLOCK_RUNS = 3
 TEXT_TOKENS = 512  # as the official pipeline pads to
 
 
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """A clip to be made: frames, and pixels of width and height."""
-
-    frames: int
-    width: int
-    height: int
-
-    @property
-    def latent(self) -> tuple[int, int, int]:
-        return ((self.frames - 1) // 4 + 1, self.height // 8, self.width // 8)
-
-    @property
-    def tokens(self) -> int:
-        frames, height, width = self.latent
-        return frames * (height // 2) * (width // 2)
-
-
-# One small frame, in which 512 tokens of text take about as long as the disk does, and a clip.
-CLIPS = (Clip(1, 32, 32), Clip(5, 256, 144))
-
-
-def inputs_of(clip: Clip) -> dict[str, Any]:
-    draw = torch.Generator().manual_seed(0)
-    return {
-        "hidden_states": torch.randn(1, 16, *clip.latent, generator=draw).bfloat16(),
-        "timestep": torch.tensor([500]),
-        "encoder_hidden_states": torch.randn(1, TEXT_TOKENS, 4096, generator=draw).bfloat16(),
-        "return_dict": False,
-    }
+def inputs_for(clip: Clip) -> dict[str, Any]:
+    return inputs_of(clip.latent, TEXT_TOKENS, torch.bfloat16, seed=0)
 
 
 def forward_seconds(model: torch.nn.Module, clip: Clip) -> float:
     print(f"a forward of {clip}", file=sys.stderr, flush=True)
-    given = inputs_of(clip)
-    began = time.perf_counter()
-    with torch.inference_mode():
-        (output,) = model(**given)
-    seconds = time.perf_counter() - began
+    seconds, output = timed(model, inputs_for(clip))
     assert output.isfinite().all()
     return seconds
 
@@ -98,7 +67,7 @@ def block_seconds(model: Any, clip: Clip) -> list[float]:
     handle = model.blocks[0].register_forward_pre_hook(run)
     try:
         with torch.inference_mode(), contextlib.suppress(Timed):
-            model(**inputs_of(clip))
+            model(**inputs_for(clip))
     finally:
         handle.remove()
     return seconds
