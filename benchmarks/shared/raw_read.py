@@ -1,9 +1,5 @@
 """The bound of a disk: the bytes of all blocks, read with O_DIRECT and nothing else done.
 
-python -m benchmarks.disk.raw FOLDER      # told by lines on stdin, answers seconds:
-    4           four reads at a time, into memory that holds them
-    discard     one read at a time into one small buffer, each over the last
-
 Whoever computes with weights has to keep them until then, so the bound keeps them, too: it reads
 round a memory that no cache holds. Reads into a buffer that stays in a processor's cache can be a
 third faster (it depends on the machine), but what they bring is gone with the next one. That is
@@ -13,21 +9,17 @@ measured beside the bound, to show by how much, and held against nobody.
 import itertools
 import mmap
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.disk.folder import Folder
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.store.file_slab import SECTOR
 
 CHUNK = 32 * 1024 * 1024
 KEPT = 1024 * 1024 * 1024
 DISCARDED = 8 * 1024 * 1024
-THREADS = (2, 4)  # one at a time was never the best
-DISCARD = "discard"
 
 Span = tuple[int, int]  # offset and size in the file, in whole sectors
 
@@ -123,16 +115,3 @@ def _memory(nbytes: int) -> mmap.mmap:
     for page in range(0, nbytes, mmap.PAGESIZE):
         memory[page] = 0
     return memory
-
-
-def main(root: str) -> None:
-    reader = Reader(Folder(Path(root)).checkpoint)
-    print("opened", flush=True)
-    for line in sys.stdin:
-        told = line.strip()
-        seconds = reader.discarding_seconds() if told == DISCARD else reader.seconds(int(told))
-        print(seconds, flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

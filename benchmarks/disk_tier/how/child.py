@@ -1,23 +1,21 @@
 """A process that runs one method: told by lines of JSON on stdin, answers by lines on stdout.
 
-python -m benchmarks.disk.child prepare|run METHOD FOLDER
+python -m benchmarks.disk_tier.how.child prepare|run METHOD FOLDER
 """
 
 import hashlib
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.disk.folder import Folder, read_model
-from benchmarks.disk.methods import METHODS
-from benchmarks.disk.workload import Clip
-
-THREADS = 2
+from benchmarks.disk_tier.how.folder import Folder, read_model
+from benchmarks.disk_tier.how.methods import METHODS
+from benchmarks.disk_tier.what import THREADS, Clip
+from benchmarks.shared.forward import inputs_of, timed
 
 
 def read_bytes() -> int:
@@ -26,23 +24,10 @@ def read_bytes() -> int:
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
-def inputs_of(clip: Clip, dtype: torch.dtype) -> dict[str, Any]:
-    draw = torch.Generator().manual_seed(clip.tokens)
-    height, width = clip.latent
-    return {
-        "hidden_states": torch.randn(1, 16, 1, height, width, generator=draw).to(dtype),
-        "timestep": torch.tensor([500]),
-        "encoder_hidden_states": torch.randn(1, clip.text, 4096, generator=draw).to(dtype),
-        "return_dict": False,
-    }
-
-
 def measured(forward: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """One forward: seconds, bytes read, and a digest of what came out."""
-    read, began = read_bytes(), time.perf_counter()
-    with torch.inference_mode():
-        (output,) = forward(**inputs)
-    seconds = time.perf_counter() - began
+    read = read_bytes()
+    seconds, output = timed(forward, inputs)
     digest = hashlib.sha256(output.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
     return {"seconds": seconds, "read_bytes": read_bytes() - read, "digest": digest}
 
@@ -62,7 +47,9 @@ def main(arguments: list[str]) -> None:
     forward = method.open(folder)
     print(json.dumps({"opened": True}), file=answers)
     for line in sys.stdin:
-        told = measured(forward, inputs_of(Clip(**json.loads(line)), dtype))
+        clip = Clip(**json.loads(line))
+        inputs = inputs_of((1, *clip.latent), clip.text, dtype, seed=clip.tokens)
+        told = measured(forward, inputs)
         print(json.dumps(told), file=answers)
 
 

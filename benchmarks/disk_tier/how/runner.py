@@ -1,27 +1,20 @@
-"""Children in their cgroups, and interleaved rounds of forwards through all of them."""
+"""A child in its cgroup, asked line by line, and a method that is given more memory if killed."""
 
 import json
-import os
 import select
-import statistics
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from benchmarks.disk.folder import Folder, Model
-from benchmarks.disk.methods import METHODS
-from benchmarks.disk.rows import RESIDENT, Row, Sample, Track
-from benchmarks.disk.workload import Clip
-from benchmarks.shared.raw_read import DISCARD, THREADS
+from benchmarks.disk_tier.how.folder import Folder
+from benchmarks.disk_tier.how.methods import METHODS
+from benchmarks.disk_tier.how.raw import READERS
+from benchmarks.disk_tier.what import Clip, Sample, Track
 from memory_group import MemoryGroup, memory_group, python
 
 NO_LIMIT = 1 << 40
-# Which part of the host's memory a process got makes a fifth of the rate on virtual machines: the
-# raw read is the mean of several processes, started before the methods and after them.
-RAW_BEFORE, RAW_AFTER = 2, 2
 # A method that touches more memory than it has can read the same pages over and over for ever.
 PATIENCE_SECONDS = 180.0
 STEPS = (1.0, 1.3, 2.0, None)  # shares of the limit, one after the other, until a method survives
@@ -102,7 +95,9 @@ class Runner:
 
     def start(self, clips: Sequence[Clip]) -> None:
         """Opens the model and runs every clip once, under the least limit that allows it."""
-        command = python("-m", "benchmarks.disk.child", "run", self.name, self._folder.root)
+        command = python(
+            "-m", "benchmarks.disk_tier.how.child", "run", self.name, self._folder.root
+        )
         while self._limits:
             child = Child(command, self._limits.pop(0))
             try:
@@ -142,7 +137,7 @@ class Runner:
         """
         assert self.child is not None
         self.child.tell(_question(clip))
-        raw.tell(str(max(THREADS)))
+        raw.tell(str(max(READERS)))
         return max(_sample(self.child.listen()).seconds, float(raw.listen()))
 
     def track(self, samples: Sequence[Sample]) -> Track:
@@ -176,84 +171,3 @@ def _question(clip: Clip) -> str:
 def _sample(answer: str) -> Sample:
     told: dict[str, Any] = json.loads(answer)
     return Sample(**told)
-
-
-def run_rows(
-    model: Model, folder: Folder, clips: Sequence[Clip], limit_bytes: int, names: Sequence[str]
-) -> list[Row]:
-    """All rows of one model with the methods of these names."""
-    _drop_caches()
-    with ExitStack() as stack:
-        raws = [_raw(folder, stack) for _ in range(RAW_BEFORE)]
-        runners = []
-        for name in names:
-            runner = Runner(name, folder, limit_bytes)
-            stack.callback(runner.close)
-            runner.start(clips)
-            runners.append(runner)
-        raws += [_raw(folder, stack) for _ in range(RAW_AFTER)]
-        _drop_caches()
-        return [_row(model, clip, limit_bytes, runners, raws) for clip in clips]
-
-
-def _raw(folder: Folder, stack: ExitStack) -> Child:
-    raw = Child(python("-m", "benchmarks.shared.raw_read", folder.root), None)
-    stack.callback(raw.close)
-    raw.ask()
-    return raw
-
-
-def _row(
-    model: Model,
-    clip: Clip,
-    limit_bytes: int,
-    runners: Sequence[Runner],
-    raws: Sequence[Child],
-) -> Row:
-    """Interleaved rounds, each beginning with another method."""
-    samples: dict[str, list[Sample]] = {runner.name: [] for runner in runners}
-    reads: dict[int, list[float]] = {threads: [] for threads in THREADS}
-    discarding: list[float] = []
-    both: list[float] = []
-    resident = next(runner for runner in runners if runner.name == RESIDENT)
-    for number in range(rounds_of(model, clip)):
-        turn = number % len(runners)
-        for runner in (*runners[turn:], *runners[:turn]):
-            sample = runner.forward(clip)
-            if sample is not None:
-                samples[runner.name].append(sample)
-        for threads, seconds in _raw_reads(raws).items():
-            reads[threads].append(seconds)
-        discarding.append(float(raws[0].ask(DISCARD)))
-        both.append(statistics.mean(resident.beside(clip, raw) for raw in _ends(raws)))
-    tracks = {runner.name: runner.track(samples[runner.name]) for runner in runners}
-    assert tracks[RESIDENT].samples
-    return Row(model, clip, limit_bytes, tracks, reads, discarding, both)
-
-
-def _raw_reads(raws: Sequence[Child]) -> dict[int, float]:
-    """Seconds by number of threads, the mean of all; like a forward, each behind another one."""
-    seconds: dict[int, list[float]] = {threads: [] for threads in THREADS}
-    for raw in raws:
-        raw.ask(str(THREADS[0]))
-        for threads in THREADS:
-            seconds[threads].append(float(raw.ask(str(threads))))
-    return {threads: statistics.mean(each) for threads, each in seconds.items()}
-
-
-def _ends(raws: Sequence[Child]) -> tuple[Child, Child]:
-    """One that began before the methods, and one that began after them."""
-    return raws[0], raws[-1]
-
-
-def rounds_of(model: Model, clip: Clip) -> int:
-    """Short forwards are repeated more often."""
-    if clip.tokens < 100:
-        return 6
-    return 3 if model.blocks > 10 or clip.tokens > 1000 else 4
-
-
-def _drop_caches() -> None:
-    """What was written or loaded so far was not charged to whom it would serve."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("1")

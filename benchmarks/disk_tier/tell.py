@@ -1,18 +1,26 @@
-"""Rows of the disk benchmark as Markdown and as a chart."""
+"""Tells rows of the disk benchmark: as Markdown, as JSON and as a chart."""
 
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.disk.rounds import PATIENCE_SECONDS
-from benchmarks.disk.rows import NOISE, OURS, RESIDENT, Row, Track, misses
+from benchmarks.disk_tier.how.runner import PATIENCE_SECONDS
+from benchmarks.disk_tier.what import NOISE, OURS, RESIDENT, THREADS, Row, Track, misses
+from benchmarks.shared import results
 from benchmarks.shared.chart import Line, Panel, draw
 from benchmarks.shared.machine import machine
-from benchmarks.shared.markdown import bullet_list
+from benchmarks.shared.markdown import bullet_list, document, table
 from blockswap.units import format_bytes
 
 
-def markdown(rows: Sequence[Row], threads: int) -> str:
+def write(rows: Sequence[Row]) -> None:
+    """Writes JSON, Markdown and chart."""
+    data = {"rows": [row.as_json() for row in rows]}
+    results.write("disk_tier", data, markdown(rows))
+    write_chart(rows, results.RESULTS / "disk_tier.png")
+
+
+def markdown(rows: Sequence[Row], threads: int = THREADS) -> str:
     """The whole result."""
     parts = [
         "# Blocks from the disk, in bounded memory",
@@ -23,7 +31,7 @@ def markdown(rows: Sequence[Row], threads: int) -> str:
     ]
     for row in rows:
         parts += [f"## {_title(row)}", _conditions_of(row), _table(row)]
-    return "\n\n".join(parts) + "\n"
+    return document(parts)
 
 
 def conditions(threads: int) -> dict[str, str]:
@@ -57,16 +65,14 @@ def conditions(threads: int) -> dict[str, str]:
 def summary_table(rows: Sequence[Row]) -> str:
     """Every method in every row, over the larger of compute and raw read."""
     names = [name for name in rows[0].tracks if name != RESIDENT]
-    lines = [
-        "| row | compute, s | raw read, s | both at once, s | binds | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 5) + "|",
-    ]
+    lines = []
     for row in rows:
         cells = [_cell(row, name) for name in names]
         measured = (row.compute, row.read, row.both)
         figures = " | ".join(f"{statistics.median(one):.2f}" if one else "" for one in measured)
         lines.append(f"| {_title(row)} | {figures} | {row.kind} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    head = "| row | compute, s | raw read, s | both at once, s | binds | "
+    return table(head + " | ".join(names) + " |", lines)
 
 
 def _cell(row: Row, name: str) -> str:
@@ -82,13 +88,11 @@ def _cell(row: Row, name: str) -> str:
 
 
 def _table(row: Row) -> str:
-    lines = [
+    head = (
         "| method | s | over the bound | least - most | against all in RAM | peak of all memory "
-        "| at the end: own + page cache | read a forward | equal bits |",
-        "|---" * 9 + "|",
-    ]
-    lines += [_line(row, name, track) for name, track in row.tracks.items()]
-    return "\n".join(lines)
+        "| at the end: own + page cache | read a forward | equal bits |"
+    )
+    return table(head, (_line(row, name, track) for name, track in row.tracks.items()))
 
 
 def _line(row: Row, name: str, track: Track) -> str:

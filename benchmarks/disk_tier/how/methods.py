@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.disk.folder import Folder, config, read_model
-from benchmarks.disk.rows import OURS, RESIDENT
+from benchmarks.disk_tier.how.folder import Folder, config, read_model
+from benchmarks.disk_tier.what import OURS, RESIDENT
 
 Forward = Callable[..., Any]
 AIRCANVAS = "aircanvas==0.1.0"

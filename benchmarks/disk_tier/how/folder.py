@@ -4,26 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from blockswap.layout.geometry import WanGeometry
+from benchmarks.disk_tier.what import DIM, FFN, HEADS, Model
 from blockswap.synth import synth
-
-DIM, FFN, HEADS = 1536, 8960, 12  # Wan 2.1 T2V-1.3B
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Wan 1.3B with some of its blocks; `dtype` is that of the file and of the compute."""
-
-    blocks: int
-    dtype: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.blocks} blocks, {self.dtype}"
-
-    @property
-    def geometry(self) -> WanGeometry:
-        return WanGeometry(dim=DIM, ffn_dim=FFN, num_layers=self.blocks, num_heads=HEADS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,81 @@
-"""What was measured of one model and clip, and what it says: ratios, classes, targets."""
+"""Owns what the disk benchmark runs, and what its rows are held against: models, clips, targets."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isqrt
 from typing import Any
 
-from benchmarks.disk.folder import Model
-from benchmarks.disk.workload import Clip
+from blockswap.layout.geometry import WanGeometry
 
 OURS, RESIDENT = "blockswap", "all in RAM, no limit"
 COMPUTE_TARGET, DISK_TARGET, BETWEEN_TARGET = 1.02, 1.05, 1.08
 NOISE = 0.98  # a peer is faster beyond noise below this, if it is so in every round
+THREADS = 2  # of torch, in every method
+DIM, FFN, HEADS = 1536, 8960, 12  # Wan 2.1 T2V-1.3B
+MB = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Wan 1.3B with some of its blocks; `dtype` is that of the file and of the compute."""
+
+    blocks: int
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.blocks} blocks, {self.dtype}"
+
+    @property
+    def geometry(self) -> WanGeometry:
+        return WanGeometry(dim=DIM, ffn_dim=FFN, num_layers=self.blocks, num_heads=HEADS)
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """`tokens` of one frame's latents, patches of 2 x 2, and `text` tokens beside them."""
+
+    tokens: int
+    text: int
+
+    @property
+    def latent(self) -> tuple[int, int]:
+        """Height and width in latent pixels, as square as the number of tokens allows."""
+        rows = next(n for n in range(isqrt(self.tokens), 0, -1) if self.tokens % n == 0)
+        return 2 * rows, 2 * (self.tokens // rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model, the memory its methods may use, and the clips it is run with."""
+
+    model: Model
+    limit_bytes: int
+    clips: tuple[Clip, ...]
+
+
+DISK_BOUND = Clip(tokens=1, text=4)
+CASES = (
+    Case(Model(10, "bfloat16"), 1000 * MB, (DISK_BOUND, Clip(64, 64), Clip(400, 512))),
+    Case(Model(10, "float32"), 1400 * MB, (DISK_BOUND, Clip(64, 64), Clip(400, 512))),
+    Case(Model(30, "float32"), 1400 * MB, (DISK_BOUND,)),
+    Case(Model(30, "bfloat16"), 1000 * MB, (DISK_BOUND, Clip(390, 512))),
+    Case(Model(10, "bfloat16"), 1000 * MB, (Clip(2000, 512),)),
+)
+QUICK = (Case(Model(4, "bfloat16"), 800 * MB, (DISK_BOUND, Clip(64, 64))),)
+
+
+def names_of(cases: Sequence[Case]) -> str:
+    """The models, each once, for a sentence."""
+    return "; ".join(dict.fromkeys(case.model.name for case in cases))
+
+
+def rounds_of(model: Model, clip: Clip) -> int:
+    """Short forwards are repeated more often."""
+    if clip.tokens < 100:
+        return 6
+    return 3 if model.blocks > 10 or clip.tokens > 1000 else 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +223,9 @@ def misses(row: Row) -> list[str]:
         if row.kind == "disk" and min(ratios) <= 1:
             found.append(f"{where}: {name} was as fast as ours in a round where the disk binds")
     return found
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """As in `CASES`, whenever they were measured."""
+    order = [(case.model, clip) for case in CASES for clip in case.clips]
+    return sorted(rows, key=lambda row: order.index((row.model, row.clip)))
