@@ -1,13 +1,19 @@
 """Tells published and forecast seconds side by side, with the error."""
 
+from collections.abc import Iterable
+
 from benchmarks.forecasts_published.what import Run
+from benchmarks.shared.markdown import table
 from blockswap.units import format_seconds
 
-HEAD = "| card | run | published | forecast | error |\n|---|---|---|---|---|"
+
+def report(told: Iterable[tuple[Run, float]]) -> str:
+    """A line for each run and the forecast's seconds of it."""
+    head = "| card | run | published | forecast | error |"
+    return table(head, (_line(run, seconds) for run, seconds in told))
 
 
-def line(run: Run, told: float) -> str:
-    """The row in Markdown; `told` are the forecast's seconds."""
+def _line(run: Run, told: float) -> str:
     width, height, frames = run.clip
     return (
         f"| {run.card} | {run.model}, {width}x{height}x{frames}, {run.steps} guided steps, "
