@@ -8,15 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import disk_tier
-from benchmarks.disk import rounds
-from benchmarks.disk.folder import Folder, Model
-from benchmarks.disk.raw import CHUNK, SECTOR, _chunks, _joined
-from benchmarks.disk.report import markdown, summary_table, write_chart
-from benchmarks.disk.rounds import Runner
-from benchmarks.disk.rows import OURS, RESIDENT, Row, Sample, Track, misses
-from benchmarks.disk.workload import Clip
-from benchmarks.memory import python, unavailable_reason
+from benchmarks.disk_tier import run
+from benchmarks.disk_tier.how import runner as running
+from benchmarks.disk_tier.how.folder import Folder, write_model
+from benchmarks.disk_tier.how.runner import Runner
+from benchmarks.disk_tier.tell import markdown, summary_table, write_chart
+from benchmarks.disk_tier.what import (
+    OURS,
+    RESIDENT,
+    Clip,
+    Model,
+    Row,
+    Sample,
+    Track,
+    in_order,
+    misses,
+)
+from benchmarks.shared import results
+from benchmarks.shared.raw_read import CHUNK, SECTOR, _chunks, _joined
+from memory_group import python, unavailable_reason
 
 LIMIT = 1_000_000_000
 PEER = "safetensors mmap"
@@ -118,22 +128,22 @@ def test_rows_that_are_not_measured_anew_are_kept(tmp_path: Path, monkeypatch):
     longer = replace(bf16, clip=Clip(2000, 512))
     data = {"rows": [one.as_json() for one in (bf16, fp32)]}
     (tmp_path / "disk_tier.json").write_text(json.dumps(data))
-    monkeypatch.setattr(disk_tier, "RESULTS", tmp_path)
-    assert disk_tier.kept_rows("") == []
-    assert disk_tier.kept_rows("10 blocks") == []
-    (kept,) = disk_tier.kept_rows("float32")
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    assert run.kept_rows("") == []
+    assert run.kept_rows("10 blocks") == []
+    (kept,) = run.kept_rows("float32")
     assert markdown([kept], 2) == markdown([bf16], 2)
-    assert disk_tier.in_order([longer, fp32, kept]) == [kept, fp32, longer]
+    assert in_order([longer, fp32, kept]) == [kept, fp32, longer]
 
 
 @pytest.mark.root
 def test_a_child_that_does_not_answer_is_ended(monkeypatch):
     if (reason := unavailable_reason()) is not None:
         pytest.skip(reason)
-    monkeypatch.setattr(rounds, "PATIENCE_SECONDS", 0.1)
-    child = rounds.Child(python("-c", "import time; time.sleep(600)"), None)
+    monkeypatch.setattr(running, "PATIENCE_SECONDS", 0.1)
+    child = running.Child(python("-c", "import time; time.sleep(600)"), None)
     try:
-        with pytest.raises(rounds.Ended, match=r"ended after 0 s without an answer"):
+        with pytest.raises(running.Ended, match=r"ended after 0 s without an answer"):
             child.ask()
     finally:
         child.close()
@@ -169,7 +179,7 @@ def test_a_forward_and_a_read_at_once_are_both_begun_before_either_is_waited_for
 
 def test_every_counted_raw_read_comes_behind_one_of_its_process():
     logs: list[list[str]] = [[], []]
-    told = rounds._raw_reads([ToldChild("read", "", log) for log in logs])
+    told = run._raw_reads([ToldChild("read", "", log) for log in logs])
     assert logs == [["ask 2", "ask 2", "ask 4"]] * 2
     assert told == {2: 2.0, 4: 3.0}, "the first answer of each is not counted"
 
@@ -178,7 +188,7 @@ def test_models_that_are_not_there_are_refused_with_the_names_of_those_that_are(
     if unavailable_reason() is not None:
         pytest.skip("the memory of the methods cannot be limited")
     with pytest.raises(SystemExit):
-        disk_tier.main(["--models", "50 blocks"])
+        run.main(["--models", "50 blocks"])
     assert "no model has '50 blocks' in its name: they are 10 blocks, bf" in capsys.readouterr().err
 
 
@@ -201,11 +211,9 @@ def test_clips_are_nearly_square(tokens, latent):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [RESIDENT, OURS, PEER, "accelerate from safetensors"])
 def test_a_child_answers_each_line(method, tmp_path: Path):
-    from benchmarks.disk.folder import write_model
-
     root = tmp_path / "model"
     write_model(Model(1, "bfloat16"), root)
-    module = [sys.executable, "-m", "benchmarks.disk.child"]
+    module = [sys.executable, "-m", "benchmarks.disk_tier.how.child"]
     subprocess.run([*module, "prepare", method, str(root)], check=True)
     question = json.dumps({"tokens": 1, "text": 2}) + "\n"
     done = subprocess.run(

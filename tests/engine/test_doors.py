@@ -1,5 +1,7 @@
 """Weights that other libraries write, cast, move or add while a model is swapped: told, always."""
 
+import gc
+
 import pytest
 import torch
 from test_beside_diffusers import WIDTH, forward, tiny_transformer
@@ -191,6 +193,7 @@ def test_a_write_without_a_trace_is_found_when_debugging(sim_device, sim, capsys
 def test_an_adapter_added_to_a_swapped_model_works_where_it_computes(sim_device, sim, moment):
     reference, model = tiny_transformer(), tiny_transformer()
     draw = {name: value for name, value in adapted().state_dict().items() if "lora_" in name}
+    gc.collect()  # models of tests before this one
     before = torch.accelerator.memory_allocated()
     with swap_blocks(
         model, BlockSwapArgs(blocks="0,2", prefetch_blocks=1), device=sim_device

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from ..errors import ReadError
+from ..paths import is_there
 from ..plan.inputs.machine import DiskFigures
 from ..units import format_bytes, format_flops, format_rate
 from .console import new_console, new_table, print_facts
@@ -39,6 +41,8 @@ def probe(
 
     Takes about ten seconds the first time; figures are kept, and used by plans.
     """
+    if not is_there(folder):
+        raise ReadError(f"{folder} is not there: name a folder or a file on the disk that is meant")
     from ..probe import probe as probe_machine  # torch: not for `--help`
 
     with new_console(stderr=True).status("measuring; other programs at work show in the figures"):

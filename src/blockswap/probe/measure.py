@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import OutputError, ReadError
-from ..paths import is_there
+from ..errors import OutputError
 from ..plan.inputs.machine import Machine
 from ..report.words import count_of
 from ..store.host_memory import total_host_bytes
@@ -64,11 +63,9 @@ def probe(
 
     Figures kept from before are used unless `fresh`; what is missing is measured, which takes
     about ten seconds, and kept. `place` is a folder, where a scratch file is then written, or a
-    file on the disk in question. Raises DeviceError where the device is not there, ReadError where
-    nothing is at `place`.
+    file on the disk in question; where nothing is there, a sentence says so. Raises DeviceError
+    where the device is not there.
     """
-    if place is not None and not is_there(place):
-        raise ReadError(f"{place} is not there: name a folder or a file on the disk that is meant")
     opened = open_device(best_device() if device is None else device)
     limits, now = limits or Limits(), datetime.now(timezone.utc)
     hardware = hardware_of(opened)

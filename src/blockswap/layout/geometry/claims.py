@@ -153,7 +153,9 @@ def _agrees(name: str, claim: Any, true: Any) -> bool:
         return known and _QK_NORMS.get(claim) == true
     if isinstance(claim, bool) != isinstance(true, bool):
         return False  # to Python True is 1
-    return bool(claim == true)
+    # A file's JSON has lists where a live model's config has tuples.
+    listed = [list(each) if isinstance(each, tuple) else each for each in (claim, true)]
+    return bool(listed[0] == listed[1])
 
 
 def _check_class(checkpoint: Checkpoint, geometry: WanGeometry) -> None:

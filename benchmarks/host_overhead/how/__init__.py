@@ -1,0 +1,156 @@
+"""Measures the host time of one setting: each block's call timed, swapped and bare in turn."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from benchmarks.host_overhead.how.null_device import null_device
+from benchmarks.host_overhead.how.stopwatch import Stopwatch
+from benchmarks.host_overhead.what import BLOCKS, FORWARDS, TENSORS, Overhead
+from benchmarks.shared.from_file import opened_from_file
+from blockswap import BlockSwapArgs, swap_blocks
+from blockswap.stream.engine.schedule import Schedule
+from blockswap.stream.engine.streamer import Streamer
+from blockswap.stream.engine.supply import Supply
+from blockswap.stream.marks import Recorder
+from blockswap.stream.pool.pool import Pool
+from blockswap.stream.units import transfer
+from blockswap.stream.units.binding import Binding
+from blockswap.swap.running.handle import Swap
+
+# Every measured function belongs to the section that its own time is booked to.
+SECTIONS = {
+    "entering and leaving": (
+        (Streamer, "enter"),
+        (Streamer, "leave"),
+        (Streamer, "_claim"),
+        (Streamer, "_make_ready"),
+        (Streamer, "_release"),
+        (Streamer, "_wait_ready"),
+    ),
+    "prefetch: which block, which slot": (
+        (Supply, "fetch_ahead"),
+        (Supply, "slot_of"),
+        (Supply, "load"),
+        (Schedule, "entered"),
+        (Schedule, "begin_forward"),
+        (Pool, "find"),
+        (Pool, "evictable"),
+    ),
+    "hanging 27 tensors in, and out": ((Binding, "bind"), (Binding, "unbind")),
+    "enqueueing the copy": ((transfer, "_enqueue"),),
+    "time stamps and counters": (
+        (Recorder, "take"),
+        (Recorder, "completed"),
+        (Recorder, "discard"),
+    ),
+}
+AROUND = "torch: hook calls and torch.compiler.disable"
+
+
+class TrivialBlock(torch.nn.Module):
+    """27 small tensors and no computation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for number in range(TENSORS):
+            self.register_parameter(
+                f"weight{number}", torch.nn.Parameter(torch.zeros(16), requires_grad=False)
+            )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+class TrivialModel(torch.nn.Module):
+    """Blocks one after the other; `seconds` collects what each call took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(TrivialBlock() for _ in range(BLOCKS))
+        self.seconds: list[float] = []
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        now, seconds = time.perf_counter, self.seconds
+        for block in self.blocks:
+            began = now()
+            hidden = block(hidden)
+            seconds.append(now() - began)
+        return hidden
+
+
+def block_seconds(model: TrivialModel, forwards: int) -> list[float]:
+    """Host seconds of each block's call over some forwards, after a few that do not count."""
+    hidden = torch.zeros(1)
+    with torch.no_grad():
+        for _ in range(20):
+            model(hidden)
+        model.seconds.clear()
+        for _ in range(forwards):
+            model(hidden)
+    return list(model.seconds)
+
+
+def measure(what: str, swapped: TrivialModel, forwards: int = FORWARDS) -> Overhead:
+    """The engine's time per block: of the swapped model less a bare one, run in turn."""
+    bare, rounds = TrivialModel().eval(), 8
+    floor: list[float] = []
+    seconds: list[float] = []
+    for _ in range(rounds):
+        floor += block_seconds(bare, forwards // rounds)
+        seconds += block_seconds(swapped, forwards // rounds)
+    nothing = statistics.median(floor)
+    each = [(own - nothing) * 1e6 for own in seconds]
+    deciles = statistics.quantiles(each, n=10)
+    return Overhead(what, statistics.median(each), deciles[0], deciles[-1])
+
+
+def attribute(swapped: TrivialModel, open_swap: Callable[[], object]) -> dict[str, float]:
+    """Where the time goes, in microseconds per block as the stopwatch sees them."""
+    stopwatch, forwards = Stopwatch(), 100
+    with stopwatch.watching(SECTIONS):
+        open_swap()
+        block_seconds(swapped, 20)
+        stopwatch.seconds.clear()
+        block_seconds(swapped, forwards)
+    calls = (forwards + 20) * BLOCKS
+    booked = {name: seconds / calls * 1e6 for name, seconds in stopwatch.seconds.items()}
+    bare = statistics.fmean(block_seconds(TrivialModel().eval(), forwards)) * 1e6
+    whole = statistics.fmean(swapped.seconds) * 1e6
+    return {AROUND: whole - bare - sum(booked.values())} | booked
+
+
+def null_accelerator(streamed: int) -> Overhead:
+    """From RAM to an accelerator that does nothing, with automatic slots."""
+    args = BlockSwapArgs(blocks_to_swap=streamed)
+    with null_device() as device:
+        model = TrivialModel().eval()
+        with swap_blocks(model, args, device="null"):
+            overhead = measure(f"null accelerator, {streamed} of {BLOCKS} streamed", model)
+            before, forwards = Counter(device.calls), 50
+            block_seconds(model, forwards)
+            calls = {
+                name: (count - before[name]) / (forwards + 20) / BLOCKS
+                for name, count in device.calls.items()
+            }
+        timed = TrivialModel().eval()
+        opened: list[Swap] = []
+        sections = attribute(timed, lambda: opened.append(swap_blocks(timed, args, device="null")))
+        opened[0].close()
+    return replace(overhead, sections=sections, device_calls=calls)
+
+
+def disk_to_cpu() -> Overhead:
+    """From a file to the CPU: the forward thread also waits for each (tiny) read."""
+
+    def make() -> TrivialModel:
+        return TrivialModel().eval()
+
+    with opened_from_file(make, BlockSwapArgs(), "cpu") as (model, _):
+        return measure(
+            f"disk to CPU, {BLOCKS} of {BLOCKS} streamed, waits for reads included", model
+        )

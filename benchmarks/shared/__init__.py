@@ -1,0 +1,1 @@
+"""What more than one benchmark uses: machine, results, Markdown, charts, options, raw reads."""
