@@ -91,9 +91,7 @@ def match_skeleton(
     return StoredModel(live=live, stored=stored)
 
 
-def _found_leaf(
-    label: str, key: str, leaf: Leaf, by_key: dict[str, StoredTensor]
-) -> StoredTensor:
+def _found_leaf(label: str, key: str, leaf: Leaf, by_key: dict[str, StoredTensor]) -> StoredTensor:
     """The stored tensor of a leaf; bytes that stand for fp8 numbers are read as such."""
     found = _found(label, key, leaf.shape, by_key)
     packed = found.dtype == "uint8" and leaf.dtype.startswith("float8")

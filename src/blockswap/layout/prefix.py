@@ -48,6 +48,11 @@ def is_padding(name: str) -> bool:
     return name.split(".")[-2:-1] == [PADDING]
 
 
+def is_meaningless(key: str) -> bool:
+    """Whether a key (without prefix) is padding or a trainer's note, which no model reads."""
+    return is_padding(key) or key.split(".", 1)[0] in _MARKERS
+
+
 def common_prefix(names: Iterable[str]) -> str:
     """The longest known prefix that any of the names carries, or the empty string."""
     names = tuple(names)
