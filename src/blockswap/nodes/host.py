@@ -325,13 +325,26 @@ def _seed(key: str) -> int:
 def _patching_dtype(device: torch.device) -> torch.dtype:
     """The dtype in which the host's own loading computes patches: newer cores ask the device."""
     import comfy.model_management as management
-    from comfy.model_patcher import ModelPatcher
 
-    code = getattr(inspect.unwrap(ModelPatcher.patch_weight_to_device), "__code__", None)
-    if "lora_compute_dtype" in getattr(code, "co_names", ("lora_compute_dtype",)):
+    if asks_the_device():
         dtype: torch.dtype = management.lora_compute_dtype(device)
         return dtype
     return torch.float32
+
+
+def asks_the_device() -> bool:
+    """Whether the host's own loading asks the device in which dtype to patch, by its code.
+
+    Where another pack has put itself around that method, whether the question is there decides.
+    """
+    import comfy.model_management as management
+    from comfy.model_patcher import ModelPatcher
+
+    method = inspect.unwrap(ModelPatcher.patch_weight_to_device)
+    read = getattr(getattr(method, "__code__", None), "co_names", ())
+    if "calculate_weight" in read:
+        return "lora_compute_dtype" in read
+    return hasattr(management, "lora_compute_dtype")
 
 
 def forget_noted(module: torch.nn.Module) -> None:

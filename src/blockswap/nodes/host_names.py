@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import HostError
-from .host import OVERRIDDEN
+from .host import OVERRIDDEN, asks_the_device
 
 OLDEST, NEWEST = "0.3.75", "0.33.0"
 
@@ -46,6 +46,11 @@ NAMES = (
     "comfy.supported_models_base.BASE.quant_config|comfy.supported_models_base.BASE.scaled_fp8",
     "comfy.utils.string_to_seed|comfy.model_patcher.string_to_seed",
 )
+# What some cores have and others do without.
+OPTIONAL = (
+    "comfy.memory_management.aimdo_enabled",
+    "comfy.model_management.lora_compute_dtype",
+)
 # What newer cores have beside these, where they have the first.
 TOGETHER = {
     "comfy.utils.convert_old_quants": (
@@ -58,7 +63,6 @@ METHODS = (
     *(name for name in OVERRIDDEN if name != "get_ram_usage"),  # of older cores alone
     "add_callback_with_key",
     "clone",
-    "detach",
     "get_attachment",
     "get_combined_hook_patches",
     "is_clone",
@@ -92,6 +96,8 @@ def require() -> None:
     for name in METHODS:
         if not _is_there(f"comfy.model_patcher.ModelPatcher.{name}"):
             _refuse(f"ModelPatcher.{name}")
+    if asks_the_device() and not _is_there("comfy.model_management.lora_compute_dtype"):
+        _refuse("comfy.model_management.lora_compute_dtype")
 
 
 def require_of(patcher: Any) -> None:
