@@ -17,7 +17,8 @@ ObjectInfo = Mapping[str, Any]
 
 WORKFLOWS = REPOSITORY / "example_workflows"
 NOTES = ("Note", "MarkdownNote")  # the page draws them, the server does not know them
-WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+# The last is what newer cores have made of a choice whose answers bring inputs of their own.
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 OURS = "BlockSwapWanVideo"
 
 # Steps and pictures as small as they go with every part of the model still at work.
