@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # One thread a worker: two workers with two threads each would only get in each other's way.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b test-gpu comfy-env clean
+.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b test-comfy test-gpu comfy-env clean
 
 demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
@@ -52,6 +52,13 @@ disk-14b: $(VENV)/.ready
 # Root, cgroup v1, a quiet machine, 45 GB of disk: one to two hours.
 bench-disk: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.disk_tier
+
+# The same tests of the nodes against any ComfyUI that is at hand, such as the newest:
+# make test-comfy COMFYUI=<folder with main.py> [COMFYUI_PYTHON=<python with its packages and pytest>]
+test-comfy: $(VENV)/.ready
+	test -n "$(COMFYUI)" || { echo "say which: make test-comfy COMFYUI=<folder with main.py>"; exit 2; }
+	BLOCKSWAP_COMFYUI="$(abspath $(COMFYUI))" BLOCKSWAP_COMFYUI_PYTHON="$(COMFYUI_PYTHON)" \
+		$(TEST) -q -rs tests/comfy $(ARGS)
 
 test-gpu: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/gpu -m gpu

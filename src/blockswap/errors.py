@@ -11,6 +11,7 @@
     ├── PlanError            no plan fits the budgets; says the least that would
     ├── DeviceError          a device that is not there, or cannot do what is needed
     ├── StateError           a call at the wrong time: used twice, closed, under grad, two at once
+    ├── HostError            the application around us (ComfyUI) lacks what block swap works through
     └── OutputError          a result could not be written (no space, a folder that is not there)
 
 A class also derives from the built-in error that a careful caller would already catch
@@ -64,6 +65,10 @@ class DeviceError(BlockSwapError, RuntimeError):
 
 class StateError(BlockSwapError, RuntimeError):
     """A call came at the wrong time."""
+
+
+class HostError(BlockSwapError, RuntimeError):
+    """The application that block swap runs in is not as expected."""
 
 
 class OutputError(BlockSwapError, OSError):

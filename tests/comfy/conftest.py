@@ -20,7 +20,7 @@ def environment() -> Environment:
     try:
         return ensure()
     except CannotBuild as error:
-        if os.environ.get("CI"):
+        if os.environ.get("CI") or os.environ.get("BLOCKSWAP_COMFYUI"):
             raise
         pytest.skip(f"no ComfyUI could be built here: {error}")
 

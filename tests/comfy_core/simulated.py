@@ -29,6 +29,8 @@ def point_at(device: torch.device, patch: pytest.MonkeyPatch) -> None:
     # Activations of a tiny model: the real floor is 0.8 GiB and more.
     patch.setattr(management, "minimum_inference_memory", lambda: SMALL_INFERENCE)
     patch.setattr(management, "EXTRA_RESERVED_VRAM", 0)
+    # Newer cores ask CUDA about a device that is no CPU; older ones have no such question.
+    patch.setattr(management, "lora_compute_dtype", lambda _: torch.float16, raising=False)
     patch.setattr(management, "unet_dtype", _dtype)
     patch.setattr(management, "unet_manual_cast", lambda *_, **__: None)
 

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from blockswap import BlockSwapArgs
-from blockswap.errors import ModelError
 from blockswap.nodes.holding import holding_of
 from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.patcher import Wish
@@ -67,9 +66,3 @@ def test_blocks_have_no_memory_between_runs(tmp_path: Path) -> None:
     assert where["head.head.weight"] == "cpu"
     assert holding_of(model.model) is None
     assert torch.isfinite(tiny.sample(model)).all()
-
-
-def test_quantised_tensors_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    path = saved(tmp_path, *tiny.mixed_fp8(tiny.state_dict("t2v")))
-    with pytest.raises(ModelError, match="cannot be streamed from the file yet"):
-        opened(path)

@@ -59,13 +59,25 @@ def test_widgets_arrive(changed: dict[str, Any]) -> None:
         ({"blocks": "a"}, "Invalid integer: 'a'"),
         ({"blocks": "1", "blocks_to_swap": 3}, "blocks='1' names 1 blocks"),
         ({"vram_budget": "much"}, "vram_budget='much' is no size"),
+        ({"vram_budget": "8"}, "vram_budget='8' has no unit: write 8GiB"),
+        ({"ram_budget": " 1.5 "}, "ram_budget='1.5' has no unit: write 1.5GiB"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(widgets: dict[str, Any], said: str) -> None:
     answer = BlockSwapArgsNode.validate_inputs(**widgets)
     assert isinstance(answer, str)
     assert answer.startswith(said)
-    assert BlockSwapArgsNode.validate_inputs(blocks="0-3") is True
+    assert BlockSwapArgsNode.validate_inputs(blocks="0-3", ram_budget="0") is True
+    with pytest.raises(ArgsError, match="has no unit"):  # a wired input is not known before
+        BlockSwapArgsNode.execute(**(WIDGETS | {"vram_budget": "8"}))
+
+
+def test_the_page_finds_the_nodes_by_what_people_call_them() -> None:
+    from comfy_api.latest import io
+
+    schema: Any = BlockSwapNode.GET_SCHEMA()
+    if hasattr(io.Schema("a"), "search_aliases"):
+        assert {"block swap", "low vram", "offload"} <= set(schema.search_aliases)
 
 
 def test_what_only_the_model_can_tell() -> None:
@@ -91,10 +103,17 @@ class WrappersModel:
 
     def __init__(self) -> None:
         self.model_options: dict[str, Any] = {}
-        self.model = SimpleNamespace(pipeline={})
+        self.patches: dict[str, Any] = {}
+        transformer = SimpleNamespace(blocks=range(30), patched_linear=False)
+        self.model = SimpleNamespace(pipeline={"sd": {}}, diffusion_model=transformer)
 
     def clone(self) -> "WrappersModel":
         return WrappersModel()
+
+    def swapped(self) -> int:
+        """How many blocks the pack would swap: as its `init_blockswap` and its sampler count."""
+        asked = self.model_options["transformer_options"]["block_swap_args"]
+        return max(0, min(asked["blocks_to_swap"] - 1, 30))
 
 
 def test_a_wrappers_model_is_handed_arguments_in_its_own_contract() -> None:
@@ -103,11 +122,69 @@ def test_a_wrappers_model_is_handed_arguments_in_its_own_contract() -> None:
     assert not is_wrappers(tiny.model("t2v"))
     (model,) = BlockSwapNode.execute(given, BlockSwapArgs(blocks_to_swap=7).to_mapping()).result
     asked = model.model_options["transformer_options"]["block_swap_args"]
-    assert asked["blocks_to_swap"] == 7
+    assert asked.keys() == {
+        "blocks_to_swap",
+        "offload_img_emb",
+        "offload_txt_emb",
+        "use_non_blocking",
+        "vace_blocks_to_swap",
+        "prefetch_blocks",
+        "block_swap_debug",
+    }
     assert given.model_options == {}
     text, picture = BlockSwapReportNode.execute(model).result
     assert "WanVideoWrapper" in text
+    assert "7 blocks were asked" in text
+    assert "one more" in text
     assert picture.shape[-1] == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "count"),
+    [
+        ({"blocks_to_swap": 0}, 0),
+        ({"blocks_to_swap": 3}, 3),
+        ({"blocks_to_swap": 9999}, 30),
+        ({"blocks": "27-29"}, 3),
+        ({}, 20),
+    ],
+)
+def test_the_wrapper_pack_swaps_as_many_as_were_asked(asked: dict[str, Any], count: int) -> None:
+    mapping = BlockSwapArgs(**asked).to_mapping()
+    (model,) = BlockSwapNode.execute(WrappersModel(), mapping).result
+    assert model.swapped() == count
+
+
+@pytest.mark.parametrize("how", ["own linears", "gguf", "unmerged lora"])
+def test_where_the_pack_counts_right_nothing_is_added(how: str) -> None:
+    given = WrappersModel()
+    given.model.diffusion_model.patched_linear = how == "own linears"
+    given.model.pipeline["gguf_reader"] = object() if how == "gguf" else None
+    given.patches = {"w": 1} if how == "unmerged lora" else {}
+    (model,) = BlockSwapNode.execute(given, BlockSwapArgs(blocks_to_swap=3).to_mapping()).result
+    assert model.model_options["transformer_options"]["block_swap_args"]["blocks_to_swap"] == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        (
+            {"blocks": "38-41"},
+            SelectionError,
+            r"^Invalid range: '38-41': the model has blocks 0-29",
+        ),
+        ({"blocks": "0,2,3-5"}, ArgsError, r"^blocks='0,2,3-5' was asked .* takes the last blocks"),
+        ({"vram_budget": "8GiB"}, ArgsError, r"^vram_budget was asked .* give blocks_to_swap"),
+        ({"ram_budget": "8GiB"}, ArgsError, r"^ram_budget was asked .* give blocks_to_swap"),
+    ],
+)
+def test_what_the_wrapper_pack_cannot_do_is_refused(
+    asked: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    given = WrappersModel()
+    with pytest.raises(error, match=said):
+        BlockSwapNode.execute(given, BlockSwapArgs(**asked).to_mapping())
+    assert given.model_options == {}
 
 
 def test_the_report_before_during_and_after() -> None:

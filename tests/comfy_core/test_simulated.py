@@ -9,6 +9,7 @@ from typing import Any
 import comfy.model_base
 import comfy.model_management as management
 import pytest
+import quantised
 import simulated
 import tiny
 import torch
@@ -146,6 +147,24 @@ def test_streamed_from_the_file(
     management.unload_all_models()
     units = [p for n, p in model.model.named_parameters() if ".blocks." in n]
     assert {p.device.type for p in units} == {"meta"}
+
+
+@pytest.mark.parametrize("name", [*quantised.FORMATS, "metadata"])
+def test_quantised_layers_from_the_file(name: str, sim: ModuleType, tmp_path: Path) -> None:
+    weights, words = tiny.state_dict("t2v", blocks=FEW), None
+    if name == "metadata":
+        weights, words = tiny.mixed_fp8(weights)
+    else:
+        weights = quantised.comfy_quant(weights, (name,))
+    save_file(weights, tmp_path / "wan.safetensors", words)
+    expected = tiny.sample(tiny.loaded(weights, dict(words) if words else None))
+    management.unload_all_models()
+    for args in ({"blocks": "0-5", "ram_budget": "64MiB"}, {"blocks": "2-9", "ram_budget": 0}):
+        model = load_streamed(str(tmp_path / "wan.safetensors"), Wish(BlockSwapArgs(**args)))
+        assert torch.equal(tiny.sample(model), expected)
+        plan = holding_of(model.model).plan
+        assert (plan.read_bytes_per_forward > 0) == (args["ram_budget"] == 0)
+        assert torch.equal(tiny.sample(model), expected)
 
 
 def test_patching_does_not_gather_blocks_on_the_device(sim: ModuleType) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import comfy.hooks
 import comfy.model_base
 import comfy.model_management as management
+import dynamic
 import pytest
 import simulated
 import tiny
@@ -203,23 +204,33 @@ def test_a_scheduled_lora() -> None:
     assert torch.equal(tiny.sample(model), tiny.sample(plain))
 
 
-def test_dynamic_vram_is_left_loudly(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A stub of what newer cores offer: their own path starts on CUDA alone."""
-    plain = tiny.model("t2v")
-    cloned = type(plain).clone
-    asked: list[bool] = []
+if not dynamic.HAS_DYNAMIC:
 
-    def clone(patcher: Any, disable_dynamic: bool = False) -> Any:
-        asked.append(disable_dynamic)
-        return cloned(patcher)
+    def test_dynamic_vram_is_left_loudly(
+        monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A stub of what newer cores offer, for older ones; test_dynamic has the real thing."""
+        plain = tiny.model("t2v")
+        cloned = type(plain).clone
+        asked: list[Any] = []
 
-    monkeypatch.setattr(type(plain), "clone", clone)
-    monkeypatch.setattr(type(plain), "is_dynamic", lambda _: True, raising=False)
-    swapped(plain)
-    assert asked == [True]
-    assert "is made without it" in caplog.text
+        def clone(patcher: Any, disable_dynamic: bool = False, model_override: Any = None) -> Any:
+            asked.append((disable_dynamic, model_override))
+            return cloned(patcher)
+
+        offered = {
+            "clone": clone,
+            "is_dynamic": lambda _: True,
+            "cached_patcher_init": (),
+            "get_clone_model_override": lambda _: "kept",
+        }
+        for name, stub in offered.items():
+            monkeypatch.setattr(type(plain), name, stub, raising=False)
+        vars(plain)["cached_patcher_init"] = ()
+        swapped(plain)
+        swapped(plain)
+        assert asked == [(True, None), (True, "kept")]
+        assert "is made without it" in caplog.text
 
 
 def test_gguf_is_refused_in_a_sentence() -> None:

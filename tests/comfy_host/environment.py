@@ -6,6 +6,10 @@
 
 `python -m comfy_host.environment` builds it (`make comfy-env`); tests that find none build it, or
 skip with the reason where that cannot be done (never where CI is set).
+
+With BLOCKSWAP_COMFYUI set (`make test-comfy COMFYUI=<folder>`) nothing is built: the tests run
+against the ComfyUI in that folder, with the Python of BLOCKSWAP_COMFYUI_PYTHON or the one that
+stands in the folder's own `venv` or `.venv`.
 """
 
 import fcntl
@@ -57,7 +61,12 @@ class Environment:
 
 
 def ensure() -> Environment:
-    """The environment, built if it is missing or of another content. Raises CannotBuild."""
+    """The environment, built if it is missing or of another content. Raises CannotBuild.
+
+    One that the caller has at hand is taken as it is.
+    """
+    if os.environ.get("BLOCKSWAP_COMFYUI"):
+        return at_hand(Path(os.environ["BLOCKSWAP_COMFYUI"]))
     ready = Environment(python=HOME / "venv" / "bin" / "python", core=HOME / "core")
     with _one_builder():
         if _stamp_text() != _key():
@@ -69,6 +78,24 @@ def ensure() -> Environment:
             _try(ready)
             (HOME / "stamp").write_text(_key())
     return ready
+
+
+def at_hand(folder: Path) -> Environment:
+    """The ComfyUI in a folder, with a Python that has what it needs and pytest."""
+    core = folder.resolve()
+    if not (core / "main.py").is_file():
+        raise CannotBuild(f"{core} is no ComfyUI: give the folder that main.py is in")
+    named = os.environ.get("BLOCKSWAP_COMFYUI_PYTHON")
+    own = [core / name / "bin" / "python" for name in ("venv", ".venv")]
+    python = next(
+        (path for path in [*map(Path, [named] if named else []), *own] if path.exists()), None
+    )
+    if python is None:
+        raise CannotBuild(
+            f"{core} has no venv or .venv: name its Python in BLOCKSWAP_COMFYUI_PYTHON"
+        )
+    _checked([str(python), "-c", "import torch, pytest"], cwd=core)
+    return Environment(python=Path(os.path.abspath(python)), core=core)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ ObjectInfo = Mapping[str, Any]
 
 WORKFLOWS = REPOSITORY / "example_workflows"
 NOTES = ("Note", "MarkdownNote")  # the page draws them, the server does not know them
-WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+# The last is what newer cores have made of a choice whose answers bring inputs of their own.
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 OURS = "BlockSwapWanVideo"
 
 # Steps and pictures as small as they go with every part of the model still at work.
@@ -45,8 +46,11 @@ def to_prompt(workflow: Mapping[str, Any], info: ObjectInfo) -> Graph:
 def _inputs(node: Mapping[str, Any], links: Mapping[int, list[Any]], info: ObjectInfo) -> Graph:
     values = iter(node.get("widgets_values") or [])
     given: dict[str, Any] = {}
+    saved = {slot["name"] for slot in node.get("inputs", [])}
     for name, kind, options in inputs_of(info[node["type"]]):
-        if is_widget(kind, options):
+        if is_widget(kind, options) and name not in saved:
+            given[name] = options["default"]  # of a core newer than the workflow
+        elif is_widget(kind, options):
             given[name] = next(values)
             if options.get("control_after_generate"):
                 next(values)

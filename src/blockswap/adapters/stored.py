@@ -1,6 +1,6 @@
 """Which stored tensor each parameter of a skeleton is, and which mismatches are refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.geometry import to_original_key
 from ..layout.geometry.strays import refuse_strays
 from ..layout.geometry.verify import unread_keys
+from ..layout.values import Leaf
 from ..store.file_slab import Extent
 from ..store.places import Place
 from .compute import compute_rule
@@ -18,14 +19,18 @@ from .live import LiveModel, LiveTensor, describe_module, places_of
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A skeleton as the engine sees it, with the stored form of each meta tensor by its label."""
+    """A skeleton as the engine sees it, with the stored form of each meta tensor by its label.
+
+    A stored form is one stored tensor for each leaf: a quantised weight rests in the file as its
+    packed numbers and their scales.
+    """
 
     live: LiveModel
-    stored: Mapping[str, StoredTensor]
+    stored: Mapping[str, tuple[StoredTensor, ...]]
 
-    def stored_form(self, tensor: LiveTensor) -> StoredTensor | None:
-        """The stored tensor behind a live one; None for one that the skeleton computed itself."""
-        return self.stored.get(tensor.places[0].label)
+    def stored_leaves(self, tensor: LiveTensor) -> tuple[StoredTensor, ...]:
+        """The stored tensors behind a live one; none for one that the skeleton computed itself."""
+        return self.stored.get(tensor.places[0].label, ())
 
 
 def extent_of(tensor: StoredTensor) -> Extent:
@@ -42,49 +47,66 @@ def match_checkpoint(
     """
     by_key = _by_original_key(checkpoint)
     rule = compute_rule(model, checkpoint.label, by_key, dtype)
-    stored: dict[str, StoredTensor] = {}
+    stored: dict[str, tuple[StoredTensor, ...]] = {}
     for place in list(places_of(model)):
         tensor = place.table[place.name]
         if tensor.device.type != "meta":
             continue
         _refuse_computed(place)
-        found = _found(checkpoint.label, place, by_key)
+        found = _found(checkpoint.label, place.label, tuple(tensor.shape), by_key)
         meta = torch.empty(found.shape, dtype=rule.dtype_of(place, found), device="meta")
         place.table[place.name] = (
             torch.nn.Parameter(meta, requires_grad=False) if place.is_parameter else meta
         )
-        stored[place.label] = found
+        stored[place.label] = (found,)
     live = describe_module(model)
     _refuse_real(live, stored)
     _refuse_left_over(checkpoint, by_key)
     return StoredModel(live=live, stored=stored)
 
 
-def match_skeleton(model: torch.nn.Module, checkpoint: Checkpoint) -> StoredModel:
+def match_skeleton(
+    model: torch.nn.Module,
+    checkpoint: Checkpoint,
+    keys: Mapping[str, Sequence[str]] | None = None,
+) -> StoredModel:
     """Finds the bytes of each unit's meta parameters; their dtypes stay those of `model`.
 
-    What lies outside the units, in the model and in the checkpoint, is not looked at.
+    `keys`: under which keys the leaves of a parameter rest, by its label, where that is not its
+    own name. What lies outside the units, in the model and in the checkpoint, is not looked at.
     Raises GeometryError where the checkpoint lacks a tensor or holds another shape.
     """
     by_key = _by_original_key(checkpoint)
     live = describe_module(model)
-    stored = {
-        tensor.places[0].label: _found(checkpoint.label, tensor.places[0], by_key)
-        for unit in live.units
-        for tensor in unit.tensors
-        if tensor.tensor.device.type == "meta"
-    }
+    stored = {}
+    for unit in live.units:
+        for tensor in unit.tensors:
+            if tensor.tensor.device.type == "meta":
+                label = tensor.places[0].label
+                named = (keys or {}).get(label, (label,))
+                stored[label] = tuple(
+                    _found_leaf(checkpoint.label, key, leaf, by_key)
+                    for key, leaf in zip(named, tensor.spec.leaves, strict=True)
+                )
     _refuse_real(live, stored)
     return StoredModel(live=live, stored=stored)
 
 
-def _found(label: str, place: Place, by_key: dict[str, StoredTensor]) -> StoredTensor:
+def _found_leaf(label: str, key: str, leaf: Leaf, by_key: dict[str, StoredTensor]) -> StoredTensor:
+    """The stored tensor of a leaf; bytes that stand for fp8 numbers are read as such."""
+    found = _found(label, key, leaf.shape, by_key)
+    packed = found.dtype == "uint8" and leaf.dtype.startswith("float8")
+    return replace(found, dtype=leaf.dtype) if packed and leaf.path != () else found
+
+
+def _found(
+    label: str, key: str, shape: tuple[int, ...], by_key: dict[str, StoredTensor]
+) -> StoredTensor:
     """Takes the stored tensor of a place out of `by_key`."""
-    shape = tuple(place.table[place.name].shape)
-    found = by_key.pop(to_original_key(place.label), None)
+    found = by_key.pop(to_original_key(key), None)
     if found is not None and not shape and found.shape == (1,):
         found = replace(found, shape=())  # scales are written either way, and torch loads both
-    _check(label, place.label, shape, found)
+    _check(label, key, shape, found)
     assert found is not None
     return found
 
@@ -121,7 +143,7 @@ def _refuse_left_over(checkpoint: Checkpoint, left: Mapping[str, StoredTensor]) 
         )
 
 
-def _refuse_real(live: LiveModel, stored: Mapping[str, StoredTensor]) -> None:
+def _refuse_real(live: LiveModel, stored: Mapping[str, tuple[StoredTensor, ...]]) -> None:
     for unit in live.units:
         for tensor in unit.tensors:
             label = tensor.places[0].label

@@ -58,6 +58,11 @@ def is_marker(name: str) -> bool:
     return own in _MARKERS or own.startswith(_MARKER_STEM)
 
 
+def is_meaningless(key: str) -> bool:
+    """Whether a key (without prefix) is padding or a trainer's note, which no model reads."""
+    return is_padding(key) or is_marker(key)
+
+
 def common_prefix(names: Iterable[str]) -> str:
     """The known prefix that most of a transformer's names carry, of equals the longest; where
     none carries one, the longest known prefix of any name, or the empty string."""

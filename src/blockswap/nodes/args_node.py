@@ -4,9 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..errors import BlockSwapError
+from ..errors import ArgsError, BlockSwapError
 from ..selection import BlockSwapArgs
-from .types import CATEGORY, BlockSwapArgsType
+from .types import CATEGORY, BlockSwapArgsType, found_by
 
 _AUTOMATIC = -1
 
@@ -20,6 +20,7 @@ class BlockSwapArgsNode(io.ComfyNode):
             node_id="BlockSwapWanVideoArgs",
             display_name="WanVideo Block Swap Args",
             category=CATEGORY,
+            **found_by("block swap arguments", "offload blocks", "low vram"),
             description="What to stream and with how much memory. Everything may be left as it "
             "is: what is not said is planned automatically.",
             inputs=[*_which(), *_how_much(), *_how()],
@@ -54,12 +55,26 @@ class BlockSwapArgsNode(io.ComfyNode):
 
 
 def args_from(widgets: dict[str, Any]) -> BlockSwapArgs:
-    """The arguments that the widgets ask for; -1 and an empty text mean automatic."""
+    """The arguments that the widgets ask for; -1 and an empty text mean automatic.
+
+    Raises ArgsError, also for a budget without a unit: 8 bytes are never what 8 means here.
+    """
+    for key in ("vram_budget", "ram_budget"):
+        _refuse_bare_number(key, widgets.get(key))
     values: dict[str, Any] = {
         key: None if value == "" or (_is_count(key) and value == _AUTOMATIC) else value
         for key, value in widgets.items()
     }
     return BlockSwapArgs(**values)
+
+
+def _refuse_bare_number(key: str, value: Any) -> None:
+    text = str(value).strip() if isinstance(value, str) else ""
+    if text.replace(".", "", 1).isdecimal() and float(text) != 0:
+        raise ArgsError(
+            f"{key}='{text}' has no unit: write {text}GiB if you mean {text} x 2^30 bytes, or "
+            "another size such as 512MiB"
+        )
 
 
 def _is_count(key: str) -> bool:

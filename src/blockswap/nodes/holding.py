@@ -23,6 +23,7 @@ from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
 from ..swap import FileUnits, Swap, stream_file_units, stream_units
 from . import host
+from .arrival import forget_patches
 from .status import StatusLine
 
 _ATTRIBUTE = "blockswap_holding"
@@ -151,7 +152,7 @@ class Holding:
             guard.remove()
         if self.files is not None:
             for module in self.modules:
-                host.forget_noted(module)
+                forget_patches(module)
 
 
 def holding_of(model: Any) -> Holding | None:

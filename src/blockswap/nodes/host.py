@@ -1,15 +1,20 @@
-"""The seam to ComfyUI: every internal of the host that the nodes use, by name, in one page.
+"""The seam to ComfyUI: what the nodes do with the host's internals, and nowhere else.
 
 Its public interface (`comfy_api`, `folder_paths`) is imported where it is used. What stands here
-has no promise behind it, and a new ComfyUI may rename it. Everything is imported when it is called:
-the package has to be importable without a ComfyUI around it.
+has no promise behind it, and a new ComfyUI may rename it: `host_names` lists each name, and
+`require` refuses a host that lacks one. Everything is imported when it is called: the package has
+to be importable without a ComfyUI around it.
 """
 
-from collections.abc import Callable
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from ..errors import ModelError
 
 # Methods of a model patcher that a clone with block swap stands in front of.
 OVERRIDDEN = (
@@ -76,24 +81,99 @@ def empty_cache() -> None:
 # Which model a checkpoint is, and the patcher around it.
 
 
-def detect(weights: dict[str, torch.Tensor]) -> Any | None:
-    """The host's configuration for a state dict (of meta tensors), its compute dtypes set."""
+def converted(
+    weights: dict[str, torch.Tensor], metadata: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    """A state dict with its quantisation in the host's words of today.
+
+    Newer cores rewrite what older files say; older ones read it as it is.
+    """
+    import comfy.utils
+
+    convert = getattr(comfy.utils, "convert_old_quants", None)
+    if convert is None:
+        return weights
+    made: dict[str, torch.Tensor] = convert(weights, "", metadata=dict(metadata))[0]
+    return made
+
+
+def detect(weights: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> Any | None:
+    """The host's configuration for a state dict (of meta tensors), its compute dtypes set.
+
+    What the host takes for a marker of the whole file it takes out of `weights`.
+    """
     import comfy.model_detection
     import comfy.model_management as management
     import comfy.utils
 
-    config = comfy.model_detection.model_config_from_unet(weights, "")
+    count, stored = comfy.utils.calculate_parameters(weights), comfy.utils.weight_dtype(weights)
+    config = comfy.model_detection.model_config_from_unet(weights, "", metadata=dict(metadata))
     if config is None:
         return None
     device, kinds = management.get_torch_device(), list(config.supported_inference_dtypes)
-    stored = None if config.scaled_fp8 is not None else comfy.utils.weight_dtype(weights)
+    # Newer cores have one mark for every quantised file; of the two of older ones each decides one
+    # of the dtypes.
+    mixed = _mark(config, "quant_config") or _mark(config, "layer_quant_config")
+    lone = _mark(config, "quant_config") or _mark(config, "scaled_fp8")
     wanted = management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
-        supported_dtypes=kinds,
-        weight_dtype=stored,
+        model_params=count, supported_dtypes=kinds, weight_dtype=None if lone else stored
     )
-    config.set_inference_dtype(wanted, management.unet_manual_cast(wanted, device, kinds))
+    cast = management.unet_manual_cast(None if mixed else wanted, device, kinds)
+    config.set_inference_dtype(wanted, cast)
     return config
+
+
+def _mark(config: Any, name: str) -> bool:
+    """Whether a mark is set; newer cores answer for marks that they do not have with a warning."""
+    return hasattr(type(config), name) and getattr(config, name) is not None
+
+
+def build(config: Any, weights: dict[str, torch.Tensor]) -> tuple[Any, list[str], list[str]]:
+    """The host's model on meta tensors, as its own loading of `weights` (on meta) would leave it.
+
+    Returns it with the names that `weights` lack, and those that the model has no place for.
+    """
+    with _plain_layers():
+        model = config.get_model(weights, "", device=torch.device("meta"))
+        offered = config.process_unet_state_dict(dict(weights))
+        missing, unexpected = model.diffusion_model.load_state_dict(offered, strict=False)
+    for path, module in model.diffusion_model.named_modules():
+        if vars(module).get("weight", module) is None:  # a quantised layer that found no weight
+            missing.append(f"{path}.weight")
+    return model, list(missing), list(unexpected)
+
+
+@contextmanager
+def _plain_layers() -> Iterator[None]:
+    """Under dynamic VRAM layers are made without weights; a model in a file needs them on meta."""
+    try:
+        memory: Any = importlib.import_module("comfy.memory_management")
+    except ImportError:  # older cores
+        yield
+        return
+    before, memory.aimdo_enabled = getattr(memory, "aimdo_enabled", False), False
+    try:
+        yield
+    finally:
+        memory.aimdo_enabled = before
+
+
+def as_parameter(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in the form in which it hangs in a module."""
+    if type(tensor) is torch.Tensor:
+        return torch.nn.Parameter(tensor, requires_grad=False)
+    tensor._is_param = True  # `Parameter` would copy its parts
+    return tensor
+
+
+def stored_names(label: str, tensor: torch.Tensor) -> dict[int, str]:
+    """Under which name each part of a quantised weight is saved, by the identity of the part."""
+    if hasattr(tensor, "state_dict"):
+        return {id(part): name for name, part in tensor.state_dict(label).items()}
+    quantised: Any = tensor  # of older cores, which know one number beside the weight
+    names = {id(quantised._qdata): label}
+    names[id(quantised._layout_params.get("scale"))] = f"{label}_scale"
+    return names
 
 
 def new_patcher(model: Any) -> Any:
@@ -112,6 +192,29 @@ def is_dynamic(patcher: Any) -> bool:
     """Whether newer cores' dynamic VRAM moves the model's weights, one by one."""
     asked = getattr(patcher, "is_dynamic", None)
     return asked is not None and bool(asked())
+
+
+_PLAIN = "blockswap_without_dynamic"
+
+
+def clone_without_dynamic(patcher: Any) -> Any:
+    """A clone that is not under dynamic VRAM, of which all such clones share one model object.
+
+    The host reads the whole file for the first one; it is kept for as long as the model is.
+    Raises ModelError for a model that the host cannot read again.
+    """
+    kept = vars(patcher.model).get(_PLAIN)
+    if kept is not None:
+        return patcher.clone(disable_dynamic=True, model_override=kept)
+    if patcher.cached_patcher_init is None:
+        raise ModelError(
+            "this model is under dynamic VRAM and was not loaded from a file that ComfyUI could "
+            "read again without it: start ComfyUI with --disable-dynamic-vram, or put WanVideo "
+            "Block Swap directly behind the loader"
+        )
+    clone = patcher.clone(disable_dynamic=True)
+    setattr(patcher.model, _PLAIN, clone.get_clone_model_override())
+    return clone
 
 
 def follow(patcher: Any, key: str, on_clone: Callable[..., None], on_detach: Any) -> None:
@@ -182,26 +285,66 @@ def is_noted_patch(function: Any) -> bool:
     return type(function).__name__ == "LowVramPatch"
 
 
-def patched(patch: Any, weight: torch.Tensor, stored_dtype: torch.dtype) -> torch.Tensor:
+def noted_keys(module: torch.nn.Module) -> list[str]:
+    """The weights of a module that the host has noted a patch for."""
+    functions = [f for name in ("weight", "bias") for f in getattr(module, f"{name}_function", ())]
+    return [function.key for function in functions if is_noted_patch(function)]
+
+
+def patched(patch: Any, weight: torch.Tensor) -> torch.Tensor:
     """A weight with the patch that was noted for it, as the host's own loading would make it.
 
-    In fp32, with the host's rounding and seeds; from a stored fp8 or half precision number to fp32
-    nothing is lost on either way.
+    With the host's dtype for the arithmetic, its rounding and its seeds.
     """
     import comfy.float
     import comfy.lora
-    from comfy.model_patcher import string_to_seed
+    import comfy.model_management as management
 
-    seed = string_to_seed(patch.key)
-    full = weight.to(torch.float32, copy=True)
+    seed = _seed(patch.key)
+    dtype = _patching_dtype(weight.device)
+    full = management.cast_to_device(weight, weight.device, dtype, copy=True)
     if patch.convert_func is not None:
         full = patch.convert_func(full, inplace=True)
     full = comfy.lora.calculate_weight(patch.patches[patch.key], full, patch.key)
     if patch.set_func is not None:
         made: torch.Tensor = patch.set_func(full, seed=seed, return_weight=True)
         return made
-    rounded: torch.Tensor = comfy.float.stochastic_rounding(full, stored_dtype, seed=seed)
+    rounded: torch.Tensor = comfy.float.stochastic_rounding(full, weight.dtype, seed=seed)
     return rounded
+
+
+def _seed(key: str) -> int:
+    """The seed of a weight's rounding; newer cores warn where older ones have the function."""
+    import comfy.model_patcher
+    import comfy.utils
+
+    place = comfy.utils if hasattr(comfy.utils, "string_to_seed") else comfy.model_patcher
+    return int(place.string_to_seed(key))
+
+
+def _patching_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which the host's own loading computes patches: newer cores ask the device."""
+    import comfy.model_management as management
+
+    if asks_the_device():
+        dtype: torch.dtype = management.lora_compute_dtype(device)
+        return dtype
+    return torch.float32
+
+
+def asks_the_device() -> bool:
+    """Whether the host's own loading asks the device in which dtype to patch, by its code.
+
+    Where another pack has put itself around that method, whether the question is there decides.
+    """
+    import comfy.model_management as management
+    from comfy.model_patcher import ModelPatcher
+
+    method = inspect.unwrap(ModelPatcher.patch_weight_to_device)
+    read = getattr(getattr(method, "__code__", None), "co_names", ())
+    if "calculate_weight" in read:
+        return "lora_compute_dtype" in read
+    return hasattr(management, "lora_compute_dtype")
 
 
 def forget_noted(module: torch.nn.Module) -> None:
@@ -229,4 +372,4 @@ def is_taken(node_id: str) -> bool:
     """Whether a pack loaded before this one has the id; one loaded later takes it by itself."""
     import nodes
 
-    return node_id in nodes.NODE_CLASS_MAPPINGS
+    return node_id in getattr(nodes, "NODE_CLASS_MAPPINGS", (node_id,))

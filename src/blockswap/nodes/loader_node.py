@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..swap import as_args
 from .loading import load_streamed
 from .patcher import Wish
-from .types import CATEGORY, args_input
+from .types import CATEGORY, args_input, found_by
 
 
 class BlockSwapLoaderNode(io.ComfyNode):
@@ -20,6 +20,7 @@ class BlockSwapLoaderNode(io.ComfyNode):
             node_id="BlockSwapWanVideoLoader",
             display_name="Load Wan Model (Block Swap)",
             category=CATEGORY,
+            **found_by("load wan model", "low ram", "low vram", "stream from disk"),
             description="Loads a Wan checkpoint for machines with little RAM: its blocks are read "
             "from the file each time they run, and the whole model is never in memory.",
             inputs=[

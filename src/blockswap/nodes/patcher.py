@@ -21,8 +21,9 @@ from ..plan import SwapPlan
 from ..selection import BlockSwapArgs, select
 from ..swap import FileUnits, plan_file_units, plan_units
 from . import host
-from .arrival import patch_on_arrival
+from .arrival import forget_patches, patch_on_arrival, refuse_unnoted
 from .holding import Claim, Holding, Immovable, holding_of
+from .host_names import require, require_of
 from .room import granted_by_host, size_with, whole_size
 
 KEY = "blockswap"
@@ -60,9 +61,12 @@ def _files_of(model: Any) -> FileUnits | None:
 def swap_on_clone(patcher: Any, wish: Wish) -> Any:
     """A clone of `patcher` whose model runs with its blocks streamed.
 
-    Raises ArgsError, ModelError or PlanError for what this model cannot do.
+    Raises ArgsError, ModelError or PlanError for what this model cannot do, HostError in a
+    ComfyUI that is not as expected.
     """
+    require()
     root = transformer_of(patcher)
+    require_of(patcher)
     _refuse_foreign(root)
     from ..adapters.live import describe_module
 
@@ -106,9 +110,10 @@ def _clone_without_dynamic(patcher: Any) -> Any:
         return patcher.clone()
     logging.warning(
         "blockswap: this model is under dynamic VRAM, which moves every weight itself; the clone "
-        "with block swap is made without it, so that each block has one owner"
+        "with block swap is made without it, so that each block has one owner. Its file is read a "
+        "second time, once, and kept in RAM: Load Wan Model (Block Swap) does without"
     )
-    return patcher.clone(disable_dynamic=True)
+    return host.clone_without_dynamic(patcher)
 
 
 def _on_clone(patcher: Any, clone: Any) -> None:
@@ -282,8 +287,7 @@ class _Overrides:
             with holding.at_work(), holding.taking_turn(), host.without_callbacks(patcher):
                 self._host.load(patcher, device, room, False, False)
         if files is not None:
-            for module in holding.modules:
-                _settle_notes(module, patcher)
+            _settle_notes(holding, patcher)
         return holding
 
     def _plan(self, device: Any, granted: int | None) -> SwapPlan:
@@ -294,12 +298,19 @@ class _Overrides:
         return plan_units(transformer_of(patcher), args, device=device, granted_bytes=granted)
 
 
-def _settle_notes(module: Any, patcher: Any) -> None:
-    """What the host has noted on a module in a file is applied on arrival."""
-    if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
-        patch_on_arrival(module)
-    elif not patcher.force_cast_weights:
-        host.forget_noted(module)
+def _settle_notes(holding: Holding, patcher: Any) -> None:
+    """What the host has noted on modules in a file is applied on arrival."""
+    asked, noted = set(), set()
+    for path, module in patcher.model.named_modules():
+        if module in holding.modules:
+            asked.update({f"{path}.weight", f"{path}.bias"} & patcher.patches.keys())
+            noted.update(host.noted_keys(module))
+    refuse_unnoted(asked, noted)
+    for module in holding.modules:
+        if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
+            patch_on_arrival(module)
+        elif not patcher.force_cast_weights:
+            forget_patches(module)
 
 
 def release(model: Any) -> None:

@@ -9,9 +9,10 @@ from comfy_api.latest import io, ui
 
 from . import host
 from .holding import last_holding_of
+from .host_names import require
 from .patcher import release, transformer_of
-from .types import CATEGORY, model_input
-from .wrapper_pack import is_wrappers
+from .types import CATEGORY, found_by, model_input
+from .wrapper_pack import is_wrappers, what_was_said
 
 
 class BlockSwapReportNode(io.ComfyNode):
@@ -23,6 +24,7 @@ class BlockSwapReportNode(io.ComfyNode):
             node_id="BlockSwapWanVideoReport",
             display_name="WanVideo Block Swap Report",
             category=CATEGORY,
+            **found_by("block swap report", "timeline", "block swap statistics"),
             description="What is where, bytes and seconds, hidden and exposed, as a text and as a "
             "timeline of the last steps. Connect what the sampler gives, so that it runs after it.",
             inputs=[
@@ -68,11 +70,7 @@ class BlockSwapReportNode(io.ComfyNode):
 
 def _report(model: Any) -> tuple[str, torch.Tensor]:
     if is_wrappers(model):
-        asked = model.model_options.get("transformer_options", {}).get("block_swap_args")
-        said = (
-            f"this is a model of WanVideoWrapper, which swaps blocks itself; it was asked {asked}"
-        )
-        return said, _blank()
+        return what_was_said(model), _blank()
     transformer_of(model)
     holding = last_holding_of(model.model)
     if holding is None or holding.swap is None:
@@ -99,6 +97,7 @@ def _blank() -> torch.Tensor:
 
 def _free(model: Any) -> str:
     """Unloads every clone of the model, as ComfyUI's own *free* does for all models."""
+    require()
     host.unload(model)
     release(model.model)
     host.empty_cache()

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..swap import as_args
 from .patcher import Wish, swap_on_clone
 from .status import send_text
-from .types import CATEGORY, AnyModel, args_input, model_input
+from .types import CATEGORY, AnyModel, args_input, found_by, model_input
 from .wrapper_pack import hand_over, is_wrappers
 
 ALIAS = "WanVideoBlockSwap"
@@ -49,6 +49,7 @@ def _schema(node_id: str) -> io.Schema:
         node_id=node_id,
         display_name="WanVideo Block Swap",
         category=CATEGORY,
+        **found_by("block swap", "low vram", "offload", "stream blocks"),
         description="Streams transformer blocks of a Wan model to the device just before they "
         "run, so that a model runs that does not fit. The result is the same to the last bit.",
         inputs=[

@@ -1,5 +1,6 @@
 """The types and texts that several nodes share."""
 
+from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
@@ -8,6 +9,12 @@ CATEGORY = "WanVideo/block swap"
 BlockSwapArgsType = io.Custom("BLOCKSWAPARGS")
 WanVideoModel = io.Custom("WANVIDEOMODEL")
 AnyModel = io.Custom("MODEL,WANVIDEOMODEL")
+
+
+def found_by(*aliases: str) -> dict[str, Any]:
+    """Words that the page's search finds a node by, where this core's schema has them."""
+    known = "search_aliases" in {field.name for field in fields(io.Schema)}
+    return {"search_aliases": list(aliases)} if known else {}
 
 
 def model_input(tooltip: str) -> Any:

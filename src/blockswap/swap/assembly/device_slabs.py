@@ -33,7 +33,10 @@ def values_from(
     for live in tensors:
         count = len(live.spec.leaves)
         # `.data`: views of one slab share a version counter, and each value needs its own.
-        value = rebuild(live.spec, [leaf.data for leaf in leaves[at : at + count]])
+        parts = [leaf.data for leaf in leaves[at : at + count]]
+        # A tensor subclass made outside of inference mode cannot be detached inside of it.
+        with torch.inference_mode(live.spec.recipe is not None and live.tensor.is_inference()):
+            value = rebuild(live.spec, parts)
         value = as_value(value, is_parameter=live.places[0].is_parameter)
         if not isinstance(live.spec.recipe, Recipe):
             vars(value).update(vars(live.tensor))  # what others noted on the tensor stays noted

@@ -74,9 +74,7 @@ def ram_unit(
 
 def resting_on(unit: LiveUnit, homes: Sequence[torch.Tensor]) -> Binding:
     """The unit's places with host views of its leaves as its idle tensors."""
-    # `.data` has a version counter of its own; views of one chunk share theirs.
-    parameters = [torch.nn.Parameter(home.data, requires_grad=False) for home in homes]
-    return Binding([t.places for t in unit.tensors], parameters)
+    return Binding([t.places for t in unit.tensors], values_from(unit.tensors, homes))
 
 
 def idle_binding(unit: LiveUnit) -> Binding:

@@ -28,8 +28,7 @@ class Loader:
 
         The memory goes when the last of the returned views goes. Raises ReadError.
         """
-        stored = [self._model.stored_form(tensor) for tensor in tensors]
-        found = [tensor for tensor in stored if tensor is not None]
+        found = [stored for tensor in tensors for stored in self._model.stored_leaves(tensor)]
         store = DiskStore(self._headers, [DiskUnit(name, tuple(extent_of(t) for t in found))])
         try:
             scratch = host_buffer(store.slabs[0].slab.nbytes)

@@ -6,7 +6,7 @@ all of its units are the engine's, and what lies outside them is the application
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -97,13 +97,18 @@ class FileUnits:
 
 
 @undisturbed()
-def find_file_units(skeleton: torch.nn.Module, path: str | os.PathLike[str]) -> FileUnits:
+def find_file_units(
+    skeleton: torch.nn.Module,
+    path: str | os.PathLike[str],
+    keys: Mapping[str, Sequence[str]] | None = None,
+) -> FileUnits:
     """Finds the units of `skeleton`, whose parameters are all on meta, in a checkpoint.
 
-    They compute in the dtypes that the skeleton has. Raises CheckpointError or ModelError.
+    They compute in the dtypes that the skeleton has. `keys`: the file's keys for the leaves of a
+    parameter, by its label, where they are not its own name. Raises CheckpointError or ModelError.
     """
     checkpoint = open_checkpoint(path)
-    return FileUnits(skeleton, checkpoint, match_skeleton(skeleton, checkpoint))
+    return FileUnits(skeleton, checkpoint, match_skeleton(skeleton, checkpoint, keys))
 
 
 @undisturbed()

@@ -50,8 +50,8 @@ class Opening:
     def load_rest(self) -> None:
         """Reads what lies outside the units, and puts it and all computed buffers in place."""
         rest = self._parts.live.rest
-        stored = [t for t in rest if self._model.stored_form(t) is not None]
-        computed = [t for t in rest if self._model.stored_form(t) is None]
+        stored = [t for t in rest if self._model.stored_leaves(t)]
+        computed = [t for t in rest if not self._model.stored_leaves(t)]
         self._hang("the rest of the model", stored)
         if not self._parts.device.on_host:
             hang_on_device(self._parts.undo, computed, host_leaves(computed), self._parts.device)
@@ -155,11 +155,10 @@ class Opening:
     def _disk_unit(self, unit: LiveUnit) -> StreamedUnit:
         parts, store, index = self._parts, self._store, self._on_file[unit.layout.name]
         assert store is not None, "opened before any unit is read from it"
-        stored = [self._model.stored_form(tensor) for tensor in unit.tensors]
+        stored = [form for tensor in unit.tensors for form in self._model.stored_leaves(tensor)]
         leaves = [
             replace(leaf, dtype=form.dtype, stride=contiguous_stride(form.shape))
             for leaf, form in zip(unit.layout.leaves, stored, strict=True)
-            if form is not None
         ]
         views = unit_views(leaves, store.slab_offsets(index), parts.pool)
         numbers = decoded_leaves(self._model, unit).numbers

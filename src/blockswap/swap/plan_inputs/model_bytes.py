@@ -55,12 +55,11 @@ def extents_of(model: StoredModel, unit: LiveUnit, *, on_host: bool) -> tuple[Ex
     """
     extents = []
     for tensor in unit.tensors:
-        stored = model.stored_form(tensor)
-        assert stored is not None, "a unit's parameters are all on meta, so all were matched"
-        cast = stored.dtype != tensor.spec.leaves[0].dtype
-        lenient = on_host and (cast or stored.dtype in _HALVES)
-        alignment = LENIENT_ALIGNMENT if lenient else LEAST_ALIGNMENT
-        extents.append(replace(extent_of(stored), alignment=alignment))
+        for stored, leaf in zip(model.stored_leaves(tensor), tensor.spec.leaves, strict=True):
+            cast = stored.dtype != leaf.dtype
+            lenient = on_host and (cast or stored.dtype in _HALVES)
+            alignment = LENIENT_ALIGNMENT if lenient else LEAST_ALIGNMENT
+            extents.append(replace(extent_of(stored), alignment=alignment))
     return tuple(extents)
 
 
@@ -75,9 +74,9 @@ class DecodedLeaves:
 def decoded_leaves(model: StoredModel, unit: LiveUnit) -> DecodedLeaves:
     """Which leaves of the unit need decoding when they come from the file."""
     numbers, leaves = [], []
-    for number, tensor in enumerate(unit.tensors):
-        stored, leaf = model.stored_form(tensor), tensor.spec.leaves[0]
-        if stored is not None and stored.dtype != leaf.dtype:
+    forms = [stored for tensor in unit.tensors for stored in model.stored_leaves(tensor)]
+    for number, (stored, leaf) in enumerate(zip(forms, unit.layout.leaves, strict=True)):
+        if stored.dtype != leaf.dtype:
             numbers.append(number)
             leaves.append(leaf)
     return DecodedLeaves(tuple(numbers), tuple(leaves))

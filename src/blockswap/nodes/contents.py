@@ -1,0 +1,121 @@
+"""What a checkpoint file holds, in ComfyUI's words, and which tensor of the file each word is.
+
+ComfyUI rewrites what older quantised files say before it builds a model, and a quantised weight of
+its own consists of several tensors of the file. Here the file is seen through that code, on meta
+tensors: what became of each of its tensors is known, and one that nothing consumed is an error.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ..adapters.live import places_of
+from ..errors import ModelError
+from ..layout.checkpoint import Checkpoint
+from ..layout.prefix import is_meaningless
+from ..layout.values import Leaf
+from ..store.leaves import leaf_tensors, torch_dtype
+from . import host
+
+# What the host reads while it decides; everything else is seen by its shape alone.
+_READ = (".comfy_quant", ".scale_input")
+
+
+@dataclass(frozen=True, slots=True)
+class FileContents:
+    """The transformer's tensors of a file, on meta but for what says how a layer is quantised.
+
+    `weights` is by the host's key; `origins` names the file's key (without prefix) of each.
+    """
+
+    checkpoint: Checkpoint
+    weights: dict[str, torch.Tensor]
+    origins: Mapping[str, str]
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[str, Leaf], torch.Tensor]]:
+        """Reads tensors of the file, each as one leaf of the model has it."""
+        from safetensors import safe_open
+
+        checkpoint = self.checkpoint
+        with safe_open(checkpoint.paths[0], framework="pt") as file:
+
+            def read(key: str, leaf: Leaf) -> torch.Tensor:
+                stored: torch.Tensor = file.get_tensor(checkpoint.prefix + key)
+                wanted = torch_dtype(leaf.dtype)
+                if leaf.path and stored.dtype == torch.uint8 and wanted.itemsize == 1:
+                    stored = stored.view(wanted)
+                return stored.to(wanted).reshape(leaf.shape)
+
+            yield read
+
+
+def contents_of(checkpoint: Checkpoint) -> FileContents:
+    """The file as the host sees it. Reads the header and the words on quantisation."""
+    named, prefix = _named(checkpoint), checkpoint.prefix
+    file_key = {id(tensor): name.removeprefix(prefix) for name, tensor in named.items()}
+    kept = list(named.values())  # an identity is one for as long as its tensor lives
+    # As the host does it: under the file's names first, then under the bare ones.
+    made = host.converted(dict(named), checkpoint.metadata)
+    bare = {key.removeprefix(prefix): tensor for key, tensor in made.items()}
+    made = host.converted(bare, checkpoint.metadata)
+    origins = {key: file_key[id(t)] for key, t in made.items() if id(t) in file_key}
+    weights = {
+        key: tensor if key.endswith(".comfy_quant") else tensor.to("meta")
+        for key, tensor in made.items()
+    }
+    del kept
+    return FileContents(checkpoint, weights, origins)
+
+
+def _named(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Every tensor of the transformer by its name in the file, also those that few models have."""
+    from safetensors import safe_open
+
+    found: dict[str, torch.Tensor] = {}
+    with safe_open(checkpoint.paths[0], framework="pt") as file:
+        for tensor in (t for header in checkpoint.headers for t in header.tensors):
+            key = tensor.name.removeprefix(checkpoint.prefix)
+            if not tensor.name.startswith(checkpoint.prefix) or is_meaningless(key):
+                continue
+            found[tensor.name] = (
+                file.get_tensor(tensor.name)
+                if tensor.name.endswith(_READ)
+                else torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta")
+            )
+    return found
+
+
+def file_keys(root: torch.nn.Module, contents: FileContents) -> dict[str, tuple[str, ...]]:
+    """The file's keys for the leaves of each meta parameter of the host's model, by its label."""
+    found = {}
+    for place in places_of(root):
+        tensor: torch.Tensor = place.table[place.name]
+        if tensor.device.type != "meta":
+            continue
+        names: tuple[str | None, ...] = (place.label,)
+        if is_traceable_wrapper_subclass(tensor):
+            parts = host.stored_names(place.label, tensor)
+            names = tuple(parts.get(id(leaf)) for _, leaf in leaf_tensors(tensor))
+        keys = tuple(contents.origins.get(name or "") for name in names)
+        if None in keys:
+            raise ModelError(
+                f"{contents.checkpoint.label}: of {place.label} it is not known where each part "
+                "rests in the file: use ComfyUI's own loader with WanVideo Block Swap behind it"
+            )
+        found[place.label] = tuple(key for key in keys if key is not None)
+    return found
+
+
+def refuse_unused(checkpoint: Checkpoint, contents: FileContents, unexpected: list[str]) -> None:
+    """Raises ModelError where the model has no place for a tensor of the file."""
+    unused = [contents.origins[key] for key in unexpected if key in contents.origins]
+    if unused:
+        raise ModelError(
+            f"{checkpoint.label} holds {len(unused)} tensors that this ComfyUI's model of it does "
+            f"not use, such as {unused[0]}, so its latents would be wrong: update ComfyUI, or use "
+            "a bf16, fp16 or fp8_scaled checkpoint"
+        )

@@ -1,0 +1,145 @@
+"""Every internal of ComfyUI that the nodes work through, by name, and the refusal without one.
+
+A core that lacks a name is newer or older than those that were tried: it is told so, before any
+block is taken, instead of being guessed at.
+"""
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import HostError
+from .host import OVERRIDDEN, asks_the_device
+
+OLDEST, NEWEST = "0.3.75", "0.33.0"
+
+# Module and name. `A|B`: one of them must be there, as generations of cores differ.
+NAMES = (
+    "comfy.float.stochastic_rounding",
+    "comfy.lora.calculate_weight",
+    "comfy.model_detection.model_config_from_unet",
+    "comfy.model_management.cast_to_device",
+    "comfy.model_management.current_loaded_models",
+    "comfy.model_management.get_free_memory",
+    "comfy.model_management.get_torch_device",
+    "comfy.model_management.minimum_inference_memory",
+    "comfy.model_management.module_size",
+    "comfy.model_management.soft_empty_cache",
+    "comfy.model_management.unet_dtype",
+    "comfy.model_management.unet_manual_cast",
+    "comfy.model_management.unet_offload_device",
+    "comfy.model_patcher.LowVramPatch",
+    "comfy.model_patcher.ModelPatcher",
+    "comfy.model_patcher.wipe_lowvram_weight",
+    "comfy.patcher_extension.CallbacksMP",
+    "comfy.patcher_extension.CallbacksMP.ON_CLONE",
+    "comfy.patcher_extension.CallbacksMP.ON_DETACH",
+    "comfy.supported_models_base.BASE.get_model",
+    "comfy.supported_models_base.BASE.process_unet_state_dict",
+    "comfy.supported_models_base.BASE.set_inference_dtype",
+    "comfy.utils.calculate_parameters",
+    "comfy.utils.get_attr",
+    "comfy.utils.set_attr_param",
+    "comfy.utils.weight_dtype",
+    # Quantised files: rewritten for per-layer formats, or marked as a whole.
+    "comfy.utils.convert_old_quants|comfy.supported_models_base.BASE.scaled_fp8",
+    "comfy.supported_models_base.BASE.quant_config|comfy.supported_models_base.BASE.scaled_fp8",
+    "comfy.utils.string_to_seed|comfy.model_patcher.string_to_seed",
+)
+# What some cores have and others do without.
+OPTIONAL = (
+    "comfy.memory_management.aimdo_enabled",
+    "comfy.model_management.lora_compute_dtype",
+)
+# What newer cores have beside these, where they have the first.
+TOGETHER = {
+    "comfy.utils.convert_old_quants": (
+        "comfy.supported_models_base.BASE.quant_config",
+        "comfy.utils.string_to_seed",
+    ),
+}
+# Methods and attributes of a model patcher, and attributes of the model that its clones share.
+METHODS = (
+    *(name for name in OVERRIDDEN if name != "get_ram_usage"),  # of older cores alone
+    "add_callback_with_key",
+    "clone",
+    "get_attachment",
+    "get_combined_hook_patches",
+    "is_clone",
+    "remove_callbacks_with_key",
+    "set_attachments",
+)
+ATTRIBUTES = (
+    "callbacks",
+    "force_cast_weights",
+    "hook_backup",
+    "load_device",
+    "object_patches",
+    "offload_device",
+    "patches",
+    "patches_uuid",
+)
+SHARED = ("current_weight_patches_uuid", "model_loaded_weight_memory")
+# Methods of a patcher under dynamic VRAM.
+DYNAMIC = ("cached_patcher_init", "get_clone_model_override")
+
+
+def require() -> None:
+    """Raises HostError unless this ComfyUI has every internal that the nodes work through."""
+    for alternatives in NAMES:
+        if not any(map(_is_there, alternatives.split("|"))):
+            _refuse(alternatives.replace("|", " (nor "), ")" * alternatives.count("|"))
+    for sign, names in TOGETHER.items():
+        for name in names if _is_there(sign) else ():
+            if not _is_there(name):
+                _refuse(name)
+    for name in METHODS:
+        if not _is_there(f"comfy.model_patcher.ModelPatcher.{name}"):
+            _refuse(f"ModelPatcher.{name}")
+    if asks_the_device() and not _is_there("comfy.model_management.lora_compute_dtype"):
+        _refuse("comfy.model_management.lora_compute_dtype")
+
+
+def require_of(patcher: Any) -> None:
+    """Raises HostError unless a patcher and its model have what block swap asks of them."""
+    for name in _missing(patcher):
+        _refuse(name)
+
+
+def _missing(patcher: Any) -> Iterator[str]:
+    asked = getattr(patcher, "is_dynamic", None)
+    dynamic = DYNAMIC if asked is not None and asked() else ()
+    for name in (*METHODS, *ATTRIBUTES, *dynamic):
+        if not hasattr(patcher, name):
+            yield f"{type(patcher).__name__}.{name}"
+    for name in SHARED:
+        if not hasattr(patcher.model, name):
+            yield f"{type(patcher.model).__name__}.{name}"
+
+
+def _is_there(name: str) -> bool:
+    """Whether a dotted name can be found, its module imported if need be."""
+    parts = name.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:count]))
+        except ImportError:
+            continue
+        for part in parts[count:]:
+            # Not hasattr: a configuration of newer cores has an answer for every name.
+            if part not in dir(found):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def _refuse(name: str, closing: str = "") -> None:
+    try:
+        from comfyui_version import __version__ as version
+    except ImportError:
+        version = "(of an unknown version)"
+    raise HostError(
+        f"ComfyUI {version} has no {name}{closing}, which block swap works through (tried with "
+        f"{OLDEST} to {NEWEST}): update this pack, or take its nodes out of the workflow"
+    )

@@ -1,0 +1,141 @@
+"""A core of tomorrow: each name that the nodes work through is taken away in turn.
+
+Whatever is missing, the node says so in one sentence; it never runs to a latent and never dies of
+an AttributeError.
+"""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from comfy.model_patcher import ModelPatcher
+from test_loader import saved
+
+from blockswap import BlockSwapArgs
+from blockswap.errors import HostError
+from blockswap.nodes import host, host_names
+from blockswap.nodes.loading import load_streamed
+from blockswap.nodes.patcher import Wish, swap_on_clone
+from blockswap.nodes.swap_node import BlockSwapNode
+
+SINGLE = [
+    name
+    for alternatives in (*host_names.NAMES, *map("|".join, host_names.TOGETHER.values()))
+    for name in alternatives.split("|")
+    if host_names._is_there(name)
+]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    weights = tiny.fp8_scaled(tiny.state_dict("t2v"))
+    return saved(tmp_path_factory.mktemp("file"), weights)
+
+
+def take_away(name: str, patch: pytest.MonkeyPatch) -> None:
+    holder, _, last = name.rpartition(".")
+    try:
+        owner: Any = importlib.import_module(holder)
+    except ImportError:
+        module, _, cls = holder.rpartition(".")
+        owner = getattr(importlib.import_module(module), cls)
+    for base in (owner, *getattr(owner, "__subclasses__", list)()):
+        if last in vars(base):
+            patch.delattr(base, last)
+
+
+@pytest.mark.parametrize("name", sorted(set(SINGLE)))
+def test_a_name_that_is_gone(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tiny.model("t2v")
+    take_away(name, monkeypatch)
+    alternatives = next((a for a in host_names.NAMES if name in a.split("|")), name)
+    other = [a for a in alternatives.split("|") if a != name and host_names._is_there(a)]
+    together = [n for names in host_names.TOGETHER.values() for n in names]
+    if other and name not in together:
+        host_names.require()  # an older or a newer core, which has the other one
+        return
+    for ask in (lambda: swap_on_clone(plain, wish()), lambda: load_streamed(path, wish())):
+        with pytest.raises(HostError, match=r"^ComfyUI \d.*block swap works through .*: ") as told:
+            ask()
+        assert name in str(told.value)
+        assert "\n" not in str(told.value)
+
+
+def wish() -> Wish:
+    return Wish(BlockSwapArgs(blocks="0-2"))
+
+
+@pytest.mark.parametrize("name", host_names.METHODS)
+def test_a_method_that_is_gone(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tiny.model("t2v")
+    monkeypatch.delattr(ModelPatcher, name)
+    for ask in (lambda: BlockSwapNode.execute(plain), lambda: load_streamed(path, wish())):
+        with pytest.raises(HostError, match=f"has no ModelPatcher.{name}, which block swap"):
+            ask()
+
+
+@pytest.mark.parametrize("name", [*host_names.ATTRIBUTES, *host_names.SHARED])
+def test_an_attribute_that_is_gone(name: str) -> None:
+    plain = tiny.model("t2v")
+    owner = plain if name in host_names.ATTRIBUTES else plain.model
+    kept = getattr(owner, name)
+    delattr(owner, name)
+    with pytest.raises(HostError, match=f"has no .*{name}, which block swap"):
+        swap_on_clone(plain, wish())
+    setattr(owner, name, kept)
+
+
+def test_the_dtype_of_patching_is_never_guessed(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.model_management as management
+
+    assert host.asks_the_device() == hasattr(management, "lora_compute_dtype")
+    if not host.asks_the_device():
+        return  # this core patches in fp32, by its code
+    monkeypatch.delattr(management, "lora_compute_dtype")
+    with pytest.raises(HostError, match=r"has no comfy\.model_management\.lora_compute_dtype"):
+        load_streamed(path, wish())
+
+
+def test_a_patch_that_the_host_does_not_note_is_not_lost_in_silence(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.with_lora(load_streamed(path, wish()), 1.0)
+    monkeypatch.setattr(host, "is_noted_patch", lambda _: False)
+    with pytest.raises(HostError, match="has not noted the patch"):
+        tiny.sample(model)
+
+
+def test_the_list_of_names_is_whole() -> None:
+    """Every attribute of a module of the host that the seam file reads stands in the list."""
+    listed = {n for names in host_names.NAMES for n in names.split("|")} | set(host_names.OPTIONAL)
+    used = set(_names_of_the_host(Path(inspect.getfile(host))))
+    assert used
+    assert {name for name in used if not any(have.startswith(name) for have in listed)} == set()
+
+
+def test_only_the_seam_file_reaches_into_the_host() -> None:
+    for file in Path(inspect.getfile(host)).parent.glob("*.py"):
+        if file.name not in ("host.py", "host_names.py"):
+            assert not list(_names_of_the_host(file)), file.name
+
+
+def _names_of_the_host(file: Path) -> Any:
+    """`comfy.utils.get_attr` for each such use in a file, imports under other names resolved."""
+    tree = ast.parse(file.read_text())
+    alias = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            alias |= {a.asname: a.name for a in node.names if a.asname and "comfy" in a.name}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("comfy."):
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            first, _, rest = name.partition(".")
+            name = f"{alias[first]}.{rest}" if first in alias else name
+            if name.startswith("comfy.") and name.count(".") == 2:
+                yield name
