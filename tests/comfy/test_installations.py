@@ -95,7 +95,7 @@ def test_our_args_drive_their_node(both: Client):
 
 def test_our_node_hands_a_model_of_theirs_to_their_own_block_swap(both: Client):
     asked = _reaches_their_sampler(both, OURS, {"blocks_to_swap": 7, "offload_txt_emb": True})
-    assert asked["blocks_to_swap"] == 7
+    assert asked["blocks_to_swap"] == 8  # its own swap moves one fewer than the count
     assert asked["offload_txt_emb"] is True
 
 

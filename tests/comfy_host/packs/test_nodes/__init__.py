@@ -31,7 +31,10 @@ class TextEncoder:
 class VisionOutput(dict):
     """As comfy.clip_vision.Output: items that are attributes, too."""
 
-    __getattr__ = dict.__getitem__
+    def __getattr__(self, name):
+        if name in self:
+            return self[name]
+        raise AttributeError(name)  # the host asks its outputs for what only some have
 
 
 class VisionEncoder:
