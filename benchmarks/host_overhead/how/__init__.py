@@ -42,6 +42,7 @@ SECTIONS = {
         (Pool, "evictable"),
     ),
     "hanging 27 tensors in, and out": ((Binding, "bind"), (Binding, "unbind")),
+    "looking whether others changed them": ((Binding, "refuse_changed"), (Binding, "lost")),
     "enqueueing the copy": ((transfer, "_enqueue"),),
     "time stamps and counters": (
         (Recorder, "take"),
