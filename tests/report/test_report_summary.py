@@ -191,6 +191,6 @@ def test_what_was_foreseen_stands_beside_what_was_measured() -> None:
     )
     foreseen = replace(plan, activation_bytes=100 << 20, timing=timing)
     rows = dict(summarise(foreseen, measured).rows())
-    assert rows["a forward"] == "86.0 ms in blocks, foreseen 70.0 ms"
-    assert "foreseen 550.0 MiB" in rows["device"]
+    assert rows["a forward"] == "86.0 ms in blocks, forecast 70.0 ms"
+    assert "forecast 550.0 MiB" in rows["device"]
     assert "a forward" not in dict(summarise(plan, measured).rows())

@@ -172,9 +172,9 @@ def _times_rows(times: Times, prefetch: int) -> list[tuple[str, str]]:
         ("transfer", _transfer_words(times)),
     ]
     if times.planned_forward_seconds is not None:
-        foreseen = say_seconds(times.planned_forward_seconds)
+        forecast = say_seconds(times.planned_forward_seconds)
         rows.append(
-            ("a forward", f"{say_seconds(times.forward_seconds)} in blocks, foreseen {foreseen}")
+            ("a forward", f"{say_seconds(times.forward_seconds)} in blocks, forecast {forecast}")
         )
     if times.untimed_visits:
         untimed = f"{times.untimed_visits} of {count_of(times.visits, 'visit')}"
@@ -223,7 +223,7 @@ def _on_demand_words(times: Times, prefetch: int) -> str:
 def _peaks_rows(peaks: Peaks) -> list[tuple[str, str]]:
     planned = f"weights and slots planned {say_bytes(peaks.planned_device_bytes)}"
     if peaks.planned_peak_bytes is not None:
-        planned = f"foreseen {say_bytes(peaks.planned_peak_bytes)}; {planned}"
+        planned = f"forecast {say_bytes(peaks.planned_peak_bytes)}; {planned}"
     reserve = f"{say_bytes(peaks.reserve_bytes)} left to activations"
     host = f"pinned {say_bytes(peaks.pinned_bytes)}, staging {say_bytes(peaks.staging_bytes)}"
     return [

@@ -153,7 +153,7 @@ class Streamer:
         Call it between forwards. Nothing is waited for: work under way keeps what it reads.
         """
         with self._pool.entry:
-            refuse_running(self._pool, self, "residents were to be let go")
+            refuse_running(self._pool, self, "blocks that stay were to leave the device")
             arriving = self._arriving.get(index)
             if arriving is not None:
                 arriving.take_down()

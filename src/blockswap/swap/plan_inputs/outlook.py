@@ -41,7 +41,7 @@ def foresee(live: LiveModel, given: AnyWorkload | None, device: Device) -> Fores
     if isinstance(workload, Workload):
         words, cost = workload.words, predict_forward(geometry_of(live.root), workload)
     else:
-        words, cost = "the forward foreseen", workload
+        words, cost = "the forward that was announced", workload
     usual = NO_MARGIN if device.on_host else MARGIN
     margin = usual if machine is None else machine.kept_free
     return Foresight(

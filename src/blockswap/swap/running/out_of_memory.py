@@ -192,7 +192,7 @@ class _Attempts:
         tried = f"blockswap ran this forward {self._count} times"
         if self._retry.residency is None:
             tried += ", with all that the allocator kept given back"
-            left = "the blocks were chosen exactly, so none of those that stay may be let go"
+            left = "the blocks were chosen exactly, so none of those that stay may leave"
         else:
             tried += f" and let {self._released} blocks go that stayed on {plan.device}"
             left = f"the {format_bytes(plan.device_bytes)} of weights and slots left are the least"
