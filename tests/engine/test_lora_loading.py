@@ -119,6 +119,11 @@ def test_its_bytes_are_all_that_comes_on_top_of_the_plan(sim_device, sim, tmp_pa
     swap = model.blockswap
     assert torch.accelerator.memory_allocated() - before == swap.plan.device_bytes + own
     assert any("a LoRA was loaded" in sentence for sentence in swap.plan.sentences)
+    model.unload_lora()
+    forward(model, sim_device)
+    gc.collect()
+    torch.accelerator.synchronize()
+    assert torch.accelerator.memory_allocated() - before == swap.plan.device_bytes, "all is back"
     swap.close()
     assert "load_lora_adapter" not in vars(model)
     gc.collect()

@@ -158,14 +158,6 @@ def _plain_layers() -> Iterator[None]:
         memory.aimdo_enabled = before
 
 
-def as_parameter(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in the form in which it hangs in a module."""
-    if type(tensor) is torch.Tensor:
-        return torch.nn.Parameter(tensor, requires_grad=False)
-    tensor._is_param = True  # `Parameter` would copy its parts
-    return tensor
-
-
 def stored_names(label: str, tensor: torch.Tensor) -> dict[int, str]:
     """Under which name each part of a quantised weight is saved, by the identity of the part."""
     if hasattr(tensor, "state_dict"):

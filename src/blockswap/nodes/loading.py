@@ -14,6 +14,7 @@ from ..adapters.live import places_of
 from ..errors import ModelError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..store.leaves import rebuild, spec_of
+from ..stream.units.binding import as_value
 from ..swap import FileUnits, find_file_units
 from . import host
 from .contents import FileContents, contents_of, file_keys, refuse_unused
@@ -100,4 +101,4 @@ def _load_rest(root: torch.nn.Module, contents: FileContents, files: FileUnits) 
                 read(key, leaf) for key, leaf in zip(keys[place.label], spec.leaves, strict=True)
             ]
             real = rebuild(spec, leaves)
-            place.table[place.name] = host.as_parameter(real) if place.is_parameter else real
+            place.table[place.name] = as_value(real, is_parameter=place.is_parameter)

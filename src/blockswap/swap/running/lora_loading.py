@@ -4,7 +4,8 @@ Base weights are not touched: each layer computes its own product and adds the L
 in the model that is not swapped. The LoRA's weights stay on the device, beside the plan.
 """
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -27,7 +28,8 @@ class LoraLoading(Uncopyable):
         self._swap = swap
         self._hooks = hooks
         self._device = device
-        self._placed: list[tuple[torch.nn.Module, str]] = []
+        # Weakly: a LoRA that is taken out again takes its memory with it.
+        self._placed: list[tuple[weakref.ref[torch.nn.Module], str]] = []
 
     def install(self, undo: ExitStack) -> None:
         """From here on, until `undo`; does nothing for a model that cannot load LoRAs."""
@@ -44,31 +46,23 @@ class LoraLoading(Uncopyable):
         The library makes a LoRA's weights where the base weight is, in its dtype. Where that has no
         data they come straight from the file (`low_cpu_mem_usage`) and to the device.
         """
-        had = self._parameters()
+        had = {(id(module), name) for module, name in self._parameters()}
         with self._hooks.names_only(), seen_on(self._device):
             loaded = self._load(*args, **{**kwargs, "low_cpu_mem_usage": True})
         with undisturbed():
             self._root.to(self._device)
-        new = self._parameters() - had
-        self._placed += [
-            (module, name)
-            for module in self._root.modules()
-            for name in module._parameters
-            if (id(module), name) in new
-        ]
-        self._say(new)
+        new = [(m, name) for m, name in self._parameters() if (id(m), name) not in had]
+        self._placed += [(weakref.ref(module), name) for module, name in new]
+        added = (module._parameters[name] for module, name in new)
+        self._say(sum(parameter.nbytes for parameter in added if parameter is not None))
         return loaded
 
-    def _parameters(self) -> set[tuple[int, str]]:
-        return {(id(m), name) for m in self._root.modules() for name in m._parameters}
+    def _parameters(self) -> Iterator[tuple[torch.nn.Module, str]]:
+        for module in self._root.modules():
+            for name in module._parameters:
+                yield module, name
 
-    def _say(self, new: set[tuple[int, str]]) -> None:
-        nbytes = sum(
-            parameter.nbytes
-            for module in self._root.modules()
-            for name, parameter in module._parameters.items()
-            if parameter is not None and (id(module), name) in new
-        )
+    def _say(self, nbytes: int) -> None:
         if nbytes:
             self._swap.tell(
                 f"a LoRA was loaded: {format_bytes(nbytes)} of it stay on {self._device}, beside "
@@ -79,8 +73,9 @@ class LoraLoading(Uncopyable):
         """The model is in host memory again, and so is what was loaded into it."""
         if vars(self._root).get(LOADING_CALL) is self:  # else someone has wrapped it meanwhile
             delattr(self._root, LOADING_CALL)
-        for module, name in self._placed:
-            parameter = module._parameters.get(name)
+        for reference, name in self._placed:
+            module = reference()
+            parameter = None if module is None else module._parameters.get(name)
             if parameter is not None and not parameter.is_meta:
                 parameter.data = parameter.data.to("cpu")
         self._placed.clear()
