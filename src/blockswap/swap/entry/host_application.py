@@ -20,6 +20,7 @@ from ...plan import SwapPlan, make_plan
 from ...selection import BlockSwapArgs, select
 from ...stream.device import open_device
 from ..assembly.parts import make_parts
+from ..assembly.unit_store import OwnMemory
 from ..opening.engine_start import start_engine
 from ..opening.from_file import Opening
 from ..opening.from_memory import pin_budget, rehome
@@ -66,9 +67,10 @@ def stream_units(
     refuse_swapped(model)
     live = describe_module(model)
     refuse_unloaded(live, units=plan.streamed)
+    host = OwnMemory(where, pin_budget(args))
     with ExitStack() as undo, undisturbed():
         parts = make_parts(live, plan, where, undo)
-        streamed = {} if where.on_host else rehome(parts, plan, pin_budget(args))
+        streamed = {} if where.on_host else rehome(parts, plan, host)
         swap, hooks = start_engine(
             parts, streamed, {}, None, debug=args.block_swap_debug, hosted=True
         )
