@@ -101,7 +101,7 @@ def memory(rank: int, mesh: DeviceMesh, gives: str) -> dict[str, Any]:
     swap.close()
     closed = _pss()
     dist.barrier()
-    segments = sum("blockswap weights" in line for line in open("/proc/self/maps"))
+    segments = Path("/proc/self/maps").read_text().count("blockswap weights")
     return {
         "opened": opened - before,
         "closed": closed - before,
@@ -146,6 +146,49 @@ def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
             f"{type(error).__name__}: {error} [{'late' if time.monotonic() - began > 60 else ''}]"
         )
     return "accepted"
+
+
+def context_parallel(rank: int, mesh: DeviceMesh, kind: str, swapped: str) -> list[bool]:
+    """Ulysses over all ranks, beside the unswapped model under Ulysses and without it."""
+    from diffusers import ContextParallelConfig
+
+    # diffusers 0.42 divides by the number of accelerators when it sets up, and here is none.
+    torch.accelerator.device_count = lambda: 1  # type: ignore[assignment]
+    here, family = torch.device("cpu"), kind
+    config = ContextParallelConfig(ulysses_degree=mesh.size())
+    with torch.no_grad():
+        alone = forward(_with_heads(kind), family, here)
+        plain = _with_heads(kind)
+        plain.enable_parallelism(config=config)
+        unswapped = forward(plain, family, here)
+        model = _with_heads(kind)
+        if swapped == "after":
+            model.enable_parallelism(config=config)
+        with blockswap.swap_blocks(model, {"blocks": "1-3"}, device="cpu", mesh=mesh):
+            if swapped == "before":
+                model.enable_parallelism(config=config)
+            outputs = [forward(model, family, here) for _ in range(2)]
+    return [torch.equal(out, unswapped) for out in outputs] + [torch.equal(unswapped, alone)]
+
+
+def _with_heads(kind: str) -> Any:
+    """A model whose heads and tokens four ranks can share."""
+    from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
+
+    sizes: Any = dict(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=96,
+        num_layers=6,
+    )
+    torch.manual_seed(3)
+    if kind == "diffusers":
+        return WanTransformer3DModel(**sizes).eval()
+    return WanVACETransformer3DModel(**sizes, vace_layers=[0, 2, 4], vace_in_channels=8).eval()
 
 
 def left_alone(rank: int, mesh: DeviceMesh) -> Any:

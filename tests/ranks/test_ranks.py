@@ -73,3 +73,10 @@ def test_a_rank_that_is_killed_takes_no_weights_with_it() -> None:
     killed, other = run_ranks(2, "left_alone")
     assert killed.code == -9
     assert other.value == [True, True]
+
+
+@pytest.mark.parametrize(("count", "swapped"), [(2, "before"), (4, "after")])
+def test_context_parallel_ranks_compute_as_unswapped_ones(count: int, swapped: str) -> None:
+    """diffusers' Ulysses, switched on before or after swapping, and one process without it."""
+    for one in values(run_ranks(count, "context_parallel", kind="diffusers", swapped=swapped)):
+        assert one == [True, True, True]

@@ -77,8 +77,8 @@ def ranks_of(mesh: Any) -> Ranks:
     ranks, rank = tuple(int(r) for r in mesh.mesh.flatten()), dist.get_rank()
     if rank not in ranks:
         raise ArgsError(
-            f"the mesh has ranks {', '.join(map(str, ranks))} and this process is rank {rank}: give each "
-            "process a mesh that it is part of"
+            f"the mesh has ranks {', '.join(map(str, ranks))} and this process is rank {rank}: "
+            "give each process a mesh that it is part of"
         )
     group = _own_group(ranks, rank)
     alone = Ranks(group, ranks, rank, (), WAIT_SECONDS)

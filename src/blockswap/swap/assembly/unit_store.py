@@ -1,4 +1,4 @@
-"""Whose host memory streamed units of a loaded model rest in: the swap's own, or that of all ranks."""
+"""Where streamed units of a loaded model rest in host memory: the swap's own, or the ranks'."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
