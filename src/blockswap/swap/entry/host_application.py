@@ -15,6 +15,7 @@ import torch
 from ...adapters.live import describe_module, refuse_unloaded
 from ...adapters.stored import StoredModel, match_skeleton
 from ...ambient import undisturbed
+from ...errors import ArgsError
 from ...layout.checkpoint import Checkpoint, open_checkpoint
 from ...plan import SwapPlan, make_plan
 from ...selection import BlockSwapArgs, select
@@ -41,7 +42,7 @@ def plan_units(
     `granted_bytes`: what the host allows weights and slots on the device, for an automatic plan.
     Raises ArgsError, ModelError, PlanError or DeviceError.
     """
-    live = describe_module(model)
+    live = describe_module(model, args.block_lists)
     facts = replace(facts_of_module(live, open_device(device)), granted_bytes=granted_bytes)
     return make_plan(facts, select(args, live.layout), args)
 
@@ -64,7 +65,7 @@ def stream_units(
     """
     where = open_device(device)
     refuse_swapped(model)
-    live = describe_module(model)
+    live = describe_module(model, args.block_lists)
     refuse_unloaded(live, units=plan.streamed)
     with ExitStack() as undo, undisturbed():
         parts = make_parts(live, plan, where, undo)
@@ -120,6 +121,11 @@ def plan_file_units(
     granted_bytes: int | None = None,
 ) -> SwapPlan:
     """The plan for a model whose units are in a file; as `plan_units` otherwise."""
+    if args.block_lists:
+        raise ArgsError(
+            f"block_lists={args.block_lists} was asked of a model whose units were found when its "
+            "file was opened: leave it out"
+        )
     model = units.as_it_is()
     facts = replace(facts_of_checkpoint(model, open_device(device)), granted_bytes=granted_bytes)
     return make_plan(facts, select(args, model.live.layout), args)

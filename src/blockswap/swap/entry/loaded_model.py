@@ -66,7 +66,7 @@ def find_loaded(
             "torch.nn.Module (of a pipeline: pipe.transformer)"
         )
     refuse_swapped(model)
-    live = describe_module(model)
+    live = describe_module(model, wanted.block_lists)
     refuse_unloaded(live)
     foresight = foresee(live, workload, where)
     facts, selection = facts_of_module(live, where), select(wanted, live.layout)
