@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from ...adapters.live import places_of
 from ...adapters.skeleton import build_skeleton
 from ...adapters.stored import StoredModel, match_checkpoint
 from ...ambient import undisturbed
 from ...errors import ArgsError, GeometryError
 from ...layout.checkpoint import Checkpoint, open_checkpoint
-from ...layout.geometry import infer_geometry, name_variant
+from ...layout.formats import quantiser_keys, unpacked
+from ...layout.geometry import infer_geometry, name_variant, to_original_key
 from ...layout.geometry.stated import stated_by
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.budgets import ram_room
@@ -109,7 +111,7 @@ def find_model(
     _check_dtype(dtype)
     if skeleton is not None:
         refuse_swapped(skeleton)
-    checkpoint = open_checkpoint(path)
+    checkpoint = _as_weights(open_checkpoint(path), skeleton)
     model, assumed = _matched(checkpoint, skeleton, dtype, wanted.block_lists)
     basis = Basis(
         facts=facts_of_checkpoint(model, where),
@@ -170,6 +172,16 @@ def _check_dtype(dtype: object) -> None:
     )
 
 
+def _as_weights(checkpoint: Checkpoint, skeleton: torch.nn.Module | None) -> Checkpoint:
+    """The file as weights; as it is where layers of the skeleton's own know what quantised it."""
+    beside = quantiser_keys(checkpoint)
+    if skeleton is not None and beside:
+        known = {to_original_key(place.label) for place in places_of(skeleton)}
+        if any(to_original_key(key) in known for key in beside):
+            return checkpoint
+    return unpacked(checkpoint)
+
+
 def _matched(
     checkpoint: Checkpoint,
     skeleton: torch.nn.Module | None,
@@ -177,7 +189,7 @@ def _matched(
     block_lists: Sequence[str],
 ) -> tuple[StoredModel, tuple[str, ...]]:
     """The skeleton with the checkpoint behind it, and what had to be assumed about it."""
-    assumed: tuple[str, ...] = ()
+    assumed = checkpoint.notes
     if skeleton is None:
         geometry = infer_geometry(checkpoint)
         if geometry.extras:
@@ -188,7 +200,7 @@ def _matched(
             )
         skeleton = build_skeleton(geometry)
         if name_variant(geometry) is None and not stated_by(checkpoint).says_heads:
-            assumed = (
+            assumed += (
                 f"{checkpoint.label} is no published model and does not state its heads: "
                 f"{geometry.num_heads} of {geometry.head_dim} are assumed, as wide as Wan's (put "
                 "wan.num_heads in its metadata otherwise)",
