@@ -129,11 +129,12 @@ def find_model(
         refuse_swapped(skeleton)
     checkpoint = _as_weights(open_checkpoint(path), skeleton)
     model, assumed = _matched(checkpoint, skeleton, dtype, wanted.block_lists)
+    facts = facts_of_checkpoint(model, where)
     basis = Basis(
-        facts=facts_of_checkpoint(model, where),
+        facts=facts,
         selection=select(wanted, model.live.layout),
         args=wanted,
-        foresight=foresee(model.live, workload, where),
+        foresight=foresee(model.live, workload, where, facts.units),
     )
     return FoundModel(checkpoint, model, basis, assumed)
 
