@@ -131,7 +131,7 @@ def write_gguf(path: Path, given: dict[str, torch.Tensor]) -> Path:
     writer = gguf.GGUFWriter(path, "wan")
     for key, value in given.items():
         array = value.numpy()
-        if "blocks." in key and key.endswith(".weight") and value.shape[-1] % 32 == 0:
+        if "blocks." in key and key.endswith(".weight") and value.ndim == 2:
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(key, gguf.quants.quantize(array, kind), raw_dtype=kind)
         else:
