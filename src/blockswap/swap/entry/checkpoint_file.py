@@ -1,13 +1,14 @@
 """`open_transformer`: a model streamed from its file; checks, assumptions, order of opening."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from ...adapters.adapted import fit_model, with_loras
 from ...adapters.skeleton import build_skeleton
 from ...adapters.stored import StoredModel, match_checkpoint
 from ...ambient import undisturbed
@@ -15,6 +16,8 @@ from ...errors import ArgsError, GeometryError
 from ...layout.checkpoint import Checkpoint, open_checkpoint
 from ...layout.geometry import infer_geometry, name_variant
 from ...layout.geometry.stated import stated_by
+from ...lora.file import open_lora
+from ...lora.request import AnyLora, Lora, as_loras
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.budgets import ram_room
 from ...plan.choice.refusals import refuse_beyond_memory
@@ -35,7 +38,7 @@ from .arguments import as_args, refuse_swapped
 
 
 @undisturbed()
-def open_transformer(
+def open_transformer(  # noqa: PLR0913 - each is a word of the caller's
     path: str | os.PathLike[str],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
@@ -43,6 +46,7 @@ def open_transformer(
     dtype: torch.dtype | None = None,
     skeleton: torch.nn.Module | None = None,
     workload: AnyWorkload | None = None,
+    loras: Sequence[AnyLora] | None = None,
 ) -> torch.nn.Module:
     """Opens a Wan checkpoint with its blocks streamed from the file; reads only what stays.
 
@@ -51,13 +55,14 @@ def open_transformer(
     its parameters on the meta device. Without `dtype` it computes in the dtype that most of the
     file has, bit for bit as diffusers' `from_pretrained(torch_dtype=...)` of that dtype (layers
     of your own: in what is stored); with it, weights are cast on the device each time they
-    arrive. `workload` is that of `swap_blocks`.
+    arrive. `workload` and `loras` are those of `swap_blocks`.
 
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
     """
     wanted, where = as_args(args), open_device(device)
-    found = find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
+    asked = Asked(dtype=dtype, skeleton=skeleton, workload=workload, loras=as_loras(loras))
+    found = find_model(path, wanted, where, asked)
     plan = _plan_for(found)
     spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
     return open_found(found, plan, where, spare_ram=spare)
@@ -69,10 +74,11 @@ def plan_transformer(
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
+    loras: Sequence[AnyLora] | None = None,
 ) -> SwapPlan:
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
     wanted, where = as_args(args), open_device(device)
-    found = find_model(path, wanted, where, dtype=None, skeleton=None, workload=None)
+    found = find_model(path, wanted, where, Asked(loras=as_loras(loras)))
     return _plan_for(found)
 
 
@@ -93,29 +99,38 @@ class FoundModel:
     assumed: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked of a checkpoint's model beside how it is swapped; see `open_transformer`."""
+
+    dtype: torch.dtype | None = None
+    skeleton: torch.nn.Module | None = None
+    workload: AnyWorkload | None = None
+    loras: tuple[Lora, ...] = ()
+
+
 def find_model(
-    path: str | os.PathLike[str],
-    wanted: BlockSwapArgs,
-    where: Device,
-    *,
-    dtype: torch.dtype | None,
-    skeleton: torch.nn.Module | None,
-    workload: AnyWorkload | None,
+    path: str | os.PathLike[str], wanted: BlockSwapArgs, where: Device, asked: Asked
 ) -> FoundModel:
     """Matches a checkpoint with its model, and gathers what a plan for it is made of.
 
     Raises ArgsError, CheckpointError or ModelError.
     """
-    _check_dtype(dtype)
-    if skeleton is not None:
-        refuse_swapped(skeleton)
-    checkpoint = open_checkpoint(path)
-    model, assumed = _matched(checkpoint, skeleton, dtype)
+    _check_dtype(asked.dtype)
+    if asked.skeleton is not None:
+        refuse_swapped(asked.skeleton)
+    checkpoint, files = open_checkpoint(path), [open_lora(lora) for lora in asked.loras]
+    model, assumed = _matched(checkpoint, asked.skeleton, asked.dtype)
+    notes: tuple[str, ...] = ()
+    if files:
+        fitted = fit_model(model.live, files)
+        model, checkpoint = with_loras(model, checkpoint, fitted)
+        notes = fitted.sentences
     basis = Basis(
-        facts=facts_of_checkpoint(model, where),
+        facts=replace(facts_of_checkpoint(model, where), notes=notes),
         selection=select(wanted, model.live.layout),
         args=wanted,
-        foresight=foresee(model.live, workload, where),
+        foresight=foresee(model.live, asked.workload, where),
     )
     return FoundModel(checkpoint, model, basis, assumed)
 

@@ -34,7 +34,7 @@ class Opening:
         self._model = model
         self._source = ", ".join(str(path) for path in checkpoint.paths)
         self._headers = checkpoint.headers
-        self._loader = Loader(model, self._headers, parts.pool.readers)
+        self._loader = Loader(model, self._headers, parts.pool.readers, parts.device.torch_device)
         self._store: DiskStore | None = None
         self._on_file: dict[str, int] = {}  # positions in the store
 
