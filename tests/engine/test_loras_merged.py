@@ -4,11 +4,12 @@ import gc
 
 import pytest
 import torch
-from cases import expect_refusal, pairwise
+from cases import expect_refusal
 from lora_samples import KINDS, SPELLINGS, adapter, forward, reference, saved, write
 
 from blockswap import BlockSwapArgs, open_experts, open_transformer, swap_blocks, swap_experts
 from blockswap.errors import ArgsError, GeometryError
+from pairs import pairwise
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 # stored dtype of the model, its compute dtype, the LoRA's dtype

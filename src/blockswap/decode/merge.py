@@ -9,6 +9,7 @@ copy of the weight in fp32 is saved.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -34,14 +35,14 @@ class Merged:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Adds adapters to a weight: `base` leads from its stored form to fp32.
+    """Adds adapters to a weight: `base` decodes a packed one, plain floats need no step.
 
     Two DoRAs, or a DoRA behind another adapter, on one weight: its norm is that of the stored
     weight. PEFT finds that weight by subtracting what it has merged, which costs it last bits.
     """
 
     stored: tuple[Leaf, ...]
-    base: tuple[Step, ...]  # steps of decoding, whose computed leaf is fp32; none: plain floats
+    base: tuple[Step, ...]
     computed: Leaf
     merged: tuple[Merged, ...]
 
@@ -127,7 +128,7 @@ class Merge:
         delta = kept[0] if kept else total
         base, at = stored[: len(self.stored)], len(self.stored)
         if not self._first_in_place:
-            yield from self._whole(base, total, passing)
+            yield from self._whole(base, total, out, passing)
         for number, part in enumerate(self.merged):
             own = stored[at : at + part.takes]
             at += part.takes
@@ -138,43 +139,52 @@ class Merge:
             if in_place:
                 yield _adding(total, base[0])
             elif part.magnitude:
-                yield from self._rescaled(base, own[-1], total, delta, passing, first=not number)
+                whole = None if not number else partial(self._whole, base, out=out)
+                yield from self._rescaled(whole, own[-1], total, delta, passing)
             else:
                 yield _adding(total, delta)
         if total is not out:
             yield _copying(out, total)
 
     def _whole(
-        self, stored: Sequence[torch.Tensor], target: torch.Tensor, scratch: torch.Tensor
+        self,
+        stored: Sequence[torch.Tensor],
+        target: torch.Tensor,
+        out: torch.Tensor,
+        scratch: torch.Tensor,
     ) -> Iterator[Run]:
-        """The stored weight in fp32, in `target`."""
-        if not self.base:
-            yield _copying(target, stored[0])
+        """The weight in fp32, in `target`; a packed one becomes what computes first, in `out`."""
+        decoded = target if self._sums_in_place else out
         at = 0
         for step in self.base:
             own = stored[at : at + step.takes]
             at += step.takes
-            yield step.prepare(own, target, scratch.narrow(0, 0, step.scratch_bytes))
+            yield step.prepare(own, decoded, scratch.narrow(0, 0, step.scratch_bytes))
+        source = decoded if self.base else stored[0]
+        if source is not target:
+            yield _copying(target, source)
 
     def _rescaled(
         self,
-        stored: Sequence[torch.Tensor],
+        whole: Callable[..., Iterator[Run]] | None,
         magnitude: torch.Tensor,
         total: torch.Tensor,
         delta: torch.Tensor,
         passing: torch.Tensor,
-        *,
-        first: bool,
     ) -> Iterator[Run]:
-        """DoRA: `(magnitude / norm) * (total + delta)`, row by row."""
+        """DoRA: `(magnitude / norm) * (total + delta)`, row by row.
+
+        The norm is that of the stored weight with `delta`: `whole` makes that weight anew where
+        others were added to the total before.
+        """
         rows = tuple(total.shape[:1])
         wide, norm = _cut(passing, (rows, rows))
         measured = total
-        if not first:
-            at, room = self._norm_bytes, _room(total.shape)
+        if whole is not None:
+            at, room = self._norm_bytes, _room(tuple(total.shape))
             (measured,) = _cut(passing.narrow(0, at, room), (tuple(total.shape),))
             left = passing.narrow(0, at + room, self._measured_bytes - room)
-            yield from self._whole(stored, measured, left)
+            yield from whole(target=measured, scratch=left)
             yield _adding(measured, delta)
         yield _adding(total, delta)
         source = magnitude.view(rows)

@@ -5,8 +5,7 @@ decode buffer   |leaf 0      |leaf 3   |leaf 7      |scratch  |
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -41,16 +40,11 @@ class LeafForm:
     def merged_with(self, merged: Sequence[Merged], stored: Sequence[Leaf]) -> "LeafForm":
         """The form with adapters merged in, whose own arrays are `stored`, in order.
 
-        The weight is brought to fp32 for that, and rounded to its compute dtype once, at the end.
+        Plain floats are widened to fp32 as they are stored; what is packed is decoded first, as it
+        is without adapters. Either is rounded to its compute dtype at the end.
         """
-        steps: tuple[Any, ...] = self.steps
-        wide = replace(self.computed, dtype="float32",
-                       stride=contiguous_stride(self.computed.shape))  # fmt: skip
-        if all(isinstance(step, Cast) for step in steps):
-            plain = self.stored[0].dtype in _PLAIN
-            base: tuple[Step, ...] = () if plain else (Cast(self.stored[0], wide),)
-        else:
-            base = tuple(replace(step, computed=wide) for step in steps)
+        plain = self.stored[0].dtype in _PLAIN and all(isinstance(s, Cast) for s in self.steps)
+        base = () if plain else self.steps
         step = Merge(self.stored, base, self.computed, tuple(merged))
         return LeafForm((*self.stored, *stored), self.computed, (step,))
 

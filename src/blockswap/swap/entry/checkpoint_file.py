@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from ...adapters.adapted import fit_model, with_loras
+from ...adapters.live import places_of
 from ...adapters.skeleton import build_skeleton
 from ...adapters.stored import StoredModel, match_checkpoint
 from ...ambient import undisturbed
 from ...errors import ArgsError, GeometryError
 from ...layout.checkpoint import Checkpoint, open_checkpoint
-from ...layout.geometry import infer_geometry, name_variant
+from ...layout.formats import quantiser_keys, unpacked
+from ...layout.geometry import infer_geometry, name_variant, to_original_key
 from ...layout.geometry.stated import stated_by
 from ...lora.file import open_lora
 from ...lora.request import AnyLora, Lora, as_loras
@@ -119,7 +121,8 @@ def find_model(
     _check_dtype(asked.dtype)
     if asked.skeleton is not None:
         refuse_swapped(asked.skeleton)
-    checkpoint, files = open_checkpoint(path), [open_lora(lora) for lora in asked.loras]
+    checkpoint = _as_weights(open_checkpoint(path), asked.skeleton)
+    files = [open_lora(lora) for lora in asked.loras]
     model, assumed = _matched(checkpoint, asked.skeleton, asked.dtype)
     notes: tuple[str, ...] = ()
     if files:
@@ -185,11 +188,21 @@ def _check_dtype(dtype: object) -> None:
     )
 
 
+def _as_weights(checkpoint: Checkpoint, skeleton: torch.nn.Module | None) -> Checkpoint:
+    """The file as weights; as it is where layers of the skeleton's own know what quantised it."""
+    beside = quantiser_keys(checkpoint)
+    if skeleton is not None and beside:
+        known = {to_original_key(place.label) for place in places_of(skeleton)}
+        if any(to_original_key(key) in known for key in beside):
+            return checkpoint
+    return unpacked(checkpoint)
+
+
 def _matched(
     checkpoint: Checkpoint, skeleton: torch.nn.Module | None, dtype: torch.dtype | None
 ) -> tuple[StoredModel, tuple[str, ...]]:
     """The skeleton with the checkpoint behind it, and what had to be assumed about it."""
-    assumed: tuple[str, ...] = ()
+    assumed = checkpoint.notes
     if skeleton is None:
         geometry = infer_geometry(checkpoint)
         if geometry.extras:
@@ -200,7 +213,7 @@ def _matched(
             )
         skeleton = build_skeleton(geometry)
         if name_variant(geometry) is None and not stated_by(checkpoint).says_heads:
-            assumed = (
+            assumed += (
                 f"{checkpoint.label} is no published model and does not state its heads: "
                 f"{geometry.num_heads} of {geometry.head_dim} are assumed, as wide as Wan's (put "
                 "wan.num_heads in its metadata otherwise)",

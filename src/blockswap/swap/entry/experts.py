@@ -29,6 +29,7 @@ from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
 from ..assembly.parts import make_pool
 from ..assembly.pool_members import Sharing
+from ..assembly.unit_store import OwnMemory
 from ..opening.from_memory import UNLIMITED
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.outlook import AnyWorkload
@@ -129,8 +130,8 @@ def swap_experts(
     swaps = []
     with _opening(joint.plan, where) as (sharing, undo):
         for model, plan in zip(found, joint.plans(), strict=True):
-            pin_bytes = plan.pinned_bytes + spare
-            swap = swap_loaded(model, plan, where, pin_bytes=pin_bytes, sharing=sharing)
+            host = OwnMemory(where, plan.pinned_bytes + spare)
+            swap = swap_loaded(model, plan, where, host, sharing)
             undo.callback(swap.close)
             swaps.append(swap)
     return Swaps(swaps)

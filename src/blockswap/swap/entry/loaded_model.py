@@ -15,12 +15,15 @@ from ...errors import ArgsError, ModelError
 from ...lora.file import open_lora
 from ...lora.request import AnyLora, Lora, as_loras
 from ...plan import SwapPlan, make_plan
+from ...ranks.group import ranks_of
+from ...ranks.shared_weights import share_weights
 from ...selection import BlockSwapArgs, select
 from ...stream.device import Device, open_device
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
 from ..assembly.parts import make_parts
 from ..assembly.pool_members import Sharing
+from ..assembly.unit_store import HostMemory, OwnMemory, SharedMemory
 from ..opening.engine_start import start_engine
 from ..opening.from_memory import pin_budget, place_residents, rehome
 from ..plan_inputs.basis import Basis
@@ -40,6 +43,7 @@ def swap_blocks(
     device: str | torch.device,
     workload: AnyWorkload | None = None,
     loras: Sequence[AnyLora] | None = None,
+    mesh: Any = None,
 ) -> Swap:
     """Streams chosen blocks of a loaded model to `device`; everything else is put there.
 
@@ -54,16 +58,28 @@ def swap_blocks(
 
     `loras`, such as `[("file.safetensors", 1.0)]`, are merged on the device whenever a block
     arrives: in fp32, in this order, as PEFT merges them. The model's own weights stay as they are.
+    With a `mesh` (a `DeviceMesh`) every rank of it makes this call, each with its own `device` and
+    `args`. The weights then rest once in host memory for all ranks of a host: those of its first
+    rank that has any; the others give the model on meta, or the same weights, which are compared
+    and let go. Where one rank refuses or is missing, all refuse. Closing leaves the weights where
+    they are.
 
     Use it as a context manager or call `close()`. Raises ArgsError, ModelError, PlanError,
     DeviceError or StateError, and leaves the model as it was. Output is equal to the last bit to
     that of the whole model on the same device.
     """
+    if mesh is not None and loras:
+        raise ArgsError(
+            "loras= and mesh= were given together, and ranks share the model's weights alone: "
+            "merge the LoRAs into the model first (fuse_lora), or load them beside it afterwards"
+        )
+    if mesh is not None:
+        return _swap_shared(model, mesh, args, device, workload)
     wanted, where = as_args(args), open_device(device)
     found = find_loaded(model, wanted, where, workload, as_loras(loras))
     basis = found.basis
     plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
-    return swap_loaded(found, plan, where, pin_bytes=pin_budget(wanted))
+    return swap_loaded(found, plan, where, OwnMemory(where, pin_budget(wanted)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +91,28 @@ class LoadedModel:
     basis: Basis
 
 
+def _swap_shared(
+    model: torch.nn.Module,
+    mesh: Any,
+    args: BlockSwapArgs | Mapping[str, Any] | None,
+    device: str | torch.device,
+    workload: AnyWorkload | None,
+) -> Swap:
+    """`swap_blocks` on one rank of a mesh."""
+    ranks = ranks_of(mesh)
+    with ranks.together("check what was asked"):
+        wanted, where = as_args(args), open_device(device)
+        _refuse_no_module(model)
+        refuse_swapped(model)
+    weights = share_weights(model, ranks)
+    with ranks.together("plan"), undisturbed():
+        found = find_loaded(model, wanted, where, workload)
+        basis = found.basis
+        plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
+    host = SharedMemory(weights, where, pin_budget(wanted))
+    return swap_loaded(found, plan, where, host)
+
+
 def find_loaded(
     model: torch.nn.Module,
     wanted: BlockSwapArgs,
@@ -83,11 +121,7 @@ def find_loaded(
     loras: tuple[Lora, ...] = (),
 ) -> LoadedModel:
     """A loaded model's units and what a plan for it is made of. Raises as `swap_blocks`."""
-    if not isinstance(model, torch.nn.Module):
-        raise ModelError(
-            f"a {type(model).__name__} was given to swap: give the transformer itself, a "
-            "torch.nn.Module (of a pipeline: pipe.transformer)"
-        )
+    _refuse_no_module(model)
     refuse_swapped(model)
     live = describe_module(model)
     refuse_unloaded(live)
@@ -109,26 +143,30 @@ def swap_loaded(
     found: LoadedModel,
     plan: SwapPlan,
     where: Device,
-    *,
-    pin_bytes: int,
+    host: HostMemory,
     sharing: Sharing | None = None,
 ) -> Swap:
-    """Carries out `plan`, with the slots of `sharing` if there are any.
-
-    `pin_bytes`: most bytes of host memory to pin for streamed units, now and later.
-    """
+    """Carries out `plan` from the memory of `host`, with the slots of `sharing` if there are."""
     basis, loras = found.basis, found.loras
     with ExitStack() as undo, undisturbed():
+        if not where.on_host:
+            host.hold(undo)
         parts = make_parts(found.live, plan, where, undo, sharing)
         streamed: dict[str, StreamedUnit] = {}
         residents: dict[str, Resident] = {}
         if not where.on_host:
             residents = place_residents(parts, loras)
-            streamed = rehome(parts, plan, pin_bytes, loras)
-        left = pin_bytes - plan.pinned_bytes
-        forms = RamForms(parts, basis.facts, pin_budget=left, loras=loras)
-        freedom = freedom_of(basis, forms)
+            streamed = rehome(parts, plan, host, loras)
+        freedom = freedom_of(basis, RamForms(parts, basis.facts, host, loras))
         debug = basis.args.block_swap_debug
         swap, _ = start_engine(parts, streamed, residents, freedom, debug=debug)
-        swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
+        swap.keep(undo.pop_all(), [lambda: (*host.sentences, *parts.pool.sentences)])
     return swap
+
+
+def _refuse_no_module(model: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(
+            f"a {type(model).__name__} was given to swap: give the transformer itself, a "
+            "torch.nn.Module (of a pipeline: pipe.transformer)"
+        )

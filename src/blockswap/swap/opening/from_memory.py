@@ -4,12 +4,12 @@ from ...adapters.adapted import NO_LORAS, InMemory
 from ...adapters.live import LiveModel
 from ...plan import SwapPlan
 from ...selection import BlockSwapArgs
-from ...store.ram import RamStore
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import hang_on_device, hang_unit, merged_leaves
 from ..assembly.parts import Parts
 from ..assembly.streamed_units import idle_binding, ram_unit
+from ..assembly.unit_store import HostMemory
 from ..assembly.unpinned import ensure_staging
 
 UNLIMITED = 1 << 62
@@ -34,13 +34,12 @@ def place_residents(parts: Parts, loras: InMemory) -> dict[str, Resident]:
 
 
 def rehome(
-    parts: Parts, plan: SwapPlan, pin_budget: int, loras: InMemory = NO_LORAS
+    parts: Parts, plan: SwapPlan, host: HostMemory, loras: InMemory = NO_LORAS
 ) -> dict[str, StreamedUnit]:
-    """Moves the streamed units into the RAM store, one at a time, LoRAs' factors with them."""
+    """Moves the streamed units to where they rest, one at a time, LoRAs' factors with them."""
     names = set(plan.streamed)
     units = [unit for unit in parts.live.units if unit.layout.name in names]
-    layouts = [loras.layout(unit) for unit in units]
-    store = RamStore(layouts, lender=parts.device, pin_budget=pin_budget)
+    store = host.store([loras.layout(unit) for unit in units], host.pin_budget)
     streamed = {}
     for index, unit in enumerate(units):
         parts.undo.callback(store.give_back, index)
