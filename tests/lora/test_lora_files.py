@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from blockswap.decode.additions import Difference, LowRank
+from blockswap.decode.additions import Difference, LowRank, Scale, Strength
 from blockswap.errors import ArgsError, BlockSwapError, CheckpointError, GeometryError
 from blockswap.lora.file import open_lora
 from blockswap.lora.fit import fit
@@ -61,7 +61,7 @@ SPELLED = {
 def test_every_spelling_names_the_same_layer(tmp_path, tensors):
     found = fitted(tmp_path, tensors, 0.5)
     (addition,) = additions(found, "blocks.0.attn1.to_q.weight")
-    assert addition == LowRank((2, 8), (8, 2), 0.5)
+    assert addition == LowRank((2, 8), (8, 2), Scale(Strength(0.5), 2.0, 2))
     assert found.nbytes == 2 * 2 * 8 * 4
 
 
@@ -72,26 +72,26 @@ def test_peft_has_its_alpha_beside_it(tmp_path):
     config = {"lora_alpha": 6, "alpha_pattern": {"blocks.0.attn1.to_q": 5}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     found = fit([open_lora(Lora(tmp_path))], SHAPES, MODEL)
-    assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale == 5 / 2
+    assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale.value == 5 / 2
     config = {"lora_alpha": 6, "use_rslora": True}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     found = fit([open_lora(Lora(tmp_path, 0.5))], SHAPES, MODEL)
-    assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale == 0.5 * 6 / 2**0.5
+    assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale.value == 0.5 * 6 / 2**0.5
 
 
 def test_diffusers_notes_the_alpha_in_the_header(tmp_path):
     note = json.dumps({"transformer.r": 2, "transformer.lora_alpha": 8})
     tensors = low("transformer.blocks.0.attn1.to_q")
     found = fitted(tmp_path, tensors, metadata={"lora_adapter_metadata": note})
-    assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale == 4.0
+    assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale.value == 4.0
 
 
 def test_an_alpha_in_the_file_is_divided_by_each_layers_own_rank(tmp_path):
     tensors = {**low(Q, rank=2), f"{Q}.alpha": torch.tensor(1.0)}
     tensors |= {**low("head.head", out=4, rank=4), "head.head.alpha": torch.tensor(2.0)}
     found = fitted(tmp_path, tensors, 0.7)
-    assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale == 0.7 * 1.0 / 2
-    assert additions(found, "proj_out.weight")[0].scale == 0.7 * 2.0 / 4
+    assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale.value == 0.7 * 1.0 / 2
+    assert additions(found, "proj_out.weight")[0].scale.value == 0.7 * 2.0 / 4
 
 
 def test_differences_of_weights_biases_norms_and_tables(tmp_path):
@@ -108,7 +108,7 @@ def test_differences_of_weights_biases_norms_and_tables(tmp_path):
     )
     for label in ("blocks.0.attn1.to_q.bias", "blocks.0.attn1.norm_q.weight",
                   "blocks.0.scale_shift_table", "patch_embedding.weight"):  # fmt: skip
-        assert additions(found, label) == [Difference(2.0)], label
+        assert additions(found, label) == [Difference(Scale(Strength(2.0)))], label
 
 
 def hada(**shapes):

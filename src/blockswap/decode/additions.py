@@ -16,6 +16,26 @@ Shape = tuple[int, ...]
 Run = Callable[[], None]
 
 
+@dataclass(slots=True)
+class Strength:
+    """How strongly an adapter's file is added: read at every run, so it may be changed between."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What an addition is multiplied by: `strength * alpha / divisor`, in PEFT's order."""
+
+    strength: Strength
+    alpha: float = 1.0
+    divisor: float = 1.0
+
+    @property
+    def value(self) -> float:
+        return self.strength.value * self.alpha / self.divisor
+
+
 class Addition(Protocol):
     """What is added to a weight. A value: it holds no memory.
 
@@ -45,7 +65,7 @@ class LowRank:
 
     down: Shape
     up: Shape
-    scale: float
+    scale: Scale
 
     takes = 2
 
@@ -65,7 +85,7 @@ class LowRank:
         def run() -> None:
             _widen(work, stored)
             torch.mm(up, down, out=delta)
-            delta.mul_(self.scale)
+            delta.mul_(self.scale.value)
 
         return run
 
@@ -75,7 +95,7 @@ class Hadamard:
     """LoHa: `((a1 @ b1) * (a2 @ b2)) * scale`; stored are a1, b1, a2, b2."""
 
     factors: tuple[Shape, Shape, Shape, Shape]
-    scale: float
+    scale: Scale
 
     takes = 4
 
@@ -99,7 +119,7 @@ class Hadamard:
             torch.mm(a1, b1, out=delta)
             torch.mm(a2, b2, out=second)
             delta.mul_(second)
-            delta.mul_(self.scale)
+            delta.mul_(self.scale.value)
 
         return run
 
@@ -110,7 +130,7 @@ class Kronecker:
 
     left: tuple[Shape, ...]
     right: tuple[Shape, ...]
-    scale: float
+    scale: Scale
 
     @property
     def takes(self) -> int:
@@ -145,7 +165,7 @@ class Kronecker:
             for (a, b), whole in made:
                 torch.mm(a, b, out=whole)
             torch.mul(left, right, out=tiles)
-            delta.mul_(self.scale)
+            delta.mul_(self.scale.value)
 
         return run
 
@@ -154,7 +174,7 @@ class Kronecker:
 class Difference:
     """`stored * scale`: the whole difference of a weight or a bias."""
 
-    scale: float
+    scale: Scale
 
     takes = 1
     work = ()
@@ -167,7 +187,7 @@ class Difference:
 
         def run() -> None:
             delta.copy_(source)
-            delta.mul_(self.scale)
+            delta.mul_(self.scale.value)
 
         return run
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from ..decode.additions import Strength
 from ..errors import CheckpointError
 from ..layout.header import FileHeader, FileTensor, read_header
 from ..layout.quoting import quote, some
@@ -40,12 +41,16 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """A LoRA file that is understood; `label` is its name, `asked` what the caller wrote."""
+    """A LoRA file that is understood; `label` is its name, `asked` what the caller wrote.
+
+    `strength` is what it is added at now.
+    """
 
     asked: Lora
     label: str
     header: FileHeader
     layers: tuple[Layer, ...]
+    strength: Strength
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ def open_lora(asked: Lora) -> LoraFile:
         )
     found = tuple(_layer(name, parts, tensors, alphas, config) for name, parts in layers.items())
     _refuse_dtypes(path, found)
-    return LoraFile(asked, path.name, header, found)
+    return LoraFile(asked, path.name, header, found, Strength(float(asked.strength)))
 
 
 def read_factor(file: LoraFile, tensor: FileTensor) -> Any:
@@ -93,6 +98,11 @@ def read_factor(file: LoraFile, tensor: FileTensor) -> Any:
     verify_unchanged(file.header)
     with safe_open(file.header.path, framework="pt") as opened:
         return opened.get_tensor(tensor.name).clone()
+
+
+def is_file_of(file: LoraFile, asked: Lora) -> bool:
+    """Whether the LoRA that is asked for is that file."""
+    return _file_of(input_path(asked.path)) == file.header.path
 
 
 def _file_of(path: Path) -> Path:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..decode.additions import Addition, Difference, Hadamard, Kronecker, LowRank
+from ..decode.additions import Addition, Difference, Hadamard, Kronecker, LowRank, Scale
 from ..decode.merge import Merged
 from ..errors import CheckpointError, GeometryError
 from ..layout.header import FileTensor
@@ -105,7 +105,7 @@ def _kronecker(file: LoraFile, layer: Layer, shape: Shape, model: str) -> Kronec
     if (rows * more_rows, columns * more_columns) != shape:
         _refuse_size(file, layer, (rows * more_rows, columns * more_columns), shape, model)
     ranks = [side[1][0] for side in (right, left) if len(side) == 2]
-    scale = _scale(file, layer, ranks[0]) if ranks else float(file.asked.strength)
+    scale = _scale(file, layer, ranks[0]) if ranks else Scale(file.strength)
     return Kronecker(left, right, scale)
 
 
@@ -113,12 +113,12 @@ def _difference(
     file: LoraFile, layer: Layer, tensor: FileTensor, shape: Shape, model: str
 ) -> Change:
     _check_whole(file, layer, tensor, shape, model)
-    return Change(Merged(Difference(float(file.asked.strength))), (tensor,))
+    return Change(Merged(Difference(Scale(file.strength))), (tensor,))
 
 
-def _scale(file: LoraFile, layer: Layer, rank: int) -> float:
+def _scale(file: LoraFile, layer: Layer, rank: int) -> Scale:
     alpha = float(rank) if layer.alpha is None else layer.alpha
-    return file.asked.strength * alpha / (math.sqrt(rank) if layer.root_of_rank else rank)
+    return Scale(file.strength, alpha, math.sqrt(rank) if layer.root_of_rank else rank)
 
 
 def _side(parts: set[str], sides: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

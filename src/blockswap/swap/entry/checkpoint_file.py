@@ -18,7 +18,7 @@ from ...layout.checkpoint import Checkpoint, open_checkpoint
 from ...layout.formats import quantiser_keys, unpacked
 from ...layout.geometry import infer_geometry, name_variant, to_original_key
 from ...layout.geometry.stated import stated_by
-from ...lora.file import open_lora
+from ...lora.file import LoraFile, open_lora
 from ...lora.request import AnyLora, Lora, as_loras
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.budgets import ram_room
@@ -99,6 +99,7 @@ class FoundModel:
     model: StoredModel
     basis: Basis
     assumed: tuple[str, ...]
+    loras: tuple[LoraFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def find_model(
         args=wanted,
         foresight=foresee(model.live, asked.workload, where),
     )
-    return FoundModel(checkpoint, model, basis, assumed)
+    return FoundModel(checkpoint, model, basis, assumed, tuple(files))
 
 
 def open_found(
@@ -173,7 +174,7 @@ def open_found(
             lambda: tuple(parts.pool.sentences),
             lambda: opening.reading_sentences(swap),
         ]
-        swap.keep(closing, told)
+        swap.keep(closing, told, opening.merged_loras(found.loras, residents))
     return root
 
 

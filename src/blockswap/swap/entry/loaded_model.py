@@ -21,6 +21,7 @@ from ...selection import BlockSwapArgs, select
 from ...stream.device import Device, open_device
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
+from ..assembly.device_slabs import merged_leaves
 from ..assembly.parts import make_parts
 from ..assembly.pool_members import Sharing
 from ..assembly.unit_store import HostMemory, OwnMemory, SharedMemory
@@ -32,6 +33,7 @@ from ..plan_inputs.outlook import AnyWorkload, foresee
 from ..running.departures import RamForms
 from ..running.freedom import freedom_of
 from ..running.handle import Swap
+from ..running.merged_loras import MergedLoras
 from .arguments import as_args, refuse_swapped
 
 
@@ -160,8 +162,26 @@ def swap_loaded(
         freedom = freedom_of(basis, RamForms(parts, basis.facts, host, loras))
         debug = basis.args.block_swap_debug
         swap, _ = start_engine(parts, streamed, residents, freedom, debug=debug)
-        swap.keep(undo.pop_all(), [lambda: (*host.sentences, *parts.pool.sentences)])
+        told = [lambda: (*host.sentences, *parts.pool.sentences)]
+        swap.keep(undo.pop_all(), told, _merged_loras(found, where, residents))
     return swap
+
+
+def _merged_loras(
+    found: LoadedModel, where: Device, residents: Mapping[str, Resident]
+) -> MergedLoras | None:
+    loras, fitted = found.loras, found.loras.fitted
+    if fitted is None:
+        return None
+    merged = MergedLoras(
+        fitted.files,
+        found.live,
+        where,
+        merged=lambda _, tensors: merged_leaves(tensors, loras, where.torch_device),
+        changes=lambda tensor: loras.form(tensor) is not None,
+    )
+    merged.stay(residents)
+    return merged
 
 
 def _refuse_no_module(model: object) -> None:
