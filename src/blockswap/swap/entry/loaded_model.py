@@ -25,6 +25,7 @@ from ..assembly.device_slabs import merged_leaves
 from ..assembly.parts import make_parts
 from ..assembly.pool_members import Sharing
 from ..assembly.unit_store import HostMemory, OwnMemory, SharedMemory
+from ..guards.cuda_graphs import refuse_cuda_graphs
 from ..opening.engine_start import start_engine
 from ..opening.from_memory import pin_budget, place_residents, rehome
 from ..plan_inputs.basis import Basis
@@ -133,6 +134,8 @@ def find_loaded(
             "CPU, where its blocks are used where they lie: open its file with open_transformer, "
             "or fuse them into the model (fuse_lora)"
         )
+    if not where.on_host:
+        refuse_cuda_graphs([model], live.layout.label)
     added = in_memory(live, [open_lora(lora) for lora in loras])
     foresight = foresee(live, workload, where)
     notes = () if added.fitted is None else added.fitted.sentences
