@@ -23,6 +23,7 @@ from ...lora.request import AnyLora, Lora, as_loras
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.budgets import ram_room
 from ...plan.choice.refusals import refuse_beyond_memory
+from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs, select
 from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
@@ -32,15 +33,17 @@ from ..assembly.pool_members import Sharing
 from ..guards.closed_model import refuse_closed, reopened
 from ..opening.engine_start import start_engine
 from ..opening.from_file import Opening
+from ..opening.shared_file import share_file
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_checkpoint
 from ..plan_inputs.outlook import AnyWorkload, foresee
 from ..running.freedom import freedom_of
 from .arguments import as_args, refuse_swapped
+from .loaded_model import Asked, refuse_loras_on_ranks, swap_shared
 
 
 @undisturbed()
-def open_transformer(  # noqa: PLR0913 - each is a word of the caller's
+def open_transformer(  # noqa: PLR0913  (all but two by name: the door is one call)
     path: str | os.PathLike[str],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
@@ -49,6 +52,7 @@ def open_transformer(  # noqa: PLR0913 - each is a word of the caller's
     skeleton: torch.nn.Module | None = None,
     workload: AnyWorkload | None = None,
     loras: Sequence[AnyLora] | None = None,
+    mesh: Any = None,
 ) -> torch.nn.Module:
     """Opens a Wan checkpoint with its blocks streamed from the file; reads only what stays.
 
@@ -59,11 +63,24 @@ def open_transformer(  # noqa: PLR0913 - each is a word of the caller's
     of your own: in what is stored); with it, weights are cast on the device each time they
     arrive. `workload` and `loras` are those of `swap_blocks`.
 
+    With a `mesh` every rank of it makes this call: the file is read once a host, into memory that
+    all ranks of the host share, as it computes, and blocks are streamed from there.
+
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
     """
+    if mesh is not None:
+        refuse_loras_on_ranks(loras)
+        ranks = ranks_of(mesh)
+        with ranks.together("open the checkpoint"):
+            wanted, where = as_args(args), open_device(device)
+            found = find_model(path, wanted, where, Request(dtype, skeleton))
+        root = found.model.live.root
+        weights = share_file(found.model, found.checkpoint.headers, ranks)
+        swap_shared(root, ranks, weights, Asked(wanted, where, workload))
+        return root
     wanted, where = as_args(args), open_device(device)
-    asked = Asked(dtype=dtype, skeleton=skeleton, workload=workload, loras=as_loras(loras))
+    asked = Request(dtype=dtype, skeleton=skeleton, workload=workload, loras=as_loras(loras))
     found = find_model(path, wanted, where, asked)
     plan = _plan_for(found)
     spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
@@ -80,7 +97,7 @@ def plan_transformer(
 ) -> SwapPlan:
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
     wanted, where = as_args(args), open_device(device)
-    found = find_model(path, wanted, where, Asked(loras=as_loras(loras)))
+    found = find_model(path, wanted, where, Request(loras=as_loras(loras)))
     return _plan_for(found)
 
 
@@ -103,7 +120,7 @@ class FoundModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Request:
     """What was asked of a checkpoint's model beside how it is swapped; see `open_transformer`."""
 
     dtype: torch.dtype | None = None
@@ -113,7 +130,7 @@ class Asked:
 
 
 def find_model(
-    path: str | os.PathLike[str], wanted: BlockSwapArgs, where: Device, asked: Asked
+    path: str | os.PathLike[str], wanted: BlockSwapArgs, where: Device, asked: Request
 ) -> FoundModel:
     """Matches a checkpoint with its model, and gathers what a plan for it is made of.
 
@@ -124,17 +141,18 @@ def find_model(
         refuse_swapped(asked.skeleton)
     checkpoint = _as_weights(open_checkpoint(path), asked.skeleton)
     files = [open_lora(lora) for lora in asked.loras]
-    model, assumed = _matched(checkpoint, asked.skeleton, asked.dtype)
+    model, assumed = _matched(checkpoint, asked.skeleton, asked.dtype, wanted.block_lists)
     notes: tuple[str, ...] = ()
     if files:
         fitted = fit_model(model.live, files)
         model, checkpoint = with_loras(model, checkpoint, fitted)
         notes = fitted.sentences
+    facts = replace(facts_of_checkpoint(model, where), notes=notes)
     basis = Basis(
-        facts=replace(facts_of_checkpoint(model, where), notes=notes),
+        facts=facts,
         selection=select(wanted, model.live.layout),
         args=wanted,
-        foresight=foresee(model.live, asked.workload, where),
+        foresight=foresee(model.live, asked.workload, where, facts.units),
     )
     return FoundModel(checkpoint, model, basis, assumed, tuple(files))
 
@@ -200,7 +218,10 @@ def _as_weights(checkpoint: Checkpoint, skeleton: torch.nn.Module | None) -> Che
 
 
 def _matched(
-    checkpoint: Checkpoint, skeleton: torch.nn.Module | None, dtype: torch.dtype | None
+    checkpoint: Checkpoint,
+    skeleton: torch.nn.Module | None,
+    dtype: torch.dtype | None,
+    block_lists: Sequence[str],
 ) -> tuple[StoredModel, tuple[str, ...]]:
     """The skeleton with the checkpoint behind it, and what had to be assumed about it."""
     assumed = checkpoint.notes
@@ -219,4 +240,4 @@ def _matched(
                 f"{geometry.num_heads} of {geometry.head_dim} are assumed, as wide as Wan's (put "
                 "wan.num_heads in its metadata otherwise)",
             )
-    return match_checkpoint(skeleton, checkpoint, dtype), assumed
+    return match_checkpoint(skeleton, checkpoint, dtype, block_lists), assumed

@@ -35,7 +35,7 @@ from ..plan_inputs.basis import Basis
 from ..plan_inputs.outlook import AnyWorkload
 from ..running.handle import Swap
 from .arguments import as_args
-from .checkpoint_file import Asked, find_model, open_found
+from .checkpoint_file import Request, find_model, open_found
 from .loaded_model import find_loaded, swap_loaded
 
 
@@ -87,7 +87,7 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
     wanted, where = as_args(args), open_device(device)
     given: Sequence[torch.nn.Module | None] = skeletons or [None] * len(paths)
     found = [
-        find_model(path, wanted, where, Asked(dtype, skeleton, workload, own))
+        find_model(path, wanted, where, Request(dtype, skeleton, workload, own))
         for path, skeleton, own in zip(paths, given, _for_each(loras, len(paths)), strict=True)
     ]
     joint = _Joint([model.basis for model in found])

@@ -15,8 +15,8 @@ from ...errors import ArgsError, ModelError
 from ...lora.file import open_lora
 from ...lora.request import AnyLora, Lora, as_loras
 from ...plan import SwapPlan, make_plan
-from ...ranks.group import ranks_of
-from ...ranks.shared_weights import share_weights
+from ...ranks.group import Ranks, ranks_of
+from ...ranks.shared_weights import SharedWeights, share_weights
 from ...selection import BlockSwapArgs, select
 from ...stream.device import Device, open_device
 from ...stream.units.resident import Resident
@@ -71,12 +71,8 @@ def swap_blocks(
     DeviceError or StateError, and leaves the model as it was. Output is equal to the last bit to
     that of the whole model on the same device.
     """
-    if mesh is not None and loras:
-        raise ArgsError(
-            "loras= and mesh= were given together, and ranks share the model's weights alone: "
-            "merge the LoRAs into the model first (fuse_lora), or load them beside it afterwards"
-        )
     if mesh is not None:
+        refuse_loras_on_ranks(loras)
         return _swap_shared(model, mesh, args, device, workload)
     wanted, where = as_args(args), open_device(device)
     found = find_loaded(model, wanted, where, workload, as_loras(loras))
@@ -107,9 +103,23 @@ def _swap_shared(
         wanted, where = as_args(args), open_device(device)
         _refuse_no_module(model)
         refuse_swapped(model)
-    weights = share_weights(model, ranks)
+    return swap_shared(model, ranks, share_weights(model, ranks), Asked(wanted, where, workload))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller asked for, after the checks."""
+
+    wanted: BlockSwapArgs
+    where: Device
+    workload: AnyWorkload | None
+
+
+def swap_shared(model: torch.nn.Module, ranks: Ranks, weights: SharedWeights, asked: Asked) -> Swap:
+    """Swaps a model whose weights all ranks of the host share by now."""
+    wanted, where = asked.wanted, asked.where
     with ranks.together("plan"), undisturbed():
-        found = find_loaded(model, wanted, where, workload)
+        found = find_loaded(model, wanted, where, asked.workload)
         basis = found.basis
         plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
     host = SharedMemory(weights, where, pin_budget(wanted))
@@ -126,7 +136,7 @@ def find_loaded(
     """A loaded model's units and what a plan for it is made of. Raises as `swap_blocks`."""
     _refuse_no_module(model)
     refuse_swapped(model)
-    live = describe_module(model)
+    live = describe_module(model, wanted.block_lists)
     refuse_unloaded(live)
     if loras and where.on_host:
         raise ArgsError(
@@ -185,6 +195,15 @@ def _merged_loras(
     )
     merged.stay(residents)
     return merged
+
+
+def refuse_loras_on_ranks(loras: Sequence[AnyLora] | None) -> None:
+    """Raises ArgsError: ranks share the model's weights as they are."""
+    if loras:
+        raise ArgsError(
+            "loras= and mesh= were given together, and ranks share the model's weights alone: "
+            "merge the LoRAs into the model first (fuse_lora), or load them beside it afterwards"
+        )
 
 
 def _refuse_no_module(model: object) -> None:
