@@ -16,7 +16,7 @@ from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..store.leaves import rebuild, spec_of
 from ..stream.units.binding import as_value
 from ..swap import FileUnits, find_file_units
-from . import host, host_dynamic
+from . import host_checkpoints, host_dynamic
 from .contents import FileContents, contents_of, file_keys, refuse_unused
 from .host_names import require
 from .patcher import Wish, keep_file_units, swap_on_clone
@@ -43,21 +43,21 @@ def load_streamed(path: str, wish: Wish) -> Any:
     keys = file_keys(root, contents)
     files = find_file_units(root, path, keys)
     _load_rest(root, contents, files)
-    patcher = host.new_patcher(model, dynamic=dynamic)
+    patcher = host_checkpoints.new_patcher(model, dynamic=dynamic)
     keep_file_units(model, files)
     return swap_on_clone(patcher, wish)
 
 
 def _build(checkpoint: Checkpoint, contents: FileContents) -> Any:
     """ComfyUI's model for the checkpoint, its transformer on the meta device."""
-    config = host.detect(contents.weights, checkpoint.metadata)
+    config = host_checkpoints.detect(contents.weights, checkpoint.metadata)
     if config is None or config.unet_config.get("image_model") != "wan2.1":
         raise ModelError(
             f"{checkpoint.label} is no Wan model that this ComfyUI knows: use a checkpoint in "
             "original names, as ComfyUI's own loader takes them"
         )
     try:
-        model, missing, unexpected = host.build(config, contents.weights)
+        model, missing, unexpected = host_checkpoints.build(config, contents.weights)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{checkpoint.label} could not be laid out by this ComfyUI ({_first_line(error)}): "
