@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..decode.formats import packed_form
 from ..decode.unit_decoding import LeafForm, UnitDecoding, plain_form, stored_leaf
 from ..errors import GeometryError, ModelError
 from ..layout.checkpoint import Checkpoint, StoredTensor
@@ -112,6 +113,8 @@ def match_skeleton(
 
 
 def _stored_form(found: StoredTensor, computed: Leaf) -> StoredForm:
+    if found.packing is not None:
+        return StoredForm(found.packing.parts, packed_form(found.packing, computed))
     return StoredForm((found,), plain_form(stored_leaf(found.dtype, found.shape), computed))
 
 

@@ -33,6 +33,11 @@ def load_streamed(path: str, wish: Wish) -> Any:
     """
     require()
     checkpoint = open_checkpoint(path)
+    if checkpoint.in_gguf:
+        raise ModelError(
+            f"{checkpoint.label} is a GGUF file, for which ComfyUI has no weights of its own: use "
+            "the loader of its pack, or a bf16, fp16, fp8 or fp8_scaled checkpoint"
+        )
     contents = contents_of(checkpoint)
     model = _build(checkpoint, contents)
     root = model.diffusion_model

@@ -22,6 +22,7 @@ from ...plan import SwapPlan, make_plan
 from ...selection import BlockSwapArgs, select
 from ...stream.device import open_device
 from ..assembly.parts import make_parts
+from ..assembly.unit_store import OwnMemory
 from ..opening.engine_start import start_engine
 from ..opening.from_file import Opening
 from ..opening.from_mapping import copy_mapped
@@ -94,7 +95,7 @@ def stream_units(
             pin_bytes = min(mapped.pin_bytes, pin_budget(args))
             streamed = copy_mapped(parts, plan, pin_bytes, mapped.count_pinned)
         else:
-            streamed = rehome(parts, plan, pin_budget(args))
+            streamed = rehome(parts, plan, OwnMemory(where, pin_budget(args)))
         swap, hooks = start_engine(
             parts, streamed, {}, None, debug=args.block_swap_debug, hosted=True
         )
