@@ -27,6 +27,7 @@ OVERRIDDEN = (
     "unpatch_hooks",
     "model_size",
     "get_ram_usage",
+    "get_key_patches",
 )
 
 

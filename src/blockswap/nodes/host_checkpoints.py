@@ -26,10 +26,22 @@ def converted(
     return made
 
 
-def detect(weights: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> Any | None:
+# The weight dtypes that the host's own loader offers: the dtype, and whether it multiplies in fp8.
+WEIGHT_DTYPES: Mapping[str, tuple[torch.dtype | None, bool]] = {
+    "default": (None, False),
+    "fp8_e4m3fn": (torch.float8_e4m3fn, False),
+    "fp8_e4m3fn_fast": (torch.float8_e4m3fn, True),
+    "fp8_e5m2": (torch.float8_e5m2, False),
+}
+
+
+def detect(
+    weights: dict[str, torch.Tensor], metadata: Mapping[str, str], weight_dtype: str = "default"
+) -> Any | None:
     """The host's configuration for a state dict (of meta tensors), its compute dtypes set.
 
-    What the host takes for a marker of the whole file it takes out of `weights`.
+    `weight_dtype`: one of `WEIGHT_DTYPES`. What the host takes for a marker of the whole file it
+    takes out of `weights`.
     """
     import comfy.model_detection
     import comfy.model_management as management
@@ -44,11 +56,14 @@ def detect(weights: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> Any
     # of the dtypes.
     mixed = _mark(config, "quant_config") or _mark(config, "layer_quant_config")
     lone = _mark(config, "quant_config") or _mark(config, "scaled_fp8")
-    wanted = management.unet_dtype(
+    asked, fast = WEIGHT_DTYPES[weight_dtype]
+    wanted = asked or management.unet_dtype(
         model_params=count, supported_dtypes=kinds, weight_dtype=None if lone else stored
     )
     cast = management.unet_manual_cast(None if mixed else wanted, device, kinds)
     config.set_inference_dtype(wanted, cast)
+    if fast:
+        config.optimizations["fp8"] = True
     return config
 
 

@@ -27,6 +27,7 @@ OVERRIDDEN = (
     "loaded_ram_size",
     "pinned_memory_size",
     "model_size",
+    "get_key_patches",
 )
 # What else is asked of such a patcher.
 ATTRIBUTES = ("get_free_memory", "load_device", "patches", "weight_wrapper_patches")

@@ -15,15 +15,16 @@ import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import ModelError, PlanError
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
 from ..swap import FileUnits, plan_file_units, plan_units
 from . import host
 from .arrival import forget_patches, patch_on_arrival, refuse_unnoted
+from .file_weights import with_mapped
 from .holding import Claim, Holding, Immovable, holding_of
 from .lost_patches import none_lost
-from .room import granted_by_host, size_with, whole_size
+from .room import granted_by_host, plan_sentence, size_with, whole_size
 
 KEY = "blockswap"
 _FILES = "blockswap_files"
@@ -135,6 +136,15 @@ class Overrides:
             plan = self._plan(patcher.load_device, None)
             self._size_to_ask = size_with(plan, self._whole)
 
+    def plan_text(self) -> str:
+        """What will stay, what will be streamed and whether it fits, as far as is known now."""
+        device = self._patcher.load_device
+        free = granted_by_host(device, 0)
+        try:
+            return plan_sentence(self._plan(device, free), free)
+        except PlanError as error:  # other models may leave before this one is loaded
+            return f"plan: {error}"
+
     def model_size(self) -> int:
         """The bytes the host is to find room for: weights that it or we put on the device."""
         patcher = self._patcher
@@ -142,6 +152,12 @@ class Overrides:
         if holding is not None and holding.claim == self._claim(holding.claim.device):
             return size_with(holding.plan, self._whole)
         return self._size_to_ask
+
+    def get_key_patches(self, *args: Any, **kwargs: Any) -> dict[str, list[Any]]:
+        """Weights for a merge into another model; those in a file are on meta between runs."""
+        patcher = self._patcher
+        found = self._host.get_key_patches(patcher, *args, **kwargs)
+        return with_mapped(patcher.model, found)
 
     def get_ram_usage(self) -> int:
         """Streamed or not, the whole model is in host memory."""
@@ -287,6 +303,12 @@ def _settle_notes(holding: Holding, patcher: Any) -> None:
             patch_on_arrival(module)
         elif not patcher.force_cast_weights:
             forget_patches(module)
+
+
+def plan_text(patcher: Any) -> str:
+    """The plan of a clone with block swap, before it is loaded."""
+    overrides: Overrides = patcher.load.__self__
+    return overrides.plan_text()
 
 
 def release(model: Any) -> None:
