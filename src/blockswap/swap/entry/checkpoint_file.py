@@ -1,7 +1,7 @@
 """`open_transformer`: a model streamed from its file; checks, assumptions, order of opening."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +128,7 @@ def find_model(
     if skeleton is not None:
         refuse_swapped(skeleton)
     checkpoint = _as_weights(open_checkpoint(path), skeleton)
-    model, assumed = _matched(checkpoint, skeleton, dtype)
+    model, assumed = _matched(checkpoint, skeleton, dtype, wanted.block_lists)
     facts = facts_of_checkpoint(model, where)
     basis = Basis(
         facts=facts,
@@ -200,7 +200,10 @@ def _as_weights(checkpoint: Checkpoint, skeleton: torch.nn.Module | None) -> Che
 
 
 def _matched(
-    checkpoint: Checkpoint, skeleton: torch.nn.Module | None, dtype: torch.dtype | None
+    checkpoint: Checkpoint,
+    skeleton: torch.nn.Module | None,
+    dtype: torch.dtype | None,
+    block_lists: Sequence[str],
 ) -> tuple[StoredModel, tuple[str, ...]]:
     """The skeleton with the checkpoint behind it, and what had to be assumed about it."""
     assumed = checkpoint.notes
@@ -219,4 +222,4 @@ def _matched(
                 f"{geometry.num_heads} of {geometry.head_dim} are assumed, as wide as Wan's (put "
                 "wan.num_heads in its metadata otherwise)",
             )
-    return match_checkpoint(skeleton, checkpoint, dtype), assumed
+    return match_checkpoint(skeleton, checkpoint, dtype, block_lists), assumed
