@@ -20,6 +20,7 @@ from ...layout.geometry.stated import stated_by
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.budgets import ram_room
 from ...plan.choice.refusals import refuse_beyond_memory
+from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs, select
 from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
@@ -29,15 +30,17 @@ from ..assembly.pool_members import Sharing
 from ..guards.closed_model import refuse_closed, reopened
 from ..opening.engine_start import start_engine
 from ..opening.from_file import Opening
+from ..opening.shared_file import share_file
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_checkpoint
 from ..plan_inputs.outlook import AnyWorkload, foresee
 from ..running.freedom import freedom_of
 from .arguments import as_args, refuse_swapped
+from .loaded_model import Asked, swap_shared
 
 
 @undisturbed()
-def open_transformer(
+def open_transformer(  # noqa: PLR0913  (all but two by name: the door is one call)
     path: str | os.PathLike[str],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
@@ -45,6 +48,7 @@ def open_transformer(
     dtype: torch.dtype | None = None,
     skeleton: torch.nn.Module | None = None,
     workload: AnyWorkload | None = None,
+    mesh: Any = None,
 ) -> torch.nn.Module:
     """Opens a Wan checkpoint with its blocks streamed from the file; reads only what stays.
 
@@ -55,9 +59,21 @@ def open_transformer(
     of your own: in what is stored); with it, weights are cast on the device each time they
     arrive. `workload` is that of `swap_blocks`.
 
+    With a `mesh` every rank of it makes this call: the file is read once a host, into memory that
+    all ranks of the host share, as it computes, and blocks are streamed from there.
+
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
     """
+    if mesh is not None:
+        ranks = ranks_of(mesh)
+        with ranks.together("open the checkpoint"):
+            wanted, where = as_args(args), open_device(device)
+            found = find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=None)
+        root = found.model.live.root
+        weights = share_file(found.model, found.checkpoint.headers, ranks)
+        swap_shared(root, ranks, weights, Asked(wanted, where, workload))
+        return root
     wanted, where = as_args(args), open_device(device)
     found = find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
     plan = _plan_for(found)
@@ -113,11 +129,12 @@ def find_model(
         refuse_swapped(skeleton)
     checkpoint = _as_weights(open_checkpoint(path), skeleton)
     model, assumed = _matched(checkpoint, skeleton, dtype, wanted.block_lists)
+    facts = facts_of_checkpoint(model, where)
     basis = Basis(
-        facts=facts_of_checkpoint(model, where),
+        facts=facts,
         selection=select(wanted, model.live.layout),
         args=wanted,
-        foresight=foresee(model.live, workload, where),
+        foresight=foresee(model.live, workload, where, facts.units),
     )
     return FoundModel(checkpoint, model, basis, assumed)
 
