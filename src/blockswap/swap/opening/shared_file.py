@@ -28,7 +28,7 @@ def share_file(
     ReadError and PlanError.
     """
     readers = ReaderPool()
-    loader = Loader(model, headers, readers)
+    loader = Loader(model, headers, readers, torch.device("cpu"))
 
     def fill(name: str, tensors: Sequence[LiveTensor], homes: Sequence[torch.Tensor]) -> None:
         leaves = loader.decoded(name or "the rest of the model", tensors)
