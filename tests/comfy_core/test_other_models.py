@@ -1,10 +1,8 @@
-"""Models of other families in ComfyUI's own classes: latents with block swap are those without it."""
+"""Models of other families in ComfyUI's own classes: latents are those without it."""
 
 from collections import Counter
 from typing import Any
 
-import comfy.latent_formats
-import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
 import comfy.supported_models
