@@ -28,13 +28,13 @@ from ..layout.writing import (
 from ..paths import output_path
 from ..units import format_bytes
 from .cast import PieceReader
-from .eight_bits import FP8_SCALED
+from .eight_bits import FP8_SCALED, Eighth
 from .journal import Journal
-from .order import NewLayout, new_layout, new_metadata
+from .order import NewLayout, Placed, new_layout, new_metadata
 from .part import open_part, write_part
 from .rules import check_request, read_geometry
 from .verify import compare, odd_padding, open_files, sources_of
-from .weights import as_weights
+from .weights import as_weights, packing_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +118,20 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
         tensors=len(sources) - sources.count(None),
         nbytes=layout.nbytes,
         padding_bytes=layout.padding_bytes,
-        cast_tensors=sum(t.source is not None and t.source[1].dtype != t.dtype
-                         for t in layout.tensors),
+        cast_tensors=sum(map(_is_cast, layout.tensors)),
         resumed_bytes=resumed,
         notes=tuple(notes),
     )  # fmt: skip
+
+
+def _is_cast(tensor: Placed) -> bool:
+    """Whether its numbers are others than those of the source: cast, dequantised or quantised."""
+    if tensor.source is None:
+        return False
+    made = tensor.source[1]
+    if isinstance(made, Eighth):
+        return made.part == "numbers"
+    return made.dtype != tensor.dtype or packing_of(made) is not None
 
 
 def _run(work: _Work, meter: Meter) -> tuple[int, str | None, tuple[str, ...]]:
