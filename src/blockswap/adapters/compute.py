@@ -72,10 +72,10 @@ def compute_rule(
 ) -> ComputeRule:
     """The rule for a model filled from `tensors`."""
     hosted = getattr(type(model), "_keep_in_fp32_modules", None) is not None
-    return ComputeRule(model, label, asked, _main(tensors) if hosted else None)
+    return ComputeRule(model, label, asked, main_dtype(tensors) if hosted else None)
 
 
-def _main(tensors: Mapping[str, StoredTensor]) -> torch.dtype | None:
+def main_dtype(tensors: Mapping[str, StoredTensor]) -> torch.dtype | None:
     """The dtype of most bytes, of those that compute; the first of equals in the file."""
     sizes: dict[torch.dtype, int] = {}
     for tensor in tensors.values():

@@ -28,12 +28,14 @@ from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
 from ..assembly.parts import make_pool
 from ..assembly.pool_members import Sharing
+from ..opening.found_model import open_found
 from ..opening.from_memory import UNLIMITED
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.outlook import AnyWorkload
 from ..running.handle import Swap
 from .arguments import as_args
-from .checkpoint_file import find_model, open_found
+from .checkpoint_file import find_model
+from .host_library import Source
 from .loaded_model import find_loaded, swap_loaded
 
 
@@ -84,7 +86,7 @@ def open_experts(
     wanted, where = as_args(args), open_device(device)
     given: Sequence[torch.nn.Module | None] = skeletons or [None] * len(paths)
     found = [
-        find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
+        find_model(Source(path), wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
         for path, skeleton in zip(paths, given, strict=True)
     ]
     joint = _Joint([model.basis for model in found])

@@ -16,6 +16,7 @@ from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
 from ..assembly.parts import make_parts
 from ..assembly.pool_members import Sharing
+from ..assembly.table_rows import table_sentences
 from ..opening.engine_start import start_engine
 from ..opening.from_memory import pin_budget, place_residents, rehome
 from ..plan_inputs.basis import Basis
@@ -97,5 +98,6 @@ def swap_loaded(
         freedom = freedom_of(basis, forms)
         debug = basis.args.block_swap_debug
         swap, _ = start_engine(parts, streamed, residents, freedom, debug=debug)
-        swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
+        told = [lambda: tuple(parts.pool.sentences), lambda: table_sentences(live.tables)]
+        swap.keep(undo.pop_all(), told)
     return swap

@@ -10,11 +10,13 @@ from ...store.disk import DiskStore, DiskUnit
 from ...store.landing import Landing
 from ...store.ram import RamStore
 from ...store.readers import Piece
+from ...store.tables import TableInFile
 from ...stream.model.hooks import Hooks
 from ...stream.units.resident import Resident
 from ...stream.units.transfer import DirectRead, StagedCopy, Transfer
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import hang_on_device, hang_unit, host_leaves
+from ..assembly.table_rows import hang_tables
 from ..assembly.parts import Parts
 from ..assembly.ram_tier import fill_ram, ram_decoding, ram_layout
 from ..assembly.streamed_units import decoded_values, idle_binding, ram_unit, unit_views
@@ -44,6 +46,8 @@ class Opening:
         stored = [t for t in rest if self._model.forms(t)]
         computed = [t for t in rest if not self._model.forms(t)]
         self._hang("the rest of the model", stored)
+        tables = self._parts.live.tables
+        hang_tables(self._parts, tables, [self._rows(table) for table in tables])
         if not self._parts.device.on_host:
             hang_on_device(self._parts.undo, computed, host_leaves(computed), self._parts.device)
 
@@ -147,6 +151,12 @@ class Opening:
         hang_on_device(
             self._parts.undo, tensors, self._loader.decoded(name, tensors), self._parts.device
         )
+
+    def _rows(self, table: LiveTensor) -> TableInFile:
+        (part,) = self._model.parts([table])
+        rows = TableInFile(self._headers[part.shard], part.dtype, part.shape, part.offset)
+        self._parts.undo.callback(rows.close)
+        return rows
 
     def _disk_unit(self, unit: LiveUnit) -> StreamedUnit:
         parts, store, index = self._parts, self._store, self._on_file[unit.layout.name]

@@ -4,9 +4,11 @@ from ...adapters.live import LiveModel
 from ...plan import SwapPlan
 from ...selection import BlockSwapArgs
 from ...store.ram import RamStore
+from ...store.tables import TableInMemory
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import hang_on_device, hang_unit, host_leaves
+from ..assembly.table_rows import hang_tables
 from ..assembly.parts import Parts
 from ..assembly.streamed_units import idle_binding, ram_unit
 from ..assembly.unpinned import ensure_staging
@@ -22,6 +24,7 @@ def pin_budget(args: BlockSwapArgs) -> int:
 def place_residents(parts: Parts) -> dict[str, Resident]:
     live: LiveModel = parts.live
     hang_on_device(parts.undo, live.rest, host_leaves(live.rest), parts.device)
+    hang_tables(parts, live.tables, [TableInMemory(table.tensor) for table in live.tables])
     return {
         unit.layout.name: hang_unit(
             parts.undo, unit.tensors, host_leaves(unit.tensors), parts.device
