@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..decode.formats import packed_form
 from ..decode.unit_decoding import LeafForm, UnitDecoding, plain_form, stored_leaf
 from ..errors import GeometryError, ModelError
 from ..layout.checkpoint import Checkpoint, StoredTensor
@@ -112,7 +113,9 @@ def match_skeleton(
 
 
 def stored_form(found: StoredTensor, computed: Leaf) -> StoredForm:
-    """The form of a leaf that rests in the file as one tensor."""
+    """The form of a leaf that rests in the file as one tensor or packed."""
+    if found.packing is not None:
+        return StoredForm(found.packing.parts, packed_form(found.packing, computed))
     return StoredForm((found,), plain_form(stored_leaf(found.dtype, found.shape), computed))
 
 

@@ -30,9 +30,13 @@ class Leaf:
     stride: tuple[int, ...]
 
     @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the elements; leaves are dense, so also of the memory they span."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return self.elements * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)

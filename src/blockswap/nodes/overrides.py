@@ -76,6 +76,8 @@ def wish_of(patcher: Any) -> Wish | None:
 class Overrides:
     """Stands in front of the methods of one patcher, which it does not keep alive."""
 
+    names: tuple[str, ...] = host.OVERRIDDEN
+
     def __init__(self, patcher: Any) -> None:
         self._reference = weakref.ref(patcher)
         self._whole = whole_size(patcher.model)
@@ -97,7 +99,7 @@ class Overrides:
 
     def install(self) -> None:
         patcher = self._patcher
-        for name in host.OVERRIDDEN:
+        for name in self.names:
             setattr(patcher, name, getattr(self, name))
         wish = self._wish
         # How much of the model stays under an automatic plan is what the host answers by loading.

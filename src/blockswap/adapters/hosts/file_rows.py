@@ -6,7 +6,7 @@ other operation gives one that says by what it was computed. So a library's load
 runs as it is, on names and ranges, and what comes out says where in the file each weight lies.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from ...adapters.live import places_of
 from ...adapters.skeleton import build_skeleton
 from ...adapters.stored import StoredModel, match_checkpoint
 from ...ambient import undisturbed
 from ...errors import GeometryError
 from ...layout.checkpoint import Checkpoint, checkpoint_of, open_checkpoint
-from ...layout.geometry import infer_geometry, name_variant
+from ...layout.formats import quantiser_keys, unpacked
+from ...layout.geometry import infer_geometry, name_variant, to_original_key
 from ...layout.geometry.stated import stated_by
 from ...layout.header import read_header
 from ...layout.model_folder import weight_files
@@ -20,10 +22,10 @@ from ...plan import SwapPlan
 from ...plan.choice.budgets import ram_room
 from ...selection import BlockSwapArgs, select
 from ...stream.device import Device, open_device
+from ..opening.found_model import FoundModel, open_found, plan_found
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_checkpoint
 from ..plan_inputs.outlook import AnyWorkload, foresee
-from ..opening.found_model import FoundModel, open_found, plan_found
 from .arguments import as_args, refuse_dtype, refuse_swapped
 from .host_library import Source, found_in, transformer_of_library
 
@@ -97,7 +99,7 @@ def find_model(
         hosted = transformer_of_library(source, dtype)
         if hosted is not None:
             return found_in(*hosted, wanted, where, workload)
-    checkpoint = _wan_checkpoint(source)
+    checkpoint = _as_weights(_wan_checkpoint(source), skeleton)
     model, assumed = _matched(checkpoint, skeleton, dtype)
     basis = Basis(
         facts=facts_of_checkpoint(model, where),
@@ -117,11 +119,21 @@ def _wan_checkpoint(source: Source) -> Checkpoint:
     return checkpoint_of(found, tuple(map(read_header, found.files)))
 
 
+def _as_weights(checkpoint: Checkpoint, skeleton: torch.nn.Module | None) -> Checkpoint:
+    """The file as weights; as it is where layers of the skeleton's own know what quantised it."""
+    beside = quantiser_keys(checkpoint)
+    if skeleton is not None and beside:
+        known = {to_original_key(place.label) for place in places_of(skeleton)}
+        if any(to_original_key(key) in known for key in beside):
+            return checkpoint
+    return unpacked(checkpoint)
+
+
 def _matched(
     checkpoint: Checkpoint, skeleton: torch.nn.Module | None, dtype: torch.dtype | None
 ) -> tuple[StoredModel, tuple[str, ...]]:
     """The skeleton with the checkpoint behind it, and what had to be assumed about it."""
-    assumed: tuple[str, ...] = ()
+    assumed = checkpoint.notes
     if skeleton is None:
         geometry = infer_geometry(checkpoint)
         if geometry.extras:
@@ -132,7 +144,7 @@ def _matched(
             )
         skeleton = build_skeleton(geometry)
         if name_variant(geometry) is None and not stated_by(checkpoint).says_heads:
-            assumed = (
+            assumed += (
                 f"{checkpoint.label} is no published model and does not state its heads: "
                 f"{geometry.num_heads} of {geometry.head_dim} are assumed, as wide as Wan's (put "
                 "wan.num_heads in its metadata otherwise)",

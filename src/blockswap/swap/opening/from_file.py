@@ -16,10 +16,10 @@ from ...stream.units.resident import Resident
 from ...stream.units.transfer import DirectRead, StagedCopy, Transfer
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import hang_on_device, hang_unit, host_leaves
-from ..assembly.table_rows import hang_tables
 from ..assembly.parts import Parts
 from ..assembly.ram_tier import fill_ram, ram_decoding, ram_layout
 from ..assembly.streamed_units import decoded_values, idle_binding, ram_unit, unit_views
+from ..assembly.table_rows import hang_tables
 from ..assembly.unit_reader import Loader
 from ..assembly.unpinned import ensure_staging
 from ..plan_inputs.model_bytes import extents_of

@@ -14,6 +14,7 @@ from ..assembly.parts import Parts
 from ..assembly.ram_tier import fill_ram, ram_decoding, ram_layout
 from ..assembly.streamed_units import idle_binding, ram_unit
 from ..assembly.unit_reader import Loader
+from ..assembly.unit_store import HostMemory, UnitStore
 from ..assembly.unpinned import ensure_staging
 
 
@@ -23,11 +24,12 @@ class RamForms:
     RAM is not doubled: a unit is adopted into the arena as at opening, its old memory goes.
     """
 
-    def __init__(self, parts: Parts, facts: Facts, *, pin_budget: int) -> None:
+    def __init__(self, parts: Parts, facts: Facts, host: HostMemory) -> None:
         self._parts = parts
+        self._host = host
         self._sizes = {unit.name: unit for unit in facts.units}
-        self._pin_budget = pin_budget
-        self._stores: dict[str, RamStore] = {}
+        self._pin_budget = host.pin_budget - parts.plan.pinned_bytes
+        self._stores: dict[str, UnitStore] = {}
 
     def tier(self, name: str) -> Tier:
         return "ram"
@@ -40,7 +42,7 @@ class RamForms:
         name, parts = unit.layout.name, self._parts
         store = self._stores.get(name)
         if store is None:
-            store = RamStore([unit.layout], lender=parts.device, pin_budget=self._pin_left())
+            store = self._host.store([unit.layout], self._pin_left())
             self._stores[name] = store
         store.adopt(0, [live.tensor for live in unit.tensors])
         ensure_staging(parts, store, staging_bytes(parts))
