@@ -79,7 +79,7 @@ def _gemma3() -> Any:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A class, its tiny configuration, which units it has, and whether its table is read by rows."""
+    """A class, its tiny configuration, its units by list, and whether its table is read by rows."""
 
     name: str
     config: Callable[[], Any]

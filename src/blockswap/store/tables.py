@@ -15,7 +15,7 @@ class TableInMemory:
         self._table = table.detach()
 
     def read(self, rows: torch.Tensor) -> torch.Tensor:
-        """`rows` int64 `[n]`, ascending and within the table -> `[n, width]` in the dtype stored."""
+        """`rows` int64 `[n]`, ascending, within the table -> `[n, width]` in the dtype stored."""
         return self._table.index_select(0, rows)
 
     def whole(self) -> torch.Tensor:

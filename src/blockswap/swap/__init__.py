@@ -1,4 +1,4 @@
-"""The only room that wires others together: `swap_blocks`, `open_transformer`, `open_text_encoder`."""
+"""The only room that wires others together: `swap_blocks`, `open_transformer` and their like."""
 
 from .entry.arguments import as_args
 from .entry.checkpoint_file import open_transformer

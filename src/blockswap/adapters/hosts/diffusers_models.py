@@ -87,8 +87,8 @@ def build_from_single_file(
     """
     if not hasattr(found, "from_single_file"):
         raise ModelError(
-            f"diffusers has no converter for single files of {found.__name__}: open the folder that "
-            "save_pretrained writes"
+            f"diffusers has no converter for single files of {found.__name__}: open the folder "
+            "that save_pretrained writes"
         )
     _empty_weights()
     try:

@@ -91,7 +91,7 @@ def rows_of(tensor: StoredTensor) -> FileRows:
 
 def _follow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = func._overloadpacket.__name__
-    if name == "_local_scalar_dense" or name == "equal":
+    if name in ("_local_scalar_dense", "equal"):
         raise GeometryError("the library's converter reads values of the file")
     on_meta = {key: _meta(value) for key, value in kwargs.items()}
     if on_meta.get("device") is not None:
@@ -136,13 +136,11 @@ def _origin(
     origin = source.blockswap_origin
     if name == "_to_copy":
         return _cast(origin, source.dtype, shaped.dtype)
-    if name in _AS_THEY_ARE:
-        return origin
     if name in ("slice", "select", "narrow"):
         return _cut(name, source, args, kwargs, shaped)
-    if name in ("permute", "transpose", "t", "movedim", "expand") and _same_order(source, shaped):
-        return origin
-    return Origin(computed_by=name)
+    turned = name in ("permute", "transpose", "t", "movedim", "expand")
+    same = name in _AS_THEY_ARE or (turned and _same_order(source, shaped))
+    return origin if same else Origin(computed_by=name)
 
 
 def _same_order(source: torch.Tensor, shaped: torch.Tensor) -> bool:
@@ -222,6 +220,6 @@ def _cast(origin: Origin, now: torch.dtype, then: torch.dtype) -> Origin:
     """A cast is done again from what is stored: the same bits only if none before it rounded."""
     for run in origin.runs:
         stored = torch_dtype(run.tensor.dtype)
-        if then != now and now != stored and torch.promote_types(stored, now) != now:
+        if now not in (then, stored) and torch.promote_types(stored, now) != now:
             return Origin(computed_by=f"a cast to {now} on the way")
     return origin

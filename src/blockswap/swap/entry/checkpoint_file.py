@@ -31,7 +31,7 @@ from .host_library import Source, found_in, transformer_of_library
 
 
 @undisturbed()
-def open_transformer(
+def open_transformer(  # noqa: PLR0913 - what is opened, and how
     path: str | os.PathLike[str],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,

@@ -18,7 +18,7 @@ from .host_library import Source, encoder_of_library, found_in
 
 
 @undisturbed()
-def open_text_encoder(
+def open_text_encoder(  # noqa: PLR0913 - what is opened, and how
     path: str | os.PathLike[str],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
@@ -32,10 +32,11 @@ def open_text_encoder(
     """Opens a text encoder of transformers with its blocks streamed from the file.
 
     `path` is the folder that `save_pretrained` writes, a pipeline's folder (its `text_encoder`, or
-    `subfolder`), or a single `.safetensors` file of a T5 or UMT5 encoder in transformers', ComfyUI's
-    or Wan-Video's names; of any other single file `config` is the folder of its config.json.
-    `variant` is one of the folder's ("fp16"). The model is the class that the config names, bit for
-    bit as its `from_pretrained(dtype=...)`; without `dtype` in the dtype of most of the file's bytes.
+    `subfolder`), or a single `.safetensors` file of a T5 or UMT5 encoder in the names of
+    transformers, ComfyUI or Wan-Video; of any other single file `config` is the folder of its
+    config.json. `variant` is one of the folder's ("fp16"). The model is the class that the config
+    names, bit for bit as its `from_pretrained(dtype=...)`; without `dtype` in the dtype that most
+    of the file has.
 
     A large embedding table is not loaded: a forward reads the rows of its prompt. The model's
     `blockswap` attribute is its `Swap`. Raises CheckpointError, ArgsError, ModelError, PlanError or
@@ -58,7 +59,7 @@ def plan_text_encoder(
     subfolder: str | None = None,
     variant: str | None = None,
 ) -> SwapPlan:
-    """The plan that `open_text_encoder` would carry out now; raises what it would, opens nothing."""
+    """The plan that `open_text_encoder` would carry out now; raises as it does, opens nothing."""
     wanted, where = as_args(args), open_device(device)
     return plan_found(_find(Source(path, subfolder, variant), wanted, where, None, None))
 
