@@ -78,6 +78,17 @@ class UnitLayout:
     tensors: tuple[TensorSpec, ...]
 
     @property
+    def list_name(self) -> str:
+        """The list that the unit is a member of, "single_transformer_blocks"."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def place(self) -> int | None:
+        """Its place in that list; None for a member that has a name instead, and an embedder."""
+        last = self.name.rpartition(".")[2]
+        return int(last) if last.isdecimal() else None
+
+    @property
     def leaves(self) -> tuple[Leaf, ...]:
         return tuple(leaf for tensor in self.tensors for leaf in tensor.leaves)
 

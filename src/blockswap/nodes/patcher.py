@@ -30,7 +30,7 @@ def swap_on_clone(patcher: Any, wish: Wish) -> Any:
     _refuse_foreign(root)
     from ..adapters.live import describe_module
 
-    select(wish.args, describe_module(root).layout)
+    select(wish.args, describe_module(root, wish.args.block_lists).layout)
     clone = _clone(patcher)
     clone.set_attachments(KEY, wish)
     _overrides_of(clone).install()

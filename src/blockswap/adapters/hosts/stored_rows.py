@@ -1,6 +1,6 @@
 """What the engine opens, from a skeleton whose parameters say which bytes of a file they are."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -23,7 +23,9 @@ def rows_by_name(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {key: rows_of(tensor) for key, tensor in checkpoint.tensors.items()}
 
 
-def stored_by_rows(model: torch.nn.Module, label: str) -> StoredModel:
+def stored_by_rows(
+    model: torch.nn.Module, label: str, block_lists: Sequence[str] = ()
+) -> StoredModel:
     """The skeleton as the engine sees it; its `FileRows` become meta tensors of their dtypes.
 
     One object that hangs in several places stays one. Raises GeometryError where a weight is no
@@ -50,7 +52,7 @@ def stored_by_rows(model: torch.nn.Module, label: str) -> StoredModel:
         place.table[place.name] = made[id(rows)]
         leaf = stored_leaf(dtype_name(rows.dtype), tuple(rows.shape))
         stored[place.label] = (_form(label, place.label, rows, leaf),)
-    return StoredModel(live=describe_module(model), stored=stored)
+    return StoredModel(live=describe_module(model, block_lists), stored=stored)
 
 
 def refuse_unused(label: str, class_name: str, names: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
 """`open_transformer`: a model streamed from its file; checks, assumptions, order of opening."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,11 +96,11 @@ def find_model(
     if skeleton is not None:
         refuse_swapped(skeleton)
     else:
-        hosted = transformer_of_library(source, dtype)
+        hosted = transformer_of_library(source, dtype, wanted.block_lists)
         if hosted is not None:
             return found_in(*hosted, wanted, where, workload)
     checkpoint = _as_weights(_wan_checkpoint(source), skeleton)
-    model, assumed = _matched(checkpoint, skeleton, dtype)
+    model, assumed = _matched(checkpoint, skeleton, dtype, wanted.block_lists)
     basis = Basis(
         facts=facts_of_checkpoint(model, where),
         selection=select(wanted, model.live.layout),
@@ -130,7 +130,10 @@ def _as_weights(checkpoint: Checkpoint, skeleton: torch.nn.Module | None) -> Che
 
 
 def _matched(
-    checkpoint: Checkpoint, skeleton: torch.nn.Module | None, dtype: torch.dtype | None
+    checkpoint: Checkpoint,
+    skeleton: torch.nn.Module | None,
+    dtype: torch.dtype | None,
+    block_lists: Sequence[str],
 ) -> tuple[StoredModel, tuple[str, ...]]:
     """The skeleton with the checkpoint behind it, and what had to be assumed about it."""
     assumed = checkpoint.notes
@@ -149,4 +152,4 @@ def _matched(
                 f"{geometry.num_heads} of {geometry.head_dim} are assumed, as wide as Wan's (put "
                 "wan.num_heads in its metadata otherwise)",
             )
-    return match_checkpoint(skeleton, checkpoint, dtype), assumed
+    return match_checkpoint(skeleton, checkpoint, dtype, block_lists), assumed

@@ -1,6 +1,7 @@
 """A model of diffusers or transformers found in its folder or file; what is assumed of it."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ...adapters.hosts.stored_rows import rows_by_name, stored_by_rows
 from ...adapters.stored import StoredModel
 from ...errors import ArgsError, CheckpointError
 from ...layout.checkpoint import Checkpoint, whole_checkpoint
+from ...layout.formats import unpacked
 from ...layout.model_folder import ModelFolder, model_folder, weight_files
 from ...layout.shards import find_files
 from ...paths import input_path
@@ -59,18 +61,18 @@ class Source:
 
 
 def transformer_of_library(
-    source: Source, dtype: torch.dtype | None
+    source: Source, dtype: torch.dtype | None, block_lists: Sequence[str]
 ) -> tuple[Checkpoint, StoredModel] | None:
     """A transformer of diffusers from a folder, or from a file with a config; None for Wan's."""
     if source.config is not None:
         named = source.config_folder("transformer")
-        checkpoint = whole_checkpoint(find_files(input_path(source.path)))
+        checkpoint = unpacked(whole_checkpoint(find_files(input_path(source.path))))
         rows, chosen = rows_by_name(checkpoint), _dtype(checkpoint, dtype)
         found = diffusers_models.model_class(named.class_name)
         built = diffusers_models.build_from_single_file(
             found, named.path, rows, chosen, checkpoint.label
         )
-        return checkpoint, stored_by_rows(built, checkpoint.label)
+        return checkpoint, stored_by_rows(built, checkpoint.label, block_lists)
     if source.subfolder is None and _is_plain(source.path):
         return None
     folder = source.folder("transformer")
@@ -82,11 +84,11 @@ def transformer_of_library(
             "open_text_encoder"
         )
     found = diffusers_models.model_class(folder.class_name)
-    checkpoint = whole_checkpoint(weight_files(folder.path, source.variant))
+    checkpoint = unpacked(whole_checkpoint(weight_files(folder.path, source.variant)))
     built = diffusers_models.build_from_rows(
         found, folder.config, rows_by_name(checkpoint), _dtype(checkpoint, dtype), checkpoint.label
     )
-    return checkpoint, stored_by_rows(built, checkpoint.label)
+    return checkpoint, stored_by_rows(built, checkpoint.label, block_lists)
 
 
 def encoder_of_library(source: Source, dtype: torch.dtype | None) -> tuple[Checkpoint, StoredModel]:
@@ -104,7 +106,7 @@ def encoder_of_library(source: Source, dtype: torch.dtype | None) -> tuple[Check
             f"{folder.path} holds a {folder.class_name} of {folder.library}: open it with "
             "open_transformer"
         )
-    checkpoint = whole_checkpoint(files)
+    checkpoint = unpacked(whole_checkpoint(files))
     rows = in_library_names(rows_by_name(checkpoint))
     if folder is None:
         class_name, values = t5_config(checkpoint.label, rows)
@@ -115,7 +117,7 @@ def encoder_of_library(source: Source, dtype: torch.dtype | None) -> tuple[Check
     built = transformers_seam.build_from_rows(
         found, config, rows, _dtype(checkpoint, dtype), checkpoint.label
     )
-    return checkpoint, stored_by_rows(built, checkpoint.label)
+    return checkpoint, stored_by_rows(built, checkpoint.label, block_lists)
 
 
 def found_in(
@@ -132,7 +134,7 @@ def found_in(
         args=wanted,
         foresight=foresee(model.live, workload, where),
     )
-    return FoundModel(checkpoint, model, basis, ())
+    return FoundModel(checkpoint, model, basis, checkpoint.notes)
 
 
 def _is_plain(path: object) -> bool:

@@ -96,7 +96,7 @@ def find_loaded(
     """A loaded model's units and what a plan for it is made of. Raises as `swap_blocks`."""
     _refuse_no_module(model)
     refuse_swapped(model)
-    live = describe_module(model)
+    live = describe_module(model, wanted.block_lists)
     refuse_unloaded(live)
     foresight = foresee(live, workload, where)
     facts, selection = facts_of_module(live, where), select(wanted, live.layout)

@@ -72,5 +72,5 @@ def _find(
     workload: AnyWorkload | None,
 ) -> FoundModel:
     refuse_dtype(dtype)
-    checkpoint, model = encoder_of_library(source, dtype)
+    checkpoint, model = encoder_of_library(source, dtype, wanted.block_lists)
     return found_in(checkpoint, model, wanted, where, workload)
