@@ -10,7 +10,7 @@ VOCABULARY = 4096 + 32
 _TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
-    "intermediate_size": 64,
+    "intermediate_size": 512,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -27,7 +27,7 @@ def _t5(name: str) -> Any:
 
     kind = getattr(hf, "UMT5Config" if name.startswith("UMT5") else "T5Config")
     return kind(
-        vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=4, num_heads=4,
+        vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=256, num_layers=4, num_heads=4,
         feed_forward_proj="gated-gelu", dropout_rate=0.0,
     )  # fmt: skip
 
@@ -42,7 +42,7 @@ def _clip(kind: str, **more: Any) -> Any:
     import transformers as hf
 
     return getattr(hf, kind)(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=256, num_hidden_layers=4,
         num_attention_heads=4, max_position_embeddings=77, projection_dim=16, **more,
     )  # fmt: skip
 

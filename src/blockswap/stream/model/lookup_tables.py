@@ -41,14 +41,16 @@ class Lookups:
         """`indices` of any shape -> `[..., width]`. Waits for the indices: the host reads them."""
         if indices.is_meta:
             empty = torch.empty(table.shape, dtype=table.dtype, device="meta")
-            return torch.ops.aten.embedding(empty, indices, *rest)
+            shaped: torch.Tensor = torch.ops.aten.embedding(empty, indices, *rest)
+            return shaped
         with undisturbed():
             wanted, places = torch.unique(indices.to("cpu", torch.int64), return_inverse=True)
             if wanted.numel() and not 0 <= int(wanted[0]) <= int(wanted[-1]) < table.shape[0]:
                 raise IndexError("index out of range in self")
             rows = self._fetched(self._source.read(wanted), table.dtype)
         # No padding index: it matters to gradients only, and the rows have other numbers here.
-        return torch.ops.aten.embedding(rows, places.to(indices.device))
+        found: torch.Tensor = torch.ops.aten.embedding(rows, places.to(indices.device))
+        return found
 
     def whole(self, table: torch.Tensor, use: str) -> torch.Tensor:
         """All of the table on the device, for what is no lookup."""
@@ -77,7 +79,7 @@ class LookupTable(torch.nn.Parameter):
     def __new__(
         cls, shape: Sequence[int], dtype: torch.dtype, device: torch.device, lookups: Lookups
     ) -> "LookupTable":
-        made: LookupTable = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: LookupTable = torch.Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=dtype, device=device, requires_grad=False
         )
         made.blockswap_lookups = lookups
@@ -86,13 +88,13 @@ class LookupTable(torch.nn.Parameter):
     def __init__(self, *_: Any) -> None:
         """Everything is said in `__new__`."""
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"LookupTable({list(self.shape)}, {self.dtype}, {self.device})"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Any,
         types: Sequence[type],

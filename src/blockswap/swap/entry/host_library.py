@@ -91,7 +91,9 @@ def transformer_of_library(
     return checkpoint, stored_by_rows(built, checkpoint.label, block_lists)
 
 
-def encoder_of_library(source: Source, dtype: torch.dtype | None) -> tuple[Checkpoint, StoredModel]:
+def encoder_of_library(
+    source: Source, dtype: torch.dtype | None, block_lists: Sequence[str]
+) -> tuple[Checkpoint, StoredModel]:
     """A text encoder of transformers from its folder, or from a file. Raises BlockSwapError."""
     folder = source.folder("text_encoder")
     if folder is None and source.config is not None:

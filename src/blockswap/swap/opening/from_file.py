@@ -42,14 +42,23 @@ class Opening:
 
     def load_rest(self) -> None:
         """Reads what lies outside the units, and puts it and all computed buffers in place."""
-        rest = self._parts.live.rest
-        stored = [t for t in rest if self._model.forms(t)]
-        computed = [t for t in rest if not self._model.forms(t)]
-        self._hang("the rest of the model", stored)
-        tables = self._parts.live.tables
-        hang_tables(self._parts, tables, [self._rows(table) for table in tables])
-        if not self._parts.device.on_host:
-            hang_on_device(self._parts.undo, computed, host_leaves(computed), self._parts.device)
+        parts = self._parts
+        stored = [t for t in parts.live.rest if self._model.forms(t)]
+        read = iter(self._loader.decoded("the rest of the model", stored))
+        # One slab for all, as the plan counts it; on the host what was computed lies there already.
+        placed = stored if parts.device.on_host else parts.live.rest
+        sources = [
+            leaf
+            for tensor in placed
+            for leaf in (
+                [next(read) for _ in tensor.spec.leaves]
+                if self._model.forms(tensor)
+                else host_leaves([tensor])
+            )
+        ]
+        hang_on_device(parts.undo, placed, sources, parts.device)
+        tables = parts.live.tables
+        hang_tables(parts, tables, [self._rows(table) for table in tables])
 
     def load_residents(self) -> dict[str, Resident]:
         parts, residents = self._parts, {}
@@ -146,11 +155,6 @@ class Opening:
     def _units(self, tier: str) -> list[LiveUnit]:
         plan = self._parts.plan
         return [u for u in self._parts.live.units if plan.tier_of(u.layout.name) == tier]
-
-    def _hang(self, name: str, tensors: tuple[LiveTensor, ...] | list[LiveTensor]) -> None:
-        hang_on_device(
-            self._parts.undo, tensors, self._loader.decoded(name, tensors), self._parts.device
-        )
 
     def _rows(self, table: LiveTensor) -> TableInFile:
         (part,) = self._model.parts([table])
