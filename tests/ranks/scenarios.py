@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from cases import forward, fresh
+from cases import forward, fresh, skeleton
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -83,6 +84,31 @@ def equal(
         "said": "rest once in host memory" in report,
         "staged": "pinning failed" in report,
     }
+
+
+def opened(rank: int, mesh: DeviceMesh, family: str, path: str) -> dict[str, Any]:
+    """A model opened from its file by all ranks, beside the loaded one; bytes that were read."""
+    here = torch.device("cpu")
+    if rank == 0:
+        save_file(fresh(family).state_dict(), path, {"wan.num_heads": "3"})
+    dist.barrier()
+    with torch.no_grad():
+        expected = forward(fresh(family), family, here)
+        before = _read_bytes()
+        model = blockswap.open_transformer(
+            path, {"blocks": "1-3"}, device=here, skeleton=skeleton(family), mesh=mesh
+        )
+        read = _read_bytes() - before
+        outputs = [forward(model, family, here) for _ in range(2)]
+        model.blockswap.close()  # type: ignore[union-attr, operator]
+        outputs.append(forward(model, family, here))
+    return {"equal": [torch.equal(out, expected) for out in outputs], "read": read}
+
+
+def _read_bytes() -> int:
+    found = re.search(r"^rchar: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)
+    assert found
+    return int(found.group(1))
 
 
 def memory(rank: int, mesh: DeviceMesh, gives: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Several processes with one model: equal outputs, weights once a host, and what stops them all."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,17 @@ def test_on_an_accelerator_that_cannot_lock_shared_memory_it_is_staged(
         assert one["streamed"]
         assert one["said"]
         assert one["staged"]
+
+
+@pytest.mark.parametrize("family", ["original", "diffusers"])
+def test_a_file_is_read_once_for_all_ranks(family: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    found = values(run_ranks(2, "opened", family=family, path=str(path)))
+    assert all(one["equal"] == [True] * 3 for one in found)
+    if family == "original":  # a skeleton is given: no library is imported meanwhile
+        weights = path.stat().st_size
+        assert found[0]["read"] >= weights
+        assert found[1]["read"] < weights // 2
 
 
 @pytest.mark.parametrize("gives", ["meta", "weights"])

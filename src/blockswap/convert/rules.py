@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from ..errors import ArgsError, GeometryError
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.dtypes import ITEM_BYTES
+from ..layout.formats.main_dtype import keeps_dtype
 from ..layout.geometry import (
     WanGeometry,
     infer_geometry,
@@ -22,9 +23,6 @@ from ..layout.quoting import quote
 
 # Eight bits without scales are a quantiser's work, not a cast.
 TARGETS = ("bfloat16", "float16", "float32")
-# What the official pipelines keep in fp32 when they load in another dtype: `_keep_in_fp32_modules`
-# of diffusers' Wan classes, in diffusers' spelling (original: modulation, norm3, time_embedding).
-KEPT_PARTS = frozenset({"rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"})
 _EIGHT_BITS = frozenset({dtype for dtype, nbytes in ITEM_BYTES.items() if nbytes == 1})
 # How the name of a Wan tensor ends, in either spelling.
 _OWN_ENDS = frozenset({"weight", "bias", "modulation", "scale_shift_table", "emb_pos", "pos_embed"})
@@ -40,11 +38,6 @@ _CAST_FROM = frozenset(
         "float8_e5m2fnuz",
     }
 )
-
-
-def keeps_dtype(key: str) -> bool:
-    """Whether official pipelines keep the tensor (key in either naming) out of a cast."""
-    return not KEPT_PARTS.isdisjoint(to_diffusers_key(key).split("."))
 
 
 def new_dtype(tensor: StoredTensor, wanted: str | None, *, everything: bool) -> str:

@@ -8,7 +8,7 @@ none (a model on meta), or the same: theirs are compared bit by bit, then let go
 rank's own, since a forward may write to them. A write to a shared weight is seen by all ranks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,9 @@ from .group import Ranks
 from .segment import Segment, make_segment, map_segment
 
 PAGE = 4096
+
+# Brings the leaves of some tensors of one unit ("" is the rest) to where they will rest.
+Fill = Callable[[str, Sequence[LiveTensor], Sequence[torch.Tensor]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,34 +74,39 @@ class SharedWeights:
         return self.memory.narrow(0, group.start, group.slab.nbytes), group.slab.offsets
 
 
-def share_weights(model: torch.nn.Module, ranks: Ranks) -> SharedWeights:
+def share_weights(model: torch.nn.Module, ranks: Ranks, fill: Fill | None = None) -> SharedWeights:
     """Moves the parameters of `model` into memory that the ranks of this host share.
 
     Every rank of `ranks` must call it with the same model, with weights or on meta; one rank of
-    each host needs weights. Raises ModelError or StateError, on all ranks or on none, and leaves
-    each rank's weights readable where they are.
+    each host needs weights, or all have none and `fill` brings them there. Raises ModelError or
+    StateError, on all ranks or on none, and leaves each rank's weights readable where they are.
     """
     with ranks.together("describe the model whose weights are shared"):
         live = describe_module(model)
         groups = _laid_out(live)
         for group in groups:
             _refuse_unmovable(group)
-    maker = _agreed_maker(ranks, groups)
+    maker = _agreed_maker(ranks, groups, filled=fill is not None)
     segment = _agreed_segment(ranks, maker, groups)
     with ranks.together("move the weights into shared memory"):
-        if ranks.rank == maker:
+        if ranks.rank == maker and fill is None:
             _move(groups, segment.memory)
+        elif ranks.rank == maker and fill is not None:
+            for group in groups:
+                fill(group.name, group.tensors, group.homes(segment.memory))
     with ranks.together("compare weights with the shared ones"):
         if ranks.rank != maker:
             _refuse_other(groups, segment.memory, maker)
-    if ranks.rank != maker:
+    if ranks.rank != maker or fill is not None:
         _hang(groups, segment.memory)
     return SharedWeights(segment.memory, groups, len(ranks.neighbours))
 
 
 def _laid_out(live: LiveModel) -> list[_Group]:
     named = [(unit.layout.name, unit.tensors) for unit in live.units]
-    parameters = tuple(t for t in live.rest if all(place.is_parameter for place in t.places))
+    parameters = tuple(
+        t for t in (*live.rest, *live.tables) if all(place.is_parameter for place in t.places)
+    )
     groups: list[_Group] = []
     start = 0
     for name, tensors in [*named, ("", parameters)]:
@@ -118,10 +126,16 @@ def _refuse_unmovable(group: _Group) -> None:
         )
 
 
-def _agreed_maker(ranks: Ranks, groups: Sequence[_Group]) -> int:
-    """The rank of this host whose weights are shared: the first that has them all."""
+def shared_bytes(live: LiveModel) -> int:
+    """Bytes of host memory that the parameters of a model take when they are shared."""
+    last = _laid_out(live)[-1]
+    return last.start + last.slab.nbytes
+
+
+def _agreed_maker(ranks: Ranks, groups: Sequence[_Group], *, filled: bool) -> int:
+    """The rank of this host whose weights are shared: the first that has, or reads, them all."""
     layout = [(group.name, [t.spec.name for t in group.tensors], group.leaves) for group in groups]
-    told = ranks.agree("compare models", (layout, _is_loaded(groups)))
+    told = ranks.agree("compare models", (layout, filled or _is_loaded(groups)))
     first = ranks.ranks[0]
     with ranks.together("compare models"):
         for rank, (other, _) in told.items():

@@ -16,6 +16,7 @@ class UnitFacts:
     `decode_bytes`     the device buffer that its bytes from the file are decoded into, 0 where the
                        file holds them as they are computed with
     `ram_decode_bytes` the same for its bytes in host memory, 0 where those are decoded already
+    `decode_moved_bytes` what one decoding reads and writes in the device's own memory
     """
 
     name: str
@@ -25,6 +26,7 @@ class UnitFacts:
     disk_slab_bytes: int | None = None
     decode_bytes: int = 0
     ram_decode_bytes: int = 0
+    decode_moved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

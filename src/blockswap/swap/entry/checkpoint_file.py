@@ -20,18 +20,21 @@ from ...layout.model_folder import weight_files
 from ...paths import input_path
 from ...plan import SwapPlan
 from ...plan.choice.budgets import ram_room
+from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs, select
 from ...stream.device import Device, open_device
 from ..opening.found_model import FoundModel, open_found, plan_found
+from ..opening.shared_file import share_file
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_checkpoint
 from ..plan_inputs.outlook import AnyWorkload, foresee
 from .arguments import as_args, refuse_dtype, refuse_swapped
 from .host_library import Source, found_in, transformer_of_library
+from .loaded_model import Asked, swap_shared
 
 
 @undisturbed()
-def open_transformer(  # noqa: PLR0913 - what is opened, and how
+def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one call
     path: str | os.PathLike[str],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
@@ -42,6 +45,7 @@ def open_transformer(  # noqa: PLR0913 - what is opened, and how
     subfolder: str | None = None,
     variant: str | None = None,
     config: str | os.PathLike[str] | None = None,
+    mesh: Any = None,
 ) -> torch.nn.Module:
     """Opens a checkpoint with its blocks streamed from the file; reads only what stays.
 
@@ -55,11 +59,23 @@ def open_transformer(  # noqa: PLR0913 - what is opened, and how
     of your own: in what is stored); with it, weights are cast on the device each time they
     arrive. `workload` is that of `swap_blocks`.
 
+    With a `mesh` every rank of it makes this call: the file is read once a host, into memory that
+    all ranks of the host share, as it computes, and blocks are streamed from there.
+
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
     """
-    wanted, where = as_args(args), open_device(device)
     source = Source(path, subfolder, variant, config)
+    if mesh is not None:
+        ranks = ranks_of(mesh)
+        with ranks.together("open the checkpoint"):
+            wanted, where = as_args(args), open_device(device)
+            found = find_model(source, wanted, where, dtype=dtype, skeleton=skeleton, workload=None)
+        root = found.model.live.root
+        weights = share_file(found.model, found.checkpoint.headers, ranks)
+        swap_shared(root, ranks, weights, Asked(wanted, where, workload))
+        return root
+    wanted, where = as_args(args), open_device(device)
     found = find_model(source, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
     plan = plan_found(found)
     spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
@@ -101,11 +117,12 @@ def find_model(
             return found_in(*hosted, wanted, where, workload)
     checkpoint = _as_weights(_wan_checkpoint(source), skeleton)
     model, assumed = _matched(checkpoint, skeleton, dtype, wanted.block_lists)
+    facts = facts_of_checkpoint(model, where)
     basis = Basis(
-        facts=facts_of_checkpoint(model, where),
+        facts=facts,
         selection=select(wanted, model.live.layout),
         args=wanted,
-        foresight=foresee(model.live, workload, where),
+        foresight=foresee(model.live, workload, where, facts.units),
     )
     return FoundModel(checkpoint, model, basis, assumed)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from ...adapters.compute import main_dtype
 from ...adapters.hosts import diffusers_models, transformers_seam
 from ...adapters.hosts.encoder_files import in_library_names, t5_config
 from ...adapters.hosts.stored_rows import rows_by_name, stored_by_rows
@@ -15,10 +14,12 @@ from ...adapters.stored import StoredModel
 from ...errors import ArgsError, CheckpointError
 from ...layout.checkpoint import Checkpoint, whole_checkpoint
 from ...layout.formats import unpacked
+from ...layout.formats.main_dtype import main_dtype
 from ...layout.model_folder import ModelFolder, model_folder, weight_files
 from ...layout.shards import find_files
 from ...paths import input_path
 from ...selection import BlockSwapArgs, select
+from ...store.leaves import torch_dtype
 from ...stream.device import Device
 from ..opening.found_model import FoundModel
 from ..plan_inputs.basis import Basis
@@ -130,11 +131,12 @@ def found_in(
     workload: AnyWorkload | None,
 ) -> FoundModel:
     """What a plan for the model is made of."""
+    facts = facts_of_checkpoint(model, where)
     basis = Basis(
-        facts=facts_of_checkpoint(model, where),
+        facts=facts,
         selection=select(wanted, model.live.layout),
         args=wanted,
-        foresight=foresee(model.live, workload, where),
+        foresight=foresee(model.live, workload, where, facts.units),
     )
     return FoundModel(checkpoint, model, basis, checkpoint.notes)
 
@@ -151,4 +153,5 @@ def _file(source: Source) -> Path:
 
 def _dtype(checkpoint: Checkpoint, asked: torch.dtype | None) -> torch.dtype:
     """What was asked, or the dtype of most of the file's bytes."""
-    return asked or main_dtype(checkpoint.tensors) or torch.float32
+    name = main_dtype(checkpoint.tensors.values())
+    return asked or (torch.float32 if name is None else torch_dtype(name))

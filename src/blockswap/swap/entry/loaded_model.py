@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from ...adapters.live import LiveModel, describe_module, refuse_unloaded
 from ...ambient import undisturbed
 from ...errors import ModelError
 from ...plan import SwapPlan, make_plan
-from ...ranks.group import ranks_of
-from ...ranks.shared_weights import share_weights
+from ...ranks.group import Ranks, ranks_of
+from ...ranks.shared_weights import SharedWeights, share_weights
 from ...selection import BlockSwapArgs, select
 from ...stream.device import Device, open_device
 from ...stream.units.resident import Resident
@@ -82,9 +83,23 @@ def _swap_shared(
         wanted, where = as_args(args), open_device(device)
         _refuse_no_module(model)
         refuse_swapped(model)
-    weights = share_weights(model, ranks)
+    return swap_shared(model, ranks, share_weights(model, ranks), Asked(wanted, where, workload))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller asked for, after the checks."""
+
+    wanted: BlockSwapArgs
+    where: Device
+    workload: AnyWorkload | None
+
+
+def swap_shared(model: torch.nn.Module, ranks: Ranks, weights: SharedWeights, asked: Asked) -> Swap:
+    """Swaps a model whose weights all ranks of the host share by now."""
+    wanted, where = asked.wanted, asked.where
     with ranks.together("plan"), undisturbed():
-        live, basis = find_loaded(model, wanted, where, workload)
+        live, basis = find_loaded(model, wanted, where, asked.workload)
         plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
     host = SharedMemory(weights, where, pin_budget(wanted))
     return swap_loaded(live, plan, basis, where, host)

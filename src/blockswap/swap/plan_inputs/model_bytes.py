@@ -41,6 +41,7 @@ def _in_file(model: StoredModel, unit: LiveUnit, *, on_host: bool) -> UnitFacts:
         _in_memory(unit),
         disk_slab_bytes=file_slab(extents_of(model, unit, on_host=on_host)).slab.nbytes,
         decode_bytes=decoding.buffer_bytes,
+        decode_moved_bytes=decoding.cost.moved_bytes,
     )
     if not decoding.rests_stored:
         return facts
