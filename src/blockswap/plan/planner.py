@@ -45,7 +45,8 @@ def make_plan(
         plan, said = _plan_in_place(question)
     else:
         plan, said = _plan_streaming(question)
-    sentences = (summary(facts, plan), *selection.sentences, *table_sentences(facts), *said)
+    told = (*facts.notes, *selection.sentences, *table_sentences(facts))
+    sentences = (summary(facts, plan), *told, *said)
     return replace(plan, sentences=sentences)
 
 

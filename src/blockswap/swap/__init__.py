@@ -16,8 +16,10 @@ from .entry.loaded_model import swap_blocks
 from .entry.text_encoder import open_text_encoder
 from .plan_inputs.outlook import Outlook
 from .running.handle import Swap
+from .running.out_of_memory import Attempt
 
 __all__ = [
+    "Attempt",
     "FileUnits",
     "Mapped",
     "Outlook",

@@ -7,6 +7,7 @@ from math import prod
 import torch
 
 from ...decode.join import joined_form
+from ...decode.steps import Cast
 from ...decode.unit_decoding import stored_leaf
 from ...errors import GeometryError
 from ...layout.checkpoint import Checkpoint, StoredTensor
@@ -52,7 +53,19 @@ def stored_by_rows(
         place.table[place.name] = made[id(rows)]
         leaf = stored_leaf(dtype_name(rows.dtype), tuple(rows.shape))
         stored[place.label] = (_form(label, place.label, rows, leaf),)
-    return StoredModel(live=describe_module(model, block_lists), stored=stored)
+    live = describe_module(model, block_lists)
+    whole = [t for t in live.tables if not _has_rows(stored[t.places[0].label][0])]
+    if whole:  # packed or in pieces: there are no rows to read, so they are loaded with the rest
+        tables = tuple(t for t in live.tables if not any(t is w for w in whole))
+        layout = replace(live.layout, rest=(*live.layout.rest, *(t.spec for t in whole)))
+        live = replace(live, tables=tables, rest=(*live.rest, *whole), layout=layout)
+    return StoredModel(live=live, stored=stored)
+
+
+def _has_rows(form: StoredForm) -> bool:
+    """Whether a table's rows lie in the file one behind the other, to be cast at most."""
+    plain = all(isinstance(step, Cast) for step in form.form.steps)
+    return plain and len(form.parts) == 1 and form.parts[0].packing is None
 
 
 def refuse_unused(label: str, class_name: str, names: Iterable[str]) -> None:
@@ -96,7 +109,7 @@ def _range(label: str, name: str, run: Run, shape: tuple[int, ...]) -> StoredTen
     total = prod(tensor.shape)
     if run.count == total and shape == tensor.shape:
         return tensor
-    if getattr(tensor, "packing", None) is not None:
+    if tensor.packing is not None:
         raise GeometryError(
             f"{label}: {name} is a part of {quote(tensor.name)}, which is quantised as a whole: "
             "open a bf16, fp16 or fp32 checkpoint"

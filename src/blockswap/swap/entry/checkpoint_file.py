@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from ...adapters.adapted import fit_model, with_loras
 from ...adapters.live import places_of
 from ...adapters.skeleton import build_skeleton
 from ...adapters.stored import StoredModel, match_checkpoint
@@ -17,6 +19,8 @@ from ...layout.geometry import infer_geometry, name_variant, to_original_key
 from ...layout.geometry.stated import stated_by
 from ...layout.header import read_header
 from ...layout.model_folder import weight_files
+from ...lora.file import open_lora
+from ...lora.request import AnyLora, Lora, as_loras
 from ...paths import input_path
 from ...plan import SwapPlan
 from ...plan.choice.budgets import ram_room
@@ -29,8 +33,8 @@ from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_checkpoint
 from ..plan_inputs.outlook import AnyWorkload, foresee
 from .arguments import as_args, refuse_dtype, refuse_swapped
-from .host_library import Source, found_in, transformer_of_library
-from .loaded_model import Asked, swap_shared
+from .host_library import Source, transformer_of_library
+from .loaded_model import Asked, refuse_loras_on_ranks, swap_shared
 
 
 @undisturbed()
@@ -45,6 +49,7 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
     subfolder: str | None = None,
     variant: str | None = None,
     config: str | os.PathLike[str] | None = None,
+    loras: Sequence[AnyLora] | None = None,
     mesh: Any = None,
 ) -> torch.nn.Module:
     """Opens a checkpoint with its blocks streamed from the file; reads only what stays.
@@ -57,7 +62,7 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
     parameters on the meta device. Without `dtype` it computes in the dtype that most of the
     file has, bit for bit as diffusers' `from_pretrained(torch_dtype=...)` of that dtype (layers
     of your own: in what is stored); with it, weights are cast on the device each time they
-    arrive. `workload` is that of `swap_blocks`.
+    arrive. `workload` and `loras` are those of `swap_blocks`.
 
     With a `mesh` every rank of it makes this call: the file is read once a host, into memory that
     all ranks of the host share, as it computes, and blocks are streamed from there.
@@ -67,16 +72,18 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
     """
     source = Source(path, subfolder, variant, config)
     if mesh is not None:
+        refuse_loras_on_ranks(loras)
         ranks = ranks_of(mesh)
         with ranks.together("open the checkpoint"):
             wanted, where = as_args(args), open_device(device)
-            found = find_model(source, wanted, where, dtype=dtype, skeleton=skeleton, workload=None)
+            found = find_model(source, wanted, where, Request(dtype, skeleton))
         root = found.model.live.root
         weights = share_file(found.model, found.checkpoint.headers, ranks)
         swap_shared(root, ranks, weights, Asked(wanted, where, workload))
         return root
     wanted, where = as_args(args), open_device(device)
-    found = find_model(source, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
+    asked = Request(dtype=dtype, skeleton=skeleton, workload=workload, loras=as_loras(loras))
+    found = find_model(source, wanted, where, asked)
     plan = plan_found(found)
     spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
     return open_found(found, plan, where, spare_ram=spare)
@@ -88,43 +95,60 @@ def plan_transformer(
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
+    loras: Sequence[AnyLora] | None = None,
 ) -> SwapPlan:
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
     wanted, where = as_args(args), open_device(device)
-    found = find_model(Source(path), wanted, where, dtype=None, skeleton=None, workload=None)
+    found = find_model(Source(path), wanted, where, Request(loras=as_loras(loras)))
     return plan_found(found)
 
 
-def find_model(
-    source: Source,
-    wanted: BlockSwapArgs,
-    where: Device,
-    *,
-    dtype: torch.dtype | None,
-    skeleton: torch.nn.Module | None,
-    workload: AnyWorkload | None,
-) -> FoundModel:
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked of a checkpoint's model beside how it is swapped; see `open_transformer`."""
+
+    dtype: torch.dtype | None = None
+    skeleton: torch.nn.Module | None = None
+    workload: AnyWorkload | None = None
+    loras: tuple[Lora, ...] = ()
+
+
+def find_model(source: Source, wanted: BlockSwapArgs, where: Device, asked: Request) -> FoundModel:
     """Matches a checkpoint with its model, and gathers what a plan for it is made of.
 
     Raises ArgsError, CheckpointError or ModelError.
     """
-    refuse_dtype(dtype)
-    if skeleton is not None:
-        refuse_swapped(skeleton)
-    else:
-        hosted = transformer_of_library(source, dtype, wanted.block_lists)
-        if hosted is not None:
-            return found_in(*hosted, wanted, where, workload)
-    checkpoint = _as_weights(_wan_checkpoint(source), skeleton)
-    model, assumed = _matched(checkpoint, skeleton, dtype, wanted.block_lists)
-    facts = facts_of_checkpoint(model, where)
+    refuse_dtype(asked.dtype)
+    if asked.skeleton is not None:
+        refuse_swapped(asked.skeleton)
+    files = [open_lora(lora) for lora in asked.loras]
+    checkpoint, model, assumed = _weights(source, wanted, asked)
+    notes: tuple[str, ...] = ()
+    if files:
+        fitted = fit_model(model.live, files)
+        model, checkpoint = with_loras(model, checkpoint, fitted)
+        notes = fitted.sentences
+    facts = replace(facts_of_checkpoint(model, where), notes=notes)
     basis = Basis(
         facts=facts,
         selection=select(wanted, model.live.layout),
         args=wanted,
-        foresight=foresee(model.live, workload, where, facts.units),
+        foresight=foresee(model.live, asked.workload, where, facts.units),
     )
-    return FoundModel(checkpoint, model, basis, assumed)
+    return FoundModel(checkpoint, model, basis, assumed, tuple(files))
+
+
+def _weights(
+    source: Source, wanted: BlockSwapArgs, asked: Request
+) -> tuple[Checkpoint, StoredModel, tuple[str, ...]]:
+    """The checkpoint, its model, and what had to be assumed."""
+    if asked.skeleton is None:
+        hosted = transformer_of_library(source, asked.dtype, wanted.block_lists)
+        if hosted is not None:
+            return (*hosted, hosted[0].notes)
+    checkpoint = _as_weights(_wan_checkpoint(source), asked.skeleton)
+    model, assumed = _matched(checkpoint, asked.skeleton, asked.dtype, wanted.block_lists)
+    return checkpoint, model, assumed
 
 
 def _wan_checkpoint(source: Source) -> Checkpoint:

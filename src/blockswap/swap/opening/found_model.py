@@ -8,6 +8,7 @@ import torch
 from ...adapters.stored import StoredModel
 from ...ambient import undisturbed
 from ...layout.checkpoint import Checkpoint
+from ...lora.file import LoraFile
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.refusals import refuse_beyond_memory
 from ...store.host_memory import most_host_bytes
@@ -31,6 +32,7 @@ class FoundModel:
     model: StoredModel
     basis: Basis
     assumed: tuple[str, ...]
+    loras: tuple[LoraFile, ...] = ()
 
 
 def plan_found(found: FoundModel) -> SwapPlan:
@@ -79,5 +81,5 @@ def open_found(
             lambda: opening.reading_sentences(swap),
             lambda: table_sentences(model.live.tables),
         ]
-        swap.keep(closing, told)
+        swap.keep(closing, told, opening.merged_loras(found.loras, residents))
     return root
