@@ -136,9 +136,14 @@ class Opening:
         stored = {u.layout.name for u in units if ram_decoding(self._model, u) is not None}
         without = {u.layout.name: u.module for u in units
                    if u.layout.name in stored or u.layout.name in self._on_file}  # fmt: skip
+        tables = {t.places[0].label: t.places[0].module for t in self._parts.live.tables}
         hooks.refuse_state_dict(
-            without,
-            lambda name: swap.reads_from_disk(name) or (name in stored and swap.streams(name)),
+            without | tables,
+            lambda name: (
+                name in tables
+                or swap.reads_from_disk(name)
+                or (name in stored and swap.streams(name))
+            ),
             "the weights of this transformer are not in memory as they compute but streamed from "
             f"{self._source}: copy that file instead of saving the model",
         )
