@@ -15,7 +15,7 @@ from .choice.plan_bytes import (
 )
 from .inputs.foresight import Foresight
 from .inputs.unit_sizes import Facts
-from .sentences.memory import memory_warning, ram_sentences, slot_sentences
+from .sentences.memory import memory_warning, ram_sentences, slot_sentences, table_sentences
 from .sentences.peak_and_time import foretold_sentences
 from .sentences.placement import summary
 from .swap_plan import SwapPlan, Timing
@@ -45,7 +45,8 @@ def make_plan(
         plan, said = _plan_in_place(question)
     else:
         plan, said = _plan_streaming(question)
-    sentences = (summary(facts, plan), *facts.notes, *selection.sentences, *said)
+    told = (*facts.notes, *selection.sentences, *table_sentences(facts))
+    sentences = (summary(facts, plan), *told, *said)
     return replace(plan, sentences=sentences)
 
 

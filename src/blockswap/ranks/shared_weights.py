@@ -111,7 +111,9 @@ def share_weights(
 
 def _laid_out(live: LiveModel) -> list[_Group]:
     named = [(unit.layout.name, unit.tensors) for unit in live.units]
-    parameters = tuple(t for t in live.rest if all(place.is_parameter for place in t.places))
+    parameters = tuple(
+        t for t in (*live.rest, *live.tables) if all(place.is_parameter for place in t.places)
+    )
     groups: list[_Group] = []
     start = 0
     for name, tensors in [*named, ("", parameters)]:
