@@ -87,8 +87,9 @@ class Cast:
         self, stored: Sequence[torch.Tensor], out: torch.Tensor, scratch: torch.Tensor
     ) -> Callable[[], None]:
         (source,) = stored
-        return lambda: _copy(out, source)
+        return lambda: copy(out, source)
 
 
-def _copy(out: torch.Tensor, source: torch.Tensor) -> None:
+def copy(out: torch.Tensor, source: torch.Tensor) -> None:
+    """Enqueues a copy, with a cast where dtypes differ."""
     out.copy_(source)

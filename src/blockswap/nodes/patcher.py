@@ -9,9 +9,11 @@ from typing import Any
 
 from ..errors import ModelError
 from ..selection import select
-from . import host
+from . import host, host_dynamic
+from .dynamic import DynamicOverrides
 from .holding import holding_of
 from .host_names import require, require_of
+from .out_of_memory import survive
 from .overrides import KEY, Overrides, Wish, keep_file_units, release, transformer_of, wish_of
 
 __all__ = ["Wish", "keep_file_units", "release", "swap_on_clone", "transformer_of"]
@@ -29,11 +31,12 @@ def swap_on_clone(patcher: Any, wish: Wish) -> Any:
     _refuse_foreign(root)
     from ..adapters.live import describe_module
 
-    select(wish.args, describe_module(root).layout)
-    clone = _clone_without_dynamic(patcher)
+    select(wish.args, describe_module(root, wish.args.block_lists).layout)
+    clone = _clone(patcher)
     clone.set_attachments(KEY, wish)
-    Overrides(clone).install()
+    _overrides_of(clone).install()
     host.follow(clone, KEY, _on_clone, _on_detach)
+    survive(clone)
     return clone
 
 
@@ -46,25 +49,30 @@ def _refuse_foreign(root: Any) -> None:
             )
 
 
-def _clone_without_dynamic(patcher: Any) -> Any:
-    """A clone; of a model under newer cores' dynamic VRAM, one that is not."""
-    if not host.is_dynamic(patcher):
+def _clone(patcher: Any) -> Any:
+    """A clone; where blocks cannot be taken out of this core's dynamic VRAM, one that has none."""
+    if not host.is_dynamic(patcher) or host_dynamic.shares(patcher):
         return patcher.clone()
     logging.warning(
-        "blockswap: this model is under dynamic VRAM, which moves every weight itself; the clone "
-        "with block swap is made without it, so that each block has one owner. Its file is read a "
-        "second time, once, and kept in RAM: Load Wan Model (Block Swap) does without"
+        "blockswap: this ComfyUI's dynamic VRAM, which moves every weight itself, is not one that "
+        "blocks can be taken out of; the clone with block swap is made without it, so that each "
+        "block has one owner. Its file is read a second time, once, and kept in RAM: Load Wan "
+        "Model (Block Swap) does without"
     )
     return host.clone_without_dynamic(patcher)
 
 
+def _overrides_of(clone: Any) -> Overrides:
+    return DynamicOverrides(clone) if host.is_dynamic(clone) else Overrides(clone)
+
+
 def _on_clone(patcher: Any, clone: Any) -> None:
     if wish_of(clone) is not None:
-        Overrides(clone).install()
+        _overrides_of(clone).install()
 
 
 def _on_detach(patcher: Any, unpatch_all: bool) -> None:
     """The host takes a clone off the model; with `unpatch_all` it has restored the weights."""
     holding = holding_of(patcher.model)
     if holding is not None and not unpatch_all:
-        holding.park()
+        holding.taken_off(patcher)

@@ -49,7 +49,7 @@ def make_plan(
         plan, said = _plan_whole_or_in_pieces(question)
     if plan.chunk_tokens is None:
         plan = replace(plan, chunk_tokens=args.chunk_tokens)
-    sentences = (summary(facts, plan), *selection.sentences, *said, *cut_said)
+    sentences = (summary(facts, plan), *facts.notes, *selection.sentences, *said, *cut_said)
     return replace(plan, sentences=sentences)
 
 

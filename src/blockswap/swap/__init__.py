@@ -5,6 +5,7 @@ from .entry.checkpoint_file import open_transformer
 from .entry.experts import Swaps, open_experts, swap_experts
 from .entry.host_application import (
     FileUnits,
+    Mapped,
     find_file_units,
     plan_file_units,
     plan_units,
@@ -14,9 +15,12 @@ from .entry.host_application import (
 from .entry.loaded_model import swap_blocks
 from .plan_inputs.outlook import Outlook
 from .running.handle import Swap
+from .running.out_of_memory import Attempt
 
 __all__ = [
+    "Attempt",
     "FileUnits",
+    "Mapped",
     "Outlook",
     "Swap",
     "Swaps",

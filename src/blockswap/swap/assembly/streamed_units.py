@@ -9,7 +9,6 @@ from ...decode.unit_decoding import UnitDecoding, plain_form
 from ...layout.slab import pack
 from ...layout.values import Leaf
 from ...store.leaves import view_leaf
-from ...store.ram import RamStore
 from ...stream.pool.pool import Pool
 from ...stream.units.binding import Binding
 from ...stream.units.decode import Decode
@@ -22,6 +21,7 @@ from ...stream.units.transfer import (
 from ...stream.units.unit import StreamedUnit
 from .device_slabs import values_from
 from .parts import Parts
+from .unit_store import UnitStore
 from .unpinned import PageableSource
 
 
@@ -68,7 +68,7 @@ def _mixed(
     return leaves
 
 
-def ram_transfer(parts: Parts, store: RamStore, index: int) -> Transfer:
+def ram_transfer(parts: Parts, store: UnitStore, index: int) -> Transfer:
     """How a unit in the RAM store reaches a slot: by itself if pinned, else through staging."""
     runs = store.runs(index)
     if store.is_pinned(index):
@@ -80,7 +80,7 @@ def ram_transfer(parts: Parts, store: RamStore, index: int) -> Transfer:
 
 def ram_unit(
     parts: Parts,
-    store: RamStore,
+    store: UnitStore,
     index: int,
     unit: LiveUnit,
     binding: Binding,

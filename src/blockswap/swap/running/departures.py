@@ -5,6 +5,7 @@ Made when the first such unit leaves and not before: most never do.
 
 from collections.abc import Callable, Mapping
 
+from ...adapters.adapted import InMemory
 from ...adapters.live import LiveTensor, LiveUnit
 from ...adapters.stored import StoredModel
 from ...plan import Facts, Tier, UnitFacts
@@ -14,6 +15,7 @@ from ..assembly.parts import Parts
 from ..assembly.ram_tier import fill_ram, ram_decoding, ram_layout
 from ..assembly.streamed_units import idle_binding, ram_unit
 from ..assembly.unit_reader import Loader
+from ..assembly.unit_store import HostMemory, UnitStore
 from ..assembly.unpinned import ensure_staging
 
 
@@ -23,28 +25,33 @@ class RamForms:
     RAM is not doubled: a unit is adopted into the arena as at opening, its old memory goes.
     """
 
-    def __init__(self, parts: Parts, facts: Facts, *, pin_budget: int) -> None:
+    def __init__(self, parts: Parts, facts: Facts, host: HostMemory, loras: InMemory) -> None:
         self._parts = parts
+        self._host = host
+        self._loras = loras
         self._sizes = {unit.name: unit for unit in facts.units}
-        self._pin_budget = pin_budget
-        self._stores: dict[str, RamStore] = {}
+        self._pin_budget = host.pin_budget - parts.plan.pinned_bytes
+        self._stores: dict[str, UnitStore] = {}
 
     def tier(self, name: str) -> Tier:
         return "ram"
 
     def fits(self, name: str) -> bool:
-        nbytes = self._sizes[name].ram_slab_bytes
+        unit, pool = self._sizes[name], self._parts.pool
+        if pool.slots and unit.ram_decode_bytes > pool.sizes.decode_bytes:
+            return False
+        nbytes = unit.ram_slab_bytes
         return fits_slots(self._parts, nbytes) and fits_staging(self._parts, nbytes)
 
     def make(self, unit: LiveUnit) -> StreamedUnit:
         name, parts = unit.layout.name, self._parts
         store = self._stores.get(name)
         if store is None:
-            store = RamStore([unit.layout], lender=parts.device, pin_budget=self._pin_left())
+            store = self._host.store([self._loras.layout(unit)], self._pin_left())
             self._stores[name] = store
-        store.adopt(0, [live.tensor for live in unit.tensors])
+        store.adopt(0, self._loras.tensors(unit))
         ensure_staging(parts, store, staging_bytes(parts))
-        return ram_unit(parts, store, 0, unit, idle_binding(unit))
+        return ram_unit(parts, store, 0, unit, idle_binding(unit), self._loras.decoding(unit))
 
     def close(self) -> None:
         for store in self._stores.values():
