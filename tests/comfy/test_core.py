@@ -13,8 +13,10 @@ SUITES = (
     "test_equal.py",
     "test_formats.py",
     "test_future_core.py",
+    "test_gguf.py",
     "test_loader.py",
     "test_nodes.py",
+    "test_out_of_memory.py",
     "test_simulated.py",
     "test_together.py",
 )
