@@ -37,8 +37,8 @@ def load_streamed(path: str, wish: Wish, weight_dtype: str = "default") -> Any:
     require()
     if str(path).lower().endswith(".gguf"):
         raise ModelError(
-            f"{Path(path).name} is a GGUF file, whose layers belong to the pack ComfyUI-GGUF: install "
-            "it, load the file with its loader, and put WanVideo Block Swap behind it"
+            f"{Path(path).name} is a GGUF file, whose layers belong to the pack ComfyUI-GGUF: "
+            "install it, load the file with its loader, and put WanVideo Block Swap behind it"
         )
     checkpoint = open_checkpoint(path)
     if checkpoint.in_gguf:
