@@ -69,11 +69,22 @@ def plan_transformer(
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
+    workload: AnyWorkload | None = None,
 ) -> SwapPlan:
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
     wanted, where = as_args(args), open_device(device)
-    found = find_model(path, wanted, where, dtype=None, skeleton=None, workload=None)
+    found = find_model(path, wanted, where, dtype=None, skeleton=None, workload=workload)
     return _plan_for(found)
+
+
+def empty_transformer(path: str | os.PathLike[str], *, device: str | torch.device) -> Any:
+    """The model that `open_transformer` would open, on the meta device in the dtypes it will have.
+
+    Only headers are read. It can be given to `open_transformer` as its skeleton. Raises as it does.
+    """
+    where = open_device(device)
+    found = find_model(path, as_args(None), where, dtype=None, skeleton=None, workload=None)
+    return found.model.live.root
 
 
 def _plan_for(found: "FoundModel") -> SwapPlan:

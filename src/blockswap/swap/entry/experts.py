@@ -100,6 +100,24 @@ def open_experts(
 
 
 @undisturbed()
+def plan_experts(
+    paths: Sequence[str | os.PathLike[str]],
+    args: BlockSwapArgs | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device,
+    workload: AnyWorkload | None = None,
+) -> SwapPlan:
+    """The one plan for all models that `open_experts` would carry out now; opens nothing."""
+    _refuse_too_few(paths, "checkpoint", "open_transformer")
+    wanted, where = as_args(args), open_device(device)
+    found = [
+        find_model(path, wanted, where, dtype=None, skeleton=None, workload=workload)
+        for path in paths
+    ]
+    return _Joint([model.basis for model in found]).plan
+
+
+@undisturbed()
 def swap_experts(
     models: Sequence[torch.nn.Module],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
