@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # One thread a worker: two workers with two threads each would only get in each other's way.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b test-comfy test-gpu comfy-env clean
+.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b test-comfy test-formats test-gpu comfy-env clean
 
 demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
@@ -33,7 +33,7 @@ contracts: $(VENV)/.ready
 
 fast: $(VENV)/.ready
 	$(TEST) -n 2 --dist loadfile -q -m "not slow and not root" tests/units tests/selection tests/plan \
-		tests/layout_files tests/report tests/store tests/engine/test_readers.py \
+		tests/layout_files tests/report tests/store tests/decode tests/engine/test_readers.py \
 		tests/engine/test_equality_runs.py tests/engine/test_guards.py tests/engine/test_restore.py
 
 bench: $(VENV)/.ready
@@ -48,6 +48,10 @@ disk-30: $(VENV)/.ready
 # temporary folder that is removed.
 disk-14b: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.disk_14b $(FOLDER)
+
+# Every format x model x store x residency x device; CI runs a pairwise choice of them.
+test-formats: $(VENV)/.ready
+	BLOCKSWAP_FORMATS=all $(TEST) -n 2 -q tests/formats
 
 # Root, cgroup v1, a quiet machine, 45 GB of disk: one to two hours.
 bench-disk: $(VENV)/.ready

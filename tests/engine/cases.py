@@ -6,7 +6,6 @@ are made once per session; every test gets a deep copy that it may spoil.
 
 import copy
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -219,23 +218,6 @@ def unit_bytes(family: str, dtype: str = "fp32") -> int:
 def stores(device: torch.device) -> Sequence[str]:
     """The stores that exist on a device."""
     return STORES if device.type == "cpu" else SIM_STORES
-
-
-def pairwise(**axes: Sequence[Any]) -> list[dict[str, Any]]:
-    """Combinations in which every pair of values of two axes occurs at least once (greedy)."""
-    names = list(axes)
-
-    def pairs(row: Sequence[Any]) -> set[tuple[int, Any, int, Any]]:
-        return {(i, row[i], j, row[j]) for i, j in itertools.combinations(range(len(row)), 2)}
-
-    rows = list(itertools.product(*axes.values()))
-    left = set().union(*(pairs(row) for row in rows))
-    chosen = []
-    while left:
-        best = max(rows, key=lambda row: len(pairs(row) & left))
-        left -= pairs(best)
-        chosen.append(dict(zip(names, best, strict=True)))
-    return chosen
 
 
 def expect_refusal(call: Callable[[], object], error: type[Exception], *words: str) -> str:

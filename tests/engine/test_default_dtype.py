@@ -13,6 +13,7 @@ from blockswap import BlockSwapArgs, open_transformer
 from blockswap.errors import ArgsError, GeometryError
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+NUMBERS = [torch.int8, torch.uint8, torch.bool, torch.int32, torch.complex64]
 EIGHT_BITS = [getattr(torch, n) for n in ("float8_e4m3fn", "float8_e5m2", "int8", "uint8", "bool")]
 _SIZES: dict[str, Any] = dict(
     num_attention_heads=2,
@@ -111,7 +112,9 @@ def test_a_uniform_file_gets_no_decode(tmp_path: Path, device: torch.device) -> 
     opened.blockswap.close()
 
 
-@pytest.mark.parametrize("stored", [*EIGHT_BITS, torch.int32, torch.complex64], ids=str)
+@pytest.mark.parametrize(
+    "stored", [torch.int8, torch.uint8, torch.bool, torch.int32, torch.complex64], ids=str
+)
 @pytest.mark.parametrize(
     "where", ["blocks.1.attn1.to_q.weight", "blocks.2.norm2.weight", "scale_shift_table"]
 )
@@ -123,17 +126,31 @@ def test_what_cannot_compute_is_refused_at_opening(
 
     folder, args = _saved(tmp_path, "plain", of), BlockSwapArgs(blocks_to_swap=1)
     words = [str(stored).removeprefix("torch."), where]
-    if stored.is_floating_point:
-        words.append("give dtype=torch.bfloat16")
-        opened: Any = open_transformer(folder, args, device="cpu", dtype=BF16)
-        with torch.no_grad():
-            assert opened(**_inputs("plain", BF16))[0].dtype == BF16
-        opened.blockswap.close()
-    else:
+    for dtype in (None, BF16):
         expect_refusal(
-            lambda: open_transformer(folder, args, device="cpu", dtype=BF16), GeometryError, *words
+            lambda: open_transformer(folder, args, device="cpu", dtype=dtype), GeometryError, *words
         )
-    expect_refusal(lambda: open_transformer(folder, args, device="cpu"), GeometryError, *words)
+
+
+@pytest.mark.parametrize("beside", [BF16, FP16, FP32], ids=str)
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_fp8_without_a_dtype_computes_in_the_16_bits_beside_it(
+    stored: torch.dtype, beside: torch.dtype, tmp_path: Path
+) -> None:
+    expected = FP16 if beside == FP16 else BF16
+
+    def of(name: str) -> torch.dtype:
+        return stored if "attn" in name and name.endswith("q.weight") else beside
+
+    outs = []
+    for dtype in (None, expected):
+        folder, args = _saved(tmp_path, "plain", of), BlockSwapArgs(blocks_to_swap=1)
+        opened: Any = open_transformer(folder, args, device="cpu", dtype=dtype)
+        with torch.no_grad():
+            outs.append(opened(**_inputs("plain", expected))[0])
+        opened.blockswap.close()
+    assert outs[0].dtype == expected
+    assert torch.equal(*outs)
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)

@@ -1,8 +1,9 @@
 """In which dtype each stored tensor computes, and which stored dtypes are refused.
 
 Without a dtype a host library's model computes as its own loader would have it compute: in the
-dtype that most of the file's bytes have, with what the class keeps in fp32 in fp32. A skeleton of
-the caller's own may know other forms: its own layers compute in what is stored.
+dtype that most of the file's bytes have (of a quantised file, of what is not), with what the class
+keeps in fp32 in fp32. A skeleton of the caller's own may know other forms: its own layers compute
+in what is stored.
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ class ComputeRule:
 
     def dtype_of(self, place: Place, found: StoredTensor) -> torch.dtype:
         """What a stored tensor computes in. Raises GeometryError where it cannot compute."""
+        if found.packing is not None:
+            return self._dequantised(place)
         stored = torch_dtype(found.dtype)
         if place.is_parameter and type(place.module).__module__.startswith(_PLAIN_LAYERS):
             self._refuse(found, stored)
@@ -50,6 +53,12 @@ class ComputeRule:
         inside = unit_of(place.label) is not None
         return stored if inside and stored in _HALVES else torch.float32
 
+    def _dequantised(self, place: Place) -> torch.dtype:
+        """What a quantised weight is dequantised into."""
+        if keeps_fp32(self.model, place.label):
+            return torch.float32
+        return self.asked or self.main or torch.bfloat16
+
     def _refuse(self, found: StoredTensor, stored: torch.dtype) -> None:
         if not stored.is_floating_point:
             raise GeometryError(
@@ -57,7 +66,7 @@ class ComputeRule:
                 "compute in floating point: it is quantised or damaged, open a bf16, fp16 or "
                 "fp32 checkpoint"
             )
-        if self.asked is None and not _computes(stored):
+        if self.asked is None and self.main is None and not _computes(stored):
             raise GeometryError(
                 f"{self.label} stores tensor {quote(found.name)} as {found.dtype}, which does "
                 "not compute: give dtype=torch.bfloat16"
@@ -76,12 +85,22 @@ def compute_rule(
 
 
 def _main(tensors: Mapping[str, StoredTensor]) -> torch.dtype | None:
-    """The dtype of most bytes, of those that compute; the first of equals in the file."""
+    """The dtype of most bytes, of those that compute; the first of equals in the file.
+
+    Beside weights of fewer bits the 16-bit one of most bytes, or bfloat16: what such files keep in
+    fp32 is little, and nobody who quantised a model computes in it.
+    """
     sizes: dict[torch.dtype, int] = {}
+    quantised = False
     for tensor in tensors.values():
         dtype = torch_dtype(tensor.dtype)
-        if dtype.is_floating_point and _computes(dtype):
+        if tensor.packing is not None or (dtype.is_floating_point and not _computes(dtype)):
+            quantised = True
+        elif dtype.is_floating_point:
             sizes[dtype] = sizes.get(dtype, 0) + tensor.nbytes
+    if quantised:
+        halves = {dtype: size for dtype, size in sizes.items() if dtype in _HALVES}
+        return max(halves, key=halves.__getitem__, default=torch.bfloat16)
     return max(sizes, key=sizes.__getitem__, default=None)
 
 

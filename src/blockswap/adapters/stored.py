@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..decode.formats import packed_form
+from ..decode.unit_decoding import LeafForm, UnitDecoding, plain_form, stored_leaf
 from ..errors import GeometryError, ModelError
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.geometry import to_original_key
@@ -12,25 +14,42 @@ from ..layout.geometry.strays import refuse_strays
 from ..layout.geometry.verify import unread_keys
 from ..layout.values import Leaf
 from ..store.file_slab import Extent
+from ..store.leaves import dtype_name
 from ..store.places import Place
 from .compute import compute_rule
-from .live import LiveModel, LiveTensor, describe_module, places_of
+from .live import LiveModel, LiveTensor, LiveUnit, describe_module, places_of
+
+
+@dataclass(frozen=True, slots=True)
+class StoredForm:
+    """A leaf's arrays in the file, in the order of its decoding, and that decoding."""
+
+    parts: tuple[StoredTensor, ...]
+    form: LeafForm
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
     """A skeleton as the engine sees it, with the stored form of each meta tensor by its label.
 
-    A stored form is one stored tensor for each leaf: a quantised weight rests in the file as its
-    packed numbers and their scales.
+    There is one stored form for each leaf: a quantised tensor subclass rests in the file as its
+    packed numbers and their scales, each computed with as it is.
     """
 
     live: LiveModel
-    stored: Mapping[str, tuple[StoredTensor, ...]]
+    stored: Mapping[str, tuple[StoredForm, ...]]
 
-    def stored_leaves(self, tensor: LiveTensor) -> tuple[StoredTensor, ...]:
-        """The stored tensors behind a live one; none for one that the skeleton computed itself."""
+    def forms(self, tensor: LiveTensor) -> tuple[StoredForm, ...]:
+        """What is behind a live tensor; nothing for one that the skeleton computed itself."""
         return self.stored.get(tensor.places[0].label, ())
+
+    def parts(self, tensors: Sequence[LiveTensor]) -> list[StoredTensor]:
+        """All stored tensors behind live ones, in order."""
+        return [p for tensor in tensors for form in self.forms(tensor) for p in form.parts]
+
+    def decoding(self, unit: LiveUnit) -> UnitDecoding:
+        """How the unit becomes what computes."""
+        return UnitDecoding(tuple(f.form for t in unit.tensors for f in self.forms(t)))
 
 
 def extent_of(tensor: StoredTensor) -> Extent:
@@ -38,28 +57,33 @@ def extent_of(tensor: StoredTensor) -> Extent:
 
 
 def match_checkpoint(
-    model: torch.nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None
+    model: torch.nn.Module,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    block_lists: Sequence[str] = (),
 ) -> StoredModel:
     """Gives each meta parameter of `model` the dtype it will have and finds its bytes.
 
-    `ComputeRule` says in which dtype each computes. Raises GeometryError where the checkpoint
-    lacks a tensor of the model, holds another shape, or stores what cannot compute.
+    `block_lists` as in `describe_module`. `ComputeRule` says in which dtype each computes. Raises
+    GeometryError where the checkpoint lacks a tensor of the model, holds another shape, or stores
+    what cannot compute.
     """
     by_key = _by_original_key(checkpoint)
     rule = compute_rule(model, checkpoint.label, by_key, dtype)
-    stored: dict[str, tuple[StoredTensor, ...]] = {}
+    stored: dict[str, tuple[StoredForm, ...]] = {}
     for place in list(places_of(model)):
         tensor = place.table[place.name]
         if tensor.device.type != "meta":
             continue
         _refuse_computed(place)
         found = _found(checkpoint.label, place.label, tuple(tensor.shape), by_key)
-        meta = torch.empty(found.shape, dtype=rule.dtype_of(place, found), device="meta")
+        dtype = rule.dtype_of(place, found)
+        meta = torch.empty(found.shape, dtype=dtype, device="meta")
         place.table[place.name] = (
             torch.nn.Parameter(meta, requires_grad=False) if place.is_parameter else meta
         )
-        stored[place.label] = (found,)
-    live = describe_module(model)
+        stored[place.label] = (_stored_form(found, stored_leaf(dtype_name(dtype), found.shape)),)
+    live = describe_module(model, block_lists)
     _refuse_real(live, stored)
     _refuse_left_over(checkpoint, by_key)
     return StoredModel(live=live, stored=stored)
@@ -85,11 +109,17 @@ def match_skeleton(
                 label = tensor.places[0].label
                 named = (keys or {}).get(label, (label,))
                 stored[label] = tuple(
-                    _found_leaf(checkpoint.label, key, leaf, by_key)
+                    _stored_form(_found_leaf(checkpoint.label, key, leaf, by_key), leaf)
                     for key, leaf in zip(named, tensor.spec.leaves, strict=True)
                 )
     _refuse_real(live, stored)
     return StoredModel(live=live, stored=stored)
+
+
+def _stored_form(found: StoredTensor, computed: Leaf) -> StoredForm:
+    if found.packing is not None:
+        return StoredForm(found.packing.parts, packed_form(found.packing, computed))
+    return StoredForm((found,), plain_form(stored_leaf(found.dtype, found.shape), computed))
 
 
 def _found_leaf(label: str, key: str, leaf: Leaf, by_key: dict[str, StoredTensor]) -> StoredTensor:
@@ -143,7 +173,7 @@ def _refuse_left_over(checkpoint: Checkpoint, left: Mapping[str, StoredTensor]) 
         )
 
 
-def _refuse_real(live: LiveModel, stored: Mapping[str, tuple[StoredTensor, ...]]) -> None:
+def _refuse_real(live: LiveModel, stored: Mapping[str, tuple[StoredForm, ...]]) -> None:
     for unit in live.units:
         for tensor in unit.tensors:
             label = tensor.places[0].label

@@ -60,6 +60,10 @@ def new_dtype(tensor: StoredTensor, wanted: str | None, *, everything: bool) -> 
 
 def check_request(checkpoint: Checkpoint, dtype: str | None) -> None:
     """Raises ArgsError for a stranger's file, an unknown dtype, or a cast without sense."""
+    if checkpoint.in_gguf:
+        raise ArgsError(
+            f"{checkpoint.label} is a GGUF file, and convert rewrites safetensors: open it as it is"
+        )
     _check_stranger(checkpoint)
     _check_dtype(checkpoint, dtype)
     try:

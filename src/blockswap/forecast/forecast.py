@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import PlanError
 from ..events import Counters, Measured
-from ..plan import Facts, Foresight, SwapPlan, make_plan
+from ..plan import Facts, Foresight, SwapPlan, UnitFacts, make_plan
 from ..plan.inputs.foresight import speeds_of
 from ..plan.inputs.machine import Machine
 from ..plan.inputs.margin import MARGIN
@@ -144,6 +144,11 @@ def has_plan(order: Order, foresight: Foresight) -> bool:
     return True
 
 
+def _loaded(unit: UnitFacts) -> UnitFacts:
+    """The unit of a model in host memory: it rests there as it computes."""
+    return UnitFacts(unit.name, unit.kind, unit.resident_bytes, unit.resident_bytes)
+
+
 def facts_of(order: Order) -> Facts:
     """The model and the machine as the planner takes them."""
     model, machine = order.model, order.machine
@@ -151,7 +156,7 @@ def facts_of(order: Order) -> Facts:
     from_file = order.on_host or known_host or order.args.ram_budget is not None
     units = model.units
     if not from_file:
-        units = tuple(replace(unit, disk_slab_bytes=None, decode_bytes=0) for unit in units)
+        units = tuple(map(_loaded, units))
     return Facts(
         label=model.label,
         device="the device" if machine is None else machine.name,

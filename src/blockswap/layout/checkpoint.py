@@ -6,14 +6,15 @@ the index against the shards, names against each other) and is trusted afterward
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
 from ..paths import input_path
-from .header import FileHeader, read_header
+from .gguf_header import is_gguf, read_gguf_header
+from .header import FileHeader, FileTensor, read_header
 from .prefix import bare_keys
 from .quoting import quote, some
 from .shards import FoundFiles, find_files
@@ -28,6 +29,9 @@ class StoredTensor:
 
     `name` is the name in the file, `key` the same without the checkpoint's prefix; `dtype` as
     torch spells it; `offset` (from the first byte of the file) and `nbytes` in bytes.
+
+    A weight that several tensors of the file hold, or one in another form, has a `packing`: then
+    `shape` is the weight's own and `nbytes` counts all that holds it.
     """
 
     name: str
@@ -37,6 +41,27 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    packing: "Packing | None" = None
+
+    def as_dtype(self, dtype: str) -> "StoredTensor":
+        """The same bytes, read as another element type of the same size."""
+        return replace(self, dtype=dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a weight is packed: by which decoder, from which tensors, in the order it takes them.
+
+    `grid` is how many scales the weight has above each other and side by side, `rotation` the
+    width of the groups that its rows were rotated in (0: not at all), `shape` the weight's own
+    where it is not that of its first tensor.
+    """
+
+    format: str
+    parts: tuple[StoredTensor, ...]
+    grid: tuple[int, int] = (1, 1)
+    rotation: int = 0
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +69,8 @@ class Checkpoint:
     """A validated checkpoint: `tensors` by key (prefix taken off), in file order.
 
     `left_out` names what is in the files beside the transformer; `config` is the folder's
-    config.json, `metadata` the union of the headers' metadata.
+    config.json, `metadata` the union of the headers' metadata. `notes` are sentences on what in it
+    is not used.
     """
 
     label: str
@@ -54,10 +80,16 @@ class Checkpoint:
     left_out: tuple[str, ...]
     metadata: Mapping[str, str]
     config: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[Path, ...]:
         return tuple(header.path for header in self.headers)
+
+    @property
+    def in_gguf(self) -> bool:
+        """Whether it is a GGUF file: weights may be in GGML's blocks."""
+        return any(map(is_gguf, self.paths))
 
     @property
     def nbytes(self) -> int:
@@ -71,7 +103,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens a `.safetensors` file, an index, or a folder, from headers alone.
+    """Opens a `.safetensors` or `.gguf` file, an index, or a folder, from headers alone.
 
     Raises CheckpointError (HeaderError where one file is at fault), one sentence each.
     """
@@ -81,7 +113,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             "give their index or their folder"
         )
     found = find_files(input_path(path))
-    return checkpoint_of(found, tuple(read_header(file) for file in found.files))
+    return checkpoint_of(found, tuple(map(_header, found.files)))
+
+
+def _header(file: Path) -> FileHeader:
+    return read_gguf_header(file) if is_gguf(file) else read_header(file)
 
 
 def checkpoint_of(found: FoundFiles, headers: tuple[FileHeader, ...]) -> Checkpoint:
@@ -89,15 +125,7 @@ def checkpoint_of(found: FoundFiles, headers: tuple[FileHeader, ...]) -> Checkpo
     owner = _owners(found, headers)
     prefix, keys = bare_keys(found.label, owner)
     tensors = {
-        keys[tensor.name]: StoredTensor(
-            name=tensor.name,
-            key=keys[tensor.name],
-            shard=shard,
-            dtype=tensor.dtype,
-            shape=tensor.shape,
-            offset=tensor.offset,
-            nbytes=tensor.nbytes,
-        )
+        keys[tensor.name]: _stored(tensor, keys[tensor.name], shard)
         for shard, header in enumerate(headers)
         for tensor in header.tensors
         if tensor.name in keys
@@ -111,6 +139,24 @@ def checkpoint_of(found: FoundFiles, headers: tuple[FileHeader, ...]) -> Checkpo
         metadata=MappingProxyType(_metadata(found.label, headers)),
         config=None if found.config is None else MappingProxyType(dict(found.config)),
     )
+
+
+def _stored(tensor: FileTensor, key: str, shard: int) -> StoredTensor:
+    """A tensor of a shard; GGML's blocks are bytes that stand for a weight."""
+    stored = StoredTensor(
+        name=tensor.name,
+        key=key,
+        shard=shard,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        offset=tensor.offset,
+        nbytes=tensor.nbytes,
+    )
+    if not tensor.block:
+        return stored
+    shape = tensor.weight_shape
+    packing = Packing(f"GGUF {tensor.block}", (stored,), shape=shape)
+    return replace(stored, shape=shape, packing=packing)
 
 
 def _owners(found: FoundFiles, headers: Sequence[FileHeader]) -> dict[str, int]:

@@ -4,7 +4,7 @@ SNIFFED_BYTES = 512
 
 # (how the file begins, what it is and what to do about it)
 _MAGIC: tuple[tuple[bytes, str], ...] = (
-    (b"GGUF", "a GGUF file: use a safetensors checkpoint of the same model"),
+    (b"GGUF", "a GGUF file: give it a name that ends with .gguf"),
     (b"GGML", "a GGML file: use a safetensors checkpoint of the same model"),
     (b"PK\x03\x04", "a zip archive, as torch.save writes (.pt, .pth, .ckpt): convert it first"),
     (b"\x80\x02", "a pickle, as old torch.save writes (.pt, .pth, .ckpt): convert it first"),

@@ -10,7 +10,8 @@ inside fields that the format does not know are refused. What passed is trusted 
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -34,7 +35,8 @@ _AGAIN = "download or copy the file again"
 class FileTensor:
     """One tensor of a file: `dtype` as torch spells it, `offset` and `nbytes` in bytes.
 
-    `offset` counts from the first byte of the file.
+    `offset` counts from the first byte of the file. A tensor of GGML's blocks (`block` names their
+    type) is bytes, one row a block; `weight_shape` is then the shape of the numbers in them.
     """
 
     name: str
@@ -42,6 +44,8 @@ class FileTensor:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    block: str = ""
+    weight_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +86,9 @@ def read_header(path: str | os.PathLike[str]) -> FileHeader:
 
 def _read_raw(path: Path) -> tuple[bytes, FileStamp]:
     """The bytes of the JSON part, and the file's stamp."""
-    try:
-        # A stat first: opening a FIFO would wait for a writer, opening a device may do anything.
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise HeaderError(f"{path} is a folder: give a .safetensors file")
-        if not stat.S_ISREG(mode):
-            raise HeaderError(f"{path} is not a regular file: give a .safetensors file")
-        with open(path, "rb", buffering=0) as file:
-            stamp = stamp_of(os.fstat(file.fileno()))
-            length = _length(path, _read_exactly(file.fileno(), LENGTH_BYTES), stamp.size)
-            raw = _read_exactly(file.fileno(), length)
-    except FileNotFoundError as error:
-        raise HeaderError(f"{path} is not there: check the path") from error
-    except OSError as error:
-        raise HeaderError(
-            f"{path} cannot be read ({error.strerror}): check its permissions and its disk"
-        ) from error
+    with open_regular(path) as (fd, stamp):
+        length = _length(path, read_exactly(fd, LENGTH_BYTES), stamp.size)
+        raw = read_exactly(fd, length)
     if len(raw) < length:
         raise HeaderError(
             f"{path} became shorter while its header was read "
@@ -107,7 +97,30 @@ def _read_raw(path: Path) -> tuple[bytes, FileStamp]:
     return raw, stamp
 
 
-def _read_exactly(fd: int, nbytes: int) -> bytes:
+@contextmanager
+def open_regular(path: Path, kind: str = ".safetensors") -> Iterator[tuple[int, FileStamp]]:
+    """The descriptor of a regular file, to be read from its begin, and the file's stamp.
+
+    Raises HeaderError for what is none, and for every OSError inside.
+    """
+    try:
+        # A stat first: opening a FIFO would wait for a writer, opening a device may do anything.
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise HeaderError(f"{path} is a folder: give a {kind} file")
+        if not stat.S_ISREG(mode):
+            raise HeaderError(f"{path} is not a regular file: give a {kind} file")
+        with open(path, "rb", buffering=0) as file:
+            yield file.fileno(), stamp_of(os.fstat(file.fileno()))
+    except FileNotFoundError as error:
+        raise HeaderError(f"{path} is not there: check the path") from error
+    except OSError as error:
+        raise HeaderError(
+            f"{path} cannot be read ({error.strerror}): check its permissions and its disk"
+        ) from error
+
+
+def read_exactly(fd: int, nbytes: int) -> bytes:
     """`nbytes` bytes, or fewer where the file ends."""
     parts = []
     while nbytes > 0 and (part := os.read(fd, nbytes)):

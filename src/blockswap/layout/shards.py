@@ -72,6 +72,9 @@ def _in_folder(folder: Path) -> FoundFiles:
     named = [name for name in files if name.startswith(DIFFUSERS_STEM)]
     chosen = named or files
     if not chosen:
+        packed = [name for name in names if name.lower().endswith(".gguf")]
+        if len(packed) == 1:
+            return FoundFiles(folder.name, (folder / packed[0],), None, _config(folder))
         raise _no_weights(folder)
     if len(chosen) > 1 or _SHARD.fullmatch(chosen[0]):
         _check_one_set(folder, chosen)

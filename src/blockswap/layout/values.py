@@ -30,9 +30,13 @@ class Leaf:
     stride: tuple[int, ...]
 
     @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the elements; leaves are dense, so also of the memory they span."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return self.elements * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,17 @@ class UnitLayout:
     kind: UnitKind
     index: int  # position among units of its kind: the number users write
     tensors: tuple[TensorSpec, ...]
+
+    @property
+    def list_name(self) -> str:
+        """The list that the unit is a member of, "single_transformer_blocks"."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def place(self) -> int | None:
+        """Its place in that list; None for a member that has a name instead, and an embedder."""
+        last = self.name.rpartition(".")[2]
+        return int(last) if last.isdecimal() else None
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:

@@ -9,6 +9,7 @@ quantised again by ComfyUI, and a module computes with it in another way than wi
 has functions: so the patched weight hangs in the module while it runs, as a loaded one would.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from ..errors import HostError
 from . import host
 
 _HOOKS = "blockswap_patching"
+# By a weight's name in its module: from the weight that has arrived and the module's input.
+Patches = dict[str, Callable[[torch.Tensor, Any], torch.Tensor]]
 
 
 class PatchOnArrival:
@@ -40,7 +43,7 @@ class PatchOnArrival:
 class _PatchedWhileRunning:
     """Hooks that hang the patched weight in a module for the time of its forward."""
 
-    def __init__(self, module: torch.nn.Module, patches: dict[str, Any]) -> None:
+    def __init__(self, module: torch.nn.Module, patches: Patches) -> None:
         self._patches = patches
         self._arrived: dict[str, Any] = {}
         self._handles = (
@@ -48,13 +51,13 @@ class _PatchedWhileRunning:
             module.register_forward_hook(self._take_down, always_call=True),
         )
 
-    def _hang(self, module: torch.nn.Module, _: Any) -> None:
+    def _hang(self, module: torch.nn.Module, inputs: Any) -> None:
         for name, patch in self._patches.items():
-            arrived = module._parameters[name]
+            arrived: Any = module._parameters[name]
             self._arrived[name] = arrived
-            made = host.patched(patch, arrived)  # type: ignore[arg-type]
+            made: Any = patch(arrived, inputs[0])
             made._is_param = True  # `Parameter` would copy the parts of a quantised tensor
-            module._parameters[name] = made  # type: ignore[assignment]
+            module._parameters[name] = made
 
     def _take_down(self, module: torch.nn.Module, *_: Any) -> None:
         module._parameters.update(self._arrived)
@@ -65,14 +68,25 @@ class _PatchedWhileRunning:
             handle.remove()
 
 
+def patch_while_running(module: torch.nn.Module, patches: Patches) -> None:
+    """Hangs each weight as its patch makes it while `module` runs, until patches are forgotten."""
+    vars(module)[_HOOKS] = _PatchedWhileRunning(module, patches)
+
+
+def as_loaded(noted: Any) -> Callable[[torch.Tensor, Any], torch.Tensor]:
+    """A patch that makes what the host's loading would have made of the weight."""
+    return lambda arrived, _: host.patched(noted, arrived)
+
+
 def patch_on_arrival(module: torch.nn.Module) -> None:
     """Takes over what the host has prepared for patching `module`'s weights at each use."""
     if is_traceable_wrapper_subclass(module.weight):
         noted = {name: _only_patch(module, name) for name in ("weight", "bias")}
         # The module is to compute as one whose weight was loaded.
         host.forget_noted(module)
-        patches = {name: patch for name, patch in noted.items() if patch is not None}
-        vars(module)[_HOOKS] = _PatchedWhileRunning(module, patches)
+        patch_while_running(
+            module, {name: as_loaded(patch) for name, patch in noted.items() if patch is not None}
+        )
         return
     for name in ("weight", "bias"):
         functions: list[Any] = getattr(module, f"{name}_function", [])

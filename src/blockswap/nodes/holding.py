@@ -81,20 +81,27 @@ class Holding:
         The host then takes the clone's parent for loaded, which did not ask for block swap.
         """
         self._status.node_id = node_id
-        self._owner = weakref.ref(owner, lambda _: self.park())
+        self._owner = weakref.ref(owner, lambda _: self._owner_went())
+
+    def _owner_went(self) -> None:
+        self.park()
+
+    def is_held_for(self, patcher: Any) -> bool:
+        """Whether the model is loaded for this very clone."""
+        return self._owner is not None and self._owner() is patcher
 
     def open(self, root: torch.nn.Module) -> None:
         """Starts streaming, after the host has loaded what is its."""
         if self.swap is not None:
             return
+        self.swap = self._start(root, self._status)
+
+    def _start(self, root: torch.nn.Module, told: Callable[[], None]) -> Swap:
+        """Opens the engine; `told` is to be called after each forward."""
         args, device = self.claim.args, self.claim.device
-        told = self._status
         if self.files is None:
-            self.swap = stream_units(root, self.plan, args, device=device, after_forward=told)
-        else:
-            self.swap = stream_file_units(
-                self.files, self.plan, args, device=device, after_forward=told
-            )
+            return stream_units(root, self.plan, args, device=device, after_forward=told)
+        return stream_file_units(self.files, self.plan, args, device=device, after_forward=told)
 
     def _status_line(self) -> str:
         return "" if self.swap is None else self.swap.status_line()
@@ -116,6 +123,10 @@ class Holding:
             yield
         finally:
             self.taking = False
+
+    def taken_off(self, patcher: Any) -> None:
+        """The host has taken a clone off the model, and left the weights as they are."""
+        self.park()
 
     def park(self) -> None:
         """The clone was taken off the shared model; nothing moves until it is known who is next.

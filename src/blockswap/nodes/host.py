@@ -168,15 +168,31 @@ def stored_names(label: str, tensor: torch.Tensor) -> dict[int, str]:
     return names
 
 
-def new_patcher(model: Any) -> Any:
-    """A patcher for a model that the host has not loaded itself."""
+def new_patcher(model: Any, *, dynamic: bool) -> Any:
+    """A patcher for a model that the host has not loaded itself.
+
+    `dynamic`: as the host makes them where it has dynamic VRAM.
+    """
     import comfy.model_management as management
     import comfy.model_patcher
 
-    return comfy.model_patcher.ModelPatcher(
+    plain = comfy.model_patcher.ModelPatcher
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", plain) if dynamic else plain
+    patcher = kind(
         model,
         load_device=management.get_torch_device(),
         offload_device=management.unet_offload_device(),
+    )
+    patcher.cached_patcher_init = (_refuse_to_read, ())
+    return patcher
+
+
+def _refuse_to_read(**_: Any) -> Any:
+    """Newer cores read a model's file anew where they need another one, with all of its weights."""
+    raise ModelError(
+        "this model is streamed from its file, and a file is never written nor loaded as a whole: "
+        "for scheduled hooks and for several devices load the model with ComfyUI's own loader and "
+        "put WanVideo Block Swap behind it"
     )
 
 
@@ -292,17 +308,31 @@ def patched(patch: Any, weight: torch.Tensor) -> torch.Tensor:
     import comfy.lora
     import comfy.model_management as management
 
-    seed = _seed(patch.key)
-    dtype = _patching_dtype(weight.device)
+    seed, patches = _seed(patch.key), patch.patches.get(patch.key)
+    dtype = None if patches is None else _patching_dtype(weight.device)
     full = management.cast_to_device(weight, weight.device, dtype, copy=True)
     if patch.convert_func is not None:
         full = patch.convert_func(full, inplace=True)
-    full = comfy.lora.calculate_weight(patch.patches[patch.key], full, patch.key)
+    if patches is not None:
+        full = comfy.lora.calculate_weight(patches, full, patch.key)
     if patch.set_func is not None:
         made: torch.Tensor = patch.set_func(full, seed=seed, return_weight=True)
         return made
     rounded: torch.Tensor = comfy.float.stochastic_rounding(full, weight.dtype, seed=seed)
     return rounded
+
+
+def patch_of_loading(patcher: Any, key: str, module: torch.nn.Module, name: str) -> Any:
+    """What the host would note to make a weight as its loading does; None where that is a copy.
+
+    A quantised weight is quantised anew by it, even without patches.
+    """
+    from comfy.model_patcher import LowVramPatch
+
+    convert, give = (getattr(module, f"{does}_{name}", None) for does in ("convert", "set"))
+    if key not in patcher.patches and give is None:
+        return None
+    return LowVramPatch(key, patcher.patches, convert, give)
 
 
 def _seed(key: str) -> int:

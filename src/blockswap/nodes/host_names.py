@@ -80,6 +80,20 @@ ATTRIBUTES = (
     "patches_uuid",
 )
 SHARED = ("current_weight_patches_uuid", "model_loaded_weight_memory")
+# What blocks are taken out of newer cores' dynamic VRAM through; without one of these a model gets
+# block swap without dynamic VRAM.
+SHARING = (
+    "comfy.lora.calculate_shape",
+    "comfy.model_management.MAX_PINNED_MEMORY",
+    "comfy.model_management.TOTAL_PINNED_MEMORY",
+    "comfy.model_management.ensure_pin_budget",
+    "comfy.model_management.ensure_pin_registerable",
+    "comfy.model_management.lora_compute_dtype",
+    "comfy.model_patcher.CoreModelPatcher",
+    "comfy.model_patcher.ModelPatcherDynamic",
+    "comfy.ops.fp8_ops",
+    "comfy.utils.string_to_seed",
+)
 # Methods of a patcher under dynamic VRAM.
 DYNAMIC = ("cached_patcher_init", "get_clone_model_override")
 
@@ -98,6 +112,11 @@ def require() -> None:
             _refuse(f"ModelPatcher.{name}")
     if asks_the_device() and not _is_there("comfy.model_management.lora_compute_dtype"):
         _refuse("comfy.model_management.lora_compute_dtype")
+
+
+def can_share() -> bool:
+    """Whether this core's dynamic VRAM has every name that blocks are taken out of it through."""
+    return all(map(_is_there, SHARING))
 
 
 def require_of(patcher: Any) -> None:

@@ -16,7 +16,7 @@ from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..store.leaves import rebuild, spec_of
 from ..stream.units.binding import as_value
 from ..swap import FileUnits, find_file_units
-from . import host
+from . import host, host_dynamic
 from .contents import FileContents, contents_of, file_keys, refuse_unused
 from .host_names import require
 from .patcher import Wish, keep_file_units, swap_on_clone
@@ -33,14 +33,22 @@ def load_streamed(path: str, wish: Wish) -> Any:
     """
     require()
     checkpoint = open_checkpoint(path)
+    if checkpoint.in_gguf:
+        raise ModelError(
+            f"{checkpoint.label} is a GGUF file, for which ComfyUI has no weights of its own: use "
+            "the loader of its pack, or a bf16, fp16, fp8 or fp8_scaled checkpoint"
+        )
     contents = contents_of(checkpoint)
     model = _build(checkpoint, contents)
     root = model.diffusion_model
     _fill_in_scales(root, contents)
+    dynamic = host_dynamic.is_on()
+    if dynamic:
+        _keep_stored_dtypes(root, contents)
     keys = file_keys(root, contents)
     files = find_file_units(root, path, keys)
     _load_rest(root, contents, files)
-    patcher = host.new_patcher(model)
+    patcher = host.new_patcher(model, dynamic=dynamic)
     keep_file_units(model, files)
     return swap_on_clone(patcher, wish)
 
@@ -85,6 +93,17 @@ def _fill_in_scales(root: torch.nn.Module, contents: FileContents) -> None:
             place.module.register_buffer(
                 place.name, torch.ones((), dtype=torch.float32, device="cpu")
             )
+
+
+def _keep_stored_dtypes(root: torch.nn.Module, contents: FileContents) -> None:
+    """Under dynamic VRAM small layers keep the dtypes of the file, and cast at each use."""
+    for path, module in root.named_modules():
+        for name, weight in host_dynamic.small_weights(module):
+            stored = contents.weights.get(f"{path}.{name}")
+            if stored is not None and stored.dtype != weight.dtype:
+                module._parameters[name] = torch.nn.Parameter(
+                    torch.empty_like(weight, dtype=stored.dtype), requires_grad=False
+                )
 
 
 def _load_rest(root: torch.nn.Module, contents: FileContents, files: FileUnits) -> None:

@@ -1,61 +1,21 @@
-"""Block swap on a ComfyUI model patcher: what the host does differently for a clone that has it.
+"""Which clone of a ComfyUI model patcher gets block swap, what is refused, and what follows it.
 
-Nothing here is a patcher class of its own: other packs have theirs, and their clones must stay
-theirs. A clone gets attributes that stand in front of a few of its methods, and a callback puts
-them on clones of the clone. The host's own methods do the work, seen through these:
-
-    partially_load, load   the streamed units are prepared by the host (LoRA included) where they
-                           rest, all other modules are loaded as ever, then the swap is opened
-    _load_list             hides the streamed units, so that the host neither loads nor counts them
-    unpatch_model          closes the swap before weights are restored
-    patch_weight_to_device brings a patched weight of a streamed unit back to where it rests
+A callback puts what `overrides` says on clones of the clone, and another tells when the host takes
+a clone off the model.
 """
 
 import logging
-import weakref
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ModelError
-from ..plan import SwapPlan
-from ..selection import BlockSwapArgs, select
-from ..swap import FileUnits, plan_file_units, plan_units
-from . import host
-from .arrival import forget_patches, patch_on_arrival, refuse_unnoted
-from .holding import Claim, Holding, Immovable, holding_of
+from ..selection import select
+from . import host, host_dynamic
+from .dynamic import DynamicOverrides
+from .holding import holding_of
 from .host_names import require, require_of
-from .room import granted_by_host, size_with, whole_size
+from .overrides import KEY, Overrides, Wish, keep_file_units, release, transformer_of, wish_of
 
-KEY = "blockswap"
-_FILES = "blockswap_files"
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a node asked for, as it travels with the clones of a patcher."""
-
-    args: BlockSwapArgs
-    node_id: str | None = None
-
-    @property
-    def automatic(self) -> bool:
-        """Whether the plan waits for what the host grants when it loads."""
-        args = self.args
-        named = args.block_list is not None or args.blocks_to_swap is not None
-        return not named and args.vram_budget is None
-
-
-def keep_file_units(model: Any, files: FileUnits) -> None:
-    """Notes on a shared model object that its units are in a file: nothing there can be moved."""
-    setattr(model, _FILES, files)
-    for name in files.names:
-        for module in files.root.get_submodule(name).modules():
-            Immovable(module)
-
-
-def _files_of(model: Any) -> FileUnits | None:
-    files: FileUnits | None = vars(model).get(_FILES)
-    return files
+__all__ = ["Wish", "keep_file_units", "release", "swap_on_clone", "transformer_of"]
 
 
 def swap_on_clone(patcher: Any, wish: Wish) -> Any:
@@ -70,29 +30,12 @@ def swap_on_clone(patcher: Any, wish: Wish) -> Any:
     _refuse_foreign(root)
     from ..adapters.live import describe_module
 
-    select(wish.args, describe_module(root).layout)
-    clone = _clone_without_dynamic(patcher)
+    select(wish.args, describe_module(root, wish.args.block_lists).layout)
+    clone = _clone(patcher)
     clone.set_attachments(KEY, wish)
-    _Overrides(clone).install()
+    _overrides_of(clone).install()
     host.follow(clone, KEY, _on_clone, _on_detach)
     return clone
-
-
-def transformer_of(patcher: Any) -> Any:
-    """The transformer in a patcher's model. Raises ModelError where there is none."""
-    root = getattr(getattr(patcher, "model", None), "diffusion_model", None)
-    if root is None:
-        raise ModelError(
-            f"a {type(patcher).__name__} was given, which has no diffusion model: connect the "
-            "MODEL of a Wan checkpoint"
-        )
-    return root
-
-
-def wish_of(patcher: Any) -> Wish | None:
-    """What was asked for a patcher, if anything."""
-    wish: Wish | None = patcher.get_attachment(KEY)
-    return wish
 
 
 def _refuse_foreign(root: Any) -> None:
@@ -104,217 +47,30 @@ def _refuse_foreign(root: Any) -> None:
             )
 
 
-def _clone_without_dynamic(patcher: Any) -> Any:
-    """A clone; of a model under newer cores' dynamic VRAM, one that is not."""
-    if not host.is_dynamic(patcher):
+def _clone(patcher: Any) -> Any:
+    """A clone; where blocks cannot be taken out of this core's dynamic VRAM, one that has none."""
+    if not host.is_dynamic(patcher) or host_dynamic.shares(patcher):
         return patcher.clone()
     logging.warning(
-        "blockswap: this model is under dynamic VRAM, which moves every weight itself; the clone "
-        "with block swap is made without it, so that each block has one owner. Its file is read a "
-        "second time, once, and kept in RAM: Load Wan Model (Block Swap) does without"
+        "blockswap: this ComfyUI's dynamic VRAM, which moves every weight itself, is not one that "
+        "blocks can be taken out of; the clone with block swap is made without it, so that each "
+        "block has one owner. Its file is read a second time, once, and kept in RAM: Load Wan "
+        "Model (Block Swap) does without"
     )
     return host.clone_without_dynamic(patcher)
 
 
+def _overrides_of(clone: Any) -> Overrides:
+    return DynamicOverrides(clone) if host.is_dynamic(clone) else Overrides(clone)
+
+
 def _on_clone(patcher: Any, clone: Any) -> None:
     if wish_of(clone) is not None:
-        _Overrides(clone).install()
+        _overrides_of(clone).install()
 
 
 def _on_detach(patcher: Any, unpatch_all: bool) -> None:
     """The host takes a clone off the model; with `unpatch_all` it has restored the weights."""
     holding = holding_of(patcher.model)
     if holding is not None and not unpatch_all:
-        holding.park()
-
-
-class _Overrides:
-    """Stands in front of the methods of one patcher, which it does not keep alive."""
-
-    def __init__(self, patcher: Any) -> None:
-        self._reference = weakref.ref(patcher)
-        self._whole = whole_size(patcher.model)
-
-    @property
-    def _patcher(self) -> Any:
-        return self._reference()
-
-    @property
-    def _host(self) -> Any:
-        """The patcher's class, whose methods do the work; other packs change it now and then."""
-        return type(self._patcher)
-
-    @property
-    def _wish(self) -> Wish:
-        wish = wish_of(self._patcher)
-        assert wish is not None, "overrides are put on patchers that have a wish"
-        return wish
-
-    def install(self) -> None:
-        patcher = self._patcher
-        for name in host.OVERRIDDEN:
-            setattr(patcher, name, getattr(self, name))
-        wish = self._wish
-        # How much of the model stays under an automatic plan is what the host answers by loading.
-        self._size_to_ask = self._whole
-        if not wish.automatic:
-            plan = self._plan(patcher.load_device, None)
-            self._size_to_ask = size_with(plan, self._whole)
-
-    def model_size(self) -> int:
-        """The bytes the host is to find room for: weights that it or we put on the device."""
-        patcher = self._patcher
-        holding = holding_of(patcher.model)
-        if holding is not None and holding.claim == self._claim(holding.claim.device):
-            return size_with(holding.plan, self._whole)
-        return self._size_to_ask
-
-    def get_ram_usage(self) -> int:
-        """Streamed or not, the whole model is in host memory."""
-        return self._whole
-
-    def _load_list(self, *args: Any, **kwargs: Any) -> list[Any]:
-        entries = host.load_list(self._patcher, *args, **kwargs)
-        holding = holding_of(self._patcher.model)
-        if holding is None:
-            return entries
-        held = holding.modules
-        return [e for e in entries if any(m in held for m in host.modules_in(e)) == holding.taking]
-
-    def patch_weight_to_device(self, key: str, *args: Any, **kwargs: Any) -> Any:
-        patcher = self._patcher
-        result = self._host.patch_weight_to_device(patcher, key, *args, **kwargs)
-        holding = holding_of(patcher.model)
-        if holding is not None and holding.taking:
-            # The host patches on the compute device; weights of streamed units rest in RAM.
-            host.bring_to_host_memory(patcher, key)
-        return result
-
-    def patch_hooks(self, hooks: Any) -> Any:
-        """Scheduled patches (hooks) are written to the weights between two calls of the model."""
-        patcher = self._patcher
-        self._expect_writes(hooks is not None and bool(patcher.get_combined_hook_patches(hooks)))
-        return self._host.patch_hooks(patcher, hooks)
-
-    def unpatch_hooks(self, *args: Any, **kwargs: Any) -> Any:
-        self._expect_writes(bool(self._patcher.hook_backup))
-        return self._host.unpatch_hooks(self._patcher, *args, **kwargs)
-
-    def _expect_writes(self, expected: bool) -> None:
-        holding = holding_of(self._patcher.model)
-        if not expected or holding is None or holding.swap is None:
-            return
-        if holding.files is not None:
-            raise ModelError(
-                "hooks were to change weights of blocks that are streamed from their file, and a "
-                "file is never written: load the model with ComfyUI's own loader and put WanVideo "
-                "Block Swap behind it"
-            )
-        holding.swap.forget_slots()
-
-    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> Any:
-        patcher = self._patcher
-        if unpatch_weights:
-            release(patcher.model)
-        return self._host.unpatch_model(patcher, device_to, unpatch_weights)
-
-    def partially_load(
-        self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False
-    ) -> Any:
-        patcher = self._patcher
-        model = patcher.model
-        holding = holding_of(model)
-        if holding is not None and holding.claim == self._claim(device_to):
-            holding.resume(patcher, self._wish.node_id)
-        elif host.loaded_patches(model) is not None:
-            # Loaded for a clone that asked for something else: the host starts afresh.
-            used = host.loaded_bytes(model)
-            patcher.unpatch_model(patcher.offload_device, unpatch_weights=True)
-            extra_memory += used
-        return self._host.partially_load(
-            patcher, device_to, extra_memory, force_patch_weights=force_patch_weights
-        )
-
-    def load(
-        self,
-        device_to: Any = None,
-        lowvram_model_memory: float = 0,
-        force_patch_weights: bool = False,
-        full_load: bool = False,
-    ) -> Any:
-        patcher = self._patcher
-        if device_to is None:  # weights are patched where they lie, nothing is loaded
-            return self._host.load(
-                patcher, device_to, lowvram_model_memory, force_patch_weights, full_load
-            )
-        granted = granted_by_host(device_to, lowvram_model_memory)
-        try:
-            holding = holding_of(patcher.model) or self._take(device_to, granted)
-            fits = full_load or holding.plan.device_bytes <= granted
-            room = max(lowvram_model_memory - holding.own_bytes, 0.1)
-            with holding.at_work():
-                result = self._host.load(patcher, device_to, room, force_patch_weights, fits)
-            if not fits:  # else the host has counted `model_size()`
-                host.add_loaded_bytes(patcher.model, holding.own_bytes)
-            holding.open(transformer_of(patcher))
-        except BaseException:
-            release(patcher.model)
-            raise
-        return result
-
-    def _claim(self, device: Any) -> Claim:
-        patcher = self._patcher
-        replaced = tuple(
-            (name, id(value))
-            for name, value in sorted(patcher.object_patches.items())
-            if name.startswith("diffusion_model")
-        )
-        return Claim(self._wish.args, device, patcher.patches_uuid, replaced)
-
-    def _take(self, device: Any, granted: int) -> Holding:
-        """Plans, takes the streamed units out of the host's care, and lets it patch them."""
-        patcher = self._patcher
-        claim = self._claim(device)
-        plan = self._plan(device, granted)
-        files = _files_of(patcher.model)
-        holding = Holding(patcher.model, claim, plan, files)
-        holding.hold(patcher, self._wish.node_id)
-        if holding.modules:
-            # The host loads in two turns; what other nodes hang on loading belongs to the second.
-            # Weights in memory are patched for good; of those in a file the host only notes what is
-            # to be patched, as it does for weights that it finds no room for.
-            room = 1e32 if files is None else 1e-3
-            with holding.at_work(), holding.taking_turn(), host.without_callbacks(patcher):
-                self._host.load(patcher, device, room, False, False)
-        if files is not None:
-            _settle_notes(holding, patcher)
-        return holding
-
-    def _plan(self, device: Any, granted: int | None) -> SwapPlan:
-        patcher, args = self._patcher, self._wish.args
-        files = _files_of(patcher.model)
-        if files is not None:
-            return plan_file_units(files, args, device=device, granted_bytes=granted)
-        return plan_units(transformer_of(patcher), args, device=device, granted_bytes=granted)
-
-
-def _settle_notes(holding: Holding, patcher: Any) -> None:
-    """What the host has noted on modules in a file is applied on arrival."""
-    asked, noted = set(), set()
-    for path, module in patcher.model.named_modules():
-        if module in holding.modules:
-            asked.update({f"{path}.weight", f"{path}.bias"} & patcher.patches.keys())
-            noted.update(host.noted_keys(module))
-    refuse_unnoted(asked, noted)
-    for module in holding.modules:
-        if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
-            patch_on_arrival(module)
-        elif not patcher.force_cast_weights:
-            forget_patches(module)
-
-
-def release(model: Any) -> None:
-    """Closes the holding on a model, if there is one."""
-    holding = holding_of(model)
-    if holding is not None:
-        holding.close()
+        holding.taken_off(patcher)

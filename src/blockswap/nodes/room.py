@@ -30,5 +30,10 @@ def granted_by_host(device: Any, lowvram_model_memory: float) -> int:
     """
     room = lowvram_model_memory
     if not 0 < room < _UNBOUNDED:
-        room = host.free_bytes(device) - host.inference_bytes()
+        return granted_of(host.free_bytes(device))
     return max(int(room * 63 / 64), 0)
+
+
+def granted_of(free_bytes: float) -> int:
+    """The same where the host sets no limit but what is free."""
+    return max(int((free_bytes - host.inference_bytes()) * 63 / 64), 0)

@@ -53,6 +53,10 @@ class Device(Protocol):
 
     def pin(self, nbytes: int) -> torch.Tensor | None: ...
 
+    def lock(self, memory: torch.Tensor) -> bool: ...
+
+    def unlock(self, memory: torch.Tensor) -> None: ...
+
     def synchronize(self) -> None: ...
 
     def release_cached_host_memory(self) -> None: ...
@@ -186,6 +190,12 @@ class Host:
     def pin(self, nbytes: int) -> torch.Tensor | None:
         return None
 
+    def lock(self, memory: torch.Tensor) -> bool:
+        return False
+
+    def unlock(self, memory: torch.Tensor) -> None:
+        """Nothing is locked for the host itself."""
+
     def synchronize(self) -> None:
         """Nothing is under way."""
 
@@ -261,6 +271,26 @@ class Accelerator:
             return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
         except RuntimeError:
             return None
+
+    def lock(self, memory: torch.Tensor) -> bool:
+        """Pins host memory that is there already; False where this device's runtime cannot.
+
+        CUDA and ROCm can (cudaHostRegister, portable, as torch's own shared state dicts do).
+        """
+        runtime = self._runtime()
+        if runtime is None:
+            return False
+        return int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 1)) == 0
+
+    def unlock(self, memory: torch.Tensor) -> None:
+        """Unpins what `lock` pinned, before it is unmapped; no copy may be under way."""
+        runtime = self._runtime()
+        if runtime is not None:
+            runtime.cudaHostUnregister(memory.data_ptr())
+
+    def _runtime(self) -> Any:
+        made: Any = getattr(torch.get_device_module(self.torch_device), "cudart", None)
+        return None if made is None else made()
 
     def synchronize(self) -> None:
         torch.accelerator.synchronize(self.torch_device)

@@ -5,6 +5,7 @@ from .entry.checkpoint_file import open_transformer
 from .entry.experts import Swaps, open_experts, swap_experts
 from .entry.host_application import (
     FileUnits,
+    Mapped,
     find_file_units,
     plan_file_units,
     plan_units,
@@ -17,6 +18,7 @@ from .running.handle import Swap
 
 __all__ = [
     "FileUnits",
+    "Mapped",
     "Outlook",
     "Swap",
     "Swaps",

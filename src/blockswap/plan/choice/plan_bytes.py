@@ -69,7 +69,8 @@ def _planned_unit(unit: UnitFacts, tier: Tier) -> PlannedUnit:
 
 def _decode_bytes(streamed: tuple[UnitFacts, ...], tiers: tuple[Tier, ...]) -> int:
     pairs = zip(streamed, tiers, strict=True)
-    return max((unit.decode_bytes for unit, tier in pairs if tier == "disk"), default=0)
+    sizes = (u.decode_bytes if tier == "disk" else u.ram_decode_bytes for u, tier in pairs)
+    return max(sizes, default=0)
 
 
 def _pinned_bytes(question: Question, ram_bytes: int) -> int:

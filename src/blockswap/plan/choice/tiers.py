@@ -39,7 +39,7 @@ class HostRoom:
         Where some would rest in RAM and some in the file, the larger of both forms is counted.
         """
         if not self.from_checkpoint or self._holds_all(streamed):
-            return [(unit.ram_slab_bytes, 0) for unit in streamed]
+            return [(unit.ram_slab_bytes, unit.ram_decode_bytes) for unit in streamed]
         if self._holds_none(streamed):
             return [(_disk_bytes(unit), unit.decode_bytes) for unit in streamed]
         return [

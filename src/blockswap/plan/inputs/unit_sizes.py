@@ -11,10 +11,11 @@ class UnitFacts:
     """Sizes in bytes of one unit in each form it can take.
 
     `resident_bytes`   its slab when it stays on the compute device
-    `ram_slab_bytes`   its slab in host memory; what rests there is decoded already
+    `ram_slab_bytes`   its slab in host memory: decoded already, or as stored where that is smaller
     `disk_slab_bytes`  what is read from the checkpoint for it, None where no file is behind it
     `decode_bytes`     the device buffer that its bytes from the file are decoded into, 0 where the
                        file holds them as they are computed with
+    `ram_decode_bytes` the same for its bytes in host memory, 0 where those are decoded already
     """
 
     name: str
@@ -23,6 +24,7 @@ class UnitFacts:
     ram_slab_bytes: int
     disk_slab_bytes: int | None = None
     decode_bytes: int = 0
+    ram_decode_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

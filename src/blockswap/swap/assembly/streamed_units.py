@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from ...adapters.live import LiveUnit
+from ...decode.unit_decoding import UnitDecoding, plain_form
 from ...layout.slab import pack
 from ...layout.values import Leaf
 from ...store.leaves import view_leaf
-from ...store.ram import RamStore
 from ...stream.pool.pool import Pool
 from ...stream.units.binding import Binding
 from ...stream.units.decode import Decode
@@ -21,6 +21,7 @@ from ...stream.units.transfer import (
 from ...stream.units.unit import StreamedUnit
 from .device_slabs import values_from
 from .parts import Parts
+from .unit_store import UnitStore
 from .unpinned import PageableSource
 
 
@@ -37,23 +38,37 @@ def unit_views(
 def decoded_values(
     unit: LiveUnit,
     slots: Sequence[Sequence[torch.Tensor]],
-    numbers: Sequence[int],
+    decoding: UnitDecoding,
     pool: Pool,
 ) -> tuple[tuple[tuple[torch.Tensor, ...], ...], Decode | None]:
-    """What hangs in the model for each slot, and the decoding of leaves `numbers`, if any."""
-    if not numbers or pool.decode is None:
+    """What hangs in the model for each slot, and what decodes the unit, if anything must.
+
+    `slots[s]` are the unit's stored arrays in slot s.
+    """
+    if not decoding.decoded or pool.decode is None:
         return tuple(values_from(unit.tensors, views) for views in slots), None
-    leaves = [unit.layout.leaves[i] for i in numbers]
-    offsets = pack(leaves).offsets
-    computed = [view_leaf(pool.decode, at, leaf) for at, leaf in zip(offsets, leaves, strict=True)]
-    place = dict(zip(numbers, computed, strict=True))
-    mixed = [[place.get(i, view) for i, view in enumerate(views)] for views in slots]
-    stored = [[views[i] for i in numbers] for views in slots]
-    values = tuple(values_from(unit.tensors, views) for views in mixed)
-    return values, Decode(stored, computed)
+    slab = pack([form.computed for form in decoding.decoded])
+    decoded = [
+        view_leaf(pool.decode, at, form.computed)
+        for at, form in zip(slab.offsets, decoding.decoded, strict=True)
+    ]
+    scratch = pool.decode.narrow(0, slab.nbytes, decoding.scratch_bytes)
+    values = tuple(values_from(unit.tensors, _mixed(decoding, views, decoded)) for views in slots)
+    return values, Decode([decoding.prepare(views, decoded, scratch) for views in slots])
 
 
-def ram_transfer(parts: Parts, store: RamStore, index: int) -> Transfer:
+def _mixed(
+    decoding: UnitDecoding, stored: Sequence[torch.Tensor], decoded: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The unit's leaves: views of a slot, or of the decode buffer."""
+    leaves, at, buffer = [], 0, iter(decoded)
+    for form in decoding.forms:
+        leaves.append(next(buffer) if form.steps else stored[at])
+        at += len(form.stored)
+    return leaves
+
+
+def ram_transfer(parts: Parts, store: UnitStore, index: int) -> Transfer:
     """How a unit in the RAM store reaches a slot: by itself if pinned, else through staging."""
     runs = store.runs(index)
     if store.is_pinned(index):
@@ -64,12 +79,23 @@ def ram_transfer(parts: Parts, store: RamStore, index: int) -> Transfer:
 
 
 def ram_unit(
-    parts: Parts, store: RamStore, index: int, unit: LiveUnit, binding: Binding
+    parts: Parts,
+    store: UnitStore,
+    index: int,
+    unit: LiveUnit,
+    binding: Binding,
+    decoding: UnitDecoding | None = None,
 ) -> StreamedUnit:
-    """A unit that rests in the RAM store, in compute form, ready to be streamed."""
-    views = unit_views(unit.layout.leaves, store.slab_offsets(index), parts.pool)
-    values = tuple(binding.hanging(values_from(unit.tensors, leaves)) for leaves in views)
-    return StreamedUnit(binding, ram_transfer(parts, store, index), values)
+    """A unit that rests in the RAM store, ready to be streamed.
+
+    Without a `decoding` it rests there in compute form, else as `decoding.stored`.
+    """
+    leaves = unit.layout.leaves if decoding is None else decoding.stored
+    decoding = decoding or UnitDecoding(tuple(plain_form(leaf, leaf) for leaf in leaves))
+    views = unit_views(leaves, store.slab_offsets(index), parts.pool)
+    values, decode = decoded_values(unit, views, decoding, parts.pool)
+    transfer = ram_transfer(parts, store, index)
+    return StreamedUnit(binding, transfer, tuple(map(binding.hanging, values)), decode)
 
 
 def resting_on(unit: LiveUnit, homes: Sequence[torch.Tensor]) -> Binding:

@@ -6,8 +6,8 @@ import torch
 
 from ...adapters.live import LiveTensor
 from ...adapters.stored import StoredModel, extent_of
+from ...decode.unit_decoding import decoded_on_host, stored_leaf
 from ...layout.stamp import Stamped
-from ...layout.values import Leaf, contiguous_stride
 from ...store.disk import DiskStore, DiskUnit
 from ...store.landing import Landing
 from ...store.leaves import view_leaf
@@ -23,19 +23,28 @@ class Loader:
         self._headers = headers
         self._readers = readers
 
-    def read(self, name: str, tensors: Sequence[LiveTensor]) -> list[torch.Tensor]:
-        """The stored leaves of `tensors`, as the file holds them, in memory of their own.
+    def decoded(self, name: str, tensors: Sequence[LiveTensor]) -> list[torch.Tensor]:
+        """The leaves of `tensors`, decoded on the host, where a cast may be left to the caller.
+
+        Raises ReadError.
+        """
+        stored = iter(self.stored(name, tensors))
+        forms = [found.form for tensor in tensors for found in self._model.forms(tensor)]
+        return [decoded_on_host(form, [next(stored) for _ in form.stored]) for form in forms]
+
+    def stored(self, name: str, tensors: Sequence[LiveTensor]) -> list[torch.Tensor]:
+        """The stored arrays of `tensors`, as the file holds them, in memory of their own.
 
         The memory goes when the last of the returned views goes. Raises ReadError.
         """
-        found = [stored for tensor in tensors for stored in self._model.stored_leaves(tensor)]
+        found = self._model.parts(tensors)
         store = DiskStore(self._headers, [DiskUnit(name, tuple(extent_of(t) for t in found))])
         try:
             scratch = host_buffer(store.slabs[0].slab.nbytes)
             self._fill(store, name, scratch)
         finally:
             store.close()
-        leaves = [Leaf((), t.dtype, t.shape, contiguous_stride(t.shape)) for t in found]
+        leaves = [stored_leaf(t.dtype, t.shape) for t in found]
         return [
             view_leaf(scratch, at, leaf)
             for at, leaf in zip(store.slab_offsets(0), leaves, strict=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from ...store.landing import Landing
-from ...store.ram import RamStore
 from ...units import format_bytes
 from .parts import Parts
+from .unit_store import UnitStore
 
 
-def ensure_staging(parts: Parts, store: RamStore, slab_bytes: int) -> None:
+def ensure_staging(parts: Parts, store: UnitStore, slab_bytes: int) -> None:
     """Makes staging for units up to `slab_bytes` where pinning failed against the plan."""
     if not store.pageable_bytes:
         return

@@ -1,23 +1,26 @@
 """`open_transformer`: a model streamed from its file; checks, assumptions, order of opening."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ...adapters.live import places_of
 from ...adapters.skeleton import build_skeleton
 from ...adapters.stored import StoredModel, match_checkpoint
 from ...ambient import undisturbed
 from ...errors import ArgsError, GeometryError
 from ...layout.checkpoint import Checkpoint, open_checkpoint
-from ...layout.geometry import infer_geometry, name_variant
+from ...layout.formats import quantiser_keys, unpacked
+from ...layout.geometry import infer_geometry, name_variant, to_original_key
 from ...layout.geometry.stated import stated_by
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.budgets import ram_room
 from ...plan.choice.refusals import refuse_beyond_memory
+from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs, select
 from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
@@ -27,15 +30,17 @@ from ..assembly.pool_members import Sharing
 from ..guards.closed_model import refuse_closed, reopened
 from ..opening.engine_start import start_engine
 from ..opening.from_file import Opening
+from ..opening.shared_file import share_file
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_checkpoint
 from ..plan_inputs.outlook import AnyWorkload, foresee
 from ..running.freedom import freedom_of
 from .arguments import as_args, refuse_swapped
+from .loaded_model import Asked, swap_shared
 
 
 @undisturbed()
-def open_transformer(
+def open_transformer(  # noqa: PLR0913  (all but two by name: the door is one call)
     path: str | os.PathLike[str],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
@@ -43,6 +48,7 @@ def open_transformer(
     dtype: torch.dtype | None = None,
     skeleton: torch.nn.Module | None = None,
     workload: AnyWorkload | None = None,
+    mesh: Any = None,
 ) -> torch.nn.Module:
     """Opens a Wan checkpoint with its blocks streamed from the file; reads only what stays.
 
@@ -53,9 +59,21 @@ def open_transformer(
     of your own: in what is stored); with it, weights are cast on the device each time they
     arrive. `workload` is that of `swap_blocks`.
 
+    With a `mesh` every rank of it makes this call: the file is read once a host, into memory that
+    all ranks of the host share, as it computes, and blocks are streamed from there.
+
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
     """
+    if mesh is not None:
+        ranks = ranks_of(mesh)
+        with ranks.together("open the checkpoint"):
+            wanted, where = as_args(args), open_device(device)
+            found = find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=None)
+        root = found.model.live.root
+        weights = share_file(found.model, found.checkpoint.headers, ranks)
+        swap_shared(root, ranks, weights, Asked(wanted, where, workload))
+        return root
     wanted, where = as_args(args), open_device(device)
     found = find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
     plan = _plan_for(found)
@@ -120,8 +138,8 @@ def find_model(
     _check_dtype(dtype)
     if skeleton is not None:
         refuse_swapped(skeleton)
-    checkpoint = open_checkpoint(path)
-    model, assumed = _matched(checkpoint, skeleton, dtype)
+    checkpoint = _as_weights(open_checkpoint(path), skeleton)
+    model, assumed = _matched(checkpoint, skeleton, dtype, wanted.block_lists)
     basis = Basis(
         facts=facts_of_checkpoint(model, where),
         selection=select(wanted, model.live.layout),
@@ -181,11 +199,24 @@ def _check_dtype(dtype: object) -> None:
     )
 
 
+def _as_weights(checkpoint: Checkpoint, skeleton: torch.nn.Module | None) -> Checkpoint:
+    """The file as weights; as it is where layers of the skeleton's own know what quantised it."""
+    beside = quantiser_keys(checkpoint)
+    if skeleton is not None and beside:
+        known = {to_original_key(place.label) for place in places_of(skeleton)}
+        if any(to_original_key(key) in known for key in beside):
+            return checkpoint
+    return unpacked(checkpoint)
+
+
 def _matched(
-    checkpoint: Checkpoint, skeleton: torch.nn.Module | None, dtype: torch.dtype | None
+    checkpoint: Checkpoint,
+    skeleton: torch.nn.Module | None,
+    dtype: torch.dtype | None,
+    block_lists: Sequence[str],
 ) -> tuple[StoredModel, tuple[str, ...]]:
     """The skeleton with the checkpoint behind it, and what had to be assumed about it."""
-    assumed: tuple[str, ...] = ()
+    assumed = checkpoint.notes
     if skeleton is None:
         geometry = infer_geometry(checkpoint)
         if geometry.extras:
@@ -196,9 +227,9 @@ def _matched(
             )
         skeleton = build_skeleton(geometry)
         if name_variant(geometry) is None and not stated_by(checkpoint).says_heads:
-            assumed = (
+            assumed += (
                 f"{checkpoint.label} is no published model and does not state its heads: "
                 f"{geometry.num_heads} of {geometry.head_dim} are assumed, as wide as Wan's (put "
                 "wan.num_heads in its metadata otherwise)",
             )
-    return match_checkpoint(skeleton, checkpoint, dtype), assumed
+    return match_checkpoint(skeleton, checkpoint, dtype, block_lists), assumed

@@ -28,6 +28,7 @@ from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
 from ..assembly.parts import make_pool
 from ..assembly.pool_members import Sharing
+from ..assembly.unit_store import OwnMemory
 from ..opening.from_memory import UNLIMITED
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.outlook import AnyWorkload
@@ -140,8 +141,8 @@ def swap_experts(
     swaps = []
     with _opening(joint.plan, where) as (sharing, undo):
         for (live, basis), plan in zip(found, joint.plans(), strict=True):
-            pin_bytes = plan.pinned_bytes + spare
-            swap = swap_loaded(live, plan, basis, where, pin_bytes=pin_bytes, sharing=sharing)
+            host = OwnMemory(where, plan.pinned_bytes + spare)
+            swap = swap_loaded(live, plan, basis, where, host, sharing)
             undo.callback(swap.close)
             swaps.append(swap)
     return Swaps(swaps)

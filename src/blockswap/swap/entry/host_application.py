@@ -1,8 +1,9 @@
 """Block swap inside an application that places weights itself: only the units are the engine's.
 
-Two kinds of model: one whose weights are in host memory (streamed units are taken from there, all
-others stay the application's), and one whose units are in a checkpoint file and nowhere else (then
-all of its units are the engine's, and what lies outside them is the application's).
+Three kinds of model: one whose weights are in host memory (streamed units are taken from there, all
+others stay the application's); one whose weights are lazily mapped from their file (the same, but
+they are copied and stay where they are); and one whose units are in a checkpoint file and nowhere
+else (then all of its units are the engine's, and what lies outside them is the application's).
 """
 
 import os
@@ -12,20 +13,39 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...adapters.live import describe_module, refuse_unloaded
+from ...adapters.live import LiveModel, describe_module, refuse_unloaded
+from ...adapters.recast import Dtypes, in_dtypes
 from ...adapters.stored import StoredModel, match_skeleton
 from ...ambient import undisturbed
+from ...errors import ArgsError
 from ...layout.checkpoint import Checkpoint, open_checkpoint
 from ...plan import SwapPlan, make_plan
 from ...selection import BlockSwapArgs, select
 from ...stream.device import open_device
 from ..assembly.parts import make_parts
+from ..assembly.unit_store import OwnMemory
 from ..opening.engine_start import start_engine
 from ..opening.from_file import Opening
+from ..opening.from_mapping import copy_mapped
 from ..opening.from_memory import pin_budget, rehome
 from ..plan_inputs.model_bytes import facts_of_checkpoint, facts_of_module
 from ..running.handle import Swap
 from .arguments import refuse_swapped
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """Weights that the host has mapped from their file: they are copied, and never moved.
+
+    `dtypes`: the dtype a weight is to arrive in, by its name in the model, where it is not the one
+    it is mapped in. `pin_bytes`: the most host memory to pin for the copies; weights beyond it are
+    read through the mapping each time they run. `count_pinned`: told how many bytes were pinned,
+    and at closing that many less.
+    """
+
+    dtypes: Dtypes
+    pin_bytes: int
+    count_pinned: Callable[[int], None]
 
 
 @undisturbed()
@@ -35,13 +55,14 @@ def plan_units(
     *,
     device: str | torch.device,
     granted_bytes: int | None = None,
+    mapped: Mapped | None = None,
 ) -> SwapPlan:
     """The plan for a loaded model whose host application moves all that is not streamed.
 
     `granted_bytes`: what the host allows weights and slots on the device, for an automatic plan.
     Raises ArgsError, ModelError, PlanError or DeviceError.
     """
-    live = describe_module(model)
+    live = _described(model, args, mapped)
     facts = replace(facts_of_module(live, open_device(device)), granted_bytes=granted_bytes)
     return make_plan(facts, select(args, live.layout), args)
 
@@ -54,6 +75,7 @@ def stream_units(
     *,
     device: str | torch.device,
     after_forward: Callable[[], None] | None = None,
+    mapped: Mapped | None = None,
 ) -> Swap:
     """Streams the plan's units and nothing else: residents and the rest are the host's to place.
 
@@ -64,11 +86,17 @@ def stream_units(
     """
     where = open_device(device)
     refuse_swapped(model)
-    live = describe_module(model)
+    live = _described(model, args, mapped)
     refuse_unloaded(live, units=plan.streamed)
     with ExitStack() as undo, undisturbed():
         parts = make_parts(live, plan, where, undo)
-        streamed = {} if where.on_host else rehome(parts, plan, pin_budget(args))
+        if where.on_host:
+            streamed = {}
+        elif mapped is not None:
+            pin_bytes = min(mapped.pin_bytes, pin_budget(args))
+            streamed = copy_mapped(parts, plan, pin_bytes, mapped.count_pinned)
+        else:
+            streamed = rehome(parts, plan, OwnMemory(where, pin_budget(args)))
         swap, hooks = start_engine(
             parts, streamed, {}, None, debug=args.block_swap_debug, hosted=True
         )
@@ -76,6 +104,11 @@ def stream_units(
             hooks.after_forward(after_forward)
         swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
     return swap
+
+
+def _described(model: torch.nn.Module, args: BlockSwapArgs, mapped: Mapped | None) -> LiveModel:
+    live = describe_module(model, args.block_lists)
+    return live if mapped is None else in_dtypes(live, mapped.dtypes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +153,11 @@ def plan_file_units(
     granted_bytes: int | None = None,
 ) -> SwapPlan:
     """The plan for a model whose units are in a file; as `plan_units` otherwise."""
+    if args.block_lists:
+        raise ArgsError(
+            f"block_lists={args.block_lists} was asked of a model whose units were found when its "
+            "file was opened: leave it out"
+        )
     model = units.as_it_is()
     facts = replace(facts_of_checkpoint(model, open_device(device)), granted_bytes=granted_bytes)
     return make_plan(facts, select(args, model.live.layout), args)

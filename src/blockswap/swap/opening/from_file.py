@@ -1,14 +1,10 @@
 """Steps of opening a checkpoint: residents and RAM tier read, disk units found, saving refused."""
 
 from collections.abc import Collection
-from dataclasses import replace
-
-import torch
 
 from ...adapters.live import LiveTensor, LiveUnit
 from ...adapters.stored import StoredModel
 from ...layout.checkpoint import Checkpoint
-from ...layout.values import contiguous_stride
 from ...plan import Facts
 from ...store.disk import DiskStore, DiskUnit
 from ...store.landing import Landing
@@ -20,16 +16,11 @@ from ...stream.units.transfer import DirectRead, StagedCopy, Transfer
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import hang_on_device, hang_unit, host_leaves
 from ..assembly.parts import Parts
-from ..assembly.streamed_units import (
-    decoded_values,
-    idle_binding,
-    ram_unit,
-    resting_on,
-    unit_views,
-)
+from ..assembly.ram_tier import fill_ram, ram_decoding, ram_layout
+from ..assembly.streamed_units import decoded_values, idle_binding, ram_unit, unit_views
 from ..assembly.unit_reader import Loader
 from ..assembly.unpinned import ensure_staging
-from ..plan_inputs.model_bytes import decoded_leaves, extents_of
+from ..plan_inputs.model_bytes import extents_of
 from ..running.departures import FileForms
 from ..running.handle import Swap
 from .from_memory import UNLIMITED
@@ -50,8 +41,8 @@ class Opening:
     def load_rest(self) -> None:
         """Reads what lies outside the units, and puts it and all computed buffers in place."""
         rest = self._parts.live.rest
-        stored = [t for t in rest if self._model.stored_leaves(t)]
-        computed = [t for t in rest if not self._model.stored_leaves(t)]
+        stored = [t for t in rest if self._model.forms(t)]
+        computed = [t for t in rest if not self._model.forms(t)]
         self._hang("the rest of the model", stored)
         if not self._parts.device.on_host:
             hang_on_device(self._parts.undo, computed, host_leaves(computed), self._parts.device)
@@ -59,7 +50,8 @@ class Opening:
     def load_residents(self) -> dict[str, Resident]:
         parts, residents = self._parts, {}
         for unit in self._units("resident"):
-            name, leaves = unit.layout.name, self._read(unit)
+            name = unit.layout.name
+            leaves = self._loader.decoded(name, unit.tensors)
             residents[name] = hang_unit(parts.undo, unit.tensors, leaves, parts.device)
         return residents
 
@@ -69,18 +61,20 @@ class Opening:
             self._parts,
             facts,
             ram_budget=ram_budget,
-            read=self._read,
+            model=self._model,
+            loader=self._loader,
             disk_unit=self._disk_unit,
         )
 
     def ram_units(self) -> dict[str, StreamedUnit]:
-        """Reads the RAM tier into pinned memory, in compute form."""
-        parts, units = self._parts, self._units("ram")
-        store = RamStore([u.layout for u in units], lender=parts.device, pin_budget=UNLIMITED)
+        """Reads the RAM tier into pinned memory, in the smaller of stored and compute form."""
+        parts, model, units = self._parts, self._model, self._units("ram")
+        layouts = [ram_layout(model, unit) for unit in units]
+        store = RamStore(layouts, lender=parts.device, pin_budget=UNLIMITED)
         bindings = []
         for index, unit in enumerate(units):
             parts.undo.callback(store.give_back, index)
-            binding = resting_on(unit, store.fill(index, self._read(unit)))
+            binding = fill_ram(store, index, model, unit, self._loader)
             parts.undo.callback(binding.rest_on, [t.tensor for t in unit.tensors])
             binding.unbind()
             bindings.append(binding)
@@ -89,7 +83,9 @@ class Opening:
         )
         streamed = {}
         for index, unit in enumerate(units):
-            streamed[unit.layout.name] = ram_unit(parts, store, index, unit, bindings[index])
+            decoding = ram_decoding(model, unit)
+            made = ram_unit(parts, store, index, unit, bindings[index], decoding)
+            streamed[unit.layout.name] = made
         return streamed
 
     def disk_units(self, movable: Collection[str]) -> dict[str, StreamedUnit]:
@@ -122,10 +118,13 @@ class Opening:
     def refuse_saving(self, hooks: Hooks, swap: Swap) -> None:
         """`state_dict()` would hand out tensors without data: say where the data is instead."""
         units = self._parts.live.units
+        stored = {u.layout.name for u in units if ram_decoding(self._model, u) is not None}
+        without = {u.layout.name: u.module for u in units
+                   if u.layout.name in stored or u.layout.name in self._on_file}  # fmt: skip
         hooks.refuse_state_dict(
-            {u.layout.name: u.module for u in units if u.layout.name in self._on_file},
-            swap.reads_from_disk,
-            "the weights of this transformer are not in memory but streamed from "
+            without,
+            lambda name: swap.reads_from_disk(name) or (name in stored and swap.streams(name)),
+            "the weights of this transformer are not in memory as they compute but streamed from "
             f"{self._source}: copy that file instead of saving the model",
         )
 
@@ -146,23 +145,15 @@ class Opening:
 
     def _hang(self, name: str, tensors: tuple[LiveTensor, ...] | list[LiveTensor]) -> None:
         hang_on_device(
-            self._parts.undo, tensors, self._loader.read(name, tensors), self._parts.device
+            self._parts.undo, tensors, self._loader.decoded(name, tensors), self._parts.device
         )
-
-    def _read(self, unit: LiveUnit) -> list[torch.Tensor]:
-        return self._loader.read(unit.layout.name, unit.tensors)
 
     def _disk_unit(self, unit: LiveUnit) -> StreamedUnit:
         parts, store, index = self._parts, self._store, self._on_file[unit.layout.name]
         assert store is not None, "opened before any unit is read from it"
-        stored = [form for tensor in unit.tensors for form in self._model.stored_leaves(tensor)]
-        leaves = [
-            replace(leaf, dtype=form.dtype, stride=contiguous_stride(form.shape))
-            for leaf, form in zip(unit.layout.leaves, stored, strict=True)
-        ]
-        views = unit_views(leaves, store.slab_offsets(index), parts.pool)
-        numbers = decoded_leaves(self._model, unit).numbers
-        values, decode = decoded_values(unit, views, numbers, parts.pool)
+        decoding = self._model.decoding(unit)
+        views = unit_views(decoding.stored, store.slab_offsets(index), parts.pool)
+        values, decode = decoded_values(unit, views, decoding, parts.pool)
         source = DiskSource(store, index)
         transfer: Transfer
         if parts.device.on_host:

@@ -3,12 +3,12 @@
 from ...adapters.live import LiveModel
 from ...plan import SwapPlan
 from ...selection import BlockSwapArgs
-from ...store.ram import RamStore
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import hang_on_device, hang_unit, host_leaves
 from ..assembly.parts import Parts
 from ..assembly.streamed_units import idle_binding, ram_unit
+from ..assembly.unit_store import HostMemory
 from ..assembly.unpinned import ensure_staging
 
 UNLIMITED = 1 << 62
@@ -31,11 +31,11 @@ def place_residents(parts: Parts) -> dict[str, Resident]:
     }
 
 
-def rehome(parts: Parts, plan: SwapPlan, pin_budget: int) -> dict[str, StreamedUnit]:
-    """Moves the streamed units into the RAM store, one at a time."""
+def rehome(parts: Parts, plan: SwapPlan, host: HostMemory) -> dict[str, StreamedUnit]:
+    """Moves the streamed units to where they rest, one at a time."""
     names = set(plan.streamed)
     units = [unit for unit in parts.live.units if unit.layout.name in names]
-    store = RamStore([u.layout for u in units], lender=parts.device, pin_budget=pin_budget)
+    store = host.store([u.layout for u in units], host.pin_budget)
     streamed = {}
     for index, unit in enumerate(units):
         parts.undo.callback(store.give_back, index)

@@ -1,7 +1,7 @@
-"""Byte counts of a model for the planner; which tensors are decoded, which may lie at 8 bytes."""
+"""Byte counts of a model for the planner, in file and RAM; which arrays may lie at 8 bytes."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ...adapters.live import LiveModel, LiveUnit
 from ...adapters.stored import StoredModel, extent_of
@@ -30,15 +30,25 @@ def facts_of_module(live: LiveModel, device: Device) -> Facts:
 
 def facts_of_checkpoint(model: StoredModel, device: Device) -> Facts:
     """Facts of a skeleton whose weights are in a checkpoint."""
-    units = tuple(
-        replace(
-            _in_memory(unit),
-            disk_slab_bytes=file_slab(extents_of(model, unit, on_host=device.on_host)).slab.nbytes,
-            decode_bytes=pack(decoded_leaves(model, unit).leaves).nbytes,
-        )
-        for unit in model.live.units
-    )
+    units = tuple(_in_file(model, unit, on_host=device.on_host) for unit in model.live.units)
     return _facts(model.live, device, units, from_checkpoint=True)
+
+
+def _in_file(model: StoredModel, unit: LiveUnit, *, on_host: bool) -> UnitFacts:
+    """A unit that is read from its file, and may rest in RAM as it is stored there."""
+    decoding = model.decoding(unit)
+    facts = replace(
+        _in_memory(unit),
+        disk_slab_bytes=file_slab(extents_of(model, unit, on_host=on_host)).slab.nbytes,
+        decode_bytes=decoding.buffer_bytes,
+    )
+    if not decoding.rests_stored:
+        return facts
+    return replace(
+        facts,
+        ram_slab_bytes=pack(decoding.stored).nbytes,
+        ram_decode_bytes=decoding.buffer_bytes,
+    )
 
 
 def _in_memory(unit: LiveUnit) -> UnitFacts:
@@ -48,38 +58,18 @@ def _in_memory(unit: LiveUnit) -> UnitFacts:
 
 
 def extents_of(model: StoredModel, unit: LiveUnit, *, on_host: bool) -> tuple[Extent, ...]:
-    """Where the bytes of each leaf of the unit lie in the checkpoint, in leaf order.
+    """Where the stored arrays of the unit lie in the checkpoint, in the order of its decoding.
 
-    On the host, leaves of 16-bit floats and those that are cast stay at 8-byte offsets: moving
-    them up would take cores from the forward.
+    On the host, 16-bit floats and what is decoded stay at 8-byte offsets: moving them up would
+    take cores from the forward.
     """
     extents = []
-    for tensor in unit.tensors:
-        for stored, leaf in zip(model.stored_leaves(tensor), tensor.spec.leaves, strict=True):
-            cast = stored.dtype != leaf.dtype
-            lenient = on_host and (cast or stored.dtype in _HALVES)
+    for form in (form for tensor in unit.tensors for form in model.forms(tensor)):
+        for part in form.parts:
+            lenient = on_host and (bool(form.form.steps) or part.dtype in _HALVES)
             alignment = LENIENT_ALIGNMENT if lenient else LEAST_ALIGNMENT
-            extents.append(replace(extent_of(stored), alignment=alignment))
+            extents.append(replace(extent_of(part), alignment=alignment))
     return tuple(extents)
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedLeaves:
-    """The leaves of a unit whose stored dtype is not the one they compute with."""
-
-    numbers: tuple[int, ...]  # positions among the unit's leaves
-    leaves: tuple[Leaf, ...]  # in compute form
-
-
-def decoded_leaves(model: StoredModel, unit: LiveUnit) -> DecodedLeaves:
-    """Which leaves of the unit need decoding when they come from the file."""
-    numbers, leaves = [], []
-    forms = [stored for tensor in unit.tensors for stored in model.stored_leaves(tensor)]
-    for number, (stored, leaf) in enumerate(zip(forms, unit.layout.leaves, strict=True)):
-        if stored.dtype != leaf.dtype:
-            numbers.append(number)
-            leaves.append(leaf)
-    return DecodedLeaves(tuple(numbers), tuple(leaves))
 
 
 def _facts(

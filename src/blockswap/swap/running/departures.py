@@ -5,14 +5,16 @@ Made when the first such unit leaves and not before: most never do.
 
 from collections.abc import Callable, Mapping
 
-import torch
-
 from ...adapters.live import LiveTensor, LiveUnit
+from ...adapters.stored import StoredModel
 from ...plan import Facts, Tier, UnitFacts
 from ...store.ram import RamStore
 from ...stream.units.unit import StreamedUnit
 from ..assembly.parts import Parts
-from ..assembly.streamed_units import idle_binding, ram_unit, resting_on
+from ..assembly.ram_tier import fill_ram, ram_decoding, ram_layout
+from ..assembly.streamed_units import idle_binding, ram_unit
+from ..assembly.unit_reader import Loader
+from ..assembly.unit_store import HostMemory, UnitStore
 from ..assembly.unpinned import ensure_staging
 
 
@@ -22,11 +24,12 @@ class RamForms:
     RAM is not doubled: a unit is adopted into the arena as at opening, its old memory goes.
     """
 
-    def __init__(self, parts: Parts, facts: Facts, *, pin_budget: int) -> None:
+    def __init__(self, parts: Parts, facts: Facts, host: HostMemory) -> None:
         self._parts = parts
+        self._host = host
         self._sizes = {unit.name: unit for unit in facts.units}
-        self._pin_budget = pin_budget
-        self._stores: dict[str, RamStore] = {}
+        self._pin_budget = host.pin_budget - parts.plan.pinned_bytes
+        self._stores: dict[str, UnitStore] = {}
 
     def tier(self, name: str) -> Tier:
         return "ram"
@@ -39,7 +42,7 @@ class RamForms:
         name, parts = unit.layout.name, self._parts
         store = self._stores.get(name)
         if store is None:
-            store = RamStore([unit.layout], lender=parts.device, pin_budget=self._pin_left())
+            store = self._host.store([unit.layout], self._pin_left())
             self._stores[name] = store
         store.adopt(0, [live.tensor for live in unit.tensors])
         ensure_staging(parts, store, staging_bytes(parts))
@@ -63,13 +66,15 @@ class FileForms:
         facts: Facts,
         *,
         ram_budget: int,
-        read: Callable[[LiveUnit], list[torch.Tensor]],
+        model: StoredModel,
+        loader: Loader,
         disk_unit: Callable[[LiveUnit], StreamedUnit],
     ) -> None:
         self._parts = parts
         self._sizes: Mapping[str, UnitFacts] = {unit.name: unit for unit in facts.units}
         self._room = ram_budget
-        self._read = read
+        self._model = model
+        self._loader = loader
         self._disk_unit = disk_unit
         self._stores: dict[str, RamStore] = {}
         self._metas: list[tuple[StreamedUnit, tuple[LiveTensor, ...]]] = []
@@ -80,12 +85,11 @@ class FileForms:
         return "ram" if self._sizes[name].ram_slab_bytes <= self._room else "disk"
 
     def fits(self, name: str) -> bool:
-        unit = self._sizes[name]
+        unit, pool = self._sizes[name], self._parts.pool
+        nbytes, decoding = unit.disk_slab_bytes or 0, unit.decode_bytes
         if self.tier(name) == "ram":
-            nbytes = unit.ram_slab_bytes
-            return fits_slots(self._parts, nbytes) and fits_staging(self._parts, nbytes)
-        nbytes, pool = unit.disk_slab_bytes or 0, self._parts.pool
-        decodes = not pool.slots or unit.decode_bytes <= pool.sizes.decode_bytes
+            nbytes, decoding = unit.ram_slab_bytes, unit.ram_decode_bytes
+        decodes = not pool.slots or decoding <= pool.sizes.decode_bytes
         return decodes and fits_slots(self._parts, nbytes) and fits_staging(self._parts, nbytes)
 
     def make(self, unit: LiveUnit) -> StreamedUnit:
@@ -95,12 +99,14 @@ class FileForms:
             return self._disk_unit(unit)
         store = self._stores.get(name)
         if store is None:
-            store = RamStore([unit.layout], lender=parts.device, pin_budget=self._room)
+            layout = ram_layout(self._model, unit)
+            store = RamStore([layout], lender=parts.device, pin_budget=self._room)
             self._room -= self._sizes[name].ram_slab_bytes
             self._stores[name] = store
-        homes = store.fill(0, self._read(unit))
+        binding = fill_ram(store, 0, self._model, unit, self._loader)
         ensure_staging(parts, store, staging_bytes(parts))
-        streamed = ram_unit(parts, store, 0, unit, resting_on(unit, homes))
+        decoding = ram_decoding(self._model, unit)
+        streamed = ram_unit(parts, store, 0, unit, binding, decoding)
         self._metas.append((streamed, unit.tensors))
         return streamed
 

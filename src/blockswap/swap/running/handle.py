@@ -65,6 +65,10 @@ class Swap:
         self._changes.append(sentence)
         self.replan(replace(self.plan, sentences=self.plan.sentences[:kept]))
 
+    def streams(self, name: str) -> bool:
+        """Whether the unit visits the device at this moment, from wherever it rests."""
+        return any(u.name == name and u.tier != "resident" for u in self._streamer.units)
+
     def reads_from_disk(self, name: str) -> bool:
         """Whether the unit's weights are in its file only, at this moment."""
         return any(u.name == name and u.tier == "disk" for u in self._streamer.units)

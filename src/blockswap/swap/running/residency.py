@@ -190,8 +190,9 @@ class Residency:
         ram = [sizes[name] for name in movable if forms.tier(name) != "disk"]
         slot_bytes = [unit.disk_slab_bytes or 0 for unit in disk]
         slot_bytes += [unit.ram_slab_bytes for unit in ram]
-        decode_bytes = max((unit.decode_bytes for unit in disk), default=0)
-        return self._freedom.slots, max(slot_bytes), decode_bytes
+        decode_bytes = [unit.decode_bytes for unit in disk]
+        decode_bytes += [unit.ram_decode_bytes for unit in ram]
+        return self._freedom.slots, max(slot_bytes), max(decode_bytes)
 
     def _make_buffers(self) -> bool:
         """Makes slots where the plan began without; as many of those wanted as there is room."""

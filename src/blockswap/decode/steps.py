@@ -1,0 +1,95 @@
+"""What a step of decoding is: which bytes it reads and writes, its scratch and its cost; the cast.
+
+A tensor has a *stored form* (one or more arrays, as the file or host memory holds them) and a
+*compute form* (one array). Between them stands a chain of steps, in this order:
+
+    nothing | cast | scale, or dequantise | add
+
+The first step reads stored arrays and writes the whole compute form into the decode buffer; each
+later one changes it there. An empty chain means that the stored form computes as it is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ..layout.values import Leaf
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one run of a step asks of the device: bytes of its memory read and written, FLOPs."""
+
+    read_bytes: int = 0
+    written_bytes: int = 0
+    flops: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.read_bytes + other.read_bytes,
+            self.written_bytes + other.written_bytes,
+            self.flops + other.flops,
+        )
+
+    @property
+    def moved_bytes(self) -> int:
+        return self.read_bytes + self.written_bytes
+
+
+class Step(Protocol):
+    """One step of a tensor's decoding. A step is a value: it holds no device memory.
+
+    `takes` is the number of stored arrays that are its own, of those of the tensor, in order;
+    `scratch_bytes` what it needs beside its output while it runs, from the decode buffer. Whose
+    arithmetic it follows stands in its class's docstring.
+    """
+
+    @property
+    def takes(self) -> int: ...
+
+    @property
+    def scratch_bytes(self) -> int: ...
+
+    @property
+    def cost(self) -> Cost: ...
+
+    def prepare(
+        self, stored: Sequence[torch.Tensor], out: torch.Tensor, scratch: torch.Tensor
+    ) -> Callable[[], None]:
+        """What enqueues the step on the current stream, as often as it is called.
+
+        `stored` are the `takes` arrays, `out` the compute form, `scratch` uint8 `[scratch_bytes]`.
+        Views are made here, once: the call itself allocates nothing and never waits.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The stored numbers in another dtype, rounded as `Tensor.to` rounds, or as they are.
+
+    With equal dtypes it is the copy that a later step of the chain can change.
+    """
+
+    stored: Leaf
+    computed: Leaf
+
+    takes = 1
+    scratch_bytes = 0
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.stored.nbytes, self.computed.nbytes)
+
+    def prepare(
+        self, stored: Sequence[torch.Tensor], out: torch.Tensor, scratch: torch.Tensor
+    ) -> Callable[[], None]:
+        (source,) = stored
+        return lambda: copy(out, source)
+
+
+def copy(out: torch.Tensor, source: torch.Tensor) -> None:
+    """Enqueues a copy, with a cast where dtypes differ."""
+    out.copy_(source)

@@ -1,0 +1,125 @@
+"""Who the ranks are, which share a host, and how they agree: all of them go on, or none does.
+
+Everything that one rank tells the others goes through `Ranks.agree`, so that a failure of one is a
+sentence on all of them and nobody waits for ever. The group is one of our own (gloo, on the host):
+what a forward's own collectives do is not disturbed. After opening nothing is asked of it.
+"""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from ..errors import ArgsError, BlockSwapError, StateError
+
+# A rank may still be loading a large model from a slow disk when the others are ready.
+WAIT_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The ranks of a mesh as one of them sees it; `ranks` are global numbers, in mesh order.
+
+    `hosts[i]` says where rank i runs: ranks with the same value can map each other's memory.
+    """
+
+    group: Any
+    ranks: tuple[int, ...]
+    rank: int
+    hosts: tuple[str, ...]
+    wait_seconds: float
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The ranks of this host, in mesh order."""
+        here = self.hosts[self.ranks.index(self.rank)]
+        return tuple(r for r, host in zip(self.ranks, self.hosts, strict=True) if host == here)
+
+    def agree(self, what: str, said: object) -> dict[int, Any]:
+        """What every rank said, by rank, once all have said it.
+
+        Raises StateError within the stated wait where a rank did not come, ended or refused.
+        """
+        told = _exchange(self, what, (None, said))
+        for rank, (refusal, _) in told.items():
+            if refusal is not None:
+                raise StateError(f"rank {rank} refused, so that no rank goes on: {refusal}")
+        return {rank: value for rank, (_, value) in told.items()}
+
+    @contextlib.contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """A step that may fail on one rank: then it has failed on all of them, in one sentence."""
+        try:
+            yield
+        except BlockSwapError as error:
+            _exchange(self, what, (str(error), None))
+            raise
+        self.agree(what, None)
+
+
+def ranks_of(mesh: Any) -> Ranks:
+    """The ranks of a `DeviceMesh`, all dimensions taken together. Every rank of it must call this.
+
+    Raises ArgsError for what is no mesh with this process in it, StateError where one is missing.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+
+    if not isinstance(mesh, DeviceMesh):
+        raise ArgsError(
+            f"mesh={type(mesh).__name__} was given: give a torch.distributed DeviceMesh, such as "
+            "init_device_mesh(device_type, (number_of_ranks,))"
+        )
+    ranks, rank = tuple(int(r) for r in mesh.mesh.flatten()), dist.get_rank()
+    if rank not in ranks:
+        raise ArgsError(
+            f"the mesh has ranks {', '.join(map(str, ranks))} and this process is rank {rank}: "
+            "give each process a mesh that it is part of"
+        )
+    group = _own_group(ranks, rank)
+    alone = Ranks(group, ranks, rank, (), WAIT_SECONDS)
+    hosts = alone.agree("find which ranks share a host", _place())
+    return Ranks(group, ranks, rank, tuple(hosts[r] for r in ranks), WAIT_SECONDS)
+
+
+def _own_group(ranks: tuple[int, ...], rank: int) -> Any:
+    try:
+        return dist.new_group(
+            list(ranks),
+            backend="gloo",
+            timeout=timedelta(seconds=WAIT_SECONDS),
+            use_local_synchronization=True,
+        )
+    except RuntimeError as error:
+        raise _missing(rank, ranks, WAIT_SECONDS, "share weights") from error
+
+
+def _exchange(ranks: Ranks, what: str, said: object) -> dict[int, Any]:
+    told: list[Any] = [None] * len(ranks.ranks)
+    try:
+        dist.all_gather_object(told, said, group=ranks.group)
+    except RuntimeError as error:
+        raise _missing(ranks.rank, ranks.ranks, ranks.wait_seconds, what) from error
+    return dict(zip(ranks.ranks, told, strict=True))
+
+
+def _missing(rank: int, ranks: tuple[int, ...], wait_seconds: float, what: str) -> StateError:
+    return StateError(
+        f"rank {rank} was to {what} with ranks {', '.join(map(str, ranks))}, and one of them ended "
+        f"or did not come within {wait_seconds:g} s: see what that rank says, then start all of "
+        "them again"
+    )
+
+
+def _place() -> str:
+    """What two processes have in common that can open each other's files in /proc."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    space = Path("/proc/self/ns/pid")
+    try:
+        return f"{boot.read_text().strip()} {space.readlink()}"
+    except OSError:
+        return f"{socket.gethostname()} without /proc"

@@ -1,0 +1,84 @@
+"""Memory that the ranks of one host map: made by one, without a name that could be left behind.
+
+A memory file (memfd_create) has no name in any folder: it is gone when the last process that maps
+it ends, in whatever way. The others open it through /proc while its maker holds it open. Unlike
+files in /dev/shm it has no size limit of its own in containers.
+"""
+
+import mmap
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import PlanError, StateError
+from ..units import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where another process of this host finds the segment: its maker and the file's number."""
+
+    pid: int
+    descriptor: int
+    nbytes: int
+
+
+class Segment:
+    """Shared memory, `memory` uint8 `[nbytes]`. It lives as long as a tensor over it does."""
+
+    def __init__(self, descriptor: int, nbytes: int) -> None:
+        self._descriptor: int | None = descriptor
+        self.address = Address(os.getpid(), descriptor, nbytes)
+        mapped = mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED)
+        self.memory = torch.frombuffer(mapped, dtype=torch.uint8)
+
+    def stop_offering(self) -> None:
+        """From here on nobody else can map it; what is mapped stays."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def make_segment(nbytes: int) -> Segment:
+    """A segment of `nbytes`, all zero, whose pages are taken when they are written.
+
+    Raises StateError where the system has no such memory, PlanError where it is refused.
+    """
+    if not hasattr(os, "memfd_create"):
+        raise StateError(
+            "weights were to be shared by ranks of one host, and this system has no memory files "
+            "(memfd_create, Linux): swap without mesh"
+        )
+    descriptor = os.memfd_create("blockswap weights", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, nbytes)
+        return Segment(descriptor, nbytes)
+    except (OSError, ValueError, MemoryError) as error:
+        os.close(descriptor)
+        raise PlanError(
+            f"{format_bytes(nbytes)} of shared host memory for the weights were refused by the "
+            "system: close other programs, or swap without mesh"
+        ) from error
+
+
+def map_segment(address: Address) -> Segment:
+    """The segment that another process made. Raises StateError where it cannot be opened."""
+    path = f"/proc/{address.pid}/fd/{address.descriptor}"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateError(
+            f"the weights of process {address.pid} on this host could not be shared "
+            f"({error.strerror}): run all ranks as one user, in one container"
+        ) from error
+    try:
+        segment = Segment(descriptor, address.nbytes)
+    except (OSError, ValueError, MemoryError) as error:
+        os.close(descriptor)
+        raise PlanError(
+            f"mapping {format_bytes(address.nbytes)} of shared weights was refused by the system: "
+            "close other programs, or swap without mesh"
+        ) from error
+    segment.stop_offering()
+    return segment

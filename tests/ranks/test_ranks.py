@@ -1,0 +1,94 @@
+"""Several processes with one model: equal outputs, weights once a host, and what stops them all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import run_ranks, values
+
+
+@pytest.mark.parametrize(
+    ("family", "gives", "args"),
+    [
+        ("mini", "weights", {"blocks": "1-3"}),
+        ("diffusers-vace", "meta", None),
+        ("original", "meta", {"blocks_to_swap": 4}),
+    ],
+)
+def test_on_the_cpu_every_rank_computes_as_one_process(family: str, gives: str, args: Any) -> None:
+    found = values(run_ranks(2, "equal", device="cpu", family=family, gives=gives, args=args))
+    for one in found:
+        assert one["equal"] == [True] * 3
+        assert one["closed"]
+        assert one["said"]
+
+
+@pytest.mark.parametrize("mode", ["sim-eager", "sim-lazy"])
+@pytest.mark.parametrize("args", [{"blocks": "0,2-3"}, {"blocks_to_swap": 5, "prefetch_blocks": 0}])
+def test_on_an_accelerator_that_cannot_lock_shared_memory_it_is_staged(
+    sim_module: Any, mode: str, args: Any
+) -> None:
+    found = values(run_ranks(2, "equal", device=mode, family="mini", gives="meta", args=args))
+    for one in found:
+        assert one["equal"] == [True] * 3
+        assert one["closed"]
+        assert one["streamed"]
+        assert one["said"]
+        assert one["staged"]
+
+
+@pytest.mark.parametrize("family", ["original", "diffusers"])
+def test_a_file_is_read_once_for_all_ranks(family: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    found = values(run_ranks(2, "opened", family=family, path=str(path)))
+    assert all(one["equal"] == [True] * 3 for one in found)
+    if family == "original":  # a skeleton is given: no library is imported meanwhile
+        weights = path.stat().st_size
+        assert found[0]["read"] >= weights
+        assert found[1]["read"] < weights // 2
+
+
+@pytest.mark.parametrize("gives", ["meta", "weights"])
+def test_weights_are_in_memory_once_for_all_ranks(gives: str) -> None:
+    """Proportional set size counts a shared page once over all processes."""
+    found = values(run_ranks(4, "memory", gives=gives))
+    weights = found[0]["weights"]
+    slack = weights // 4  # what an interpreter takes for its first forward, four times
+    for moment in ("opened", "closed"):
+        total = sum(one[moment] for one in found)
+        assert weights <= total < weights + slack, moment
+    assert {one["segments"] for one in found} == {1}
+    assert len({one["out"] for one in found}) == 1
+    assert not [name for one in found for name in one["left"] if "blockswap" in name]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("other weights", "is not the same here as on rank 0"),
+        ("other model", "rank 1 has another model than rank 0 (5 units, not 6)"),
+        ("args", "Invalid range: '3-1'"),
+        ("dies", "ended or did not come within 3 s"),
+        ("never comes", "ended or did not come within 3 s"),
+        ("nobody has weights", "none of ranks 0, 1 of this host has weights"),
+    ],
+)
+def test_a_fault_of_one_rank_is_a_sentence_on_all_of_them(fault: str, said: str) -> None:
+    found = run_ranks(2, "refused", fault=fault)
+    alive = found[:1] if fault in ("dies", "never comes") else found
+    for one in values(alive):
+        assert said in one
+        assert one.endswith("[]")
+
+
+def test_a_rank_that_is_killed_takes_no_weights_with_it() -> None:
+    killed, other = run_ranks(2, "left_alone")
+    assert killed.code == -9
+    assert other.value == [True, True]
+
+
+@pytest.mark.parametrize(("count", "swapped"), [(2, "before"), (4, "after")])
+def test_context_parallel_ranks_compute_as_unswapped_ones(count: int, swapped: str) -> None:
+    """diffusers' Ulysses, switched on before or after swapping, and one process without it."""
+    for one in values(run_ranks(count, "context_parallel", kind="diffusers", swapped=swapped)):
+        assert one == [True, True, True]
