@@ -23,22 +23,30 @@ _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "spiece.model")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One component: its folder, its class by name, and its config."""
+    """One component: its folder (or its one file), its class by name, and its config."""
 
     folder: Path
     class_name: str
     config: Mapping[str, Any]
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it consists of."""
+        if self.folder.is_file():
+            return (self.folder,)
+        return tuple(sorted(file for file in self.folder.iterdir() if file.is_file()))
+
+    @property
     def weight_bytes(self) -> int:
-        """Bytes of the weight files in its folder."""
-        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+        """Bytes of its weight files."""
+        if self.config.get("weightless"):
+            return 0
+        return sum(file.stat().st_size for file in self.files if file.suffix == ".safetensors")
 
     @property
     def stamp(self) -> str:
         """What changes when a file of the part is edited or replaced: names, sizes and times."""
-        files = sorted(file for file in self.folder.iterdir() if file.is_file())
-        stamps = [(file.name, stamp_of(file.stat())) for file in files]
+        stamps = [(file.name, stamp_of(file.stat())) for file in self.files]
         return json.dumps([(name, stamp.size, stamp.mtime_ns) for name, stamp in stamps])
 
 
@@ -56,6 +64,7 @@ class Components:
     image_processor: Part | None
     boundary_ratio: float | None
     expand_timesteps: bool
+    pipeline: str | None = None  # the class that runs them, where it is no choice
 
     @property
     def is_vace(self) -> bool:

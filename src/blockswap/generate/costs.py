@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.families import unit_modules
 from ..errors import ModelError
 from ..predict.cache import counts, library_versions, remembered
 from ..predict.module import record_call
@@ -24,6 +25,8 @@ _ALLOCATION = 512  # what the device's allocator rounds a tensor up to
 
 def text_cost(job: Job) -> PhaseCost:
     """Encoding one prompt. Where the encoder cannot be followed, the formula for its sizes."""
+    if job.parts.text_encoder.config.get("weightless"):
+        return PhaseCost(0, 0, 0)
     return _kept(job, job.parts.text_encoder, "text", lambda: _follow_text(job))
 
 
@@ -73,6 +76,19 @@ def _follow_text(job: Job) -> PhaseCost:
     return PhaseCost(weights, cost.activation_bytes, cost.output_bytes, cost.flops)
 
 
+def least_encoder_bytes(job: Job) -> int:
+    """The least of the encoder that is on the device while its blocks are streamed: two of them,
+    and all that is no block. Where the rule finds no blocks, all of it."""
+    part = job.parts.text_encoder
+    encoder = build_empty(part).to(_stated_dtype(part))
+    whole = _weight_bytes(encoder)
+    try:
+        blocks = [_weight_bytes(unit.module) for unit in unit_modules(encoder)]
+    except ModelError:
+        return whole
+    return whole - sum(blocks) + 2 * max(blocks, default=0)
+
+
 def _by_formula(part: Part, dtype: torch.dtype) -> PhaseCost:
     config = part.config
     geometry = TextEncoderGeometry(
@@ -94,11 +110,11 @@ def _stated_dtype(part: Part) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
-def latent_shape(job: Job) -> tuple[int, int, int, int, int]:
-    """Of one clip: `[1, channels, frames, height, width]`."""
+def latent_shape(job: Job, frames: int | None = None) -> tuple[int, int, int, int, int]:
+    """Of one clip, or of that many frames: `[1, channels, frames, height, width]`."""
     request, config = job.request, job.parts.vae.config
     scale = job.parts.pixels_per_latent
-    frames = (request.frames - 1) // int(config.get("scale_factor_temporal") or 4) + 1
+    frames = ((frames or request.frames) - 1) // int(config.get("scale_factor_temporal") or 4) + 1
     channels = int(config.get("z_dim", 16))
     return (1, channels, frames, request.height // scale, request.width // scale)
 
@@ -112,7 +128,8 @@ def decode_cost(job: Job, *, tiled: bool) -> PhaseCost:
 def _follow_decoding(job: Job, *, tiled: bool) -> PhaseCost:
     vae: Any = build_empty(job.parts.vae)
     recorder, weights = Recorder(vae.parameters()), _weight_bytes(vae)
-    vae.decoder = LikeChunks(vae.decoder, recorder)
+    if isinstance(getattr(vae, "decoder", None), torch.nn.Module):
+        vae.decoder = LikeChunks(vae.decoder, recorder)
     vae.blend_v = vae.blend_h = lambda _, tile, __: tile
     if tiled:
         vae.enable_tiling()
@@ -153,7 +170,7 @@ def carried_bytes(job: Job, item_bytes: int, text_dim: int) -> int:
     Latents in fp32: the sample, a mask of ones, the scheduler's history; the first prediction of
     guidance, and the prompt's other embedding, in the transformer's dtype (`item_bytes` each).
     """
-    latent = 4 * prod(latent_shape(job))
+    latent = 4 * prod(latent_shape(job, job.sampled_frames))
     config = job.parts.scheduler.config
     history = int(config.get("solver_order", 0)) + 1 if "solver_order" in config else 0
     masks = 1 if job.pipeline == "WanPipeline" else 0

@@ -55,12 +55,16 @@ def encode(job: Job, progress: Progress) -> Encoded:
 
 
 def _encode(job: Job, texts: list[str], progress: Progress) -> dict[str, torch.Tensor]:
-    models = {name: load_part(getattr(job.parts, name)) for name in ("tokenizer", "text_encoder")}
+    parts = job.parts
+    models = {
+        "tokenizer": load_part(parts.tokenizer),
+        "text_encoder": load_part(parts.text_encoder),
+    }
     encoder, embeddings = models["text_encoder"], {}
     cost = text_cost(job).activation_bytes
     budget = job.request.vram_budget
     with torch.no_grad(), turn_of(encoder, job.device, budget=budget, activation_bytes=cost):
-        pipe = build_pipeline("WanPipeline", job.parts, models)
+        pipe = build_pipeline(job.pipeline, job.parts, models)
         steered(pipe, Steering(job.device))
         for done, text in enumerate(texts, 1):
             embedding, _ = pipe.encode_prompt(

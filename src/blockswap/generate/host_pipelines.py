@@ -56,8 +56,28 @@ def hosts() -> Any:
     return diffusers
 
 
+def class_named(name: str) -> Any:
+    """A class of diffusers, of transformers or of the shipped model. Raises ModelError."""
+    diffusers = hosts()
+    import transformers
+
+    from ..demo import pipeline
+
+    for home in (diffusers, transformers, pipeline):
+        if hasattr(home, name):
+            return getattr(home, name)
+    raise ModelError(
+        f"{name} is named by the model, and neither the installed diffusers nor transformers has "
+        "it: install the versions that the model was saved with"
+    )
+
+
 def pipeline_name(parts: Components, request: VideoRequest) -> str:
     """Which of diffusers' classes makes the clip. Raises ArgsError where the model cannot."""
+    if parts.pipeline is not None:
+        if request.image is not None or request.video is not None:
+            raise ArgsError("the shipped small model makes clips of three words alone: leave it")
+        return parts.pipeline
     if parts.is_vace:
         return "WanVACEPipeline"
     if request.video is not None:
@@ -109,7 +129,7 @@ def build_pipeline(name: str, parts: Components, models: Mapping[str, Any]) -> A
     """Diffusers' pipeline of that class with `models` by argument name, the others None."""
     import inspect
 
-    kind = getattr(hosts(), name)
+    kind = class_named(name)
     known = set(inspect.signature(kind.__init__).parameters) - {"self"}
     given: dict[str, Any] = {key: None for key in known if key not in models}
     given |= {key: value for key, value in models.items() if key in known}
@@ -127,10 +147,7 @@ def load_part(part: Part) -> Any:
 
     The VAE computes in fp32, as diffusers loads it.
     """
-    diffusers = hosts()
-    import transformers
-
-    kind = getattr(diffusers, part.class_name, None) or getattr(transformers, part.class_name)
+    kind = class_named(part.class_name)
     how: dict[str, Any] = {"local_files_only": True}
     loaded = kind.from_pretrained(part.folder, **how)
     if not isinstance(loaded, torch.nn.Module):
@@ -146,14 +163,11 @@ def load_part(part: Part) -> Any:
 @as_at_start()
 def build_empty(part: Part) -> torch.nn.Module:
     """A component on the meta device, of its config alone: nothing is read."""
-    diffusers = hosts()
-    import transformers
-
+    kind = class_named(part.class_name)
     with torch.device("meta"):
-        if hasattr(diffusers, part.class_name):
-            model = getattr(diffusers, part.class_name).from_config(dict(part.config))
+        if hasattr(kind, "from_config"):
+            model = kind.from_config(dict(part.config))
         else:
-            kind = getattr(transformers, part.class_name)
             model = kind(kind.config_class.from_dict(dict(part.config)))
     built: torch.nn.Module = model.eval()
     return built

@@ -44,7 +44,13 @@ class Job:
     @property
     def conditioned(self) -> bool:
         """Whether the VAE encodes something before the first step."""
-        return self.pipeline != "WanPipeline"
+        return self.pipeline not in ("WanPipeline", "DemoPipeline")
+
+    @property
+    def sampled_frames(self) -> int:
+        """Frames of the latents while they are sampled: VACE has one more of a reference."""
+        reference = self.pipeline == "WanVACEPipeline" and self.request.image is not None
+        return self.request.frames + (4 if reference else 0)
 
     def asked(self, clip: int) -> dict[str, str]:
         """All that the frames of a clip depend on, in words; budgets are not among it."""

@@ -59,12 +59,12 @@ class VideoRequest:
         """Whether a step runs the model twice, as diffusers' pipelines decide it."""
         return self.guidance > 1.0
 
-    def workload(self, dtype: str, *, per_token: bool = False, portable: bool = False) -> Workload:
-        """One forward of the transformer of this run, in `dtype`."""
+    def workload(self, dtype: str, frames: int, *, per_token: bool, portable: bool) -> Workload:
+        """One forward of the transformer of this run, in `dtype`, with that many frames."""
         return Workload(
             self.width,
             self.height,
-            self.frames,
+            frames,
             dtype=dtype,  # type: ignore[arg-type]
             kernels="portable" if portable else "cuda",
             per_token_timestep=per_token,

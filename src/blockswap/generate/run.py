@@ -21,6 +21,7 @@ from .request import VideoRequest, check_room, output_paths
 from .run_plan import RunPlan, plan_run, refuse_unfit
 from .sample import sample_all
 from .state import state_path
+from .tiny import TINY, tiny_components
 from .video import require_writer
 
 
@@ -57,7 +58,7 @@ def prepare(
     require_writer()
     outputs = output_paths(output, len(request.prompts))
     where = open_device(device).torch_device
-    parts = find_components(model)
+    parts = tiny_components() if str(model) == TINY else find_components(model)
     job = Job(parts, request, where, outputs, pipeline_name(parts, request), machine=machine)
     latents = torch.Size(latent_shape(job)).numel()
     # The state holds the latents and the scheduler's history; twice while it is replaced.

@@ -13,7 +13,7 @@ from ..stream.device import open_device
 from ..swap.entry.checkpoint_file import empty_transformer, plan_transformer
 from ..swap.entry.experts import plan_experts
 from ..units import format_bytes
-from .costs import carried_bytes, condition_cost, decode_cost, text_cost
+from .costs import carried_bytes, condition_cost, decode_cost, least_encoder_bytes, text_cost
 from .encode import to_encode
 from .job import Job
 from .sample import workload_of
@@ -61,7 +61,7 @@ def plan_run(job: Job) -> RunPlan:
     tiled = _tiles(job, limit)
     job = replace(job, tiled=tiled)
     args, blocks, carried = _blocks(job, base)
-    beside = [_encoding(job, base), *_conditioning(job, base)]
+    beside: list[Phase] = [_encoding(job, base), *_conditioning(job, base)]
     phases = (
         *beside,
         _sampling(job, base, blocks, carried),
@@ -111,7 +111,11 @@ def _encoding(job: Job, base: int) -> Phase:
     cost, files = text_cost(job), job.parts.text_encoder.weight_bytes
     if job.on_host:
         return Phase("encode", 0, base + cost.peak_bytes, files)
-    return Phase("encode", cost.peak_bytes, base + cost.weight_bytes, files)
+    limit, least = _device_limit(job), cost.activation_bytes + least_encoder_bytes(job)
+    needed = cost.peak_bytes
+    if limit is not None and needed > limit:  # its blocks are streamed then
+        needed = max(least, limit)
+    return Phase("encode", needed, base + cost.weight_bytes, files)
 
 
 def _conditioning(job: Job, base: int) -> list[Phase]:
