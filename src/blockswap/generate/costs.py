@@ -1,7 +1,7 @@
 """What the models beside the transformer need on the device, followed on meta tensors."""
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from math import prod
 from typing import Any
 
@@ -157,11 +157,18 @@ def condition_cost(job: Job, *, tiled: bool) -> PhaseCost:
     if job.parts.expand_timesteps:
         frames = 1
     size = (frames, height, width)
+    # VACE holds the control video, its mask (as given, and rounded), the other half of the video
+    # that the mask parts, and the reference, all in fp32.
+    clips = 4 * 4 * job.request.raw_frame_bytes if job.parts.is_vace else 0
+    held = clips + clips // (4 * job.request.frames)
 
     def follow() -> PhaseCost:
-        return record_vae(build_empty(job.parts.vae), "encode", size, tiled=tiled)
+        vae = build_empty(job.parts.vae)
+        cost = record_vae(vae, "encode", size, tiled=tiled)
+        return replace(cost, weight_bytes=_weight_bytes(vae))
 
-    return _kept(job, job.parts.vae, f"encode {frames}, tiled {tiled}", follow)
+    cost = _kept(job, job.parts.vae, f"encode {frames}, tiled {tiled}", follow)
+    return replace(cost, activation_bytes=cost.activation_bytes + held)
 
 
 def carried_bytes(job: Job, item_bytes: int, text_dim: int) -> int:

@@ -141,6 +141,11 @@ def _sampling(job: Job, base: int, blocks: SwapPlan, carried: int) -> Phase:
 
 def _decoding(job: Job, base: int, tiled: bool) -> Phase:
     cost, files = decode_cost(job, tiled=tiled), job.parts.vae.weight_bytes
+    if job.conditioned:  # what was conditioned on is prepared once more
+        again = condition_cost(job, tiled=tiled)
+        held = 4 * job.request.raw_frame_bytes if job.parts.is_vace else 0
+        most = max(cost.activation_bytes + held, again.activation_bytes)
+        cost = replace(cost, activation_bytes=most)
     frames = 4 * job.request.raw_frame_bytes  # in fp32, as the pipeline returns them
     if job.on_host:
         return Phase("decode", 0, base + cost.peak_bytes + frames, files)
