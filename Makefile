@@ -33,7 +33,7 @@ contracts: $(VENV)/.ready
 
 fast: $(VENV)/.ready
 	$(TEST) -n 2 --dist loadfile -q -m "not slow and not root" tests/units tests/selection tests/plan \
-		tests/layout_files tests/report tests/store tests/decode tests/engine/test_readers.py \
+		tests/layout_files tests/report tests/store tests/decode tests/lora tests/engine/test_readers.py \
 		tests/engine/test_equality_runs.py tests/engine/test_guards.py tests/engine/test_restore.py
 
 bench: $(VENV)/.ready
@@ -59,9 +59,11 @@ bench-disk: $(VENV)/.ready
 
 # The same tests of the nodes against any ComfyUI that is at hand, such as the newest:
 # make test-comfy COMFYUI=<folder with main.py> [COMFYUI_PYTHON=<python with its packages and pytest>]
+#                 [WRAPPER=<folder of the WanVideoWrapper pack>]
 test-comfy: $(VENV)/.ready
 	test -n "$(COMFYUI)" || { echo "say which: make test-comfy COMFYUI=<folder with main.py>"; exit 2; }
 	BLOCKSWAP_COMFYUI="$(abspath $(COMFYUI))" BLOCKSWAP_COMFYUI_PYTHON="$(COMFYUI_PYTHON)" \
+		$(if $(WRAPPER),BLOCKSWAP_WRAPPER="$(abspath $(WRAPPER))") \
 		$(TEST) -q -rs tests/comfy $(ARGS)
 
 test-gpu: $(VENV)/.ready

@@ -89,25 +89,34 @@ def test_their_args_drive_our_node(both: Client):
 
 
 def test_our_args_drive_their_node(both: Client):
-    asked = _reaches_their_sampler(both, "WanVideoSetBlockSwap", {"blocks_to_swap": 7})
-    assert asked["blocks_to_swap"] == 7
+    ran = _their_run(both, "WanVideoSetBlockSwap", {"blocks_to_swap": 7})
+    assert ran["asked"]["blocks_to_swap"] == 7
 
 
-def test_our_node_hands_a_model_of_theirs_to_their_own_block_swap(both: Client):
-    asked = _reaches_their_sampler(both, OURS, {"blocks_to_swap": 7, "offload_txt_emb": True})
-    assert asked["blocks_to_swap"] == 8  # its own swap moves one fewer than the count
-    assert asked["offload_txt_emb"] is True
+def test_our_node_takes_a_model_of_theirs_over(both: Client):
+    """On the CPU: the latents of their swap, which has moved nothing."""
+    theirs = _their_run(both, "WanVideoSetBlockSwap", {"blocks_to_swap": 3})
+    ours = _their_run(both, OURS, {"blocks_to_swap": 3, "vace_blocks_to_swap": 0})
+    assert theirs["moved"]
+    assert ours["moved"] == []
+    assert ours["latents"] == theirs["latents"]
+
+
+def test_our_node_knows_the_blocks_of_their_model(both: Client):
+    both.free()
+    failed = both.run(_their_graph(OURS, {"blocks": "38-41"})).event("execution_error")
+    assert failed is not None
+    assert "Invalid range: '38-41': the model has blocks 0-5" in failed["exception_message"]
 
 
 def test_our_node_checks_what_it_hands_over(both: Client):
     with pytest.raises(Rejected) as caught:
-        _reaches_their_sampler(both, OURS, {"blocks": "3-1"})
+        _their_run(both, OURS, {"blocks": "3-1"})
     assert "Invalid range: '3-1'" in caught.value.text_of("args")
 
 
-def _reaches_their_sampler(both: Client, node: str, asked: dict[str, object]) -> dict:
-    both.free()
-    graph = {
+def _their_graph(node: str, asked: dict[str, object]) -> dict:
+    return {
         "model": {"class_type": "WanVideoModelLoader", "inputs": {}},
         "args": {"class_type": f"{OURS}Args", "inputs": {**ARGS, **asked}},
         "set": {
@@ -116,7 +125,12 @@ def _reaches_their_sampler(both: Client, node: str, asked: dict[str, object]) ->
         },
         "sampler": {"class_type": "WanVideoSampler", "inputs": {"model": ["set", 0]}},
     }
-    (text,) = both.run_well(graph).outputs["sampler"]["text"]
+
+
+def _their_run(both: Client, node: str, asked: dict[str, object]) -> dict:
+    """What their sampler tells of a run: its arguments, what its own swap moved, latents."""
+    both.free()
+    (text,) = both.run_well(_their_graph(node, asked)).outputs["sampler"]["text"]
     return json.loads(text)
 
 

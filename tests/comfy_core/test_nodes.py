@@ -99,7 +99,7 @@ def test_the_neighbours_dictionary_is_taken_as_it_is() -> None:
 
 
 class WrappersModel:
-    """What is known of the wrapper pack's model object."""
+    """A model of a version of the wrapper pack that is not as we expect it."""
 
     def __init__(self) -> None:
         self.model_options: dict[str, Any] = {}

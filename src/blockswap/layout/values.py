@@ -56,12 +56,22 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Likeness:
+    """How to rebuild a parameter subclass that is one array with plain notes on it: its class.
+
+    The notes (such as the block type of a GGUF parameter) are those of the tensor it is made like.
+    """
+
+    wrapper: type
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A parameter or constant buffer of a unit; `name` is dotted and relative to the unit."""
 
     name: str
     leaves: tuple[Leaf, ...]
-    recipe: Recipe | None = None
+    recipe: Recipe | Likeness | None = None
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,7 @@ from .holding import last_holding_of
 from .host_names import require
 from .patcher import release, transformer_of
 from .types import CATEGORY, found_by, model_input
-from .wrapper_pack import is_wrappers, what_was_said
+from .wrapper_pack import is_wrappers, takeover_on, what_was_said
 
 
 class BlockSwapReportNode(io.ComfyNode):
@@ -63,19 +63,27 @@ class BlockSwapReportNode(io.ComfyNode):
         cls, model: Any, after: Any = None, free_host_memory: bool = False
     ) -> io.NodeOutput:
         text, picture = _report(model)
-        if free_host_memory and not is_wrappers(model):
-            text += "\n  " + _free(model)
+        if free_host_memory:
+            text += "\n  " + (_free_wrappers(model) if is_wrappers(model) else _free(model))
         return io.NodeOutput(text, picture, ui=ui.PreviewText(text))
 
 
 def _report(model: Any) -> tuple[str, torch.Tensor]:
     if is_wrappers(model):
-        return what_was_said(model), _blank()
+        return _report_on_wrappers(model)
     transformer_of(model)
     holding = last_holding_of(model.model)
     if holding is None or holding.swap is None:
         return "no blocks were swapped in this model yet: run a sampler with it first", _blank()
     return holding.swap.report().text(), _picture(holding.swap)
+
+
+def _report_on_wrappers(model: Any) -> tuple[str, torch.Tensor]:
+    """What was handed over and, where we stream, what was measured in the last run."""
+    said, takeover = what_was_said(model), takeover_on(model)
+    if takeover is None or takeover.swap is None:
+        return said, _blank()
+    return f"{said}\n{takeover.swap.report().text()}", _picture(takeover.swap)
 
 
 def _picture(swap: Any) -> torch.Tensor:
@@ -93,6 +101,13 @@ def _picture(swap: Any) -> torch.Tensor:
 
 def _blank() -> torch.Tensor:
     return torch.ones(1, 64, 64, 3, dtype=torch.float32, device="cpu")
+
+
+def _free_wrappers(model: Any) -> str:
+    takeover = takeover_on(model)
+    if takeover is not None:
+        takeover.close()
+    return "the host memory of its blocks was unlocked"
 
 
 def _free(model: Any) -> str:

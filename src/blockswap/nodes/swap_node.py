@@ -5,10 +5,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..swap import as_args
+from .overrides import plan_text
 from .patcher import Wish, swap_on_clone
 from .status import send_text
 from .types import CATEGORY, AnyModel, args_input, found_by, model_input
-from .wrapper_pack import hand_over, is_wrappers
+from .wrapper_pack import is_wrappers, swap_on_wrappers
 
 ALIAS = "WanVideoBlockSwap"
 
@@ -25,10 +26,12 @@ class BlockSwapNode(io.ComfyNode):
         args = as_args(block_swap_args)
         node_id = cls.hidden.unique_id if cls.hidden is not None else None
         if is_wrappers(model):
-            clone, said = hand_over(model, args)
+            clone, said = swap_on_wrappers(model, args, node_id)
             send_text(node_id, said)
             return io.NodeOutput(clone)
-        return io.NodeOutput(swap_on_clone(model, Wish(args, node_id)))
+        clone = swap_on_clone(model, Wish(args, node_id))
+        send_text(node_id, plan_text(clone))
+        return io.NodeOutput(clone)
 
 
 class BlockSwapAliasNode(BlockSwapNode):
@@ -54,8 +57,8 @@ def _schema(node_id: str) -> io.Schema:
         "run, so that a model runs that does not fit. The result is the same to the last bit.",
         inputs=[
             model_input(
-                "A Wan model: T2V, I2V, VACE, 5B or either 14B expert, LoRAs and all. A model of "
-                "WanVideoWrapper is handed its own block swap arguments."
+                "A Wan model: T2V, I2V, VACE, 5B or either 14B expert, LoRAs and all; also a model "
+                "of WanVideoWrapper, whose own block swap then has nothing to do."
             ),
             args_input(),
         ],

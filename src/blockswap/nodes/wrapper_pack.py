@@ -1,52 +1,27 @@
-"""Models of the wrapper pack (WANVIDEOMODEL): block swap there is that pack's own.
+"""Models of the wrapper pack (WANVIDEOMODEL): whether we stream their blocks, or the pack itself.
 
-Its sampler reads a dictionary from the model's `transformer_options`; that is what we hand over.
-It knows a count and swaps the last blocks. For a model whose linears are its own (fp8 with scales,
-GGUF, LoRAs that are not merged) it swaps as many as the count says, for any other one fewer: there
-the count is handed over one higher. What it has no word for is refused, never dropped.
+Where the pack is as `wrapper_names` knows it, a clone carries counts that ask its loading to leave
+all blocks in host memory, and the runs of that clone are ours (`wrapper_doors`). Any other version
+keeps its own block swap, with an exact count: its sampler reads a dictionary from the model's
+`transformer_options`, knows a count and swaps the last blocks. For a model whose linears are its
+own (fp8 with scales, GGUF, LoRAs that are not merged) it swaps as many as the count says, for any
+other one fewer: there the count is handed over one higher. What it has no word for is refused.
 """
 
 import logging
 from typing import Any
 
-from ..errors import ArgsError
-from ..selection import BlockSwapArgs
+from ..adapters.families import unit_modules
+from ..errors import ArgsError, ModelError
+from ..layout.values import ModelLayout, UnitLayout
+from ..selection import BlockSwapArgs, select
+from .wrapper_doors import Count, Wish, take_over
+from .wrapper_names import bare_transformer, missing, pack_of, pipeline_of
+from .wrapper_takeover import Takeover, takeover_of
 
 _SAID = "blockswap_said"
-
-
-def is_wrappers(model: Any) -> bool:
-    """Whether a model is the wrapper pack's; it keeps a `pipeline` where ComfyUI has none."""
-    inner = getattr(model, "model", None)
-    return hasattr(model, "model_options") and (inner is None or hasattr(inner, "pipeline"))
-
-
-def hand_over(model: Any, args: BlockSwapArgs) -> tuple[Any, str]:
-    """A clone that carries `args` in the wrapper pack's own contract, and a sentence about it.
-
-    Raises SelectionError for blocks that the model lacks, ArgsError for what the pack cannot do.
-    """
-    blocks = getattr(_transformer(model), "blocks", None)
-    total = None if blocks is None else len(blocks)
-    _refuse_budgets(args)
-    count = _count(args, total)
-    clone = model.clone()
-    asked = {key: args.to_mapping()[key] for key in _ITS_WORDS}
-    corrected = count > 0 and not _swaps_as_many_as_it_says(model)
-    asked["blocks_to_swap"] = count + corrected
-    options = clone.model_options.setdefault("transformer_options", {})
-    options["block_swap_args"] = asked
-    options[_SAID] = said = _sentence(count, corrected=corrected)
-    logging.info("blockswap: %s", said)
-    return clone, said
-
-
-def what_was_said(model: Any) -> str:
-    """The sentence about what was handed over with a model, for a report."""
-    options = model.model_options.get("transformer_options", {})
-    return str(options.get(_SAID) or _sentence(options.get("block_swap_args"), corrected=False))
-
-
+_ARGS = "block_swap_args"
+_ALL = 9999  # more than any model has
 _ITS_WORDS = (
     "blocks_to_swap",
     "offload_img_emb",
@@ -58,30 +33,109 @@ _ITS_WORDS = (
 )
 
 
-def _transformer(model: Any) -> Any:
-    return getattr(getattr(model, "model", None), "diffusion_model", None)
+def is_wrappers(model: Any) -> bool:
+    """Whether a model is the wrapper pack's; it keeps a `pipeline` where ComfyUI has none."""
+    inner = getattr(model, "model", None)
+    return hasattr(model, "model_options") and (inner is None or hasattr(inner, "pipeline"))
 
 
-def _sentence(count: Any, *, corrected: bool) -> str:
-    said = (
-        f"this is a model of WanVideoWrapper, which swaps blocks itself: {count} blocks were asked "
-        "of it, the last ones"
+def swap_on_wrappers(model: Any, args: BlockSwapArgs, node_id: str | None) -> tuple[Any, str]:
+    """A clone that runs with its blocks streamed, by us or by the pack, and a sentence about it.
+
+    Raises SelectionError for blocks that the model lacks, ModelError for a model whose layers the
+    pack moves one by one, ArgsError for what the pack cannot do where it swaps by itself.
+    """
+    lacking, pack = missing(model), pack_of(model)
+    if lacking is not None or pack is None:
+        return _hand_over(model, args, str(lacking))
+    _refuse_managed(model)
+    transformer = bare_transformer(model)
+    select(args, _layout(transformer))
+    take_over(transformer, pack)
+    wish = Wish(args, node_id)
+    asked = dict.fromkeys(_ITS_WORDS, False) | {"prefetch_blocks": 0}
+    asked |= {key: Count(_ALL, wish) for key in ("blocks_to_swap", "vace_blocks_to_swap")}
+    said = "this is a model of WanVideoWrapper: its blocks are streamed here, its own swap is off"
+    return _carrying(model, asked, said), said
+
+
+def what_was_said(model: Any) -> str:
+    """The sentence about what was handed over with a model, for a report."""
+    options = model.model_options.get("transformer_options", {})
+    return str(options.get(_SAID) or _sentence(options.get(_ARGS)))
+
+
+def takeover_on(model: Any) -> Takeover | None:
+    """What is hung on the model's transformer, if its blocks were ever streamed by us."""
+    transformer = bare_transformer(model)
+    return None if transformer is None else takeover_of(transformer)
+
+
+def _layout(transformer: Any) -> ModelLayout:
+    """Which units there are; their weights come when the pack loads them, at each run anew."""
+    units = unit_modules(transformer)
+    return ModelLayout(
+        label=type(transformer).__name__,
+        units=tuple(UnitLayout(unit.name, unit.kind, unit.index, ()) for unit in units),
+        rest=(),
     )
-    if not corrected:
+
+
+def _carrying(model: Any, asked: dict[str, Any], said: str) -> Any:
+    clone = model.clone()
+    options = clone.model_options.setdefault("transformer_options", {})
+    options[_ARGS] = asked
+    options[_SAID] = said
+    logging.info("blockswap: %s", said)
+    return clone
+
+
+def _refuse_managed(model: Any) -> None:
+    if pipeline_of(model).get("auto_cpu_offload"):
+        raise ModelError(
+            "this model was loaded with vram_management_args, by which WanVideoWrapper moves each "
+            "layer itself: take those off its loader, or WanVideo Block Swap off the model"
+        )
+
+
+# The pack's own swap.
+
+
+def _hand_over(model: Any, args: BlockSwapArgs, lacking: str) -> tuple[Any, str]:
+    blocks = getattr(bare_transformer(model), "blocks", None)
+    total = None if blocks is None else len(blocks)
+    because = f" (this version of it has no {lacking}, which we would stream its blocks through)"
+    _refuse_budgets(args, because)
+    count = _count(args, total, because)
+    asked = {key: args.to_mapping()[key] for key in _ITS_WORDS}
+    corrected = count > 0 and not _swaps_as_many_as_it_says(model)
+    asked["blocks_to_swap"] = count + corrected
+    said = _sentence(asked, count, because if pack_of(model) is not None else "")
+    return _carrying(model, asked, said), said
+
+
+def _sentence(asked: Any, count: int | None = None, because: str = "") -> str:
+    told = asked["blocks_to_swap"] if isinstance(asked, dict) and asked else asked
+    said = (
+        "this is a model of WanVideoWrapper, which swaps blocks itself"
+        f"{because}: {told if count is None else count} blocks were asked of it, the last ones"
+    )
+    if count is None or told == count:
         return said
     return said + "; it swaps one fewer than its count says, so it was handed one more"
 
 
-def _refuse_budgets(args: BlockSwapArgs) -> None:
+def _refuse_budgets(args: BlockSwapArgs, because: str) -> None:
     for key in ("vram_budget", "ram_budget", "block_lists"):
         if getattr(args, key) not in (None, ()):
             raise ArgsError(
                 f"{key} was asked of a model of WanVideoWrapper, whose own block swap knows only "
-                "how many blocks: give blocks_to_swap instead, or use ComfyUI's own loader"
+                f"how many blocks{because}: give blocks_to_swap instead, or use ComfyUI's own "
+                "loader"
             )
 
 
-def _count(args: BlockSwapArgs, total: int | None) -> int:
+def _count(args: BlockSwapArgs, total: int | None, because: str) -> int:
     """How many of the last blocks are asked for."""
     listed = args.block_list
     if listed is None:
@@ -92,7 +146,8 @@ def _count(args: BlockSwapArgs, total: int | None) -> int:
     if total is None or listed.by_list or listed.indices != tuple(range(total - count, total)):
         raise ArgsError(
             f"blocks='{listed.text}' was asked of a model of WanVideoWrapper, whose own block swap "
-            "takes the last blocks only: give blocks_to_swap instead, or use ComfyUI's own loader"
+            f"takes the last blocks only{because}: give blocks_to_swap instead, or use ComfyUI's "
+            "own loader"
         )
     return count
 
@@ -102,8 +157,7 @@ def _swaps_as_many_as_it_says(model: Any) -> bool:
 
     It decides so when it samples: a LoRA that is not merged may still come after this node.
     """
-    inner = getattr(model, "model", None)
-    pipeline = getattr(inner, "pipeline", None) or {}
+    pipeline = pipeline_of(model)
     unmerged = bool(getattr(model, "patches", None)) and pipeline.get("sd") is not None
-    own = bool(getattr(_transformer(model), "patched_linear", False))
+    own = bool(getattr(bare_transformer(model), "patched_linear", False))
     return own or unmerged or pipeline.get("gguf_reader") is not None

@@ -1,11 +1,12 @@
-"""Stands for the wrapper pack: its three ids and the contract of its arguments, no code of it.
+"""Stands for the wrapper pack: its ids, the contract of its arguments, its order of calls.
 
-`WanVideoBlockSwap` makes arguments, `WanVideoSetBlockSwap` hands them to a model, and
-`WanVideoBlockList` reads a text. Arguments reach its sampler in the model's `transformer_options`.
+No code of it is here. `WanVideoBlockSwap` makes arguments, `WanVideoSetBlockSwap` hands them to a
+model, and `WanVideoBlockList` reads a text. Arguments reach its sampler in the model's
+`transformer_options`. What block swap touches of a run has the real one's names and shape.
 """
 
-import copy
-import json
+from .nodes_model_loading import WanVideoModelLoader
+from .nodes_sampler import WanVideoSampler
 
 ARGUMENTS = {
     "blocks_to_swap": ("INT", {"default": 20, "min": 0, "max": 48}),
@@ -32,54 +33,6 @@ class WanVideoBlockSwap:
 
     def setargs(self, **arguments) -> tuple:
         return (arguments,)
-
-
-class Inner:
-    """The pack's own `WanVideoModel`, which keeps what it needs in a `pipeline`."""
-
-    def __init__(self) -> None:
-        self.pipeline: dict = {}
-
-
-class StandInModel:
-    """What is known from outside of the pack's model: it is cloned, and carries options."""
-
-    def __init__(self) -> None:
-        self.model = Inner()
-        self.model_options: dict = {"transformer_options": {}}
-
-    def clone(self) -> "StandInModel":
-        cloned = StandInModel()
-        cloned.model_options = copy.deepcopy(self.model_options)
-        return cloned
-
-
-class WanVideoModelLoader:
-    RETURN_TYPES = ("WANVIDEOMODEL",)
-    FUNCTION = "load"
-    CATEGORY = "WanVideoWrapper"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict:
-        return {"required": {}}
-
-    def load(self) -> tuple:
-        return (StandInModel(),)
-
-
-class WanVideoSampler:
-    RETURN_TYPES = ()
-    FUNCTION = "process"
-    CATEGORY = "WanVideoWrapper"
-    OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict:
-        return {"required": {"model": ("WANVIDEOMODEL",)}}
-
-    def process(self, model) -> dict:
-        asked = model.model_options["transformer_options"].get("block_swap_args")
-        return {"ui": {"text": [json.dumps(asked)]}}
 
 
 class WanVideoSetBlockSwap:

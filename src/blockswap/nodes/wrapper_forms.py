@@ -1,0 +1,175 @@
+"""The wrapper pack's LoRA buffers, VACE blocks and outside parts in forms that can be streamed.
+
+LoRAs that are not merged hang as buffers and are streamed as parameters; parts of a block that run
+outside of its forward stay on the device; VACE blocks, whose `forward` is called by
+name, are called as modules. Tensors of GGUF files are the business of `wrapper_gguf`.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from ..adapters.families import bare, unit_modules
+from ..adapters.live import LiveUnit
+from ..store.leaves import leaf_tensors
+from .wrapper_gguf import on_host, say_what_they_are
+from .wrapper_names import LORA_BUFFERS, OUTSIDE
+
+_OUTSIDE = "blockswap_outside"
+
+
+def describable(undo: ExitStack, transformer: Any, device: torch.device) -> None:
+    """Makes of a transformer what the engine can lay out; `undo` makes it what it was."""
+    if device.type != "cpu":
+        _set_aside(undo, transformer, device)
+    for unit in unit_modules(transformer):
+        for module in unit.module.modules():
+            _lora_as_parameters(undo, module)
+    for module in transformer.modules():
+        say_what_they_are(undo, module)
+
+
+def _set_aside(undo: ExitStack, transformer: Any, device: torch.device) -> None:
+    """Parts that run outside of their block's forward are no part of the block meanwhile."""
+    found = torch.nn.ModuleList()
+    undo.callback(lambda: vars(transformer).get("_modules", {}).pop(_OUTSIDE, None))
+    transformer.add_module(_OUTSIDE, found)
+    for unit in unit_modules(transformer):
+        block: Any = bare(unit.module)
+        children = dict(block.named_children())
+        names = [name for name in OUTSIDE if name in children]
+        if not names:
+            continue
+        undo.callback(_put_back, block, children, names)
+        for name in names:
+            delattr(block, name)
+            place(children[name], device)
+            vars(block)[name] = children[name]
+            found.append(children[name])
+
+
+def _put_back(block: Any, children: dict[str, torch.nn.Module], names: list[str]) -> None:
+    for name in names:
+        vars(block).pop(name, None)
+    for name, child in children.items():  # in the order that they had
+        if name in dict(block.named_children()):
+            delattr(block, name)
+        block.add_module(name, child)
+
+
+def _lora_as_parameters(undo: ExitStack, module: torch.nn.Module) -> None:
+    names = [n for n, t in module._buffers.items() if n.startswith(LORA_BUFFERS) and t is not None]
+    if not names:
+        return
+    undo.callback(_lora_as_buffers, module, names)
+    for name in names:
+        found = module._buffers.pop(name)
+        assert found is not None
+        module._parameters[name] = torch.nn.Parameter(found, requires_grad=False)
+
+
+def _lora_as_buffers(module: torch.nn.Module, names: list[str]) -> None:
+    for name in names:
+        parameter = module._parameters.pop(name, None)
+        if parameter is not None:
+            module._buffers[name] = parameter.data
+
+
+def bring_to_host(unit: LiveUnit, weights: Any) -> None:
+    """Weights of a streamed unit that the pack has put on the device: its own host copies instead.
+
+    What it has no copy of (merged LoRAs, and a model loaded to the device) is copied back, once.
+    """
+    for live in unit.tensors:
+        tensor = live.tensor
+        if all(leaf.device.type == "cpu" for _, leaf in leaf_tensors(tensor)):
+            continue
+        key = live.places[0].label.replace("_orig_mod.", "")
+        kept = None if weights is None else weights.get(key)
+        if isinstance(kept, torch.Tensor) and type(kept) is torch.Tensor and kept.is_cpu:
+            home = kept.to(tensor.dtype).clone()
+        elif hasattr(tensor, "as_tensor"):
+            home = on_host(tensor)
+        else:
+            home = tensor.detach().cpu()
+        for place in live.places:
+            place.table[place.name] = _as_parameter(home)
+
+
+def renew(module: torch.nn.Module) -> None:
+    """Gives weights whose data was exchanged a count of writes again.
+
+    The pack makes its parameters in inference mode; one whose data came later is neither a tensor
+    of that mode nor one outside of it, and some kernels refuse it.
+    """
+    for part in module.modules():
+        for name, tensor in part._parameters.items():
+            if type(tensor) is torch.nn.Parameter:
+                part._parameters[name] = torch.nn.Parameter(tensor.data, requires_grad=False)
+
+
+def place(module: torch.nn.Module, device: torch.device) -> None:
+    """Puts a module that is not streamed on the device."""
+    module.to(device)
+    renew(module)
+
+
+def _as_parameter(tensor: torch.Tensor) -> torch.Tensor:
+    plain = type(tensor) is torch.Tensor
+    return torch.nn.Parameter(tensor, requires_grad=False) if plain else tensor
+
+
+def buffers_on(undo: ExitStack, module: torch.nn.Module, device: torch.device) -> None:
+    """Buffers of a streamed unit stay on the device for as long as it is streamed."""
+    for part in module.modules():
+        for name, buffer in list(part._buffers.items()):
+            if buffer is None or buffer.device == device:
+                continue
+            moved = buffer.to(device)
+            part._buffers[name] = moved
+            undo.callback(_buffer_back, part, name, buffer, moved)
+
+
+def _buffer_back(
+    module: torch.nn.Module, name: str, before: torch.Tensor, moved: torch.Tensor
+) -> None:
+    if module._buffers.get(name) is moved:
+        module._buffers[name] = before
+
+
+def called_as_modules(undo: ExitStack, transformer: Any) -> None:
+    """`block.forward(x)` of a VACE block becomes `block(x)`, so that its hooks are run."""
+    for unit in unit_modules(transformer):
+        if unit.kind == "vace":
+            block: Any = unit.module
+            before, inner = vars(block).get("forward"), block.forward
+            ours = _AsModule(block, inner)
+            vars(block)["forward"] = ours
+            undo.callback(_own_forward, block, ours, before)
+
+
+class _AsModule:
+    """In place of a block's `forward`: the first call goes through the block, the inner one on."""
+
+    def __init__(self, block: Any, forward: Callable[..., Any]) -> None:
+        self._block = block
+        self._forward = forward
+        self._inside = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._inside:
+            return self._forward(*args, **kwargs)
+        self._inside = True
+        try:
+            return self._block(*args, **kwargs)
+        finally:
+            self._inside = False
+
+
+def _own_forward(block: Any, ours: Any, before: Any) -> None:
+    if vars(block).get("forward") is ours:
+        del vars(block)["forward"]
+        if before is not None:
+            vars(block)["forward"] = before

@@ -1,0 +1,129 @@
+"""`Takeover`: the blocks of one transformer of the wrapper pack, while a run of ours has them.
+
+All clones of a model share the transformer, so the takeover hangs on it. It is opened when the pack
+has put weights where it wants them, and closed when the pack takes them up again.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from ..adapters.live import describe_module
+from ..ambient import undisturbed
+from ..plan import SwapPlan
+from ..selection import BlockSwapArgs
+from ..swap import Swap, plan_units, stream_units
+from . import host
+from .status import StatusLine
+from .wrapper_forms import (
+    bring_to_host,
+    buffers_on,
+    called_as_modules,
+    describable,
+    place,
+    renew,
+)
+from .wrapper_gguf import idle_forms
+from .wrapper_names import COUNTS, SETTINGS
+
+_ATTRIBUTE = "blockswap_takeover"
+
+
+class Takeover:
+    """What is hung on one transformer; nothing is held while `swap` is None or closed."""
+
+    def __init__(self, transformer: Any) -> None:
+        self._reference = weakref.ref(transformer)
+        self._settings: dict[str, Any] = {}
+        self._undo = ExitStack()
+        self.swap: Swap | None = None
+        self._status = StatusLine(lambda: "" if self.swap is None else self.swap.status_line())
+        vars(transformer)[_ATTRIBUTE] = self
+
+    @property
+    def _transformer(self) -> Any:
+        return self._reference()
+
+    # What the sampler writes on the transformer.
+
+    def note_settings(self, ours: type) -> None:
+        """Remembers the pack's own settings, unless those of a run of `ours` stand there."""
+        if not isinstance(self._transformer.blocks_to_swap, ours):
+            self._settings = {name: getattr(self._transformer, name) for name in SETTINGS}
+
+    def restore_settings(self, ours: type) -> None:
+        """The pack's own settings again, where a run of `ours` has written over them."""
+        if isinstance(self._transformer.blocks_to_swap, ours):
+            for name, value in self._settings.items():
+                setattr(self._transformer, name, value)
+
+    @contextmanager
+    def without_its_swap(self) -> Iterator[None]:
+        """While the pack starts a run: its `block_swap` has nothing to place."""
+        transformer = self._transformer
+        vars(transformer)["block_swap"] = lambda *_, **__: None
+        try:
+            yield
+        finally:
+            vars(transformer).pop("block_swap", None)
+
+    # The blocks.
+
+    def open(self, args: BlockSwapArgs, node_id: str | None, weights: Any, nothing: int) -> None:
+        """Streams what `args` asks for. `weights`: the pack's own copies in host memory, by name.
+
+        Raises SelectionError, PlanError, ModelError or DeviceError, and gives everything back.
+        """
+        self._status.node_id = node_id
+        transformer = self._transformer
+        device = torch.device(transformer.main_device)
+        with ExitStack() as undo, undisturbed():
+            describable(undo, transformer, device)
+            plan = self._plan(args, device)
+            self._place(undo, plan, weights, device)
+            self.swap = stream_units(
+                transformer, plan, args, device=device, after_forward=self._status
+            )
+            self._undo = undo.pop_all()
+        for name in COUNTS:
+            setattr(transformer, name, nothing)
+
+    def _plan(self, args: BlockSwapArgs, device: torch.device) -> SwapPlan:
+        """The plan for what is free now and what of this model is there already."""
+        transformer = self._transformer
+        here = sum(p.nbytes for p in transformer.parameters() if p.device.type == device.type)
+        granted = max(host.free_bytes(device) + here - host.inference_bytes(), 0)
+        return plan_units(transformer, args, device=device, granted_bytes=granted)
+
+    def _place(self, undo: ExitStack, plan: SwapPlan, weights: Any, device: torch.device) -> None:
+        if device.type == "cpu":
+            return  # blocks are used where they lie
+        transformer = self._transformer
+        streamed = set(plan.streamed)
+        for unit in describe_module(transformer).units:
+            module = unit.module
+            if unit.layout.name in streamed:
+                undo.callback(renew, module)
+                bring_to_host(unit, weights)
+                buffers_on(undo, module, device)
+                idle_forms(undo, module)
+            else:
+                place(module, device)
+        called_as_modules(undo, transformer)
+
+    def close(self) -> None:
+        """Gives the blocks back to the pack, in host memory. Closing twice does nothing."""
+        with undisturbed():
+            if self.swap is not None:
+                self.swap.close()
+            self._undo.close()
+
+
+def takeover_of(transformer: Any) -> Takeover | None:
+    """The takeover on a transformer of the pack, compiled or not, if there ever was one."""
+    bare = getattr(transformer, "_orig_mod", transformer)
+    found: Takeover | None = vars(bare).get(_ATTRIBUTE)
+    return found

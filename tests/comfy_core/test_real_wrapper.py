@@ -1,0 +1,210 @@
+"""The real wrapper pack on our engine: run by hand, with BLOCKSWAP_WRAPPER=<folder of the pack>.
+
+Tiny models of 30 blocks go through its own loader and sampler nodes, on the CPU and with all of
+its modules pointed at the simulated accelerator.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as management
+import pytest
+import real_wrapper
+import simulated
+import torch
+import wrapper_packs
+from safetensors.torch import save_file
+
+from blockswap import BlockSwapArgs
+from blockswap.nodes import wrapper_names
+from blockswap.nodes.swap_node import BlockSwapNode
+from blockswap.nodes.wrapper_pack import takeover_on
+
+pytestmark = pytest.mark.skipif(
+    real_wrapper.HOME is None,
+    reason="the real pack is tried by hand: set BLOCKSWAP_WRAPPER to its folder",
+)
+
+Files = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("wrapper")
+    plain, vace = real_wrapper.weights(), real_wrapper.weights(vace=True)
+    kinds = {
+        "plain": plain,
+        "vace": vace,
+        "scaled": real_wrapper.fp8_scaled(plain),
+        "lora": real_wrapper.lora(plain),
+    }
+    paths = {kind: folder / f"{kind}.safetensors" for kind in kinds}
+    for kind, weights in kinds.items():
+        save_file(weights, paths[kind])
+    paths["gguf"] = real_wrapper.write_gguf(folder / "tiny.gguf", plain)
+    return paths
+
+
+@pytest.fixture(params=["cpu", "sim"])
+def device(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[torch.device]:
+    real_wrapper.part("utils")
+    if request.param == "cpu":
+        yield torch.device("cpu")
+    else:
+        yield from _simulated(request, monkeypatch)
+
+
+@pytest.fixture
+def sim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    real_wrapper.part("utils")
+    yield from _simulated(request, monkeypatch)
+
+
+def _simulated(request: pytest.FixtureRequest, patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    accelerator = request.getfixturevalue("sim_module")
+    accelerator.configure(mode="eager", races="raise", poison=True)
+    accelerator.reset()
+    where = torch.device("sim", 0)
+    simulated.point_at(where, patch)
+    wrapper_packs.point_at(real_wrapper.NAME, where, patch)
+    yield where
+    assert accelerator.races() == []
+
+
+def model(kind: str, files: Files, patch: pytest.MonkeyPatch) -> Any:
+    if kind in ("lora", "merged", "scaled lora"):
+        lora = real_wrapper.asked_lora(files["lora"], merged=kind == "merged")
+        base = "scaled" if "scaled" in kind else "plain"
+        return real_wrapper.model(files[base], patch, lora=lora)
+    return real_wrapper.model(files[kind], patch)
+
+
+def sample(patcher: Any, **options: Any) -> torch.Tensor:
+    latents = real_wrapper.sample(patcher, **options)
+    assert torch.isfinite(latents).all()
+    return latents
+
+
+def swapped(patcher: Any, **asked: Any) -> Any:
+    (clone,) = BlockSwapNode.execute(patcher, BlockSwapArgs(**asked).to_mapping()).result
+    assert "streamed here" in clone.model_options["transformer_options"]["blockswap_said"]
+    return clone
+
+
+def streamed(patcher: Any) -> set[str]:
+    measured = takeover_on(patcher).swap.measured()
+    return {visit.unit for visit in measured.visits if visit.tier != "resident"}
+
+
+@pytest.fixture
+def own_moves(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every `.to()` of a block inside a forward of the transformer: the pack's own swap."""
+    moved: list[Any] = []
+    cls = real_wrapper.part("wanvideo.modules.model").WanAttentionBlock
+    forward = real_wrapper.part("wanvideo.modules.model").WanModel.forward
+    inside: list[bool] = []
+
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if inside:
+            moved.append(args)
+        return torch.nn.Module.to(self, *args, **kwargs)
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        inside.append(True)
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(cls, "to", to, raising=False)
+    counted.__wrapped__ = forward  # type: ignore[attr-defined]
+    monkeypatch.setattr(real_wrapper.part("wanvideo.modules.model").WanModel, "forward", counted)
+    return moved
+
+
+def test_its_names_are_those_that_we_know(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wrapper_names.missing(model("plain", files, monkeypatch)) is None
+
+
+@pytest.mark.parametrize("kind", ["plain", "merged", "scaled", "gguf", "lora", "scaled lora"])
+def test_a_list_on_every_kind_of_model(
+    kind: str,
+    device: torch.device,
+    files: Files,
+    own_moves: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = model(kind, files, monkeypatch)
+    expected = sample(plain)
+    ours = swapped(plain, blocks="0,2,3-5,29")
+    assert torch.equal(sample(ours), expected)
+    if device.type != "cpu":
+        assert streamed(ours) == {f"blocks.{n}" for n in (0, 2, 3, 4, 5, 29)}
+    assert torch.equal(sample(plain), expected)
+    assert torch.equal(sample(ours, force_offload=False), expected)
+    assert torch.equal(sample(plain), expected)
+    assert own_moves == []
+
+
+def test_counts_and_vace_blocks(
+    sim: torch.device, files: Files, own_moves: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = model("vace", files, monkeypatch)
+    context = real_wrapper.vace_embeds()
+    expected = sample(plain, embeds=context)
+    assert not torch.equal(expected, sample(plain))
+    ours = swapped(plain, blocks_to_swap=7, vace_blocks_to_swap=4, offload_txt_emb=True)
+    assert torch.equal(sample(ours, embeds=context), expected)
+    found = streamed(ours)
+    assert len([name for name in found if name.startswith("blocks.")]) == 7
+    assert len([name for name in found if name.startswith("vace_blocks.")]) == 4
+    assert "text_embedding" in found
+    assert torch.equal(sample(plain, embeds=context), expected)
+    assert own_moves == []
+
+
+@pytest.mark.parametrize("kind", ["plain", "gguf", "lora"])
+def test_a_budget_and_nothing_copied_back(
+    kind: str,
+    sim: torch.device,
+    sim_module: Any,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = model(kind, files, monkeypatch)
+    expected = sample(plain, steps=1)
+    before = sim_module.counters().d2h_bytes
+    assert torch.equal(sample(plain, steps=1, force_offload=False), expected)
+    usual = sim_module.counters().d2h_bytes - before
+    ours = swapped(plain, vram_budget="8MiB")
+    before = sim_module.counters().d2h_bytes
+    assert torch.equal(sample(ours, steps=1, force_offload=False), expected)
+    block = takeover_on(ours).swap.plan.slot_bytes
+    assert sim_module.counters().d2h_bytes - before - usual < block // 8  # what it reads anyway
+    assert takeover_on(ours).swap.plan.device_bytes <= 8 << 20
+    assert streamed(ours)
+    takeover_on(ours).close()
+
+
+def test_an_interrupt_hands_everything_back(
+    sim: torch.device, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = model("plain", files, monkeypatch)
+    expected = sample(plain, steps=1)
+    ours = swapped(plain, blocks="3-20")
+    with monkeypatch.context() as inside:
+        calls = iter(range(10**6))
+
+        def interrupt() -> None:
+            if next(calls) == 10:
+                raise management.InterruptProcessingException
+
+        inside.setattr(management, "throw_exception_if_processing_interrupted", interrupt)
+        with pytest.raises(management.InterruptProcessingException):
+            sample(ours, steps=1)
+    assert takeover_on(ours).swap.closed
+    assert torch.equal(sample(plain, steps=1), expected)
+    assert torch.equal(sample(ours, steps=1), expected)

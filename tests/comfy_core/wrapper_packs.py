@@ -1,0 +1,51 @@
+"""Packs of custom nodes in this process, imported as ComfyUI imports them."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+
+STAND_IN = Path(__file__).parents[1] / "comfy_host" / "packs" / "wrapper_stand_in"
+
+
+def load(name: str, folder: Path) -> ModuleType:
+    """The pack in `folder` under `name`, with a page server that takes everything."""
+    if name in sys.modules:
+        return sys.modules[name]
+    _import_server()
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    pack = importlib.util.module_from_spec(spec)
+    sys.modules[name] = pack
+    spec.loader.exec_module(pack)
+    return pack
+
+
+def _import_server() -> None:
+    # A folder of the core with a `utils` of its own is in front of it on the path by now.
+    core = str(os.environ["BLOCKSWAP_COMFYUI"])
+    sys.path.insert(0, core)
+    sys.modules.pop("utils", None)
+    importlib.import_module("utils.install_util")
+    import server
+
+    sys.path.remove(core)
+    if not hasattr(server.PromptServer, "instance"):
+        server.PromptServer.instance = MagicMock()
+
+
+def point_at(name: str, device: torch.device, patch: pytest.MonkeyPatch) -> None:
+    """Its modules keep the device that they found when they were imported."""
+    for known, module in list(sys.modules.items()):
+        inside = known == name or known.startswith(f"{name}.")
+        if inside and isinstance(vars(module).get("device"), torch.device):
+            patch.setattr(module, "device", device)
