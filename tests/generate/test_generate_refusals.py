@@ -12,7 +12,7 @@ from whole import draw_image, request_for
 
 from blockswap.errors import ArgsError, BlockSwapError, CheckpointError, OutputError, StateError
 from blockswap.generate import VideoRequest, make_videos
-from blockswap.generate.request import output_paths, read_prompts
+from blockswap.generate.request import output_paths, parse_lora, read_prompts
 from blockswap.generate.run import prepare
 from blockswap.generate.state import RunState, pack, read_state, state_path, write_state
 
@@ -185,6 +185,18 @@ class TestStates:
     def test_what_cannot_be_kept_is_refused(self) -> None:
         with pytest.raises(StateError, match="holds a set"):
             pack({"a": [set()]}, {}, "the scheduler")
+
+
+def test_loras(tmp_path: Path, folders: Callable[[str], Path]) -> None:
+    file = tmp_path / "a:b.safetensors"
+    file.write_bytes(b"none")
+    assert parse_lora(str(file)) == (file, 1.0)
+    assert parse_lora(f"{file}:0.5") == (file, 0.5)
+    with pytest.raises(ArgsError, match="strength that is no number"):
+        parse_lora(f"{file}:strong")
+    with pytest.raises(BlockSwapError):
+        request = request_for("t2v", tmp_path, loras=((file, 1.0),))
+        prepare(folders("t2v"), request, tmp_path / "o.mp4", device="cpu")
 
 
 def test_a_request_is_a_value() -> None:

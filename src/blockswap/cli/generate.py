@@ -25,6 +25,10 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
     negative: Annotated[str, typer.Option(help="What it should not look like.")] = "",
     image: Annotated[Path | None, typer.Option(help="The image that it starts from.")] = None,
     video: Annotated[Path | None, typer.Option(help="The video that it follows.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA; may be given more than once."),
+    ] = None,
     vram: Annotated[str | None, typer.Option(help="Bytes to use on the device, 8GiB.")] = None,
     ram: Annotated[str | None, typer.Option(help="Bytes of host memory to use, 12GiB.")] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="The clip's size.")] = "832x480",
@@ -45,7 +49,7 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
 
     What is done is on the disk after every step; --resume goes on with it, to the same frames.
     """
-    from ..generate.request import VideoRequest, read_prompts
+    from ..generate.request import VideoRequest, parse_lora, read_prompts
 
     if (prompt is None) == (prompts is None):
         raise ArgsError("give one of --prompt and --prompts: what shall the clip show?")
@@ -65,6 +69,7 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         vram_budget=None if vram is None else parse_bytes(vram),
         ram_budget=None if ram is None else parse_bytes(ram),
         tiled=tiled,
+        loras=tuple(map(parse_lora, lora or ())),
     )
     _run(model, request, output, device, resume=resume, dry_run=dry_run)
 

@@ -63,6 +63,7 @@ class Job:
             "steps": str(request.steps),
             "guidance": repr(request.guidance),
             "seed": str(request.seed),
+            "LoRAs": " ".join(f"{_stamp(path)} {s!r}" for path, s in request.loras),
             "image": _stamp(request.image),
             "video": _stamp(request.video),
             "tiles": str(self.tiled),

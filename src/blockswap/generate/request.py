@@ -23,7 +23,8 @@ class VideoRequest:
 
     `vram_budget` and `ram_budget` are bytes, None for what is there. `image` starts the clip (or
     is a reference for VACE), `video` is what it follows. `tiled` asks for the VAE's tiles; None
-    leaves that to the budget. Raises ArgsError.
+    leaves that to the budget. `loras` are files and strengths, for every transformer. Raises
+    ArgsError.
     """
 
     prompts: tuple[str, ...]
@@ -39,6 +40,7 @@ class VideoRequest:
     vram_budget: int | None = None
     ram_budget: int | None = None
     tiled: bool | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
 
     def __post_init__(self) -> None:
         Workload(self.width, self.height, self.frames)  # says which sizes and counts there are
@@ -50,9 +52,9 @@ class VideoRequest:
             raise ArgsError(f"guidance={self.guidance} was asked: give a number from 0 on, as 5")
         if not 0 <= self.seed < 2**63:
             raise ArgsError(f"seed={self.seed} was asked: give a whole number from 0 to 2^63-1")
-        for given in (self.image, self.video):
+        for given in (self.image, self.video, *(path for path, _ in self.loras)):
             if given is not None and not is_there(given):
-                raise ArgsError(f"{given} was given to start from, and it is not there")
+                raise ArgsError(f"{given} was given, and it is not there: check the path")
 
     @property
     def guided(self) -> bool:
@@ -75,6 +77,19 @@ class VideoRequest:
     def raw_frame_bytes(self) -> int:
         """Bytes of all frames of one clip, 8 bits a colour."""
         return 3 * self.width * self.height * self.frames
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE:0.8 as a file and a strength, by default 1. Raises ArgsError."""
+    path, _, strength = text.rpartition(":")
+    if not path or is_there(text):
+        return Path(text), 1.0
+    try:
+        return Path(path), float(strength)
+    except ValueError as error:
+        raise ArgsError(
+            f"--lora {text!r} names a strength that is no number: write FILE or FILE:0.8"
+        ) from error
 
 
 def read_prompts(path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -15,8 +15,9 @@ from ..swap.entry.experts import plan_experts
 from ..units import format_bytes
 from .costs import carried_bytes, condition_cost, decode_cost, least_encoder_bytes, text_cost
 from .encode import to_encode
+from .host_pipelines import class_named
 from .job import Job
-from .sample import workload_of
+from .sample import loras_of, workload_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,9 @@ class RunPlan:
 def plan_run(job: Job) -> RunPlan:
     """Plans the run. Nothing but headers and configs is read. Raises PlanError where not even the
     transformer's least fits, and what opening the checkpoints raises."""
+    parts = job.parts
+    for name in (job.pipeline, parts.text_encoder.class_name, parts.vae.class_name):
+        class_named(name)  # imported now: what the libraries take themselves is there then
     base = peak_host_bytes() or 0
     limit = _device_limit(job)
     tiled = _tiles(job, limit)
@@ -99,6 +103,7 @@ def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, SwapPlan, int]:
         given["ram_budget"] = max(0, request.ram_budget - base)
     args = BlockSwapArgs(**given)
     how: dict[str, Any] = {"device": job.device, "workload": workload_of(job, model.dtype)}
+    how |= loras_of(job)
     if len(folders) == 1:
         return args, plan_transformer(folders[0], args, **how), carried
     return args, plan_experts(folders, args, **how), carried

@@ -51,6 +51,7 @@ class Stage:
             return
         job, first = self._job, self.models[0]
         how: dict[str, Any] = {"device": job.device, "workload": workload_of(job, self.dtype)}
+        how |= loras_of(job)
         if len(self.models) == 1:
             open_transformer(self._folders[0], self._args, skeleton=first, **how)
         else:
@@ -91,6 +92,15 @@ def workload_of(job: Job, dtype: torch.dtype) -> Any:
         name, job.sampled_frames, per_token=per_token, portable=job.portable
     )
     return workload if job.machine is None else Outlook(workload, job.machine)
+
+
+def loras_of(job: Job) -> dict[str, Any]:
+    """The LoRAs as the ways in take them: a list, or one for each of two experts."""
+    loras = list(job.request.loras)
+    if not loras:
+        return {}
+    experts = len(job.parts.transformers)
+    return {"loras": loras if experts == 1 else [loras] * experts}
 
 
 def call_arguments(job: Job, encoded: Encoded, clip: int, where: torch.device) -> dict[str, Any]:
