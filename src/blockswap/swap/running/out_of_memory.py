@@ -32,6 +32,7 @@ from ...units import (
 )
 from .corrector import Corrector
 from .handle import Swap
+from .outside_weights import explained
 from .residency import Residency
 
 _ASKED = re.compile(r"[Tt]ried to allocate ([0-9]+(?:\.[0-9]+)?) (bytes|[KMG]iB)")
@@ -114,6 +115,11 @@ class Retry:
                     output = original(*args, **kwargs)
                 except torch.OutOfMemoryError as error:
                     attempts.failed(error)
+                except RuntimeError as error:
+                    told = explained(error, getattr(original, "__self__", None))
+                    if told is None:
+                        raise
+                    raise told from error
                 else:
                     attempts.succeeded()
                     return output
