@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # One thread a worker: two workers with two threads each would only get in each other's way.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b encoder-umt5 test-comfy test-formats test-any-model test-gpu comfy-env clean
+.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b encoder-umt5 resume test-comfy test-formats test-any-model test-gpu comfy-env clean
 
 demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
@@ -43,6 +43,10 @@ bench: $(VENV)/.ready
 # All thirty blocks of Wan 1.3B, a hundred forwards in 800 MB: three minutes, root and 4 GB of disk.
 disk-30: $(VENV)/.ready
 	BLOCKSWAP_STEADY_BLOCKS=30 $(TEST) -q -s -m root tests/full_size/test_steady_memory.py
+
+# A whole run ended at every point and gone on with; CI takes the half of them.
+resume: $(VENV)/.ready
+	BLOCKSWAP_EVERY_POINT=1 $(TEST) -q tests/generate/test_resume.py
 
 # A 14B checkpoint in 4 GB of memory: ten minutes, root and 30 GB of disk in FOLDER, or in a
 # temporary folder that is removed.

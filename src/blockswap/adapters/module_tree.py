@@ -47,9 +47,23 @@ def _node(
         children=tuple(children),
         container=_container(module),
         callable=runs(module),
-        layer=not children and kind.__module__.startswith("torch."),
+        layer=_is_layer(module),
         table=isinstance(module, torch.nn.Embedding),
     )
+
+
+def _is_layer(module: torch.nn.Module) -> bool:
+    """Whether it is one operation of torch, or of a class made from one (hosts have their own).
+
+    PEFT hangs its parts beside the layer that it wraps, torch its parametrizations below it: what
+    was a layer before stays one.
+    """
+    wrapped = getattr(module, "base_layer", None)
+    if isinstance(wrapped, torch.nn.Module):
+        return _is_layer(wrapped)
+    below = [name for name, _ in module.named_children() if name != "parametrizations"]
+    classes = [kind for kind in type(module).__mro__ if kind is not torch.nn.Module]
+    return not below and any(kind.__module__.startswith("torch.") for kind in classes)
 
 
 def _container(module: torch.nn.Module) -> Container:

@@ -10,6 +10,7 @@ from ..errors import BlockSwapError
 from .console import print_error
 from .convert import convert
 from .demo import demo
+from .generate import generate
 from .inspect import inspect
 from .plan import plan
 from .probe import probe
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.command()(convert)
 app.command()(demo)
+app.command()(generate)
 app.command()(inspect)
 app.command()(plan)
 app.command()(probe)

@@ -95,12 +95,24 @@ def plan_transformer(
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
+    workload: AnyWorkload | None = None,
     loras: Sequence[AnyLora] | None = None,
 ) -> SwapPlan:
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
     wanted, where = as_args(args), open_device(device)
-    found = find_model(Source(path), wanted, where, Request(loras=as_loras(loras)))
+    found = find_model(
+        Source(path), wanted, where, Request(workload=workload, loras=as_loras(loras))
+    )
     return plan_found(found)
+
+
+def empty_transformer(path: str | os.PathLike[str], *, device: str | torch.device) -> Any:
+    """The model that `open_transformer` would open, on the meta device in the dtypes it will have.
+
+    Only headers are read. It can be given to `open_transformer` as its skeleton. Raises as it does.
+    """
+    found = find_model(Source(path), as_args(None), open_device(device), Request())
+    return found.model.live.root
 
 
 @dataclass(frozen=True, slots=True)

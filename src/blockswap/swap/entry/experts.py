@@ -105,6 +105,25 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
 
 
 @undisturbed()
+def plan_experts(
+    paths: Sequence[str | os.PathLike[str]],
+    args: BlockSwapArgs | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device,
+    workload: AnyWorkload | None = None,
+    loras: Sequence[Sequence[AnyLora]] | None = None,
+) -> SwapPlan:
+    """The one plan for all models that `open_experts` would carry out now; opens nothing."""
+    _refuse_too_few(paths, "checkpoint", "open_transformer")
+    wanted, where = as_args(args), open_device(device)
+    found = [
+        find_model(Source(path), wanted, where, Request(workload=workload, loras=own))
+        for path, own in zip(paths, _for_each(loras, len(paths)), strict=True)
+    ]
+    return _Joint([model.basis for model in found]).plan
+
+
+@undisturbed()
 def swap_experts(
     models: Sequence[torch.nn.Module],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,

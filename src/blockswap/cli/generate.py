@@ -1,0 +1,129 @@
+"""Owns `blockswap generate`: a whole video from a prompt, planned first, in the memory named."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ArgsError
+from ..units import format_bytes, format_seconds, parse_bytes
+from .console import new_console, new_progress, new_table
+
+DOES_NOT_FIT = 1  # the exit code where a phase has no room; a refusal has 2
+
+
+def generate(  # noqa: PLR0913, PLR0917 - the options of a command
+    model: Annotated[
+        str,
+        typer.Option(metavar="FOLDER|tiny", help="A diffusers folder, or the shipped small model."),
+    ],
+    prompt: Annotated[str | None, typer.Option(help="What the clip shows.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file with a prompt a line: a clip for each.")
+    ] = None,
+    negative: Annotated[str, typer.Option(help="What it should not look like.")] = "",
+    image: Annotated[Path | None, typer.Option(help="The image that it starts from.")] = None,
+    video: Annotated[Path | None, typer.Option(help="The video that it follows.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA; may be given more than once."),
+    ] = None,
+    vram: Annotated[str | None, typer.Option(help="Bytes to use on the device, 8GiB.")] = None,
+    ram: Annotated[str | None, typer.Option(help="Bytes of host memory to use, 12GiB.")] = None,
+    size: Annotated[str, typer.Option(metavar="WxH", help="The clip's size.")] = "832x480",
+    frames: Annotated[int, typer.Option(help="The clip's frames, 4n+1.")] = 81,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 30,
+    guidance: Annotated[float, typer.Option(help="How closely to follow the prompt.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Another seed, another clip.")] = 0,
+    tiled: Annotated[
+        bool | None,
+        typer.Option("--tiled/--whole", help="Decode in tiles; by default where it must be."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The video, an MP4.")] = Path("out.mp4"),
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, xpu ...")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what it will take, and stop.")] = False,
+) -> None:
+    """Make a video within the memory you name: it is planned first, phase by phase.
+
+    What is done is on the disk after every step; --resume goes on with it, to the same frames.
+    """
+    from ..generate.request import VideoRequest, parse_lora, read_prompts
+
+    if (prompt is None) == (prompts is None):
+        raise ArgsError("give one of --prompt and --prompts: what shall the clip show?")
+    texts = read_prompts(prompts) if prompts is not None else (prompt or "",)
+    width, height = _size(size)
+    request = VideoRequest(
+        texts,
+        negative,
+        width=width,
+        height=height,
+        frames=frames,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        image=image,
+        video=video,
+        vram_budget=None if vram is None else parse_bytes(vram),
+        ram_budget=None if ram is None else parse_bytes(ram),
+        tiled=tiled,
+        loras=tuple(map(parse_lora, lora or ())),
+    )
+    _run(model, request, output, device, resume=resume, dry_run=dry_run)
+
+
+def _run(
+    model: str, request: Any, output: Path, device: str | None, *, resume: bool, dry_run: bool
+) -> None:
+    from ..generate.run import make_videos, prepare
+    from ..stream.device import best_device
+
+    console = new_console()
+    where = best_device() if device is None else device
+    job, plan = prepare(model, request, output, device=where)
+    _print_plan(console, plan)
+    if not plan.fits:
+        raise typer.Exit(DOES_NOT_FIT)
+    if dry_run:
+        return
+    with new_progress(console) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total, note="")
+            bar.update(tasks[phase], completed=done, total=total, note=f"{done} of {total}")
+
+        made = make_videos(job, plan, resume=resume, progress=progress)
+    for phase, nbytes in made.device_peaks.items():
+        console.print(f"{phase}: {format_bytes(nbytes)} measured on the device", soft_wrap=True)
+    if made.host_peak_bytes is not None:
+        host, told = format_bytes(made.host_peak_bytes), format_bytes(plan.host_peak_bytes)
+        console.print(f"host memory: {host} measured, {told} planned", soft_wrap=True)
+    for clip in made.clips:
+        console.print(f"{clip.path}: {clip.steps_computed} steps computed", soft_wrap=True)
+
+
+def _print_plan(console: Any, plan: Any) -> None:
+    console.print(plan.verdict, style="bold", soft_wrap=True)
+    table = new_table("phase", "on the device", "host memory", "read", "time")
+    for phase in plan.phases:
+        table.add_row(
+            phase.name,
+            format_bytes(phase.device_bytes),
+            format_bytes(phase.host_bytes),
+            format_bytes(phase.read_bytes),
+            "" if phase.seconds is None else format_seconds(phase.seconds),
+        )
+    console.print(table)
+    for sentence in plan.blocks.sentences:
+        console.print(sentence, soft_wrap=True)
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
+    if found is None:
+        raise ArgsError(f"size={text!r} is no size: give width and height, as 832x480")
+    return int(found[1]), int(found[2])

@@ -1,0 +1,188 @@
+"""What the models beside the transformer need on the device, followed on meta tensors."""
+
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from math import prod
+from typing import Any
+
+import torch
+
+from ..adapters.families import unit_modules
+from ..errors import ModelError
+from ..predict.cache import counts, library_versions, remembered
+from ..predict.module import record_call
+from ..predict.phase import PhaseCost
+from ..predict.recorder import Recorder
+from ..predict.text_encoder import TextEncoderGeometry, predict_text_encoder
+from ..predict.vae_chunks import LikeChunks, record_vae
+from .components import Part
+from .host_pipelines import build_empty
+from .job import Job
+from .request import TEXT_TOKENS
+
+_ALLOCATION = 512  # what the device's allocator rounds a tensor up to
+
+
+def text_cost(job: Job) -> PhaseCost:
+    """Encoding one prompt. Where the encoder cannot be followed, the formula for its sizes."""
+    if job.parts.text_encoder.config.get("weightless"):
+        return PhaseCost(0, 0, 0)
+    return _kept(job, job.parts.text_encoder, "text", lambda: _follow_text(job))
+
+
+def _kept(job: Job, part: Part, task: str, follow: Callable[[], PhaseCost]) -> PhaseCost:
+    """What was found before for the same part, clip and libraries; else followed now."""
+    question = {
+        "kind": "generate",
+        "task": task,
+        "config": {name: repr(value) for name, value in sorted(part.config.items())},
+        "latents": list(latent_shape(job)),
+        "portable": job.portable,
+        "libraries": library_versions("torch", "diffusers", "transformers"),
+    }
+    cost: PhaseCost = remembered(
+        question,
+        lambda: asdict(follow()),
+        lambda kept: PhaseCost(**counts(kept, (field.name for field in fields(PhaseCost)))),
+    )
+    return cost
+
+
+def _weight_bytes(model: torch.nn.Module) -> int:
+    """Of a model on the device, as its allocator counts."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(-(-tensor.nbytes // _ALLOCATION) * _ALLOCATION for tensor in tensors)
+
+
+def _follow_text(job: Job) -> PhaseCost:
+    part = job.parts.text_encoder
+    dtype = _stated_dtype(part)
+    encoder = build_empty(part).to(dtype)
+    ids = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device="meta")
+    # The square one that the encoder makes of a row of padding, which it would have to look at.
+    mask = torch.ones(1, 1, TEXT_TOKENS, TEXT_TOKENS, dtype=torch.bool, device="meta")
+    kernels = "portable" if job.portable else "cuda"
+    weights = _weight_bytes(encoder)
+    try:
+        cost = record_call(
+            Recorder([*encoder.parameters(), *encoder.buffers()]),
+            lambda ids, _, mask: encoder(ids, mask).last_hidden_state,
+            ((ids, torch.ones_like(ids), mask), {}),
+            label=part.class_name,
+            kernels=kernels,  # type: ignore[arg-type]
+        )
+    except ModelError:
+        return _by_formula(part, dtype)
+    return PhaseCost(weights, cost.activation_bytes, cost.output_bytes, cost.flops)
+
+
+def least_encoder_bytes(job: Job) -> int:
+    """The least of the encoder that is on the device while its blocks are streamed: two of them,
+    and all that is no block. Where the rule finds no blocks, all of it."""
+    part = job.parts.text_encoder
+    encoder = build_empty(part).to(_stated_dtype(part))
+    whole = _weight_bytes(encoder)
+    try:
+        blocks = [_weight_bytes(unit.module) for unit in unit_modules(encoder)]
+    except ModelError:
+        return whole
+    return whole - sum(blocks) + 2 * max(blocks, default=0)
+
+
+def _by_formula(part: Part, dtype: torch.dtype) -> PhaseCost:
+    config = part.config
+    geometry = TextEncoderGeometry(
+        vocabulary=int(config["vocab_size"]),
+        dim=int(config["d_model"]),
+        attention_dim=int(config["d_kv"]) * int(config["num_heads"]),
+        ffn_dim=int(config["d_ff"]),
+        heads=int(config["num_heads"]),
+        layers=int(config["num_layers"]),
+        buckets=int(config.get("relative_attention_num_buckets", 32)),
+    )
+    name: Any = str(dtype).removeprefix("torch.")
+    return predict_text_encoder(tokens=TEXT_TOKENS, dtype=name, geometry=geometry)
+
+
+def _stated_dtype(part: Part) -> torch.dtype:
+    stated = str(part.config.get("dtype") or part.config.get("torch_dtype") or "float32")
+    found = getattr(torch, stated, torch.float32)
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def latent_shape(job: Job, frames: int | None = None) -> tuple[int, int, int, int, int]:
+    """Of one clip, or of that many frames: `[1, channels, frames, height, width]`."""
+    request, config = job.request, job.parts.vae.config
+    scale = job.parts.pixels_per_latent
+    frames = ((frames or request.frames) - 1) // int(config.get("scale_factor_temporal") or 4) + 1
+    channels = int(config.get("z_dim", 16))
+    return (1, channels, frames, request.height // scale, request.width // scale)
+
+
+def decode_cost(job: Job, *, tiled: bool) -> PhaseCost:
+    """Decoding one clip's latents into frames of 0 to 1, as the pipelines do it."""
+    task = f"decode, tiled {tiled}"
+    return _kept(job, job.parts.vae, task, lambda: _follow_decoding(job, tiled=tiled))
+
+
+def _follow_decoding(job: Job, *, tiled: bool) -> PhaseCost:
+    vae: Any = build_empty(job.parts.vae)
+    recorder, weights = Recorder(vae.parameters()), _weight_bytes(vae)
+    if isinstance(getattr(vae, "decoder", None), torch.nn.Module):
+        vae.decoder = LikeChunks(vae.decoder, recorder)
+    vae.blend_v = vae.blend_h = lambda _, tile, __: tile
+    if tiled:
+        vae.enable_tiling()
+    from diffusers.video_processor import VideoProcessor
+
+    processor = VideoProcessor(vae_scale_factor=job.parts.pixels_per_latent)
+    shape = latent_shape(job)
+
+    def work(mask: torch.Tensor) -> torch.Tensor:
+        latents = torch.empty(shape, dtype=torch.float32, device="meta")
+        mean = torch.empty(1, shape[1], 1, 1, 1, dtype=vae.dtype, device="meta")
+        latents = latents / mean + mean
+        video = vae.decode(latents, return_dict=False)[0]
+        frames: torch.Tensor = processor.postprocess(video[0].permute(1, 0, 2, 3), "pt")
+        return frames
+
+    mask = torch.empty(shape, dtype=torch.float32, device="meta")
+    cost = record_call(recorder, work, ((mask,), {}), label="the VAE")
+    return PhaseCost(weights, cost.activation_bytes, cost.output_bytes, cost.flops)
+
+
+def condition_cost(job: Job, *, tiled: bool) -> PhaseCost:
+    """Encoding what the clip starts from or follows; a first frame alone where it is one frame."""
+    _, _, frames, height, width = latent_shape(job)
+    if job.parts.expand_timesteps:
+        frames = 1
+    size = (frames, height, width)
+    # VACE holds the control video, its mask (as given, and rounded), the other half of the video
+    # that the mask parts, and the reference, all in fp32.
+    clips = 4 * 4 * job.request.raw_frame_bytes if job.parts.is_vace else 0
+    held = clips + clips // (4 * job.request.frames)
+
+    def follow() -> PhaseCost:
+        vae = build_empty(job.parts.vae)
+        cost = record_vae(vae, "encode", size, tiled=tiled)
+        return replace(cost, weight_bytes=_weight_bytes(vae))
+
+    cost = _kept(job, job.parts.vae, f"encode {frames}, tiled {tiled}", follow)
+    return replace(cost, activation_bytes=cost.activation_bytes + held)
+
+
+def carried_bytes(job: Job, item_bytes: int, text_dim: int) -> int:
+    """What a pipeline and its scheduler hold on the device beside a forward's own tensors.
+
+    Latents in fp32: the sample, a mask of ones, the scheduler's history; the first prediction of
+    guidance, and the prompt's other embedding, in the transformer's dtype (`item_bytes` each).
+    """
+    latent = 4 * prod(latent_shape(job, job.sampled_frames))
+    config = job.parts.scheduler.config
+    history = int(config.get("solver_order", 0)) + 1 if "solver_order" in config else 0
+    masks = 1 if job.pipeline == "WanPipeline" else 0
+    sample = 0 if item_bytes == 4 and not job.conditioned else 1  # else it is the forward's input
+    held = (sample + masks + history) * latent
+    if job.request.guided:
+        held += latent * item_bytes // 4 + TEXT_TOKENS * text_dim * item_bytes
+    return held

@@ -1,0 +1,66 @@
+"""The phase of the VAE: latents into frames by the pipeline's own decoding, and into a file."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..swap.entry.checkpoint_file import empty_transformer
+from .encode import Encoded
+from .host_pipelines import Steering, build_pipeline, load_part, steered
+from .job import Job, Progress
+from .on_device import turn_of
+from .sample import call_arguments, sampling_models
+from .state import RunState, state_path
+from .video import write_video
+
+# Told the frames of a clip before they are written: float32 `[frames, height, width, 3]`, 0 to 1.
+OnFrames = Callable[[int, Any], None]
+
+
+def decode_all(
+    job: Job, encoded: Encoded, states: list[RunState], progress: Progress, on_frames: OnFrames
+) -> None:
+    """Decodes and writes every clip, and then removes its state. Raises OutputError.
+
+    The whole pipeline is called with all of its steps skipped: what comes before and after the
+    decoder is then diffusers' own code for each kind.
+    """
+    folders = [part.folder for part in job.parts.transformers]
+    empty = [empty_transformer(folder, device=job.device) for folder in folders]
+    vae = load_part(job.parts.vae)
+    if job.tiled:
+        vae.enable_tiling()
+    with torch.no_grad(), turn_of(vae, job.device, budget=None, activation_bytes=0):
+        for clip, state in enumerate(states):
+            models = sampling_models(job, empty, vae)
+            pipe = build_pipeline(job.pipeline, job.parts, models)
+            frames = _frames(job, pipe, encoded, clip, state)
+            del pipe, models
+            on_frames(clip, frames)
+            progress("decode", clip + 1, len(states))
+            _write(job, clip, frames, progress)
+
+
+def _frames(job: Job, pipe: Any, encoded: Encoded, clip: int, state: RunState) -> Any:
+    image = None if encoded.image is None else encoded.image.to(job.device)
+    steered(pipe, Steering(job.device, skip=state.total, image_embeds=image))
+    host = torch.device("cpu")  # embeddings and noise are not computed with any more
+    given = call_arguments(job, encoded, clip, host)
+    if job.pipeline == "WanVideoToVideoPipeline":
+        del given["video"]  # it takes that or latents
+    (video,) = pipe(**given, latents=state.kept["latents"].to(host), output_type="np")
+    return video[0]
+
+
+def _write(job: Job, clip: int, frames: Any, progress: Progress) -> None:
+    request, path = job.request, job.outputs[clip]
+
+    def as_bytes() -> Iterator[Any]:
+        for number, frame in enumerate(frames, 1):
+            yield (frame * 255).astype(np.uint8)
+            progress("write", number, len(frames))
+
+    write_video(path, as_bytes(), width=request.width, height=request.height, fps=job.fps)
+    state_path(path).unlink(missing_ok=True)

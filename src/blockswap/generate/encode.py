@@ -1,0 +1,115 @@
+"""The phase of the text encoder: which prompts are encoded now, and which are kept from before."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .costs import text_cost
+from .embeddings import keep_embedding, kept_embedding
+from .host_pipelines import Steering, build_pipeline, load_part, steered
+from .job import Job, Progress
+from .on_device import settle, turn_of
+from .request import TEXT_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Embeddings on the CPU, `[1, tokens, dim]` each: one a clip, and one of what to avoid.
+
+    `encoded` counts those that the encoder made now. `image` is what CLIP saw in the image.
+    """
+
+    prompts: tuple[torch.Tensor, ...]
+    negative: torch.Tensor | None
+    image: torch.Tensor | None
+    encoded: int
+
+
+def question(job: Job, text: str) -> dict[str, str]:
+    """All that an embedding depends on."""
+    return {**job.encoder_asked(), "tokens": str(TEXT_TOKENS), "text": text}
+
+
+def texts_of(job: Job) -> tuple[str, ...]:
+    """The texts that the run needs, each once, in order."""
+    negative = (job.request.negative,) if job.request.guided else ()
+    return tuple(dict.fromkeys((*job.request.prompts, *negative)))
+
+
+def to_encode(job: Job) -> tuple[str, ...]:
+    """Those of them that are not kept."""
+    return tuple(text for text in texts_of(job) if kept_embedding(question(job, text)) is None)
+
+
+def encode(job: Job, progress: Progress) -> Encoded:
+    """Embeds every text of the run; the encoder is read only where one of them is not kept."""
+    known = {text: kept_embedding(question(job, text)) for text in texts_of(job)}
+    missing = [text for text, embedding in known.items() if embedding is None]
+    if missing:
+        known |= _encode(job, missing, progress)
+    found = {text: embedding for text, embedding in known.items() if embedding is not None}
+    negative = found[job.request.negative] if job.request.guided else None
+    prompts = tuple(found[prompt] for prompt in job.request.prompts)
+    return Encoded(prompts, negative, _see_image(job), len(missing))
+
+
+def _encode(job: Job, texts: list[str], progress: Progress) -> dict[str, torch.Tensor]:
+    parts = job.parts
+    models = {
+        "tokenizer": load_part(parts.tokenizer),
+        "text_encoder": load_part(parts.text_encoder),
+    }
+    encoder, embeddings = models["text_encoder"], {}
+    cost = text_cost(job).activation_bytes
+    budget = job.request.vram_budget
+    with torch.no_grad(), turn_of(encoder, job.device, budget=budget, activation_bytes=cost):
+        pipe = build_pipeline(job.pipeline, job.parts, models)
+        steered(pipe, Steering(job.device))
+        for done, text in enumerate(texts, 1):
+            embedding, _ = pipe.encode_prompt(
+                text,
+                do_classifier_free_guidance=False,
+                max_sequence_length=TEXT_TOKENS,
+                device=job.device,
+            )
+            embeddings[text] = embedding.to("cpu")
+            keep_embedding(question(job, text), embeddings[text])
+            progress("encode", done, len(texts))
+            del embedding
+        del pipe
+    return embeddings
+
+
+def _see_image(job: Job) -> torch.Tensor | None:
+    """What the image encoder of Wan 2.1's image models makes of the image, on the CPU."""
+    config = job.parts.transformers[0].config
+    if job.request.image is None or config.get("image_dim") is None:
+        return None
+    encoder_part, processor = job.parts.image_encoder, job.parts.image_processor
+    if encoder_part is None or processor is None:
+        from ..errors import CheckpointError
+
+        raise CheckpointError(
+            f"{job.parts.folder} has a transformer that reads CLIP's features of the image, and no "
+            "image encoder with its image processor: put both there"
+        )
+    encoder: Any = load_part(encoder_part)
+    models = {"image_encoder": encoder, "image_processor": load_part(processor)}
+    budget = job.request.vram_budget
+    with torch.no_grad(), turn_of(encoder, job.device, budget=budget, activation_bytes=0):
+        pipe = steered(build_pipeline(job.pipeline, job.parts, models), Steering(job.device))
+        seen: torch.Tensor = pipe.encode_image(open_image(job), job.device).to("cpu")
+        del pipe
+    settle(job.device)
+    return seen
+
+
+def open_image(job: Job) -> Any:
+    """The image of the request at the clip's size, RGB."""
+    from PIL import Image
+
+    assert job.request.image is not None
+    size = (job.request.width, job.request.height)
+    with Image.open(job.request.image) as image:
+        return image.convert("RGB").resize(size)

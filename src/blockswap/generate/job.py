@@ -1,0 +1,94 @@
+"""A run as one value: the model's parts, request, device, outputs; what each clip depends on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ..plan.inputs.machine import Machine
+from .components import Components
+from .request import VideoRequest
+
+# Told what is being done: the phase, how many parts of it are done, of how many.
+Progress = Callable[[str, int, int], None]
+
+
+def silent(_phase: str, _done: int, _total: int) -> None:
+    """The progress that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a run is made from. `machine` replaces the probed one; `outputs` has a path a clip."""
+
+    parts: Components
+    request: VideoRequest
+    device: torch.device
+    outputs: tuple[Path, ...]
+    pipeline: str  # the class of diffusers that makes the clips
+    tiled: bool = False
+    machine: Machine | None = None
+    fps: int = 16
+
+    @property
+    def on_host(self) -> bool:
+        return self.device.type == "cpu"
+
+    @property
+    def portable(self) -> bool:
+        """Whether torch composes RMS norms here, which takes memory that CUDA's kernel does not."""
+        return self.device.type != "cuda"
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the VAE encodes something before the first step."""
+        return self.pipeline not in ("WanPipeline", "DemoPipeline")
+
+    @property
+    def sampled_frames(self) -> int:
+        """Frames of the latents while they are sampled: VACE has one more of a reference."""
+        reference = self.pipeline == "WanVACEPipeline" and self.request.image is not None
+        return self.request.frames + (4 if reference else 0)
+
+    def asked(self, clip: int) -> dict[str, str]:
+        """All that the frames of a clip depend on, in words; budgets are not among it."""
+        request, parts = self.request, self.parts
+        told = {
+            "prompt": request.prompts[clip],
+            "negative": request.negative,
+            "size": f"{request.width}x{request.height}",
+            "frames": str(request.frames),
+            "steps": str(request.steps),
+            "guidance": repr(request.guidance),
+            "seed": str(request.seed),
+            "LoRAs": " ".join(f"{_stamp(path)} {s!r}" for path, s in request.loras),
+            "image": _stamp(request.image),
+            "video": _stamp(request.video),
+            "tiles": str(self.tiled),
+            "device": self.device.type,
+            "pipeline": self.pipeline,
+            "boundary": str(parts.boundary_ratio),
+        }
+        models = {f"transformer {n}": part for n, part in enumerate(parts.transformers, 1)}
+        models |= {"VAE": parts.vae, "scheduler": parts.scheduler}
+        told |= {name: f"{part.folder} {part.stamp}" for name, part in models.items()}
+        return told | self.encoder_asked()
+
+    def encoder_asked(self) -> dict[str, str]:
+        """What a prompt's embedding depends on beside the prompt."""
+        encoder, tokenizer = self.parts.text_encoder, self.parts.tokenizer
+        return {
+            "text encoder": f"{encoder.folder} {encoder.stamp}",
+            "tokenizer": f"{tokenizer.folder} {tokenizer.stamp}",
+            "encoded on": self.device.type,
+            "libraries": " ".join(f"{n} {version(n)}" for n in ("torch", "diffusers")),
+        }
+
+
+def _stamp(path: Path | None) -> str:
+    if path is None:
+        return ""
+    status = path.stat()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"

@@ -1,0 +1,136 @@
+"""What was asked of a run: prompts, clip, budgets and output, checked before anything is read."""
+
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ArgsError, OutputError
+from ..layout.writing import check_parent
+from ..paths import is_there, output_path
+from ..plan.inputs.workload import Workload
+from ..report.output import MP4, refuse_other
+from ..units import format_bytes
+
+MOST_STEPS = 1000
+TEXT_TOKENS = 512  # what Wan's pipelines pad a prompt to
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRequest:
+    """One run: a clip for each prompt, all of one size.
+
+    `vram_budget` and `ram_budget` are bytes, None for what is there. `image` starts the clip (or
+    is a reference for VACE), `video` is what it follows. `tiled` asks for the VAE's tiles; None
+    leaves that to the budget. `loras` are files and strengths, for every transformer. Raises
+    ArgsError.
+    """
+
+    prompts: tuple[str, ...]
+    negative: str = ""
+    width: int = 832
+    height: int = 480
+    frames: int = 81
+    steps: int = 30
+    guidance: float = 5.0
+    seed: int = 0
+    image: Path | None = None
+    video: Path | None = None
+    vram_budget: int | None = None
+    ram_budget: int | None = None
+    tiled: bool | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        Workload(self.width, self.height, self.frames)  # says which sizes and counts there are
+        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
+            raise ArgsError("a prompt without a word was given: say what the clip shows")
+        if type(self.steps) is not int or not 1 <= self.steps <= MOST_STEPS:
+            raise ArgsError(f"steps={self.steps!r} was asked: give a number from 1 to {MOST_STEPS}")
+        if not math.isfinite(self.guidance) or self.guidance < 0:
+            raise ArgsError(f"guidance={self.guidance} was asked: give a number from 0 on, as 5")
+        if not 0 <= self.seed < 2**63:
+            raise ArgsError(f"seed={self.seed} was asked: give a whole number from 0 to 2^63-1")
+        for given in (self.image, self.video, *(path for path, _ in self.loras)):
+            if given is not None and not is_there(given):
+                raise ArgsError(f"{given} was given, and it is not there: check the path")
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step runs the model twice, as diffusers' pipelines decide it."""
+        return self.guidance > 1.0
+
+    def workload(self, dtype: str, frames: int, *, per_token: bool, portable: bool) -> Workload:
+        """One forward of the transformer of this run, in `dtype`, with that many frames."""
+        return Workload(
+            self.width,
+            self.height,
+            frames,
+            dtype=dtype,  # type: ignore[arg-type]
+            kernels="portable" if portable else "cuda",
+            per_token_timestep=per_token,
+            text_tokens=TEXT_TOKENS,
+        )
+
+    @property
+    def raw_frame_bytes(self) -> int:
+        """Bytes of all frames of one clip, 8 bits a colour."""
+        return 3 * self.width * self.height * self.frames
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE:0.8 as a file and a strength, by default 1. Raises ArgsError."""
+    path, _, strength = text.rpartition(":")
+    if not path or is_there(text):
+        return Path(text), 1.0
+    try:
+        return Path(path), float(strength)
+    except ValueError as error:
+        raise ArgsError(
+            f"--lora {text!r} names a strength that is no number: write FILE or FILE:0.8"
+        ) from error
+
+
+def read_prompts(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The prompts of a text file, one a line; empty lines are none. Raises ArgsError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ArgsError(f"the prompts in {path} cannot be read ({error}): give a text") from error
+    found = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not found:
+        raise ArgsError(f"{path} holds no prompt: write one a line")
+    return found
+
+
+def output_paths(output: str | os.PathLike[str], clips: int) -> tuple[Path, ...]:
+    """Where each clip goes: the name itself for one, `name-1.mp4` ... for more.
+
+    Raises OutputError where a name cannot be written, or is something else's.
+    """
+    first = output_path(output, added=24)
+    if first.suffix.lower() != ".mp4":
+        raise OutputError(f"cannot write {first}: the video is an MP4, choose a name with .mp4")
+    check_parent(first)
+    paths: tuple[Path, ...] = (first,)
+    if clips > 1:
+        paths = tuple(
+            first.with_name(f"{first.stem}-{number}{first.suffix}")
+            for number in range(1, clips + 1)
+        )
+    for path in paths:
+        refuse_other(path, MP4)
+    if not os.access(first.parent, os.W_OK):
+        raise OutputError(f"cannot write {first}: {first.parent} is not yours to write to")
+    return paths
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Raises OutputError where the disk of `folder` has not the bytes that a run may write."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise OutputError(
+            f"the run writes up to {format_bytes(needed_bytes)} into {folder}, and "
+            f"{format_bytes(free_bytes)} are free: make room or choose another disk"
+        )

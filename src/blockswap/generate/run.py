@@ -1,0 +1,122 @@
+"""A run from request to files: which phases follow each other, and what each of them measured."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import StateError
+from ..plan.inputs.machine import Machine
+from ..store.host_memory import peak_host_bytes
+from ..stream.device import open_device
+from .components import find_components
+from .costs import latent_shape
+from .decode import OnFrames, decode_all
+from .encode import encode
+from .host_pipelines import pipeline_name
+from .job import Job, Progress, silent
+from .request import VideoRequest, check_room, output_paths
+from .run_plan import RunPlan, plan_run, refuse_unfit
+from .sample import sample_all
+from .state import state_path
+from .tiny import TINY, tiny_components
+from .video import require_writer
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One finished video: its file, and how many of its steps this run computed."""
+
+    path: Path
+    steps_computed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a run made. Peaks are bytes by phase; of the device none where it does not count."""
+
+    clips: tuple[Clip, ...]
+    encoded: int
+    device_peaks: dict[str, int]
+    host_peak_bytes: int | None
+
+
+def prepare(
+    model: str | os.PathLike[str],
+    request: VideoRequest,
+    output: str | os.PathLike[str],
+    *,
+    device: str | torch.device,
+    machine: Machine | None = None,
+) -> tuple[Job, RunPlan]:
+    """Checks everything that can be known before the first byte of weights is read, and plans.
+
+    Raises ArgsError, CheckpointError, OutputError, PlanError or DeviceError.
+    """
+    require_writer()
+    outputs = output_paths(output, len(request.prompts))
+    where = open_device(device).torch_device
+    parts = tiny_components() if str(model) == TINY else find_components(model)
+    job = Job(parts, request, where, outputs, pipeline_name(parts, request), machine=machine)
+    latents = torch.Size(latent_shape(job)).numel()
+    # The state holds the latents and the scheduler's history; twice while it is replaced.
+    check_room(outputs[0].parent, len(outputs) * (2 * 8 * 4 * latents + request.raw_frame_bytes))
+    plan = plan_run(job)
+    return replace(job, tiled=plan.tiled), plan
+
+
+def make_videos(
+    job: Job,
+    plan: RunPlan,
+    *,
+    resume: bool = False,
+    progress: Progress = silent,
+    on_frames: OnFrames = lambda _clip, _frames: None,
+) -> Made:
+    """Carries a run out. After every step what is done is on the disk, beside the output.
+
+    With `resume` it goes on where an interrupted run of the same request was, to the same frames.
+    Raises PlanError where it does not fit, StateError where an unfinished run would be lost or is
+    another one, OutputError, and whatever reading the models raises.
+    """
+    refuse_unfit(plan)
+    if not resume:
+        _refuse_unfinished(job)
+    peaks = _Peaks(job)
+    encoded = peaks.of("encode", lambda: encode(job, progress))
+    states, computed = peaks.of(
+        "sample",
+        lambda: sample_all(job, encoded, plan.args, resume=resume, progress=progress),
+    )
+    peaks.of("decode", lambda: decode_all(job, encoded, states, progress, on_frames))
+    clips = tuple(Clip(path, steps) for path, steps in zip(job.outputs, computed, strict=True))
+    return Made(clips, encoded.encoded, peaks.device, peak_host_bytes())
+
+
+class _Peaks:
+    """The device's peak of each phase, above what was there before the run."""
+
+    def __init__(self, job: Job) -> None:
+        self._where = open_device(job.device)
+        self._before = self._where.allocated_bytes()
+        self.device: dict[str, int] = {}
+
+    def of(self, phase: str, work: Any) -> Any:
+        self._where.reset_peak()
+        result = work()
+        self._where.synchronize()
+        peak = self._where.peak_bytes()
+        if peak is not None:
+            self.device[phase] = peak - self._before
+        return result
+
+
+def _refuse_unfinished(job: Job) -> None:
+    for path in job.outputs:
+        if os.path.lexists(state_path(path)):
+            raise StateError(
+                f"{state_path(path)} is the state of an unfinished run: go on with it by --resume "
+                "(in Python resume=True), or remove it to begin anew"
+            )

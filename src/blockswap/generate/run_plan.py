@@ -1,0 +1,196 @@
+"""What a run will take, phase by phase, and whether it fits, before anything is loaded."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..errors import PlanError
+from ..plan import SwapPlan
+from ..selection import BlockSwapArgs
+from ..store.host_memory import free_host_bytes, peak_host_bytes
+from ..stream.device import open_device
+from ..swap.entry.checkpoint_file import empty_transformer, plan_transformer
+from ..swap.entry.experts import plan_experts
+from ..units import format_bytes
+from .costs import carried_bytes, condition_cost, decode_cost, least_encoder_bytes, text_cost
+from .encode import to_encode
+from .host_pipelines import class_named
+from .job import Job
+from .sample import loras_of, workload_of
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """The peak of one phase, and what it reads. `seconds` is None where speeds are not known.
+
+    `device_bytes` is 0 on the CPU, where everything counts as `host_bytes`.
+    """
+
+    name: str
+    device_bytes: int
+    host_bytes: int
+    read_bytes: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """The phases in order, how the VAE decodes, and the plan of the transformers' blocks."""
+
+    phases: tuple[Phase, ...]
+    fits: bool
+    verdict: str
+    tiled: bool
+    blocks: SwapPlan
+    args: BlockSwapArgs
+
+    @property
+    def device_peak_bytes(self) -> int:
+        return max(phase.device_bytes for phase in self.phases)
+
+    @property
+    def host_peak_bytes(self) -> int:
+        return max(phase.host_bytes for phase in self.phases)
+
+
+def plan_run(job: Job) -> RunPlan:
+    """Plans the run. Nothing but headers and configs is read. Raises PlanError where not even the
+    transformer's least fits, and what opening the checkpoints raises."""
+    parts = job.parts
+    for name in (job.pipeline, parts.text_encoder.class_name, parts.vae.class_name):
+        class_named(name)  # imported now: what the libraries take themselves is there then
+    base = peak_host_bytes() or 0
+    limit = _device_limit(job)
+    tiled = _tiles(job, limit)
+    job = replace(job, tiled=tiled)
+    args, blocks, carried = _blocks(job, base)
+    beside: list[Phase] = [_encoding(job, base), *_conditioning(job, base)]
+    phases = (
+        *beside,
+        _sampling(job, base, blocks, carried),
+        _decoding(job, base, tiled),
+        _writing(job, base),
+    )
+    fits, verdict = _verdict(job, phases, limit)
+    return RunPlan(phases, fits, verdict, tiled, blocks, args)
+
+
+def _device_limit(job: Job) -> int | None:
+    if job.on_host:
+        return None
+    return job.request.vram_budget or open_device(job.device).free_bytes()
+
+
+def _tiles(job: Job, limit: int | None) -> bool:
+    if job.request.tiled is not None:
+        return job.request.tiled
+    if limit is None:
+        return False
+    return decode_cost(job, tiled=False).peak_bytes > limit
+
+
+def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, SwapPlan, int]:
+    request = job.request
+    folders = [part.folder for part in job.parts.transformers]
+    model: Any = empty_transformer(folders[0], device=job.device)
+    item = torch.empty((), dtype=model.dtype).element_size()
+    carried = carried_bytes(job, item, int(model.config.text_dim))
+    given: dict[str, Any] = {}
+    if request.vram_budget is not None and not job.on_host:
+        given["vram_budget"] = max(0, request.vram_budget - carried)
+    if request.ram_budget is not None and not job.on_host:
+        given["ram_budget"] = max(0, request.ram_budget - base)
+    args = BlockSwapArgs(**given)
+    how: dict[str, Any] = {"device": job.device, "workload": workload_of(job, model.dtype)}
+    how |= loras_of(job)
+    if len(folders) == 1:
+        return args, plan_transformer(folders[0], args, **how), carried
+    return args, plan_experts(folders, args, **how), carried
+
+
+def _encoding(job: Job, base: int) -> Phase:
+    texts = to_encode(job)
+    if not texts:
+        return Phase("encode", 0, base, 0)
+    cost, files = text_cost(job), job.parts.text_encoder.weight_bytes
+    if job.on_host:
+        return Phase("encode", 0, base + cost.peak_bytes, files)
+    limit, least = _device_limit(job), cost.activation_bytes + least_encoder_bytes(job)
+    needed = cost.peak_bytes
+    if limit is not None and needed > limit:  # its blocks are streamed then
+        needed = max(least, limit)
+    return Phase("encode", needed, base + cost.weight_bytes, files)
+
+
+def _conditioning(job: Job, base: int) -> list[Phase]:
+    if not job.conditioned:
+        return []
+    cost, files = condition_cost(job, tiled=job.tiled), job.parts.vae.weight_bytes
+    if job.on_host:
+        return [Phase("condition", 0, base + cost.peak_bytes, files)]
+    return [Phase("condition", cost.peak_bytes, base + cost.weight_bytes, files)]
+
+
+def _sampling(job: Job, base: int, blocks: SwapPlan, carried: int) -> Phase:
+    forwards = job.request.steps * (2 if job.request.guided else 1) * len(job.outputs)
+    staging = blocks.staging_buffers * blocks.staging_bytes
+    peak = (blocks.peak_bytes or blocks.device_bytes) + carried
+    files = sum(part.weight_bytes for part in job.parts.transformers)
+    streamed = blocks.read_bytes_per_forward
+    seconds = None if blocks.timing is None else blocks.timing.step_seconds * forwards
+    host = base + blocks.pinned_bytes + staging + (peak if job.on_host else 0)
+    read = files - min(files, streamed) + streamed * forwards
+    return Phase("sample", 0 if job.on_host else peak, host, read, seconds)
+
+
+def _decoding(job: Job, base: int, tiled: bool) -> Phase:
+    cost, files = decode_cost(job, tiled=tiled), job.parts.vae.weight_bytes
+    if job.conditioned:  # what was conditioned on is prepared once more
+        again = condition_cost(job, tiled=tiled)
+        held = 4 * job.request.raw_frame_bytes if job.parts.is_vace else 0
+        most = max(cost.activation_bytes + held, again.activation_bytes)
+        cost = replace(cost, activation_bytes=most)
+    frames = 4 * job.request.raw_frame_bytes  # in fp32, as the pipeline returns them
+    if job.on_host:
+        return Phase("decode", 0, base + cost.peak_bytes + frames, files)
+    return Phase("decode", cost.peak_bytes, base + max(cost.weight_bytes, 2 * frames), files)
+
+
+def _writing(job: Job, base: int) -> Phase:
+    return Phase("write", 0, base + 4 * job.request.raw_frame_bytes, 0)
+
+
+def _verdict(job: Job, phases: tuple[Phase, ...], limit: int | None) -> tuple[bool, str]:
+    worst = max(phases, key=lambda phase: phase.device_bytes)
+    if limit is not None and worst.device_bytes > limit:
+        return False, (
+            f"does not fit: {worst.name} needs {format_bytes(worst.device_bytes)} on the device "
+            f"and {format_bytes(limit)} may be used: {_advice(worst.name)}"
+        )
+    heavy = max(phases, key=lambda phase: phase.host_bytes)
+    room = job.request.ram_budget or free_host_bytes()
+    if room is not None and heavy.host_bytes > room:
+        return False, (
+            f"does not fit: {heavy.name} needs {format_bytes(heavy.host_bytes)} of host memory and "
+            f"{format_bytes(room)} may be used: {_advice(heavy.name)}"
+        )
+    device = "" if limit is None else f"{worst.name} needs most of the device, "
+    device += "" if limit is None else f"{format_bytes(worst.device_bytes)}; "
+    return True, f"fits: {device}{heavy.name} needs {format_bytes(heavy.host_bytes)} of host memory"
+
+
+def _advice(phase: str) -> str:
+    return {
+        "encode": "give more, or a text encoder in fewer bits",
+        "condition": "give more, or ask for tiles or a smaller clip",
+        "sample": "give more, or ask for fewer frames or a smaller size",
+        "decode": "give more, or ask for tiles, fewer frames or a smaller size",
+        "write": "give more, or ask for fewer frames",
+    }[phase]
+
+
+def refuse_unfit(plan: RunPlan) -> None:
+    """Raises PlanError with the verdict where the run does not fit."""
+    if not plan.fits:
+        raise PlanError(plan.verdict)

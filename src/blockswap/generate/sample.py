@@ -1,0 +1,244 @@
+"""The phase of the transformers: steps through diffusers' loop, each kept when it is done."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from ..selection import BlockSwapArgs
+from ..swap import Outlook, open_experts, open_transformer
+from ..swap.entry.checkpoint_file import empty_transformer
+from .encode import Encoded, open_image
+from .host_pipelines import (
+    Steering,
+    build_empty,
+    build_pipeline,
+    load_part,
+    restore_scheduler,
+    scheduler_state,
+    steered,
+)
+from .job import Job, Progress
+from .on_device import leave, settle
+from .state import RunState, read_state, state_path, write_state
+from .video import read_frames
+
+
+class Stage:
+    """The transformers of a run: on the meta device until `open`, and again after `close`.
+
+    `swaps` counts how often they were opened.
+    """
+
+    def __init__(self, job: Job, args: BlockSwapArgs) -> None:
+        self._job, self._args = job, args
+        folders = [part.folder for part in job.parts.transformers]
+        self.models = [empty_transformer(folder, device=job.device) for folder in folders]
+        self._folders = folders
+        self._closing = ExitStack()
+        self.opened = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the pipeline casts its inputs to."""
+        dtype: torch.dtype = self.models[0].dtype
+        return dtype
+
+    def open(self) -> None:
+        """Puts them on the device, once."""
+        if self.is_open:
+            return
+        job, first = self._job, self.models[0]
+        how: dict[str, Any] = {"device": job.device, "workload": workload_of(job, self.dtype)}
+        how |= loras_of(job)
+        if len(self.models) == 1:
+            open_transformer(self._folders[0], self._args, skeleton=first, **how)
+        else:
+            open_experts(self._folders, self._args, skeletons=self.models, **how)
+        self.opened += 1
+        for model in self.models:
+            self._closing.callback(model.blockswap.close)
+
+    @property
+    def is_open(self) -> bool:
+        swap = vars(self.models[0]).get("blockswap")
+        return swap is not None and not swap.closed
+
+    def close(self) -> None:
+        """Takes them off the device."""
+        self._closing.close()
+        settle(self._job.device)
+
+    def expect_switch(self, timesteps: torch.Tensor, skip: int, boundary: float | None) -> None:
+        """Says when the second expert's turn comes, so that its first blocks are there by then."""
+        if len(self.models) < 2 or boundary is None:
+            return
+        high = int((timesteps.cpu() >= boundary).sum()) - skip
+        if high > 0:
+            forwards = high * (2 if self._job.request.guided else 1)
+            first, second = (model.blockswap for model in self.models)
+            first.followed_by(second, after=forwards)
+
+
+def workload_of(job: Job, dtype: torch.dtype) -> Any:
+    """What a forward is, and on which machine where that is not the probed one."""
+    if job.parts.pipeline is not None:
+        return None  # the forward of no published clip: planned without its activations
+    # The image model of the 5B kind reads a timestep for each token, and so does its text model.
+    per_token = job.parts.expand_timesteps
+    name = str(dtype).removeprefix("torch.")
+    workload = job.request.workload(
+        name, job.sampled_frames, per_token=per_token, portable=job.portable
+    )
+    return workload if job.machine is None else Outlook(workload, job.machine)
+
+
+def loras_of(job: Job) -> dict[str, Any]:
+    """The LoRAs as the ways in take them: a list, or one for each of two experts."""
+    loras = list(job.request.loras)
+    if not loras:
+        return {}
+    experts = len(job.parts.transformers)
+    return {"loras": loras if experts == 1 else [loras] * experts}
+
+
+def call_arguments(job: Job, encoded: Encoded, clip: int, where: torch.device) -> dict[str, Any]:
+    """What diffusers' pipeline is called with, embeddings on `where` as they were encoded."""
+    request = job.request
+    given: dict[str, Any] = {
+        "prompt_embeds": encoded.prompts[clip].to(where),
+        "height": request.height,
+        "width": request.width,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance,
+        "return_dict": False,
+    }
+    if encoded.negative is not None:
+        given["negative_prompt_embeds"] = encoded.negative.to(where)
+    if job.pipeline != "WanVideoToVideoPipeline":
+        given["num_frames"] = request.frames
+    if job.pipeline == "WanImageToVideoPipeline":
+        given["image"] = open_image(job)
+    elif job.pipeline == "WanVACEPipeline" and request.image is not None:
+        given["reference_images"] = [open_image(job)]
+    if request.video is not None:
+        size = {"width": request.width, "height": request.height, "most": request.frames}
+        given["video"] = read_frames(request.video, **size)
+    return given
+
+
+def sample_all(
+    job: Job, encoded: Encoded, args: BlockSwapArgs, *, resume: bool, progress: Progress
+) -> tuple[list[RunState], list[int]]:
+    """Samples every clip; the state of each after its last step, and how many steps were computed.
+
+    Raises StateError for a state of another run; what was sampled before stays on the disk.
+    """
+    found = [
+        read_state(state_path(path), job.asked(clip), job.device) if resume else None
+        for clip, path in enumerate(job.outputs)
+    ]
+    stage = Stage(job, args)
+    states, computed = [], []
+    try:
+        for clip, before in enumerate(found):
+            if before is not None and before.sampled:
+                states.append(before)
+                computed.append(0)
+                continue
+            sampler = _Sampler(job, stage, clip, progress)
+            states.append(sampler.run(encoded, before))
+            computed.append(sampler.computed)
+            if job.conditioned:
+                stage.close()
+    finally:
+        stage.close()
+    return states, computed
+
+
+class _Sampler:
+    """One clip's way through the pipeline."""
+
+    def __init__(self, job: Job, stage: Stage, clip: int, progress: Progress) -> None:
+        self._job, self._stage, self._clip, self._progress = job, stage, clip, progress
+        self._asked, self._path = job.asked(clip), state_path(job.outputs[clip])
+        self._generator = torch.Generator().manual_seed(job.request.seed)
+        self._last: RunState | None = None
+        self.computed = 0
+
+    def run(self, encoded: Encoded, before: RunState | None) -> RunState:
+        """Goes on after `before`, or from the noise."""
+        job, device = self._job, self._job.device
+        models = sampling_models(job, self._stage.models, conditioning_vae(job))
+        pipe = build_pipeline(job.pipeline, job.parts, models)
+        image = None if encoded.image is None else encoded.image.to(device)
+        kept = None if before is None else before.kept
+        steering = Steering(device, before.done if before else 0, image_embeds=image)
+        steering.before_steps = self._before_steps(pipe, steering, kept)
+        given = call_arguments(job, encoded, self._clip, device)
+        # Embeddings are cast as the pipeline would; it holds no second copy of them then.
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            if name in given:
+                given[name] = given[name].to(self._stage.dtype)
+        if kept is not None:
+            given["latents"] = kept["latents"]
+            if job.pipeline == "WanVideoToVideoPipeline":
+                del given["video"]  # it takes one of both
+        with torch.no_grad():
+            steered(pipe, steering)(
+                **given,
+                generator=self._generator,
+                output_type="latent",
+                callback_on_step_end=self._step_done,
+            )
+        assert self._last is not None
+        return self._last
+
+    def _before_steps(
+        self, pipe: Any, steering: Steering, kept: Mapping[str, Any] | None
+    ) -> Callable[[], None]:
+        def change_places() -> None:
+            if self._job.conditioned:
+                leave(pipe.vae, self._job.device)
+            self._stage.open()
+            timesteps, ratio = pipe.scheduler.timesteps, self._job.parts.boundary_ratio
+            boundary = ratio and ratio * pipe.scheduler.config.num_train_timesteps
+            self._stage.expect_switch(timesteps, steering.skip, boundary)
+            if kept is not None:
+                restore_scheduler(pipe.scheduler, kept["scheduler"])
+                self._generator.set_state(kept["generator"])
+
+        return change_places
+
+    def _step_done(self, pipe: Any, step: int, _: Any, given: dict[str, Any]) -> dict[str, Any]:
+        kept = {
+            "latents": given["latents"],
+            "scheduler": scheduler_state(pipe.scheduler),
+            "generator": self._generator.get_state(),
+        }
+        self._last = RunState(step + 1, int(pipe.num_timesteps), kept)
+        write_state(self._path, self._asked, self._last)
+        self._last = RunState(step + 1, int(pipe.num_timesteps), {"latents": given["latents"]})
+        self.computed += 1
+        self._progress("sample", step + 1, int(pipe.num_timesteps))
+        return {}
+
+
+def conditioning_vae(job: Job) -> Any:
+    """The VAE for the steps: on the device where it encodes something first, else its config."""
+    if not job.conditioned:
+        return build_empty(job.parts.vae)
+    vae = load_part(job.parts.vae)
+    if job.tiled:
+        vae.enable_tiling()
+    return vae.to(job.device)
+
+
+def sampling_models(job: Job, transformers: list[Any], vae: Any) -> dict[str, Any]:
+    """The pipeline's models by argument name, but for the text encoder."""
+    models = {"vae": vae, "scheduler": load_part(job.parts.scheduler)}
+    models |= dict(zip(("transformer", "transformer_2"), transformers, strict=False))
+    if job.parts.image_processor is not None:
+        models["image_processor"] = load_part(job.parts.image_processor)
+    return models

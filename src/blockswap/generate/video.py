@@ -1,0 +1,63 @@
+"""How frames become an MP4: encoded one by one as they come, and put in its place when whole."""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import ArgsError
+from ..report.output import write_whole
+
+# Best first: a build of FFmpeg may come without an H.264 encoder, but always has MPEG-4.
+ENCODERS: tuple[str, ...] = ("libx264", "libopenh264", "mpeg4")
+_QUALITY = {"libx264": {"crf": "16"}}
+
+
+def require_writer() -> str:
+    """The encoder that will be used. Raises ArgsError where PyAV is not installed."""
+    try:
+        from av.codec import codecs_available
+    except ImportError as error:
+        raise ArgsError(
+            f"writing a video needs PyAV, which could not be imported ({error}): "
+            'pip install "wanvideo-blockswap[generate]"'
+        ) from error
+    return next((name for name in ENCODERS if name in codecs_available), ENCODERS[-1])
+
+
+def write_video(path: Path, frames: Iterable[Any], *, width: int, height: int, fps: int) -> None:
+    """Writes uint8 frames `[height, width, 3]`; one is held at a time. Raises OutputError.
+
+    What was at `path` stays until the new file is whole.
+    """
+    import av
+
+    encoder = require_writer()
+
+    def encode(file: BinaryIO) -> None:
+        with av.open(file, mode="w", format="mp4") as container:
+            stream = container.add_stream(encoder, rate=Fraction(fps))
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            stream.options = _QUALITY.get(encoder, {})
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+
+    write_whole(path, encode)
+
+
+def read_frames(path: Path, *, width: int, height: int, most: int) -> list[Any]:
+    """The first frames of a video as RGB images of the clip's size. Raises ArgsError."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            frames = [
+                frame.to_image().convert("RGB").resize((width, height))
+                for frame, _ in zip(container.decode(video=0), range(most), strict=False)
+            ]
+    except (av.FFmpegError, IndexError) as error:
+        raise ArgsError(f"{path} cannot be read as a video ({error}): give another") from error
+    if len(frames) < most:
+        raise ArgsError(f"{path} has {len(frames)} frames, and {most} were asked: ask for fewer")
+    return frames

@@ -1,0 +1,60 @@
+"""Fixtures of whole videos: pipelines on disk, and what diffusers itself makes of them."""
+
+import gc
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_pipelines import save
+
+from blockswap.cache import cache_folder
+from blockswap.plan.inputs.machine import Machine
+from blockswap.plan.inputs.margin import NO_MARGIN
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a pipeline of that kind, written on first use."""
+    root = tmp_path_factory.mktemp("pipelines")
+
+    def folder(kind: str) -> Path:
+        kind = "t2v" if kind == "v2v" else kind
+        path = root / kind
+        return path if path.exists() else save(kind, path)
+
+    return folder
+
+
+@pytest.fixture
+def machine() -> Machine:
+    """One whose plans keep nothing free: the models here are smaller than any margin."""
+    return Machine("tiny", on_host=False, flops=(), margin=NO_MARGIN)
+
+
+@pytest.fixture(autouse=True)
+def no_embeddings() -> None:
+    """No test finds embeddings that another has kept; figures of models are the same for all."""
+    shutil.rmtree(cache_folder() / "embeddings", ignore_errors=True)
+
+
+@pytest.fixture
+def limit(sim_device: Any, sim_module: Any, monkeypatch: Any) -> Iterator[Callable[[int], None]]:
+    """Gives the simulated accelerator this many bytes beside those that it holds now."""
+    from blockswap.plan.choice import budgets
+    from blockswap.plan.correction import promotion
+
+    monkeypatch.setattr(budgets, "LEAST_RESERVE_BYTES", 0)
+    monkeypatch.setattr(promotion, "LEAST_HEADROOM_BYTES", 0)
+
+    def set_limit(nbytes: int | None) -> None:
+        gc.collect()
+        torch.accelerator.empty_cache()
+        held = sim_module.counters().device_bytes
+        extra = {} if nbytes is None else {"capacity": held + nbytes}
+        sim_module.configure(races="raise", poison=True, **extra)
+
+    yield set_limit
+    set_limit(None)

@@ -1,0 +1,204 @@
+"""Every wrong input of a run has its sentence, and is known before a weight is read."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from whole import draw_image, request_for
+
+from blockswap.errors import ArgsError, BlockSwapError, CheckpointError, OutputError, StateError
+from blockswap.generate import VideoRequest, make_videos
+from blockswap.generate.request import output_paths, parse_lora, read_prompts
+from blockswap.generate.run import prepare
+from blockswap.generate.state import RunState, pack, read_state, state_path, write_state
+
+
+@pytest.fixture
+def broken(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> Callable[[Callable[[Path], Any]], Path]:
+    """A copy of the text-to-video pipeline that was spoilt; weights are linked."""
+
+    def spoil(how: Callable[[Path], Any]) -> Path:
+        copy = tmp_path / "model"
+        shutil.copytree(folders("t2v"), copy, copy_function=shutil.copy)
+        how(copy)
+        return copy
+
+    return spoil
+
+
+def edit(file: str, **values: Any) -> Callable[[Path], Any]:
+    def change(folder: Path) -> None:
+        told = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**told, **values}))
+
+    return change
+
+
+def remove(name: str) -> Callable[[Path], Any]:
+    return lambda folder: shutil.rmtree(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (remove("transformer"), "holds no folder with a transformer"),
+        (remove("text_encoder"), "holds no folder with a text encoder"),
+        (remove("tokenizer"), "holds no folder with a tokenizer"),
+        (remove("vae"), "holds no folder with a VAE"),
+        (remove("scheduler"), "holds no folder with a scheduler"),
+        (edit("vae/config.json", _class_name="AutoencoderKL"), "is an AutoencoderKL, and Wan's"),
+        (edit("vae/config.json", z_dim=16), "makes latents of 4 channels, and the VAE"),
+        (lambda f: (f / "vae/config.json").write_text("{"), "cannot be read"),
+        (lambda f: shutil.copytree(f / "vae", f / "vae2"), "more than one VAE"),
+        (lambda f: shutil.copytree(f / "transformer", f / "transformer_2"), "boundary_ratio"),
+    ],
+)
+def test_folders(
+    broken: Callable[[Any], Path], spoil: Callable[[Path], Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        prepare(broken(spoil), request_for("t2v", tmp_path), tmp_path / "o.mp4", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"frames": 10}, "use 9 or 13"),
+        ({"width": 70}, "use 64 or 80"),
+        ({"steps": 0}, "from 1 to"),
+        ({"guidance": float("nan")}, "from 0 on"),
+        ({"seed": -1}, "from 0 to"),
+        ({"prompts": ()}, "without a word"),
+        ({"prompts": ("a", " ")}, "without a word"),
+        ({"image": Path("/nowhere.png")}, "is not there"),
+    ],
+)
+def test_requests(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgsError, match=said):
+        request_for("t2v", tmp_path, **changes)
+
+
+def test_inputs_that_the_model_does_not_take(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    image = draw_image(tmp_path / "i.png")
+    output = tmp_path / "o.mp4"
+    with pytest.raises(ArgsError, match="makes videos of text alone"):
+        prepare(folders("t2v"), request_for("t2v", tmp_path, image=image), output, device="cpu")
+    with pytest.raises(ArgsError, match="starts from an image, and none"):
+        prepare(folders("i2v"), request_for("t2v", tmp_path), output, device="cpu")
+    with pytest.raises(ArgsError, match="takes none"):
+        request = request_for("t2v", tmp_path, video=image)
+        prepare(folders("two-experts"), request, output, device="cpu")
+
+
+def test_outputs(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("mine")
+    for name, said in [("a.avi", "with .mp4"), ("none/a.mp4", "not there"), ("text.mp4", "lost")]:
+        with pytest.raises(OutputError, match=said):
+            output_paths(tmp_path / name, 1)
+    assert [path.name for path in output_paths(tmp_path / "a.mp4", 2)] == ["a-1.mp4", "a-2.mp4"]
+
+
+def test_no_room_on_the_disk(
+    folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("blockswap.generate.request.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match="are free: make room"):
+        prepare(folders("t2v"), request_for("t2v", tmp_path), tmp_path / "o.mp4", device="cpu")
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red ball\n\n  a blue ball \n")
+    assert read_prompts(file) == ("a red ball", "a blue ball")
+    file.write_text(" \n\n")
+    with pytest.raises(ArgsError, match="holds no prompt"):
+        read_prompts(file)
+    with pytest.raises(ArgsError, match="cannot be read"):
+        read_prompts(tmp_path / "none.txt")
+
+
+def test_what_does_not_fit_says_so_before_anything_is_read(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    request = request_for("t2v", tmp_path, ram_budget=1 << 20)
+    job, plan = prepare(folders("t2v"), request, tmp_path / "o.mp4", device="cpu")
+    assert not plan.fits
+    with pytest.raises(BlockSwapError, match=r"does not fit: .* of host memory"):
+        make_videos(job, plan)
+    assert list(tmp_path.glob("*.resume*")) == []
+
+
+class TestStates:
+    """States of other runs, and files that are none."""
+
+    def test_of_another_run(self, folders: Callable[[str], Path], tmp_path: Path) -> None:
+        output, request = tmp_path / "o.mp4", request_for("t2v", tmp_path)
+        job, plan = prepare(folders("t2v"), request, output, device="cpu")
+        state = RunState(1, 4, {"latents": torch.zeros(1)})
+        write_state(state_path(output), {**job.asked(0), "seed": "4"}, state)
+        before = state_path(output).read_bytes()
+        with pytest.raises(StateError, match="seed was '4' then and is '3' now"):
+            make_videos(job, plan, resume=True)
+        with pytest.raises(StateError, match="go on with it by --resume"):
+            make_videos(job, plan)
+        assert state_path(output).read_bytes() == before
+
+    def test_that_is_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "o.mp4.resume"
+        assert read_state(path, {}, torch.device("cpu")) is None
+        for content in (b"", b"something else", b"\xff" * 100):
+            path.write_bytes(content)
+            with pytest.raises(StateError, match="no state of a run"):
+                read_state(path, {}, torch.device("cpu"))
+
+    def test_every_kind_of_value_comes_back(self, tmp_path: Path) -> None:
+        import numpy
+
+        kept = {
+            "bf16": torch.randn(2, 3).to(torch.bfloat16),
+            "list": [None, torch.arange(3), (1, 2.5, "x", True)],
+            "array": numpy.arange(4.0),
+            "number": numpy.float64(0.1),
+            "table": {"deep": [0.1 + 0.2]},
+        }
+        path = tmp_path / "s.resume"
+        write_state(path, {"a": "b"}, RunState(2, 5, kept))
+        found = read_state(path, {"a": "b"}, torch.device("cpu"))
+        assert found is not None
+        assert (found.done, found.total) == (2, 5)
+        assert torch.equal(found.kept["bf16"], kept["bf16"])
+        assert torch.equal(found.kept["list"][1], torch.arange(3))
+        assert found.kept["list"][2] == (1, 2.5, "x", True)
+        assert numpy.array_equal(found.kept["array"], kept["array"])
+        assert type(found.kept["number"]) is numpy.float64
+        assert found.kept["table"] == kept["table"]
+
+    def test_what_cannot_be_kept_is_refused(self) -> None:
+        with pytest.raises(StateError, match="holds a set"):
+            pack({"a": [set()]}, {}, "the scheduler")
+
+
+def test_loras(tmp_path: Path, folders: Callable[[str], Path]) -> None:
+    file = tmp_path / "a:b.safetensors"
+    file.write_bytes(b"none")
+    assert parse_lora(str(file)) == (file, 1.0)
+    assert parse_lora(f"{file}:0.5") == (file, 0.5)
+    with pytest.raises(ArgsError, match="strength that is no number"):
+        parse_lora(f"{file}:strong")
+    with pytest.raises(BlockSwapError):
+        request = request_for("t2v", tmp_path, loras=((file, 1.0),))
+        prepare(folders("t2v"), request, tmp_path / "o.mp4", device="cpu")
+
+
+def test_a_request_is_a_value() -> None:
+    assert VideoRequest(("a",)) == VideoRequest(("a",))
+    assert VideoRequest(("a",), guidance=1.0).guided is False

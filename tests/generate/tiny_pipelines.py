@@ -1,0 +1,119 @@
+"""Whole pipelines of tiny random models, saved as people have them: one folder for each kind."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "ball", "blue", "left", "blurry", "cat", "jumps"]
+DIM = 24  # of the text embeddings
+LATENTS = 4
+VOCABULARY = 150_000  # so that the encoder's weights count beside its activations
+
+
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def text_encoder(vocabulary: int = VOCABULARY) -> Any:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(
+        vocab_size=vocabulary, d_model=DIM, d_kv=8, d_ff=96, num_layers=3, num_heads=3
+    )
+    return UMT5EncoderModel(config).eval()
+
+
+def vae(latents: int = LATENTS) -> Any:
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=latents,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1 * n for n in range(latents)],
+        latents_std=[1.0 + 0.1 * n for n in range(latents)],
+    ).eval()
+
+
+def transformer(kind: str = "t2v", *, image: bool = False) -> Any:
+    from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
+
+    config: dict[str, Any] = dict(
+        patch_size=(1, 2, 2),
+        num_attention_heads=3,
+        attention_head_dim=16,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
+        text_dim=DIM,
+        freq_dim=32,
+        ffn_dim=16384,
+        num_layers=6,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=64,
+    )
+    if image:
+        config |= {"in_channels": 2 * LATENTS + 4}
+    if kind == "vace":
+        config |= {"vace_layers": [0, 2], "vace_in_channels": 2 * LATENTS + 64}
+        return WanVACETransformer3DModel(**config).eval()
+    return WanTransformer3DModel(**config).eval()
+
+
+def scheduler() -> Any:
+    from diffusers import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+
+
+KINDS = ("t2v", "i2v", "vace", "v2v", "two-experts")
+
+
+def save(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """A pipeline of that kind below `folder`; `v2v` has the parts of `t2v`."""
+    import diffusers
+
+    torch.manual_seed(7)
+    parts: dict[str, Any] = {
+        "tokenizer": tokenizer(),
+        "text_encoder": text_encoder(),
+        "vae": vae(),
+        "scheduler": scheduler(),
+        "transformer": transformer(kind, image=kind == "i2v").to(dtype),
+    }
+    how: dict[str, Any] = {}
+    if kind == "two-experts":
+        parts["transformer_2"] = transformer().to(dtype)
+        how["boundary_ratio"] = 0.875
+    name = {"vace": "WanVACEPipeline", "i2v": "WanImageToVideoPipeline"}.get(kind, "WanPipeline")
+    if kind == "i2v":
+        how |= {"image_encoder": None, "image_processor": None}
+    if kind == "vace":
+        how |= {"transformer_2": None}
+    for part in parts.values():
+        randomise(part)
+    getattr(diffusers, name)(**parts, **how).save_pretrained(folder)
+    return folder
+
+
+def randomise(part: Any) -> None:
+    """Zeros that a constructor leaves (modulation, biases) would hide what is not applied."""
+    if isinstance(part, torch.nn.Module):
+        for parameter in part.parameters():
+            if not parameter.any():
+                parameter.data.normal_(std=0.02)

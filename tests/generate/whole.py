@@ -1,0 +1,101 @@
+"""A clip made by diffusers from whole models, and the same one made by us: what tests compare."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from blockswap.generate import VideoRequest, make_videos
+from blockswap.generate.run import Made, prepare
+
+PROMPT, NEGATIVE = "a red ball", "blurry"
+
+
+def request_for(kind: str, folder: Path, **changes: Any) -> VideoRequest:
+    """A small clip of that kind; its inputs are drawn into `folder`."""
+    given: dict[str, Any] = {
+        "prompts": (PROMPT,),
+        "negative": NEGATIVE,
+        "width": 64,
+        "height": 64,
+        "frames": 9,
+        "steps": 4,
+        "guidance": 4.0,
+        "seed": 3,
+    }
+    if kind in ("i2v", "vace"):
+        given["image"] = draw_image(folder / "start.png")
+    if kind == "v2v":
+        given["video"] = draw_video(folder / "start.mp4")
+    return VideoRequest(**{**given, **changes})
+
+
+def draw_image(path: Path) -> Path:
+    pixels = np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def draw_video(path: Path) -> Path:
+    from blockswap.generate.video import write_video
+
+    frames = np.random.default_rng(2).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)
+    write_video(path, frames, width=64, height=64, fps=8)
+    return path
+
+
+def by_diffusers(kind: str, folder: Path, request: VideoRequest, device: Any) -> np.ndarray:
+    """Frames of diffusers' pipeline with every model whole on the device, in memory of its own."""
+    import diffusers
+
+    from blockswap.generate.video import read_frames
+
+    name = {
+        "i2v": "WanImageToVideoPipeline",
+        "vace": "WanVACEPipeline",
+        "v2v": "WanVideoToVideoPipeline",
+    }.get(kind, "WanPipeline")
+    pipe = getattr(diffusers, name).from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    for model in pipe.components.values():
+        if isinstance(model, torch.nn.Module):
+            for parameter in model.parameters():
+                parameter.data = parameter.data.clone()
+            model.to(device)
+    if request.tiled:
+        pipe.vae.enable_tiling()
+    given: dict[str, Any] = {}
+    size = (request.width, request.height)
+    if request.image is not None:
+        image = Image.open(request.image).convert("RGB").resize(size)
+        given |= {"image": image} if kind == "i2v" else {"reference_images": [image]}
+    if request.video is not None:
+        given["video"] = read_frames(request.video, width=size[0], height=size[1], most=9)
+    if kind != "v2v":
+        given["num_frames"] = request.frames
+    (frames,) = pipe(
+        prompt=request.prompts[0],
+        negative_prompt=request.negative,
+        width=request.width,
+        height=request.height,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        generator=torch.Generator().manual_seed(request.seed),
+        max_sequence_length=512,
+        return_dict=False,
+        **given,
+    )
+    return np.asarray(frames[0])
+
+
+def by_us(
+    folder: Path, request: VideoRequest, output: Path, device: Any, **how: Any
+) -> tuple[list[np.ndarray], Made, Any]:
+    """Frames of every clip, what was made, and the plan."""
+    found: dict[int, np.ndarray] = {}
+    machine = how.pop("machine", None)
+    job, plan = prepare(folder, request, output, device=device, machine=machine)
+    made = make_videos(job, plan, on_frames=found.__setitem__, **how)
+    return [found[clip] for clip in sorted(found)], made, plan
