@@ -53,7 +53,8 @@ def _clone(patcher: Any) -> Any:
 
 
 def _overrides_of(clone: Any) -> Overrides:
-    return DynamicOverrides(clone) if host.is_dynamic(clone) else Overrides(clone)
+    shared = host.is_dynamic(clone) and host_dynamic.shares(clone)
+    return DynamicOverrides(clone) if shared else Overrides(clone)
 
 
 def _on_clone(patcher: Any, clone: Any) -> None:
