@@ -78,7 +78,7 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
             wanted, where = as_args(args), open_device(device)
             found = find_model(source, wanted, where, Request(dtype, skeleton))
         root = found.model.live.root
-        weights = share_file(found.model, found.checkpoint.headers, ranks)
+        weights = share_file(found.model, found.checkpoint.headers, ranks, wanted.block_lists)
         swap_shared(root, ranks, weights, Asked(wanted, where, workload))
         return root
     wanted, where = as_args(args), open_device(device)

@@ -104,7 +104,8 @@ def _swap_shared(
         wanted, where = as_args(args), open_device(device)
         _refuse_no_module(model)
         refuse_swapped(model)
-    return swap_shared(model, ranks, share_weights(model, ranks), Asked(wanted, where, workload))
+    weights = share_weights(model, ranks, block_lists=wanted.block_lists)
+    return swap_shared(model, ranks, weights, Asked(wanted, where, workload))
 
 
 @dataclass(frozen=True, slots=True)
