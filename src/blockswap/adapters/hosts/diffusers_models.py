@@ -95,6 +95,10 @@ def build_from_single_file(
         model = found.from_single_file(
             dict(rows), config=str(folder), torch_dtype=dtype, local_files_only=True
         )
+    except NotImplementedError as error:  # what it moves last is still on meta
+        raise GeometryError(
+            f"{label} lacks tensors that {found.__name__} has: give the whole file of this model"
+        ) from error
     except _LOST as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise GeometryError(
