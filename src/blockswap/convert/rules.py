@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from ..errors import ArgsError, GeometryError
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.dtypes import ITEM_BYTES
+from ..layout.formats import unpacked
 from ..layout.formats.main_dtype import keeps_dtype
 from ..layout.geometry import (
     WanGeometry,
@@ -42,6 +43,8 @@ _CAST_FROM = frozenset(
 
 def new_dtype(tensor: StoredTensor, wanted: str | None, *, everything: bool) -> str:
     """The dtype that a tensor of the transformer will have."""
+    if tensor.packing is not None:
+        return wanted or tensor.dtype
     if wanted is None or tensor.dtype not in _CAST_FROM:
         return tensor.dtype
     if (
@@ -53,9 +56,10 @@ def new_dtype(tensor: StoredTensor, wanted: str | None, *, everything: bool) -> 
 
 def check_request(checkpoint: Checkpoint, dtype: str | None) -> None:
     """Raises ArgsError for a stranger's file, an unknown dtype, or a cast without sense."""
-    if checkpoint.in_gguf:
+    if checkpoint.in_gguf and dtype is None:
         raise ArgsError(
-            f"{checkpoint.label} is a GGUF file, and convert rewrites safetensors: open it as it is"
+            f"{checkpoint.label} is a GGUF file, and convert writes safetensors, which have no "
+            f"blocks: give a dtype ({', '.join(TARGETS)}) to dequantise it"
         )
     _check_stranger(checkpoint)
     _check_dtype(checkpoint, dtype)
@@ -73,7 +77,7 @@ def read_geometry(checkpoint: Checkpoint) -> tuple[WanGeometry | None, str]:
     open. Raises ArgsError where it does not.
     """
     try:
-        return infer_geometry(checkpoint), ""
+        return infer_geometry(unpacked(checkpoint)), ""
     except GeometryError as error:
         if checkpoint.config is not None:
             raise ArgsError(str(error)) from error
@@ -125,6 +129,8 @@ def _torn_by_a_cast(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     """The tensors that only a quantiser writes, and what each is."""
     tensors = checkpoint.tensors
     for tensor in tensors.values():
+        if tensor.packing is not None:
+            continue  # it is dequantised, and not cast
         last = tensor.key.rpartition(".")[2]
         is_scale = tensor.key in FILE_MARKS or last in SCALES
         # Weights are floating point; a matrix of whole numbers is packed by a quantiser.
@@ -132,7 +138,7 @@ def _torn_by_a_cast(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
             yield tensor.name, tensor.dtype
         elif why := _beside_eight_bits(tensor, tensors):
             yield tensor.name, why
-    if any(tensor.dtype in _EIGHT_BITS for tensor in tensors.values()):
+    if any(t.dtype in _EIGHT_BITS and t.packing is None for t in tensors.values()):
         yield from (
             (t.name, "no weight of Wan's, beside weights of 8 bits")
             for t in tensors.values()
@@ -154,6 +160,8 @@ def _beside_eight_bits(tensor: StoredTensor, tensors: Mapping[str, StoredTensor]
         owner = owner.rpartition(".")[0]
         weight = tensors.get(f"{owner}.weight")
         if weight is None or weight is tensor or weight.dtype not in _EIGHT_BITS:
+            continue
+        if weight.packing is not None:
             continue
         if tensor.key != f"{owner}.bias":
             return f"a tensor of its own beside a weight of {weight.dtype}"

@@ -13,6 +13,7 @@ from . import host, host_dynamic
 from .dynamic import DynamicOverrides
 from .holding import holding_of
 from .host_names import require, require_of
+from .out_of_memory import survive
 from .overrides import KEY, Overrides, Wish, keep_file_units, release, transformer_of, wish_of
 
 __all__ = ["Wish", "keep_file_units", "release", "swap_on_clone", "transformer_of"]
@@ -35,6 +36,7 @@ def swap_on_clone(patcher: Any, wish: Wish) -> Any:
     clone.set_attachments(KEY, wish)
     _overrides_of(clone).install()
     host.follow(clone, KEY, _on_clone, _on_detach)
+    survive(clone)
     return clone
 
 
