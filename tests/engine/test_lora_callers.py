@@ -33,6 +33,9 @@ def _pyramid(model):
     apply_pyramid_attention_broadcast(model, config)
 
 
+SEER = TaylorSeerCacheConfig(
+    cache_interval=3, disable_cache_before_step=1, cache_identifiers=[r"blocks\.\d+\.attn1"]
+)
 CALLERS = {
     "first block cache": lambda model: apply_first_block_cache(
         model, FirstBlockCacheConfig(threshold=100.0)
@@ -44,7 +47,7 @@ CALLERS = {
         ),
     ),
     "taylorseer": lambda model: apply_taylorseer_cache(
-        model, TaylorSeerCacheConfig(cache_interval=3, disable_cache_before_step=1, cache_identifiers=[r"blocks\.\d+\.attn1"])
+        model, SEER
     ),
     "pyramid attention": _pyramid,
     "layer skip": lambda model: apply_layer_skip(
