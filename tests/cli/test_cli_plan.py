@@ -134,3 +134,30 @@ def test_mistakes_are_one_sentence(options: list[str], words: str) -> None:
     assert result.exit_code == 2
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_loras_are_counted_with_their_blocks(tmp_path: Path) -> None:
+    """Their factors move with each block, and merging takes a decode buffer."""
+    layers = [f"diffusion_model.blocks.{n}.self_attn.q" for n in range(30)]
+    halves = {"lora_A": (32, 1536), "lora_B": (1536, 32)}
+    path = tmp_path / "a.safetensors"
+    save_file(
+        {
+            f"{layer}.{half}.weight": torch.zeros(shape, dtype=torch.bfloat16)
+            for layer in layers
+            for half, shape in halves.items()
+        },
+        path,
+    )
+    options = ["--blocks-to-swap", "30", *CARD, "--json"]
+    plain = json.loads(run(*options))["plan"]
+    both = json.loads(run(*options, "--lora", f"{path}:0.5", "--lora", str(path)))["plan"]
+    factors = 30 * 2 * 2 * 32 * 1536 * 2
+    assert both["copied_bytes_per_forward"] - plain["copied_bytes_per_forward"] == factors
+    # The merged weight in bfloat16; in fp32 the sum and an addition, and the factors.
+    weight, wide = 1536 * 1536 * 2, 1536 * 1536 * 4
+    assert both["decode_bytes"] == weight + 2 * wide + 2 * 32 * 1536 * 4
+    assert any("2 LoRAs are merged" in said for said in both["sentences"])
+    result = runner.invoke(app, ["plan", "--model", "wan2.2-ti2v-5b", "--lora", str(path)])
+    assert result.exit_code == 2
+    assert "another size" in " ".join(result.output.split())

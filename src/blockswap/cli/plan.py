@@ -19,6 +19,7 @@ from ..forecast import (
     sweep,
     verdict_of,
 )
+from ..lora.file import open_lora
 from ..paths import is_there
 from ..plan.inputs.machine import DiskFigures, Machine
 from ..plan.inputs.workload import ComputeDtype, Workload, has_token_timesteps
@@ -27,7 +28,7 @@ from ..report.timeline import draw_timeline
 from ..selection import BlockSwapArgs
 from ..units import format_rate, parse_bytes
 from .console import new_console
-from .plan_options import Numbers, card_machine, companions_of
+from .plan_options import Numbers, card_machine, companions_of, lora_of
 from .plan_tables import as_dict, print_forecast, print_sweep
 
 # What a disk is taken to read at for a card that is not at hand: half of what PCIe 4.0 drives
@@ -52,6 +53,10 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     batch: Annotated[int, typer.Option(help="2 where guidance goes through one forward.")] = 1,
     dtype: Annotated[
         str | None, typer.Option(help="What weights compute in; the file's own by default.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA merged on arrival; may be repeated."),
     ] = None,
     vram: Annotated[str | None, typer.Option(help="Bytes to use on the device, 8GiB.")] = None,
     ram: Annotated[
@@ -104,7 +109,8 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     elsewhere = gpu is not None or numbers != Numbers()
     _check(dtype, disk, elsewhere=elsewhere)
     machine, notes = _machine(gpu, numbers, disk, model)
-    figures = find_model(model, dtype or _published_dtype(model, machine, notes))
+    loras = [open_lora(lora_of(text)) for text in lora or ()]
+    figures = find_model(model, dtype or _published_dtype(model, machine, notes), loras)
     if compare and vram is not None:
         notes.append(f"--compare tries budgets of its own: --vram {vram} is not used")
     order = Order(

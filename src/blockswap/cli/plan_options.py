@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ..errors import ArgsError
+from ..lora.request import Lora
+from ..paths import is_there
 from ..plan.inputs.cards import (
     LANE_RATES,
     LINK_SHARE,
@@ -131,3 +133,14 @@ def _link(said: str) -> float:
             f"({', '.join(map(str, _LANES))}), as in pcie3x8"
         )
     return LANE_RATES[int(match[1])] * int(match[2]) * LINK_SHARE
+
+
+def lora_of(text: str) -> Lora:
+    """`FILE` or `FILE:STRENGTH`, as `--lora` takes it. Raises ArgsError."""
+    path, colon, strength = text.rpartition(":")
+    if not colon or is_there(text):
+        return Lora(text)
+    try:
+        return Lora(path, float(strength))
+    except ValueError:
+        return Lora(text)  # a colon of the path's own

@@ -1,9 +1,10 @@
 """The byte counts of a model, from a published name or from a file's headers; no weights needed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..adapters.adapted import merged_form
 from ..decode.formats import packed_form
 from ..decode.unit_decoding import LeafForm, UnitDecoding, plain_form
 from ..errors import ArgsError
@@ -23,6 +24,9 @@ from ..layout.geometry import (
 )
 from ..layout.slab import pack
 from ..layout.values import Leaf, ModelLayout, UnitLayout, contiguous_stride
+from ..lora.file import LoraFile
+from ..lora.fit import Fitted, fit
+from ..lora.kinds import Change
 from ..paths import is_there
 from ..plan import UnitFacts
 from ..store.file_slab import Extent, file_slab
@@ -37,7 +41,7 @@ class ModelFigures:
 
     `dtype` is what most of its bytes are in after a cast that was asked for, `stored` what they are
     in the file, `path` the file (both None for a published name). `layout` names the units for a
-    selection; it has no tensors.
+    selection; it has no tensors. `notes`: what its plan says of its LoRAs.
     """
 
     label: str
@@ -47,6 +51,7 @@ class ModelFigures:
     rest_bytes: int
     path: Path | None = None
     stored: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def layout(self) -> ModelLayout:
@@ -58,24 +63,28 @@ class ModelFigures:
         return ModelLayout(self.label, tuple(units), ())
 
 
-def find_model(name: str, dtype: str | None = None) -> ModelFigures:
+def find_model(name: str, dtype: str | None = None, loras: Sequence[LoraFile] = ()) -> ModelFigures:
     """A model by the path of its file or folder, or by its published name.
 
     `dtype` is what it computes in; by default the file's own types, bfloat16 for a published name.
+    `loras` are merged when a block arrives, and their factors counted with it.
     Raises ArgsError for a name that is neither, CheckpointError or GeometryError for the file.
     """
     path = Path(name)
     if is_there(path):
-        return figures_of_file(open_checkpoint(path), dtype, path)
+        return figures_of_file(open_checkpoint(path), dtype, path, loras)
     if name.endswith(".safetensors") or "/" in name or "\\" in name:
         raise ArgsError(f"{name} is not there: give a checkpoint's path or a published name")
     geometry = replace(find_variant(name), naming="diffusers")
     shapes = file_names(geometry)
     leaves = {key: _leaf(shape, dtype or PUBLISHED_DTYPE) for key, shape in shapes.items()}
-    return _figures(name.strip().lower(), geometry, _Bytes(leaves))
+    label = name.strip().lower()
+    return _figures(label, geometry, _Bytes(leaves, fitted=_fitted(loras, leaves, label)))
 
 
-def figures_of_file(checkpoint: Checkpoint, dtype: str | None, path: Path) -> ModelFigures:
+def figures_of_file(
+    checkpoint: Checkpoint, dtype: str | None, path: Path, loras: Sequence[LoraFile] = ()
+) -> ModelFigures:
     """The same for an opened checkpoint, with the exact sizes of what is read from it."""
     checkpoint = unpacked(checkpoint)
     geometry = replace(infer_geometry(checkpoint), naming="diffusers")
@@ -88,15 +97,46 @@ def figures_of_file(checkpoint: Checkpoint, dtype: str | None, path: Path) -> Mo
     }
     label = name_variant(geometry) or checkpoint.label
     held = _held(stored.values())
-    return replace(_figures(label, geometry, _Bytes(leaves, stored)), path=path, stored=held)
+    tensors = _Bytes(leaves, stored, len(checkpoint.headers), _fitted(loras, leaves, label))
+    return replace(_figures(label, geometry, tensors), path=path, stored=held)
+
+
+def _fitted(loras: Sequence[LoraFile], leaves: Mapping[str, Leaf], label: str) -> Fitted | None:
+    shapes = {key: leaf.shape for key, leaf in leaves.items()}
+    return fit(loras, shapes, label) if loras else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Bytes:
-    """Every tensor as it computes, and as it is stored where there is a file."""
+    """Every tensor as it computes, and as it is stored where there is a file; `files` of them."""
 
     leaves: Mapping[str, Leaf]
     stored: Mapping[str, StoredTensor] | None = None
+    files: int = 0
+    fitted: Fitted | None = None
+
+    def changes(self, key: str) -> tuple[tuple[int, Change], ...]:
+        """What LoRAs do to a tensor, each with the number of its file."""
+        return () if self.fitted is None else self.fitted.changes.get(key, ())
+
+    def form(self, key: str) -> LeafForm:
+        """From the stored form, or without a file from the compute form, to what computes."""
+        leaf, changes = self.leaves[key], [change for _, change in self.changes(key)]
+        form = plain_form(leaf, leaf) if self.stored is None else _form(self.stored[key], leaf)
+        return merged_form(form, changes) if changes else form
+
+    def extents(self, key: str) -> list[Extent]:
+        """Where a tensor and the factors that change it lie, in their files."""
+        if self.stored is None:
+            return []
+        stored = self.stored[key]
+        parts = [stored] if stored.packing is None else stored.packing.parts
+        found = [Extent(part.shard, part.offset, part.nbytes) for part in parts]
+        return found + [
+            Extent(self.files + number, tensor.offset, tensor.nbytes)
+            for number, change in self.changes(key)
+            for tensor in change.tensors
+        ]
 
 
 def _figures(label: str, geometry: WanGeometry, tensors: _Bytes) -> ModelFigures:
@@ -114,23 +154,19 @@ def _figures(label: str, geometry: WanGeometry, tensors: _Bytes) -> ModelFigures
         dtype=_main_dtype(tensors.leaves.values()),
         units=units,
         rest_bytes=pack([*(tensors.leaves[key] for key in rest), *tables]).nbytes,
+        notes=() if tensors.fitted is None else tensors.fitted.sentences,
     )
 
 
 def _unit(name: str, keys: list[str], tensors: _Bytes) -> UnitFacts:
     kind = unit_of(keys[0])
     assert kind is not None, "the keys of a unit name it"
-    computed = [tensors.leaves[key] for key in keys]
-    nbytes = pack(computed).nbytes
+    nbytes = pack([tensors.leaves[key] for key in keys]).nbytes
+    decoding = UnitDecoding(tuple(map(tensors.form, keys)))
     facts = UnitFacts(name, kind.kind, nbytes, nbytes, nbytes)
-    if tensors.stored is None:
-        return facts
-    stored = [tensors.stored[key] for key in keys]
-    parts = [part for t in stored for part in ([t] if t.packing is None else t.packing.parts)]
-    decoding = UnitDecoding(tuple(map(_form, stored, computed)))
     facts = replace(
         facts,
-        disk_slab_bytes=file_slab([Extent(t.shard, t.offset, t.nbytes) for t in parts]).slab.nbytes,
+        disk_slab_bytes=_disk_bytes(keys, decoding, tensors),
         decode_bytes=decoding.buffer_bytes,
         decode_moved_bytes=decoding.cost.moved_bytes,
     )
@@ -138,6 +174,13 @@ def _unit(name: str, keys: list[str], tensors: _Bytes) -> UnitFacts:
         return facts
     ram = pack(decoding.stored).nbytes
     return replace(facts, ram_slab_bytes=ram, ram_decode_bytes=decoding.buffer_bytes)
+
+
+def _disk_bytes(keys: list[str], decoding: UnitDecoding, tensors: _Bytes) -> int:
+    """What is read for a unit; of a model without a file, as if it were one piece of one."""
+    if tensors.stored is None:
+        return pack(decoding.stored).nbytes
+    return file_slab([extent for key in keys for extent in tensors.extents(key)]).slab.nbytes
 
 
 def _form(stored: StoredTensor, computed: Leaf) -> LeafForm:

@@ -170,6 +170,11 @@ def _loaded(unit: UnitFacts) -> UnitFacts:
     return UnitFacts(unit.name, unit.kind, unit.resident_bytes, unit.resident_bytes)
 
 
+def _adapted(unit: UnitFacts) -> UnitFacts:
+    """The same with LoRAs: it rests there with their factors, and is merged at each visit."""
+    return replace(unit, disk_slab_bytes=None, decode_bytes=0)
+
+
 def facts_of(order: Order) -> Facts:
     """The model and the machine as the planner takes them."""
     model, machine = order.model, order.machine
@@ -177,7 +182,7 @@ def facts_of(order: Order) -> Facts:
     from_file = order.on_host or known_host or order.args.ram_budget is not None
     units = model.units
     if not from_file:
-        units = tuple(map(_loaded, units))
+        units = tuple(map(_adapted if model.notes else _loaded, units))
     return Facts(
         label=model.label,
         device="the device" if machine is None else machine.name,
@@ -188,4 +193,5 @@ def facts_of(order: Order) -> Facts:
         host_free_bytes=order.host_free_bytes,
         granularity=GRANULARITY_BYTES,
         from_checkpoint=from_file,
+        notes=model.notes,
     )

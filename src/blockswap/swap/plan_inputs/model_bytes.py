@@ -67,6 +67,7 @@ def _with_loras(unit: LiveUnit, loras: InMemory) -> UnitFacts:
         facts,
         ram_slab_bytes=pack(decoding.stored).nbytes,
         ram_decode_bytes=decoding.buffer_bytes,
+        decode_moved_bytes=decoding.cost.moved_bytes,
     )
 
 
