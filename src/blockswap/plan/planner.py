@@ -16,7 +16,7 @@ from .choice.plan_bytes import (
 )
 from .inputs.foresight import Foresight
 from .inputs.unit_sizes import Facts
-from .sentences.memory import memory_warning, ram_sentences, slot_sentences
+from .sentences.memory import memory_warning, ram_sentences, slot_sentences, table_sentences
 from .sentences.peak_and_time import foretold_sentences
 from .sentences.placement import summary
 from .swap_plan import SwapPlan, Timing
@@ -49,7 +49,8 @@ def make_plan(
         plan, said = _plan_whole_or_in_pieces(question)
     if plan.chunk_tokens is None:
         plan = replace(plan, chunk_tokens=args.chunk_tokens)
-    sentences = (summary(facts, plan), *facts.notes, *selection.sentences, *said, *cut_said)
+    told = (*facts.notes, *selection.sentences, *table_sentences(facts))
+    sentences = (summary(facts, plan), *told, *said, *cut_said)
     return replace(plan, sentences=sentences)
 
 

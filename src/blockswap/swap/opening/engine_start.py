@@ -109,10 +109,11 @@ def _streamer(
 
 def _moves(parts: Parts) -> Moves:
     specs = [t.spec for unit in parts.live.units for t in unit.tensors]
-    specs += [t.spec for t in parts.live.rest]
+    outside = (*parts.live.rest, *parts.live.tables)
+    specs += [t.spec for t in outside]
     dtypes = {getattr(torch, leaf.dtype) for spec in specs for leaf in spec.leaves}
     floating = frozenset(dtype for dtype in dtypes if dtype.is_floating_point)
-    placed = [t for unit in parts.live.units for t in unit.tensors] + list(parts.live.rest)
+    placed = [t for unit in parts.live.units for t in unit.tensors] + list(outside)
     own = frozenset((id(p.module), p.name) for t in placed for p in t.places)
     return Moves(parts.live.layout.label, parts.device.torch_device, floating, own)
 
