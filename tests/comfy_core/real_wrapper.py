@@ -105,10 +105,10 @@ def sample(patcher: Any, *, steps: int = 2, **options: Any) -> torch.Tensor:
     return result
 
 
-def vace_embeds() -> dict[str, Any]:
+def vace_embeds(device: torch.device) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(9)
     return {
-        "vace_context": [torch.randn(96, 3, 8, 8, generator=draw)],
+        "vace_context": [torch.randn(96, 3, 8, 8, generator=draw).to(device)],
         "vace_scale": 1.0,
         "vace_seq_len": 48,
     }

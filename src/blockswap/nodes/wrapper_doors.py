@@ -67,7 +67,7 @@ def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_weights(transformer: Any, *args: Any, **kwargs: Any) -> Any:
         takeover = takeover_of(transformer)
         if takeover is not None:
-            takeover.close()
+            takeover.close_for_loading()
         return original(transformer, *args, **kwargs)
 
     return load_weights
@@ -88,7 +88,11 @@ def _starting(original: Callable[..., Any]) -> Callable[..., Any]:
         with takeover.without_its_swap():
             result = original(transformer, block_swap_args, model)
         nothing = Count(0, wish)
-        takeover.open(wish.args, wish.node_id, model["sd"], nothing)
+        try:
+            takeover.open(wish.args, wish.node_id, model["sd"], nothing)
+        except BaseException:
+            takeover.restore_settings(Count)
+            raise
         return result
 
     return init_blockswap
