@@ -287,6 +287,17 @@ def test_the_packs_own_swap_on_another_clone_is_its_own(sim: torch.device) -> No
             assert settings[0] == settings[1], name
 
 
+def test_what_stands_in_front_of_its_functions_does_so_once() -> None:
+    patcher = model()
+    swapped(patcher, blocks="0")
+    fronts = [getattr(part("nodes_sampler"), name) for name in wrapper_names.FUNCTIONS]
+    swapped(swapped(model(), blocks="1"), blocks="2")
+    assert [getattr(part("nodes_sampler"), name) for name in wrapper_names.FUNCTIONS] == fronts
+    homes = [part(home) for home, _, _ in wrapper_names.FUNCTIONS.values()]
+    assert [vars(h)[n] for h, n in zip(homes, wrapper_names.FUNCTIONS, strict=True)] == fronts
+    assert all(hasattr(front, "__wrapped__") for front in fronts)
+
+
 def test_layers_that_the_pack_moves_itself_have_one_owner() -> None:
     with pytest.raises(ModelError, match=r"vram_management_args.* take those off its loader"):
         swapped(model("plain managed"), blocks="0")
