@@ -33,7 +33,7 @@ contracts: $(VENV)/.ready
 
 fast: $(VENV)/.ready
 	$(TEST) -n 2 --dist loadfile -q -m "not slow and not root" tests/units tests/selection tests/plan \
-		tests/layout_files tests/report tests/store tests/decode tests/engine/test_readers.py \
+		tests/layout_files tests/report tests/store tests/decode tests/lora tests/engine/test_readers.py \
 		tests/engine/test_equality_runs.py tests/engine/test_guards.py tests/engine/test_restore.py
 
 bench: $(VENV)/.ready

@@ -10,6 +10,7 @@ with swap_blocks(transformer, BlockSwapArgs(vram_budget="8GiB"), device="cuda") 
 from typing import TYPE_CHECKING, Any
 
 from .errors import BlockSwapError
+from .lora.request import Lora
 from .plan import SwapPlan
 from .plan.inputs.workload import Workload
 from .selection import BlockSwapArgs
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BlockSwapArgs",
     "BlockSwapError",
+    "Lora",
     "Outlook",
     "Swap",
     "SwapPlan",

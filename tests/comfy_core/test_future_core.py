@@ -17,7 +17,7 @@ from test_loader import saved
 
 from blockswap import BlockSwapArgs
 from blockswap.errors import HostError
-from blockswap.nodes import host, host_dynamic, host_names
+from blockswap.nodes import host, host_checkpoints, host_dynamic, host_names
 from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.patcher import Wish, swap_on_clone
 from blockswap.nodes.swap_node import BlockSwapNode
@@ -112,7 +112,11 @@ def test_a_patch_that_the_host_does_not_note_is_not_lost_in_silence(
 def test_the_list_of_names_is_whole() -> None:
     """Every attribute of a module of the host that the seam files read stands in the list."""
     listed = {n for names in host_names.NAMES for n in names.split("|")} | set(host_names.OPTIONAL)
-    for file, also in ((host, set()), (host_dynamic, set(host_names.SHARING))):
+    for file, also in (
+        (host, set()),
+        (host_checkpoints, set()),
+        (host_dynamic, set(host_names.SHARING)),
+    ):
         used = set(_names_of_the_host(Path(inspect.getfile(file))))
         assert used
         have = listed | also
@@ -121,7 +125,7 @@ def test_the_list_of_names_is_whole() -> None:
 
 def test_only_the_seam_files_reach_into_the_host() -> None:
     for file in Path(inspect.getfile(host)).parent.glob("*.py"):
-        if file.name not in ("host.py", "host_dynamic.py", "host_names.py"):
+        if file.name not in ("host.py", "host_checkpoints.py", "host_dynamic.py", "host_names.py"):
             assert not list(_names_of_the_host(file)), file.name
 
 

@@ -3,15 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import comfy.sd
 import pytest
 import tiny
 import torch
+from comfy_extras.nodes_model_merging import ModelMergeSimple
 from safetensors.torch import save_file
 
 from blockswap import BlockSwapArgs
+from blockswap.errors import ModelError
 from blockswap.nodes.holding import holding_of
+from blockswap.nodes.host_checkpoints import WEIGHT_DTYPES
 from blockswap.nodes.loading import load_streamed
-from blockswap.nodes.patcher import Wish
+from blockswap.nodes.overrides import plan_text
+from blockswap.nodes.patcher import Wish, swap_on_clone
 
 
 def saved(path: Path, weights: dict[str, Any], metadata: dict[str, str] | None = None) -> str:
@@ -66,3 +71,62 @@ def test_blocks_have_no_memory_between_runs(tmp_path: Path) -> None:
     assert where["head.head.weight"] == "cpu"
     assert holding_of(model.model) is None
     assert torch.isfinite(tiny.sample(model)).all()
+
+
+@pytest.mark.parametrize("weight_dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_weight_dtypes_are_those_of_the_hosts_loader(
+    weight_dtype: str, stored: torch.dtype, tmp_path: Path
+) -> None:
+    dtype, fast = WEIGHT_DTYPES[weight_dtype]
+    options = {"fp8_optimizations": True} if fast else {}
+    if dtype is not None:
+        options["dtype"] = dtype
+    weights = tiny.state_dict("t2v", stored)
+    plain = comfy.sd.load_diffusion_model_state_dict(dict(weights), model_options=options)
+    wish = Wish(BlockSwapArgs(blocks="0-3"))
+    model = load_streamed(saved(tmp_path, weights), wish, weight_dtype)
+    for one, other in ((model, plain), (tiny.with_lora(model, 0.6), tiny.with_lora(plain, 0.6))):
+        assert torch.equal(tiny.sample(one), tiny.sample(other))
+
+
+def test_a_merge_of_two_models_in_files(tmp_path: Path) -> None:
+    plains, models = [], []
+    for seed in (1, 2):
+        weights = tiny.state_dict("t2v", seed=seed)
+        plains.append(tiny.loaded(weights))
+        (tmp_path / str(seed)).mkdir()
+        models.append(opened(saved(tmp_path / str(seed), weights), blocks="0-3"))
+    merge = ModelMergeSimple().merge
+    expected = tiny.sample(merge(*plains, 0.3)[0])
+    tiny.sample(models[1])  # some of its blocks are on the device now
+    for pair in (models, (plains[0], models[1]), (models[0], plains[1])):
+        assert torch.equal(tiny.sample(merge(*pair, 0.3)[0]), expected)
+
+
+def test_saving_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = opened(saved(tmp_path, tiny.state_dict("t2v")), blocks="0-3")
+    target = tmp_path / "saved.safetensors"
+    with pytest.raises(ModelError, match="load it with ComfyUI's own loader to save it"):
+        comfy.sd.save_checkpoint(str(target), tiny.with_lora(model, 0.6))
+    assert not target.exists()
+
+
+def test_what_the_host_saves_behind_the_swap_node(tmp_path: Path) -> None:
+    plain = tiny.with_lora(tiny.model("t2v"), 0.6)
+    files = []
+    for number, model in enumerate(
+        (plain, swap_on_clone(plain, Wish(BlockSwapArgs(blocks="1-3"))))
+    ):
+        tiny.sample(model)
+        files.append(tmp_path / str(number))
+        comfy.sd.save_checkpoint(str(files[-1]), model)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_plan_is_told_before_the_run(tmp_path: Path) -> None:
+    model = opened(saved(tmp_path, tiny.state_dict("t2v")), blocks="0,2-4")
+    told = plan_text(model)
+    assert told.startswith("plan: 3 of 7 units stay, 4 are streamed (")
+    assert "blocks dRdddR" in told
+    assert " that are free now" in told

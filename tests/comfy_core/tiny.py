@@ -11,7 +11,7 @@ import comfy.sample
 import comfy.sd
 import torch
 
-from blockswap.nodes import host
+from blockswap.nodes import host_checkpoints
 
 DIM, BLOCKS = 128, 6
 _COMMON: dict[str, Any] = dict(dim=DIM, ffn_dim=256, num_heads=1, num_layers=BLOCKS, qk_norm=True)
@@ -34,7 +34,7 @@ def state_dict(
     """A checkpoint of the family with small random weights."""
     name, config = _MAKERS[family]
     config = {**config, "num_layers": blocks}
-    with torch.device("meta"), host._plain_layers():
+    with torch.device("meta"), host_checkpoints._plain_layers():
         cls: Any = getattr(wan, name)
         skeleton = cls(**{**_COMMON, **config}, operations=comfy.ops.disable_weight_init)
     draw = torch.Generator().manual_seed(seed)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from blockswap import open_transformer
 from blockswap.convert import cast, convert, verify_pair
 from blockswap.convert.order import PAGE, new_layout
-from blockswap.convert.rules import KEPT_PARTS, keeps_dtype
 from blockswap.layout.checkpoint import Checkpoint, open_checkpoint
+from blockswap.layout.formats.main_dtype import KEPT_PARTS, keeps_dtype
 from blockswap.layout.geometry import (
     VARIANTS,
     WanGeometry,

@@ -35,14 +35,32 @@ def whole(tmp_path):
     return tmp_path / "whole.safetensors"
 
 
+# Scales of fp8 weights, which a cast multiplies by; and what is of no use without fp8 products.
+APPLIED = {"weight_scale": 0.5, "weight_scale_inv": 0.5, "scale": 0.5, "wscale": 0.5,
+           "scale_weight": 0.5, "input_scale": 1.0}  # fmt: skip
+
+
 @pytest.mark.parametrize("stored", EIGHT_BITS)
 @pytest.mark.parametrize("suffix", BESIDE)
 def test_what_lies_beside_an_8_bit_weight_is_never_torn_off(tmp_path, suffix, stored):
     tensors = weights(lambda name: stored if is_linear(name) else torch.bfloat16)
     tensors[f"blocks.1.ffn.0.{suffix}"] = torch.tensor([0.5])
+    if suffix == "comfy_quant":
+        tensors[f"blocks.1.ffn.0.{suffix}"] = torch.tensor(list(b'{"format": "new"}')).to(
+            torch.uint8
+        )
     save_file(tensors, tmp_path / "in.safetensors")
-    with pytest.raises(BlockSwapError, match="is quantised"):
-        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", dtype="bfloat16")
+    if stored.is_floating_point and suffix in APPLIED:
+        made = convert(tmp_path / "in.safetensors", tmp_path / "cast.safetensors", dtype="bfloat16")
+        cast = load_file(made.path)
+        assert f"blocks.1.ffn.0.{suffix}" not in cast
+        assert torch.all(cast["blocks.1.ffn.0.weight"] == 2 * APPLIED[suffix])
+        assert torch.all(cast["blocks.0.ffn.0.weight"] == 2)
+        assert len(made.notes) == (suffix == "input_scale")
+        made.path.unlink()
+    else:
+        with pytest.raises(BlockSwapError, match="is quantised"):
+            convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", dtype="bfloat16")
     assert sorted(os.listdir(tmp_path)) == ["in.safetensors"]
     convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")  # as it is: nothing lost
     out = load_file(tmp_path / "out.safetensors")

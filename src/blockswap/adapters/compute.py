@@ -13,6 +13,7 @@ import torch
 
 from ..errors import GeometryError
 from ..layout.checkpoint import StoredTensor
+from ..layout.formats.main_dtype import main_dtype
 from ..layout.geometry import unit_of
 from ..layout.quoting import quote
 from ..store.leaves import torch_dtype
@@ -85,23 +86,8 @@ def compute_rule(
 
 
 def _main(tensors: Mapping[str, StoredTensor]) -> torch.dtype | None:
-    """The dtype of most bytes, of those that compute; the first of equals in the file.
-
-    Beside weights of fewer bits the 16-bit one of most bytes, or bfloat16: what such files keep in
-    fp32 is little, and nobody who quantised a model computes in it.
-    """
-    sizes: dict[torch.dtype, int] = {}
-    quantised = False
-    for tensor in tensors.values():
-        dtype = torch_dtype(tensor.dtype)
-        if tensor.packing is not None or (dtype.is_floating_point and not _computes(dtype)):
-            quantised = True
-        elif dtype.is_floating_point:
-            sizes[dtype] = sizes.get(dtype, 0) + tensor.nbytes
-    if quantised:
-        halves = {dtype: size for dtype, size in sizes.items() if dtype in _HALVES}
-        return max(halves, key=halves.__getitem__, default=torch.bfloat16)
-    return max(sizes, key=sizes.__getitem__, default=None)
+    name = main_dtype(tensors.values())
+    return None if name is None else torch_dtype(name)
 
 
 def _computes(dtype: torch.dtype) -> bool:

@@ -1,15 +1,18 @@
-"""Where Wan-Video's and diffusers' models keep blocks and embedders, and in what order they run.
+"""Which modules of a model are its units: Wan's by their known names, any other's by the rule.
 
-Two ways of writing the same model are in use: Wan-Video's own (`WanModel`, also ComfyUI's) and
+Two ways of writing Wan's model are in use: Wan-Video's own (`WanModel`, also ComfyUI's) and
 diffusers'. A family is a table of attribute paths, so no host library is imported to know it.
+What other models call their blocks is found by `block_rule`.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ..errors import ModelError
 from ..layout.values import UnitKind
+from .block_rule import FoundList, find_block_lists, given_block_lists
+from .module_tree import describe_tree, repeated_classes, runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +55,50 @@ def bare(model: torch.nn.Module) -> torch.nn.Module:
     return inner if isinstance(inner, torch.nn.Module) else model
 
 
-def unit_modules(model: torch.nn.Module) -> tuple[UnitModule, ...]:
-    """The units of a live model in execution order. Raises ModelError when it has no blocks."""
+def unit_modules(model: torch.nn.Module, block_lists: Sequence[str] = ()) -> tuple[UnitModule, ...]:
+    """The units of a live model: embedders that are known, then its blocks as it defines them.
+
+    `block_lists`: the lists to take, by path, instead of those that the rule finds.
+    Raises ModelError where it is not known what the blocks are.
+    """
+    tree = describe_tree(model)
+    known = [path for _, path in DIFFUSERS.block_lists if _called(_at(model, path))]
+    if "blocks" not in known:
+        known = []
+    if block_lists:
+        found = given_block_lists(tree, block_lists)
+    else:
+        found = find_block_lists(tree, repeated_classes(model), known=known)
+    places = {path: place for place, path in enumerate(known)}
+    in_order = sorted(found, key=lambda one: places.get(one.path, len(places)))
+    blocks = tuple(_blocks(model, in_order))
+    inside = {module for unit in blocks for module in unit.module.modules()}
+    embedders = [
+        unit
+        for unit in (_embedders(model) if known else ())
+        if inside.isdisjoint(unit.module.modules())
+    ]
+    return (*embedders, *blocks)
+
+
+def _embedders(model: torch.nn.Module) -> list[UnitModule]:
     family = DIFFUSERS if _at(model, "condition_embedder") is not None else ORIGINAL
-    units: list[UnitModule] = []
-    seen: set[torch.nn.Module] = set()  # a block may stand in the list twice: it is one unit
+    units = []
     for kind, path in family.embedders:
         module = _at(model, path)
         if module is not None and next(module.parameters(), None) is not None:
             units.append(UnitModule(path, kind, 0, module))
-    blocks = 0
-    for kind, path in family.block_lists:
-        for index, module in enumerate(_children(_at(model, path))):
-            if module not in seen:
-                units.append(UnitModule(f"{path}.{index}", kind, index, module))
-                blocks += kind == "block"
-            seen.add(module)
-    if blocks == 0:
-        raise ModelError(
-            f"{type(model).__name__} has no transformer blocks (no module list `blocks`): block "
-            "swap needs a Wan transformer such as WanTransformer3DModel or WanModel"
-        )
-    return tuple(units)
+    return units
+
+
+def _blocks(model: torch.nn.Module, lists: Iterable[FoundList]) -> Iterator[UnitModule]:
+    """The members of the lists, counted from list to list; VACE blocks have their own count."""
+    count = {"block": 0, "vace": 0}
+    for found in lists:
+        kind: UnitKind = "vace" if found.path == "vace_blocks" else "block"
+        for name in found.members:
+            yield UnitModule(name, kind, count[kind], model.get_submodule(name))
+            count[kind] += 1
 
 
 def _at(model: torch.nn.Module, path: str) -> torch.nn.Module | None:
@@ -83,7 +108,8 @@ def _at(model: torch.nn.Module, path: str) -> torch.nn.Module | None:
     return module if isinstance(module, torch.nn.Module) else None
 
 
-def _children(module: torch.nn.Module | None) -> list[torch.nn.Module]:
-    if isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential)):
-        return list(module)
-    return []
+def _called(module: torch.nn.Module | None) -> bool:
+    """Whether it is a list of modules of which one or more run by themselves."""
+    if not isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential)):
+        return False
+    return any(runs(member) for member in module)

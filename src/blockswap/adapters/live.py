@@ -45,10 +45,10 @@ class LiveModel:
     rest: tuple[LiveTensor, ...]
 
 
-def describe_module(model: torch.nn.Module) -> LiveModel:
-    """The layout of a live model. Raises ModelError for one without blocks."""
+def describe_module(model: torch.nn.Module, block_lists: Sequence[str] = ()) -> LiveModel:
+    """The layout of a live model; `block_lists` as in `unit_modules`. Raises ModelError."""
     root = bare(model)
-    found = unit_modules(root)
+    found = unit_modules(root, block_lists)
     owned = _tensors_by_owner(root, found)
     units = tuple(
         _live_unit(unit, owned.pop(number)) for number, unit in enumerate(found) if number in owned

@@ -57,12 +57,16 @@ def extent_of(tensor: StoredTensor) -> Extent:
 
 
 def match_checkpoint(
-    model: torch.nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None
+    model: torch.nn.Module,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    block_lists: Sequence[str] = (),
 ) -> StoredModel:
     """Gives each meta parameter of `model` the dtype it will have and finds its bytes.
 
-    `ComputeRule` says in which dtype each computes. Raises GeometryError where the checkpoint
-    lacks a tensor of the model, holds another shape, or stores what cannot compute.
+    `block_lists` as in `describe_module`. `ComputeRule` says in which dtype each computes. Raises
+    GeometryError where the checkpoint lacks a tensor of the model, holds another shape, or stores
+    what cannot compute.
     """
     by_key = _by_original_key(checkpoint)
     rule = compute_rule(model, checkpoint.label, by_key, dtype)
@@ -79,7 +83,7 @@ def match_checkpoint(
             torch.nn.Parameter(meta, requires_grad=False) if place.is_parameter else meta
         )
         stored[place.label] = (_stored_form(found, stored_leaf(dtype_name(dtype), found.shape)),)
-    live = describe_module(model)
+    live = describe_module(model, block_lists)
     _refuse_real(live, stored)
     _refuse_left_over(checkpoint, by_key)
     return StoredModel(live=live, stored=stored)

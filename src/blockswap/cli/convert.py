@@ -27,7 +27,9 @@ def convert(  # noqa: PLR0913, PLR0917
     ],
     dtype: Annotated[
         str | None,
-        typer.Option(help="Cast to bf16, fp16 or fp32; else as stored.", show_default=False),
+        typer.Option(
+            help="Cast or dequantise to bf16, fp16, fp32; else as stored.", show_default=False
+        ),
     ] = None,
     dtype_all: Annotated[
         bool, typer.Option("--dtype-all", help="Cast norms, modulation, time embedding, too.")

@@ -65,6 +65,9 @@ def _facts(found: Inspection) -> tuple[tuple[str, str], ...]:
         ("aligned", f"{_share(summary.aligned_16)} of tensors to 16 bytes, "
                     f"{_share(summary.aligned_4096)} to 4096"),
     ]  # fmt: skip
+    if found.computes_in is not None:
+        facts.append(("computes in", f"{found.computes_in}, dequantised when it comes"))
+    facts.extend(("note", note) for note in found.notes)
     if geometry.image_dim is not None:
         facts.append(("image", f"{geometry.image_dim} wide"))
     notes = (

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..layout.checkpoint import Checkpoint, StoredTensor
+from ..layout.formats import unpacked
+from ..layout.formats.main_dtype import is_quantised, main_dtype
 from ..layout.geometry import unit_of, units_in_order
 from ..layout.summary import CheckpointSummary, describe
 
@@ -40,6 +42,8 @@ class Inspection:
     rest: Part
     left_out: tuple[str, ...]
     metadata: dict[str, str]
+    computes_in: str | None
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """A value of dictionaries, lists, numbers and texts, ready for `json.dumps`."""
@@ -58,16 +62,20 @@ class Inspection:
             "aligned_16_share": summary.aligned_16,
             "aligned_4096_share": summary.aligned_4096,
             "left_out": list(self.left_out),
+            "computes_in": self.computes_in,
+            "notes": list(self.notes),
             "metadata": self.metadata,
         }
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
-    """Names, sizes and places of a Wan checkpoint's parts.
+    """Names, sizes and places of a Wan checkpoint's parts; quantised weights by their format.
 
     Raises GeometryError where the checkpoint is not a Wan transformer.
     """
+    checkpoint = unpacked(checkpoint)
     summary = describe(checkpoint)
+    tensors = tuple(checkpoint.tensors.values())
     by_unit: dict[str, list[StoredTensor]] = {}
     for key, tensor in checkpoint.tensors.items():
         unit = unit_of(key)
@@ -80,6 +88,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         rest=_part(REST, by_unit[REST]),
         left_out=checkpoint.left_out,
         metadata=dict(checkpoint.metadata),
+        computes_in=main_dtype(tensors) if any(map(is_quantised, tensors)) else None,
+        notes=checkpoint.notes,
     )
 
 
@@ -103,22 +113,24 @@ def _alike(first: Part, second: Part) -> bool:
 
 
 def _part(name: str, tensors: Sequence[StoredTensor]) -> Part:
+    stored = [p for t in tensors for p in (t.packing.parts if t.packing else (t,))]
     return Part(
         name=name,
         tensors=len(tensors),
         nbytes=sum(tensor.nbytes for tensor in tensors),
         dtypes=_dtypes(tensors),
-        alignment=min(_alignment(tensor.offset) for tensor in tensors),
-        ranges=_ranges(tensors),
-        shards=len({tensor.shard for tensor in tensors}),
+        alignment=min(_alignment(tensor.offset) for tensor in stored),
+        ranges=_ranges(stored),
+        shards=len({tensor.shard for tensor in stored}),
     )
 
 
 def _dtypes(tensors: Iterable[StoredTensor]) -> tuple[str, ...]:
-    """Element types, the one with most bytes first."""
+    """Element types and formats, the one with most bytes first."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+        name = tensor.packing.format if tensor.packing else tensor.dtype
+        sizes[name] = sizes.get(name, 0) + tensor.nbytes
     return tuple(sorted(sizes, key=lambda dtype: -sizes[dtype]))
 
 

@@ -75,6 +75,8 @@ def _time(told: Forecast) -> str:
     assert timing is not None
     said = format_seconds(timing.step_seconds)
     said += f", {format_seconds(timing.compute_seconds)} of compute"
+    if timing.decode_seconds:
+        said += f" ({format_seconds(timing.decode_seconds)} of it decoding)"
     for name, seconds in (("copies", timing.copy_seconds), ("reads", timing.read_seconds)):
         if seconds:
             said += f", {format_seconds(seconds)} of {name}"

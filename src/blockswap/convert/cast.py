@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..errors import ArgsError, ReadError
+from ..layout.checkpoint import Packing, StoredTensor
 from ..layout.dtypes import ITEM_BYTES
-from ..layout.header import FileTensor
 from ..store.file_io import StreamedFile
 from ..store.leaves import torch_dtype
+from .weights import Source, SourceTensor, decoded, flat_bytes, packing_of
 
 PIECE_BYTES = 16 * 1024 * 1024
 
@@ -32,16 +33,21 @@ class PieceReader:
 
     def __init__(self, files: Sequence[StreamedFile]) -> None:
         self._files = files
+        self._decoded: tuple[tuple[str, str], memoryview] | None = None  # of the last packed weight
         self._stored = bytearray(PIECE_BYTES)
         self._cast = bytearray(PIECE_BYTES)
 
-    def read(self, where: tuple[int, FileTensor], span: tuple[int, int], dtype: str) -> memoryview:
+    def read(self, where: Source, span: tuple[int, int], dtype: str) -> memoryview:
         """Elements `span` = (first, count) of a tensor, as `dtype`; valid until the next call.
 
         Raises ReadError, and ArgsError where a finite value has no finite form in `dtype`.
         """
         shard, tensor = where
         first, count = span
+        packing = packing_of(tensor)
+        if packing is not None:
+            size = ITEM_BYTES[dtype]
+            return self._weight(tensor, packing, dtype)[first * size : (first + count) * size]
         item_bytes = ITEM_BYTES[tensor.dtype]
         stored = memoryview(self._stored)[: count * item_bytes]
         _read(self._files[shard], tensor, tensor.offset + first * item_bytes, stored)
@@ -53,8 +59,20 @@ class PieceReader:
         _check_finite(tensor.name, values, result, dtype)
         return memoryview(self._cast)[: count * ITEM_BYTES[dtype]]
 
+    def _weight(self, tensor: SourceTensor, packing: Packing, dtype: str) -> memoryview:
+        """All bytes of a packed weight, decoded; kept until another one is asked for."""
+        key = (tensor.name, dtype)
+        if self._decoded is None or self._decoded[0] != key:
+            self._decoded = None
 
-def _read(file: StreamedFile, tensor: FileTensor, offset: int, target: memoryview) -> None:
+            def fill(part: StoredTensor, buffer: bytearray) -> None:
+                _read(self._files[part.shard], part, part.offset, memoryview(buffer))
+
+            self._decoded = key, flat_bytes(decoded(packing, tensor.shape, dtype, fill))
+        return self._decoded[1]
+
+
+def _read(file: StreamedFile, tensor: SourceTensor, offset: int, target: memoryview) -> None:
     try:
         file.read(offset, target, len(target))
     except ReadError:

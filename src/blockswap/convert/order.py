@@ -20,14 +20,16 @@ from ..layout.dtypes import ITEM_BYTES
 from ..layout.geometry import WanGeometry, unit_of, units_in_order
 from ..layout.geometry.restated import needed_statements
 from ..layout.geometry.stated import stated_by
-from ..layout.header import FileTensor
-from ..layout.prefix import PADDING, is_padding
+from ..layout.prefix import PADDING
 from ..layout.slab import LEAF_ALIGNMENT, align_up
 from ..layout.writing import header_bytes
 from .rules import new_dtype
+from .weights import Source, new_name, source_tensors
 
 PAGE = 4096
 _ZERO_DTYPE = "uint8"
+# What a source says of how it is packed, and a plain file must not.
+_QUANTISERS = ("_quantization_metadata", "general.file_type", "general.quantization_version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Placed:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    source: tuple[int, FileTensor] | None
+    source: Source | None
 
     @property
     def nbytes(self) -> int:
@@ -96,17 +98,15 @@ def _groups(
         unit: [] for unit in (*units_in_order(checkpoint.tensors), None)
     }
     keys = {tensor.name: key for key, tensor in checkpoint.tensors.items()}
-    for shard, header in enumerate(checkpoint.headers):
-        for tensor in header.tensors:
-            if is_padding(tensor.name):
-                continue
-            key = keys.get(tensor.name)
-            unit, new = None, tensor.dtype
-            if key is not None:
-                split = unit_of(key)
-                unit = None if split is None else split.unit
-                new = new_dtype(checkpoint.tensors[key], dtype, everything=everything)
-            groups[unit].append(Placed(tensor.name, new, tensor.shape, (shard, tensor)))
+    for source in source_tensors(checkpoint):
+        tensor = source[1]
+        key = keys.get(tensor.name)
+        unit, new = None, tensor.dtype
+        if key is not None:
+            split = unit_of(key)
+            unit = None if split is None else split.unit
+            new = new_dtype(checkpoint.tensors[key], dtype, everything=everything)
+        groups[unit].append(Placed(new_name(checkpoint, tensor), new, tensor.shape, source))
     for group in groups.values():
         if group:
             # Stable: tensors of equal alignment keep the order of their files.
@@ -121,4 +121,8 @@ def _alignment(nbytes: int) -> int:
 def new_metadata(checkpoint: Checkpoint, geometry: WanGeometry | None) -> dict[str, str]:
     """The checkpoint's own, and what only a config.json beside it says: one file has none."""
     needed = {} if geometry is None else needed_statements(geometry, stated_by(checkpoint))
-    return {**needed, **checkpoint.metadata}
+    kept = dict(checkpoint.metadata)
+    if any(tensor.packing is not None for tensor in checkpoint.tensors.values()):
+        for word in _QUANTISERS:
+            kept.pop(word, None)
+    return {**needed, **kept}

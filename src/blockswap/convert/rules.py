@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from ..errors import ArgsError, GeometryError
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.dtypes import ITEM_BYTES
+from ..layout.formats import unpacked
+from ..layout.formats.main_dtype import keeps_dtype
 from ..layout.geometry import (
     WanGeometry,
     infer_geometry,
@@ -22,9 +24,6 @@ from ..layout.quoting import quote
 
 # Eight bits without scales are a quantiser's work, not a cast.
 TARGETS = ("bfloat16", "float16", "float32")
-# What the official pipelines keep in fp32 when they load in another dtype: `_keep_in_fp32_modules`
-# of diffusers' Wan classes, in diffusers' spelling (original: modulation, norm3, time_embedding).
-KEPT_PARTS = frozenset({"rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"})
 _EIGHT_BITS = frozenset({dtype for dtype, nbytes in ITEM_BYTES.items() if nbytes == 1})
 # How the name of a Wan tensor ends, in either spelling.
 _OWN_ENDS = frozenset({"weight", "bias", "modulation", "scale_shift_table", "emb_pos", "pos_embed"})
@@ -42,13 +41,10 @@ _CAST_FROM = frozenset(
 )
 
 
-def keeps_dtype(key: str) -> bool:
-    """Whether official pipelines keep the tensor (key in either naming) out of a cast."""
-    return not KEPT_PARTS.isdisjoint(to_diffusers_key(key).split("."))
-
-
 def new_dtype(tensor: StoredTensor, wanted: str | None, *, everything: bool) -> str:
     """The dtype that a tensor of the transformer will have."""
+    if tensor.packing is not None:
+        return wanted or tensor.dtype
     if wanted is None or tensor.dtype not in _CAST_FROM:
         return tensor.dtype
     if (
@@ -60,9 +56,10 @@ def new_dtype(tensor: StoredTensor, wanted: str | None, *, everything: bool) -> 
 
 def check_request(checkpoint: Checkpoint, dtype: str | None) -> None:
     """Raises ArgsError for a stranger's file, an unknown dtype, or a cast without sense."""
-    if checkpoint.in_gguf:
+    if checkpoint.in_gguf and dtype is None:
         raise ArgsError(
-            f"{checkpoint.label} is a GGUF file, and convert rewrites safetensors: open it as it is"
+            f"{checkpoint.label} is a GGUF file, and convert writes safetensors, which have no "
+            f"blocks: give a dtype ({', '.join(TARGETS)}) to dequantise it"
         )
     _check_stranger(checkpoint)
     _check_dtype(checkpoint, dtype)
@@ -80,7 +77,7 @@ def read_geometry(checkpoint: Checkpoint) -> tuple[WanGeometry | None, str]:
     open. Raises ArgsError where it does not.
     """
     try:
-        return infer_geometry(checkpoint), ""
+        return infer_geometry(unpacked(checkpoint)), ""
     except GeometryError as error:
         if checkpoint.config is not None:
             raise ArgsError(str(error)) from error
@@ -132,6 +129,8 @@ def _torn_by_a_cast(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     """The tensors that only a quantiser writes, and what each is."""
     tensors = checkpoint.tensors
     for tensor in tensors.values():
+        if tensor.packing is not None:
+            continue  # it is dequantised, and not cast
         last = tensor.key.rpartition(".")[2]
         is_scale = tensor.key in FILE_MARKS or last in SCALES
         # Weights are floating point; a matrix of whole numbers is packed by a quantiser.
@@ -139,7 +138,7 @@ def _torn_by_a_cast(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
             yield tensor.name, tensor.dtype
         elif why := _beside_eight_bits(tensor, tensors):
             yield tensor.name, why
-    if any(tensor.dtype in _EIGHT_BITS for tensor in tensors.values()):
+    if any(t.dtype in _EIGHT_BITS and t.packing is None for t in tensors.values()):
         yield from (
             (t.name, "no weight of Wan's, beside weights of 8 bits")
             for t in tensors.values()
@@ -161,6 +160,8 @@ def _beside_eight_bits(tensor: StoredTensor, tensors: Mapping[str, StoredTensor]
         owner = owner.rpartition(".")[0]
         weight = tensors.get(f"{owner}.weight")
         if weight is None or weight is tensor or weight.dtype not in _EIGHT_BITS:
+            continue
+        if weight.packing is not None:
             continue
         if tensor.key != f"{owner}.bias":
             return f"a tensor of its own beside a weight of {weight.dtype}"

@@ -1,7 +1,8 @@
 """Conversion: this module owns the steps of `convert`, and that nothing half done gets the name.
 
 Everything is written to `.NAME.part` beside the target, compared with the source, and renamed.
-Memory stays under 100 MB beside torch itself, whatever the size of model and tensors.
+Memory stays under 100 MB beside torch itself, whatever the size of model and tensors; a weight that
+is dequantised is in memory whole.
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ..errors import ArgsError, GeometryError, HeaderError, OutputError, ReadError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
+from ..layout.formats import unpacked
 from ..layout.geometry import WanGeometry, infer_geometry
 from ..layout.header import read_header
 from ..layout.prefix import is_padding
@@ -31,6 +33,7 @@ from .order import NewLayout, new_layout, new_metadata
 from .part import open_part, write_part
 from .rules import check_request, read_geometry
 from .verify import compare, odd_padding, open_files
+from .weights import as_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,8 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
 
     `source` is a file, an index or a folder. Names, prefix and metadata stay. With `dtype`
     ("bfloat16", "float16", "float32") floating-point tensors of the transformer are cast, but for
-    those that official pipelines keep in fp32, unless `everything`. `padding` lets every block
+    those that official pipelines keep in fp32, unless `everything`, and quantised weights are
+    dequantised. `padding` lets every block
     start at a multiple of 4096 bytes, at the price of tensors of zeros that some programs refuse.
 
     A run that was ended early goes on where it was when it is called again in the same way; the
@@ -79,7 +83,7 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
     ReadError, and OutputError for all that is wrong with the target.
     """
     path = output_path(target)
-    checkpoint = open_checkpoint(source)
+    checkpoint = as_weights(open_checkpoint(source), dtype)
     check_request(checkpoint, dtype)
     _check_target(path, checkpoint, overwrite=overwrite)
     geometry, refusal = read_geometry(checkpoint)
@@ -103,6 +107,7 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
     except OSError as error:
         raise _failed(work, error) from error
     notes = [] if stale is None else [f"an unfinished conversion was begun anew: {stale}"]
+    notes += checkpoint.notes
     if refusal:
         notes.append(f"the new file opens no further than its source: {refusal}")
     sources = [tensor.source for tensor in layout.tensors]
@@ -175,7 +180,7 @@ def _check_reading(made: Checkpoint, target: Path, geometry: WanGeometry | None)
     if geometry is None:
         return
     try:
-        found = infer_geometry(made)
+        found = infer_geometry(unpacked(made))
         why = "another model would be read from both"
     except GeometryError as error:
         found, why = None, str(error)

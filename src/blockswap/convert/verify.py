@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import ArgsError, GeometryError
 from ..layout.checkpoint import STATED_PREFIX, Checkpoint, checkpoint_of, open_checkpoint
+from ..layout.formats import quantiser_keys, unpacked
 from ..layout.geometry import infer_geometry
 from ..layout.header import FileHeader, FileTensor, read_header
 from ..layout.prefix import is_padding
@@ -19,6 +20,7 @@ from ..layout.writing import Meter, Progress
 from ..paths import input_path
 from ..store.file_io import StreamedFile
 from .cast import PieceReader, pieces
+from .weights import Source, as_weights, new_name, packing_of, source_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,13 @@ def verify_pair(
     `progress` is called with bytes compared and bytes in all. Raises CheckpointError where one of
     them cannot be read, or where the source is refused for what its config.json says.
     """
-    checkpoint, path = open_checkpoint(source), input_path(target)
+    path = input_path(target)
     header = read_header(path)
     made = checkpoint_of(one_file(path), (header,))
+    checkpoint = open_checkpoint(source)
+    if not quantiser_keys(made):
+        # A plain file is compared with what the source is dequantised to.
+        checkpoint = as_weights(checkpoint, "plain")
     with open_files(checkpoint.headers) as files:
         reader = PieceReader(files)
         meter = Meter(header.file_bytes - header.data_start, progress)
@@ -57,7 +63,7 @@ def _different_readings(source: Checkpoint, made: Checkpoint) -> Iterator[str]:
     """Where a reader takes another model from the new file than from its source."""
     path = made.paths[0]
     try:
-        expected = infer_geometry(source)
+        expected = infer_geometry(unpacked(source))
     except GeometryError:
         if source.config is not None:
             raise
@@ -71,7 +77,7 @@ def _different_readings(source: Checkpoint, made: Checkpoint) -> Iterator[str]:
                 )
         return
     try:
-        found = infer_geometry(made)
+        found = infer_geometry(unpacked(made))
     except GeometryError as error:
         yield f"{path} is not read as its source is: {error}"
         return
@@ -110,12 +116,7 @@ def compare(
     checkpoint: Checkpoint, header: FileHeader, reader: PieceReader, meter: Meter
 ) -> Verified:
     """As `verify_pair`, with the source's files open already."""
-    wanted = {
-        tensor.name: (shard, tensor)
-        for shard, one in enumerate(checkpoint.headers)
-        for tensor in one.tensors
-        if not is_padding(tensor.name)
-    }
+    wanted = {new_name(checkpoint, found[1]): found for found in source_tensors(checkpoint)}
     found = {tensor.name: tensor for tensor in header.tensors}
     differences = list(_different_names(wanted, found, header.path))
     with open_files([header]) as (target,):
@@ -142,14 +143,15 @@ def _different_names(
 
 
 def _different(
-    where: tuple[int, FileTensor], tensor: FileTensor, reader: PieceReader, back: PieceReader
+    where: Source, tensor: FileTensor, reader: PieceReader, back: PieceReader
 ) -> Iterator[str]:
     source = where[1]
     name = quote(tensor.name)
     if source.shape != tensor.shape:
         yield f"{name} is {list(tensor.shape)}, in the source {list(source.shape)}"
         return
-    if _is_float(source.dtype) != _is_float(tensor.dtype):
+    whole = packing_of(source) is None and not _is_float(source.dtype)
+    if whole == _is_float(tensor.dtype):
         yield f"{name} is {tensor.dtype}, in the source {source.dtype}"
         return
     for span in pieces(source.dtype, tensor.dtype, math.prod(tensor.shape)):

@@ -11,7 +11,10 @@ import torch
 
 from ..layout.slab import pack
 from ..layout.values import Leaf, contiguous_stride
+from .merge import Merge, Merged
 from .steps import Cast, Cost, Step
+
+_PLAIN = ("float32", "bfloat16", "float16")  # dtypes that add up with fp32 as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,22 @@ class LeafForm:
     def stored_bytes(self) -> int:
         return sum(leaf.nbytes for leaf in self.stored)
 
+    @property
+    def merges(self) -> bool:
+        """Whether adapters are merged on the way, which is done where the weight computes."""
+        return any(isinstance(step, Merge) for step in self.steps)
+
+    def merged_with(self, merged: Sequence[Merged], stored: Sequence[Leaf]) -> "LeafForm":
+        """The form with adapters merged in, whose own arrays are `stored`, in order.
+
+        Plain floats are widened to fp32 as they are stored; what is packed is decoded first, as it
+        is without adapters. Either is rounded to its compute dtype at the end.
+        """
+        plain = self.stored[0].dtype in _PLAIN and all(isinstance(s, Cast) for s in self.steps)
+        base = () if plain else self.steps
+        step = Merge(self.stored, base, self.computed, tuple(merged))
+        return LeafForm((*self.stored, *stored), self.computed, (step,))
+
     def then(self, step: Step, stored: Sequence[Leaf] = ()) -> "LeafForm":
         """The form with one more step, whose own arrays are `stored`.
 
@@ -44,14 +63,31 @@ def plain_form(stored: Leaf, computed: Leaf) -> LeafForm:
     return LeafForm((stored,), computed, steps)
 
 
+def decoded_once(
+    form: LeafForm, stored: Sequence[torch.Tensor], device: torch.device
+) -> torch.Tensor:
+    """The compute form for a unit that stays: as `decoded_on_host`, but where LoRAs are merged.
+
+    That is done by `device` here, too, so that what a weight becomes does not depend on where its
+    unit rests.
+    """
+    if not form.merges:
+        return decoded_on_host(form, stored)
+    return _decoded(form, [array.to(device) for array in stored], device)
+
+
 def decoded_on_host(form: LeafForm, stored: Sequence[torch.Tensor]) -> torch.Tensor:
     """The compute form in memory of its own, once; what is only cast is left to whoever copies."""
     if all(isinstance(step, Cast) for step in form.steps):
         return stored[0]
+    return _decoded(form, stored, torch.device("cpu"))
+
+
+def _decoded(form: LeafForm, stored: Sequence[torch.Tensor], where: torch.device) -> torch.Tensor:
     leaf, decoding = form.computed, UnitDecoding((form,))
     dtype = getattr(torch, leaf.dtype)
-    out = torch.empty_strided(leaf.shape, leaf.stride, dtype=dtype, device="cpu")
-    scratch = torch.empty(decoding.scratch_bytes, dtype=torch.uint8, device="cpu")
+    out = torch.empty_strided(leaf.shape, leaf.stride, dtype=dtype, device=where)
+    scratch = torch.empty(decoding.scratch_bytes, dtype=torch.uint8, device=where)
     for run in decoding.prepare(stored, [out], scratch):
         run()
     return out
@@ -79,7 +115,12 @@ class UnitDecoding:
 
     @property
     def rests_stored(self) -> bool:
-        """Whether the unit is smaller as it is stored: then that is what rests in RAM and moves."""
+        """Whether the unit is smaller as it is stored: then that is what rests in RAM and moves.
+
+        So does a unit with adapters: they are merged by the device, wherever the unit rests.
+        """
+        if any(form.merges for form in self.forms):
+            return True
         computed = sum(form.computed.nbytes for form in self.forms)
         return sum(form.stored_bytes for form in self.forms) < computed
 

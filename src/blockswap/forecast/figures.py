@@ -4,9 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..decode.formats import packed_form
+from ..decode.unit_decoding import LeafForm, UnitDecoding, plain_form
 from ..errors import ArgsError
 from ..layout.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from ..layout.dtypes import ITEM_BYTES
+from ..layout.formats import unpacked
+from ..layout.formats.main_dtype import HALVES, is_quantised, keeps_dtype, main_dtype
 from ..layout.geometry import (
     WanGeometry,
     file_names,
@@ -73,13 +77,17 @@ def find_model(name: str, dtype: str | None = None) -> ModelFigures:
 
 def figures_of_file(checkpoint: Checkpoint, dtype: str | None, path: Path) -> ModelFigures:
     """The same for an opened checkpoint, with the exact sizes of what is read from it."""
+    checkpoint = unpacked(checkpoint)
     geometry = replace(infer_geometry(checkpoint), naming="diffusers")
+    quantised = any(map(is_quantised, checkpoint.tensors.values()))
+    main = main_dtype(checkpoint.tensors.values()) if quantised else None
     stored = {to_diffusers_key(tensor.key): tensor for tensor in checkpoint.tensors.values()}
     leaves = {
-        key: _leaf(tensor.shape, _computed(tensor.dtype, dtype)) for key, tensor in stored.items()
+        key: _leaf(tensor.shape, _computed(key, tensor, dtype, main))
+        for key, tensor in stored.items()
     }
     label = name_variant(geometry) or checkpoint.label
-    held = _main_dtype(_leaf(tensor.shape, tensor.dtype) for tensor in stored.values())
+    held = _held(stored.values())
     return replace(_figures(label, geometry, _Bytes(leaves, stored)), path=path, stored=held)
 
 
@@ -114,21 +122,56 @@ def _unit(name: str, keys: list[str], tensors: _Bytes) -> UnitFacts:
     assert kind is not None, "the keys of a unit name it"
     computed = [tensors.leaves[key] for key in keys]
     nbytes = pack(computed).nbytes
-    disk, cast = nbytes, 0
-    if tensors.stored is not None:
-        stored = [tensors.stored[key] for key in keys]
-        disk = file_slab([Extent(t.shard, t.offset, t.nbytes) for t in stored]).slab.nbytes
-        changed = [leaf for leaf, t in zip(computed, stored, strict=True) if leaf.dtype != t.dtype]
-        cast = pack(changed).nbytes
-    return UnitFacts(name, kind.kind, nbytes, nbytes, disk, cast)
+    facts = UnitFacts(name, kind.kind, nbytes, nbytes, nbytes)
+    if tensors.stored is None:
+        return facts
+    stored = [tensors.stored[key] for key in keys]
+    parts = [part for t in stored for part in ([t] if t.packing is None else t.packing.parts)]
+    decoding = UnitDecoding(tuple(map(_form, stored, computed)))
+    facts = replace(
+        facts,
+        disk_slab_bytes=file_slab([Extent(t.shard, t.offset, t.nbytes) for t in parts]).slab.nbytes,
+        decode_bytes=decoding.buffer_bytes,
+        decode_moved_bytes=decoding.cost.moved_bytes,
+    )
+    if not decoding.rests_stored:
+        return facts
+    ram = pack(decoding.stored).nbytes
+    return replace(facts, ram_slab_bytes=ram, ram_decode_bytes=decoding.buffer_bytes)
+
+
+def _form(stored: StoredTensor, computed: Leaf) -> LeafForm:
+    if stored.packing is not None:
+        return packed_form(stored.packing, computed)
+    return plain_form(_leaf(stored.shape, stored.dtype), computed)
 
 
 def _leaf(shape: tuple[int, ...], dtype: str) -> Leaf:
     return Leaf((), dtype, shape, contiguous_stride(shape))
 
 
-def _computed(stored: str, asked: str | None) -> str:
-    return asked if asked is not None and stored in _FLOATING else stored
+def _computed(key: str, stored: StoredTensor, asked: str | None, main: str | None) -> str:
+    """What a tensor computes in: as asked, else as stored.
+
+    In a quantised file, of which `main` is the dtype, it is as `open_transformer` has it.
+    """
+    if asked is not None and (is_quantised(stored) or stored.dtype in _FLOATING):
+        return asked
+    if main is None or asked is not None:
+        return stored.dtype
+    if not keeps_dtype(key):
+        return main
+    kept = stored.dtype in HALVES and unit_of(key) is not None
+    return stored.dtype if kept else "float32"
+
+
+def _held(stored: Iterable[StoredTensor]) -> str:
+    """The format, or dtype, that most bytes of a file are in."""
+    totals: dict[str, int] = {}
+    for tensor in stored:
+        name = tensor.packing.format if tensor.packing else tensor.dtype
+        totals[name] = totals.get(name, 0) + tensor.nbytes
+    return max(totals, key=totals.__getitem__)
 
 
 def _main_dtype(leaves: Iterable[Leaf]) -> str:

@@ -125,7 +125,7 @@ def foresee(order: Order) -> Foresight:
     carried = carried_bytes(geometry, workload, dtype=order.companions.text_encoder_dtype)
     activations = cost.activation_bytes + carried
     margin = MARGIN if order.machine is None else order.machine.kept_free
-    speeds = speeds_of(cost, order.machine, workload.dtype)
+    speeds = speeds_of(cost, order.machine, workload.dtype, facts_of(order).units)
     return Foresight(workload.words, activations, margin.of(activations), speeds)
 
 

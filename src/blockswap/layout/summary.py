@@ -74,10 +74,10 @@ def _unit_bytes(tensors: Iterable[StoredTensor]) -> tuple[dict[str, int], int]:
 
 
 def _dtype_bytes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
-    """Bytes by element type, largest first."""
+    """Bytes by element type, or format of what is packed, largest first."""
     counts: Counter[str] = Counter()
     for tensor in tensors:
-        counts[tensor.dtype] += tensor.nbytes
+        counts[tensor.packing.format if tensor.packing else tensor.dtype] += tensor.nbytes
     return dict(counts.most_common())
 
 

@@ -56,12 +56,22 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Likeness:
+    """How to rebuild a parameter subclass that is one array with plain notes on it: its class.
+
+    The notes (such as the block type of a GGUF parameter) are those of the tensor it is made like.
+    """
+
+    wrapper: type
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A parameter or constant buffer of a unit; `name` is dotted and relative to the unit."""
 
     name: str
     leaves: tuple[Leaf, ...]
-    recipe: Recipe | None = None
+    recipe: Recipe | Likeness | None = None
 
     @property
     def nbytes(self) -> int:
@@ -76,6 +86,17 @@ class UnitLayout:
     kind: UnitKind
     index: int  # position among units of its kind: the number users write
     tensors: tuple[TensorSpec, ...]
+
+    @property
+    def list_name(self) -> str:
+        """The list that the unit is a member of, "single_transformer_blocks"."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def place(self) -> int | None:
+        """Its place in that list; None for a member that has a name instead, and an embedder."""
+        last = self.name.rpartition(".")[2]
+        return int(last) if last.isdecimal() else None
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..errors import ArgsError, BlockSwapError
 from ..selection import BlockSwapArgs
-from .types import CATEGORY, BlockSwapArgsType, found_by
+from .types import CATEGORY, BlockSwapArgsType, found_by, rarely_used
 
 _AUTOMATIC = -1
 
@@ -81,8 +81,8 @@ def _is_count(key: str) -> bool:
     return key in ("blocks_to_swap", "prefetch_blocks", "vace_blocks_to_swap")
 
 
-def _count(name: str, most: int, tooltip: str) -> Any:
-    return io.Int.Input(name, default=_AUTOMATIC, min=_AUTOMATIC, max=most, tooltip=tooltip)
+def _count(name: str, most: int, tooltip: str, **more: Any) -> Any:
+    return io.Int.Input(name, default=_AUTOMATIC, min=_AUTOMATIC, max=most, tooltip=tooltip, **more)
 
 
 def _which() -> list[Any]:
@@ -130,32 +130,38 @@ def _how() -> list[Any]:
             "offload_txt_emb",
             default=False,
             tooltip="Stream the text embedder too. It is small and used once a step.",
+            **rarely_used(),
         ),
         io.Boolean.Input(
             "offload_img_emb",
             default=False,
             tooltip="Stream the image embedder too, where the model has one.",
+            **rarely_used(),
         ),
         _count(
             "prefetch_blocks",
             40,
             "How many blocks to copy ahead. -1: two. 0: each is copied when it is needed, which "
             "is slow and needs least memory.",
+            **rarely_used(),
         ),
         _count(
             "vace_blocks_to_swap",
             9999,
             "How many of the VACE blocks to stream. -1: the plan decides, or none where blocks or "
             "a count is given.",
+            **rarely_used(),
         ),
         io.Boolean.Input(
             "use_non_blocking",
             default=True,
             tooltip="Copy while blocks compute. Off: nothing is copied ahead.",
+            **rarely_used(),
         ),
         io.Boolean.Input(
             "block_swap_debug",
             default=False,
             tooltip="Print a line for each block with its true times to the console. Slows down.",
+            **rarely_used(),
         ),
     ]

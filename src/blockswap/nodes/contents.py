@@ -18,7 +18,7 @@ from ..layout.checkpoint import Checkpoint
 from ..layout.prefix import is_meaningless
 from ..layout.values import Leaf
 from ..store.leaves import leaf_tensors, torch_dtype
-from . import host
+from . import host_checkpoints
 
 # What the host reads while it decides; everything else is seen by its shape alone.
 _READ = (".comfy_quant", ".scale_input")
@@ -59,9 +59,9 @@ def contents_of(checkpoint: Checkpoint) -> FileContents:
     file_key = {id(tensor): name.removeprefix(prefix) for name, tensor in named.items()}
     kept = list(named.values())  # an identity is one for as long as its tensor lives
     # As the host does it: under the file's names first, then under the bare ones.
-    made = host.converted(dict(named), checkpoint.metadata)
+    made = host_checkpoints.converted(dict(named), checkpoint.metadata)
     bare = {key.removeprefix(prefix): tensor for key, tensor in made.items()}
-    made = host.converted(bare, checkpoint.metadata)
+    made = host_checkpoints.converted(bare, checkpoint.metadata)
     origins = {key: file_key[id(t)] for key, t in made.items() if id(t) in file_key}
     weights = {
         key: tensor if key.endswith(".comfy_quant") else tensor.to("meta")
@@ -98,7 +98,7 @@ def file_keys(root: torch.nn.Module, contents: FileContents) -> dict[str, tuple[
             continue
         names: tuple[str | None, ...] = (place.label,)
         if is_traceable_wrapper_subclass(tensor):
-            parts = host.stored_names(place.label, tensor)
+            parts = host_checkpoints.stored_names(place.label, tensor)
             names = tuple(parts.get(id(leaf)) for _, leaf in leaf_tensors(tensor))
         keys = tuple(contents.origins.get(name or "") for name in names)
         if None in keys:

@@ -18,6 +18,7 @@ from ..swap import Mapped, plan_units
 from . import host_dynamic
 from .dynamic_holding import DynamicHolding
 from .holding import Holding, holding_of
+from .lost_patches import none_lost
 from .overrides import Overrides, files_of, release, transformer_of
 from .room import granted_of
 
@@ -64,7 +65,7 @@ class DynamicOverrides(Overrides):
         patcher = self._patcher
         try:
             holding = self._current(device_to) or self._take(device_to, 0)
-            with holding.at_work():
+            with holding.at_work(), none_lost():
                 result = self._host.load(patcher, device_to, *args, **kwargs)
             holding.open(transformer_of(patcher))
         except BaseException:

@@ -6,15 +6,15 @@ has no promise behind it, and a new ComfyUI may rename it: `host_names` lists ea
 to be importable without a ComfyUI around it.
 """
 
-import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from ..errors import ModelError
+from .lost_patches import none_lost
 
 # Methods of a model patcher that a clone with block swap stands in front of.
 OVERRIDDEN = (
@@ -27,6 +27,7 @@ OVERRIDDEN = (
     "unpatch_hooks",
     "model_size",
     "get_ram_usage",
+    "get_key_patches",
 )
 
 
@@ -78,122 +79,55 @@ def empty_cache() -> None:
     management.soft_empty_cache()
 
 
-# Which model a checkpoint is, and the patcher around it.
-
-
-def converted(
-    weights: dict[str, torch.Tensor], metadata: Mapping[str, str]
-) -> dict[str, torch.Tensor]:
-    """A state dict with its quantisation in the host's words of today.
-
-    Newer cores rewrite what older files say; older ones read it as it is.
-    """
-    import comfy.utils
-
-    convert = getattr(comfy.utils, "convert_old_quants", None)
-    if convert is None:
-        return weights
-    made: dict[str, torch.Tensor] = convert(weights, "", metadata=dict(metadata))[0]
-    return made
-
-
-def detect(weights: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> Any | None:
-    """The host's configuration for a state dict (of meta tensors), its compute dtypes set.
-
-    What the host takes for a marker of the whole file it takes out of `weights`.
-    """
-    import comfy.model_detection
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory ran out, in the words of torch or the host."""
     import comfy.model_management as management
-    import comfy.utils
 
-    count, stored = comfy.utils.calculate_parameters(weights), comfy.utils.weight_dtype(weights)
-    config = comfy.model_detection.model_config_from_unet(weights, "", metadata=dict(metadata))
-    if config is None:
-        return None
-    device, kinds = management.get_torch_device(), list(config.supported_inference_dtypes)
-    # Newer cores have one mark for every quantised file; of the two of older ones each decides one
-    # of the dtypes.
-    mixed = _mark(config, "quant_config") or _mark(config, "layer_quant_config")
-    lone = _mark(config, "quant_config") or _mark(config, "scaled_fp8")
-    wanted = management.unet_dtype(
-        model_params=count, supported_dtypes=kinds, weight_dtype=None if lone else stored
-    )
-    cast = management.unet_manual_cast(None if mixed else wanted, device, kinds)
-    config.set_inference_dtype(wanted, cast)
-    return config
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    asked = getattr(management, "is_oom", None)  # of newer cores
+    return asked is not None and isinstance(error, RuntimeError) and bool(asked(error))
 
 
-def _mark(config: Any, name: str) -> bool:
-    """Whether a mark is set; newer cores answer for marks that they do not have with a warning."""
-    return hasattr(type(config), name) and getattr(config, name) is not None
-
-
-def build(config: Any, weights: dict[str, torch.Tensor]) -> tuple[Any, list[str], list[str]]:
-    """The host's model on meta tensors, as its own loading of `weights` (on meta) would leave it.
-
-    Returns it with the names that `weights` lack, and those that the model has no place for.
-    """
-    with _plain_layers():
-        model = config.get_model(weights, "", device=torch.device("meta"))
-        offered = config.process_unet_state_dict(dict(weights))
-        missing, unexpected = model.diffusion_model.load_state_dict(offered, strict=False)
-    for path, module in model.diffusion_model.named_modules():
-        if vars(module).get("weight", module) is None:  # a quantised layer that found no weight
-            missing.append(f"{path}.weight")
-    return model, list(missing), list(unexpected)
-
-
-@contextmanager
-def _plain_layers() -> Iterator[None]:
-    """Under dynamic VRAM layers are made without weights; a model in a file needs them on meta."""
-    try:
-        memory: Any = importlib.import_module("comfy.memory_management")
-    except ImportError:  # older cores
-        yield
-        return
-    before, memory.aimdo_enabled = getattr(memory, "aimdo_enabled", False), False
-    try:
-        yield
-    finally:
-        memory.aimdo_enabled = before
-
-
-def stored_names(label: str, tensor: torch.Tensor) -> dict[int, str]:
-    """Under which name each part of a quantised weight is saved, by the identity of the part."""
-    if hasattr(tensor, "state_dict"):
-        return {id(part): name for name, part in tensor.state_dict(label).items()}
-    quantised: Any = tensor  # of older cores, which know one number beside the weight
-    names = {id(quantised._qdata): label}
-    names[id(quantised._layout_params.get("scale"))] = f"{label}_scale"
-    return names
-
-
-def new_patcher(model: Any, *, dynamic: bool) -> Any:
-    """A patcher for a model that the host has not loaded itself.
-
-    `dynamic`: as the host makes them where it has dynamic VRAM.
-    """
+def free_others(patcher: Any, wanted_bytes: float) -> int:
+    """Has the host unload other models until so much is free; the bytes that became free."""
     import comfy.model_management as management
-    import comfy.model_patcher
 
-    plain = comfy.model_patcher.ModelPatcher
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", plain) if dynamic else plain
-    patcher = kind(
-        model,
-        load_device=management.get_torch_device(),
-        offload_device=management.unet_offload_device(),
-    )
-    patcher.cached_patcher_init = (_refuse_to_read, ())
-    return patcher
+    device, loaded = patcher.load_device, management.current_loaded_models
+    own = [m for m in loaded if m.model is not None and m.model.is_clone(patcher)]
+    before = free_bytes(device)
+    management.free_memory(wanted_bytes, device, keep_loaded=own)
+    empty_cache()
+    return max(0, free_bytes(device) - before)
 
 
-def _refuse_to_read(**_: Any) -> Any:
-    """Newer cores read a model's file anew where they need another one, with all of its weights."""
-    raise ModelError(
-        "this model is streamed from its file, and a file is never written nor loaded as a whole: "
-        "for scheduled hooks and for several devices load the model with ComfyUI's own loader and "
-        "put WanVideo Block Swap behind it"
-    )
+def reload(patcher: Any) -> None:
+    """Unloads a model in the middle of its sampling and loads it again, with what is free then."""
+    device = patcher.load_device
+    patcher.unpatch_model(patcher.offload_device, unpatch_weights=True)
+    empty_cache()
+    patcher.partially_load(device, max(free_bytes(device) - inference_bytes(), 1))
+
+
+def current_patcher(model: Any) -> Any:
+    """The patcher that a model is sampled with."""
+    return model.current_patcher
+
+
+def has_hooks(patcher: Any) -> bool:
+    """Whether patches that are scheduled by step are in the weights at this moment."""
+    return bool(patcher.hook_backup)
+
+
+def around_forward(patcher: Any, key: str, call: Callable[..., Any]) -> None:
+    """Has `call(executor, *args, **kwargs)` run the model's forward, in place of an earlier one."""
+    from comfy.patcher_extension import WrappersMP
+
+    patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, call)
+
+
+# Dynamic VRAM.
 
 
 def is_dynamic(patcher: Any) -> bool:
@@ -314,7 +248,8 @@ def patched(patch: Any, weight: torch.Tensor) -> torch.Tensor:
     if patch.convert_func is not None:
         full = patch.convert_func(full, inplace=True)
     if patches is not None:
-        full = comfy.lora.calculate_weight(patches, full, patch.key)
+        with none_lost():
+            full = comfy.lora.calculate_weight(patches, full, patch.key)
     if patch.set_func is not None:
         made: torch.Tensor = patch.set_func(full, seed=seed, return_weight=True)
         return made

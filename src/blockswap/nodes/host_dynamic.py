@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .host_names import can_share
+from .lost_patches import none_lost
 
 # Methods of a dynamic patcher that a clone with block swap stands in front of.
 OVERRIDDEN = (
@@ -26,6 +27,7 @@ OVERRIDDEN = (
     "loaded_ram_size",
     "pinned_memory_size",
     "model_size",
+    "get_key_patches",
 )
 # What else is asked of such a patcher.
 ATTRIBUTES = ("get_free_memory", "load_device", "patches", "weight_wrapper_patches")
@@ -42,7 +44,8 @@ def shares(patcher: Any) -> bool:
 
 
 def _places(patcher: Any) -> list[tuple[Any, str]]:
-    return [(patcher.model, "dynamic_pins")] + [(patcher, name) for name in ATTRIBUTES]
+    shared = [(patcher.model, name) for name in ("dynamic_pins", "dynamic_vbars")]
+    return shared + [(patcher, name) for name in ATTRIBUTES]
 
 
 def is_on() -> bool:
@@ -134,6 +137,15 @@ def give_up(patcher: Any) -> None:
     type(patcher).partially_unload(patcher, None, _ALL)
 
 
+def free_places(patcher: Any) -> int:
+    """Empties the places that the host's weights have on the device; bytes that went.
+
+    They are brought anew when they are used. What was loaded at once, patched, stays.
+    """
+    vbar = patcher.model.dynamic_vbars.get(patcher.load_device)
+    return 0 if vbar is None else int(vbar.free_memory(_ALL))
+
+
 def put_aside(modules: Iterable[torch.nn.Module]) -> dict[torch.nn.Module, dict[str, Any]]:
     """Takes off what the host's loading left on modules, and brings their weights to the host.
 
@@ -218,7 +230,16 @@ def patch_at_use(patcher: Any, key: str) -> Any:
     """What computes a weight's patches each time it is used; None without any."""
     from comfy.model_patcher import LowVramPatch
 
-    return LowVramPatch(key, patcher.patches) if key in patcher.patches else None
+    if key not in patcher.patches:
+        return None
+    patch = LowVramPatch(key, patcher.patches)
+
+    def patched(weight: torch.Tensor) -> torch.Tensor:
+        with none_lost():
+            made: torch.Tensor = patch(weight)
+        return made
+
+    return patched
 
 
 def changes_shape(patcher: Any, key: str, weight: torch.Tensor) -> bool:

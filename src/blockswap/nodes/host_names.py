@@ -20,6 +20,7 @@ NAMES = (
     "comfy.model_detection.model_config_from_unet",
     "comfy.model_management.cast_to_device",
     "comfy.model_management.current_loaded_models",
+    "comfy.model_management.free_memory",
     "comfy.model_management.get_free_memory",
     "comfy.model_management.get_torch_device",
     "comfy.model_management.minimum_inference_memory",
@@ -34,6 +35,8 @@ NAMES = (
     "comfy.patcher_extension.CallbacksMP",
     "comfy.patcher_extension.CallbacksMP.ON_CLONE",
     "comfy.patcher_extension.CallbacksMP.ON_DETACH",
+    "comfy.patcher_extension.WrappersMP",
+    "comfy.patcher_extension.WrappersMP.APPLY_MODEL",
     "comfy.supported_models_base.BASE.get_model",
     "comfy.supported_models_base.BASE.process_unet_state_dict",
     "comfy.supported_models_base.BASE.set_inference_dtype",
@@ -49,6 +52,7 @@ NAMES = (
 # What some cores have and others do without.
 OPTIONAL = (
     "comfy.memory_management.aimdo_enabled",
+    "comfy.model_management.is_oom",
     "comfy.model_management.lora_compute_dtype",
 )
 # What newer cores have beside these, where they have the first.
@@ -62,11 +66,14 @@ TOGETHER = {
 METHODS = (
     *(name for name in OVERRIDDEN if name != "get_ram_usage"),  # of older cores alone
     "add_callback_with_key",
+    "add_wrapper_with_key",
     "clone",
     "get_attachment",
     "get_combined_hook_patches",
     "is_clone",
+    "partially_unload",
     "remove_callbacks_with_key",
+    "remove_wrappers_with_key",
     "set_attachments",
 )
 ATTRIBUTES = (
@@ -79,7 +86,7 @@ ATTRIBUTES = (
     "patches",
     "patches_uuid",
 )
-SHARED = ("current_weight_patches_uuid", "model_loaded_weight_memory")
+SHARED = ("current_patcher", "current_weight_patches_uuid", "model_loaded_weight_memory")
 # What blocks are taken out of newer cores' dynamic VRAM through; without one of these a model gets
 # block swap without dynamic VRAM.
 SHARING = (

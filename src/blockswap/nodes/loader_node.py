@@ -6,9 +6,12 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..swap import as_args
+from .host_checkpoints import WEIGHT_DTYPES
 from .loading import load_streamed
+from .overrides import plan_text
 from .patcher import Wish
-from .types import CATEGORY, args_input, found_by
+from .status import send_text
+from .types import CATEGORY, args_input, found_by, rarely_used
 
 
 class BlockSwapLoaderNode(io.ComfyNode):
@@ -31,9 +34,11 @@ class BlockSwapLoaderNode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=["default"],
+                    options=list(WEIGHT_DTYPES),
                     default="default",
-                    tooltip="The weights compute as ComfyUI would have them from this file.",
+                    tooltip="What the weights are kept in, as in ComfyUI's own loader. default: as "
+                    "ComfyUI would have them from this file.",
+                    **rarely_used(),
                 ),
                 args_input(),
             ],
@@ -52,4 +57,7 @@ class BlockSwapLoaderNode(io.ComfyNode):
     ) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", unet_name)
         node_id = cls.hidden.unique_id if cls.hidden is not None else None
-        return io.NodeOutput(load_streamed(path, Wish(as_args(block_swap_args), node_id)))
+        send_text(node_id, f"opening {unet_name}: its header is read")
+        model = load_streamed(path, Wish(as_args(block_swap_args), node_id), weight_dtype)
+        send_text(node_id, plan_text(model))
+        return io.NodeOutput(model)

@@ -16,17 +16,19 @@ from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..store.leaves import rebuild, spec_of
 from ..stream.units.binding import as_value
 from ..swap import FileUnits, find_file_units
-from . import host, host_dynamic
+from . import host_checkpoints, host_dynamic
 from .contents import FileContents, contents_of, file_keys, refuse_unused
+from .file_weights import keep_file_weights
 from .host_names import require
 from .patcher import Wish, keep_file_units, swap_on_clone
 
 _OTHERWISE = "use ComfyUI's own loader with WanVideo Block Swap behind it"
 
 
-def load_streamed(path: str, wish: Wish) -> Any:
+def load_streamed(path: str, wish: Wish, weight_dtype: str = "default") -> Any:
     """A patcher for the checkpoint at `path`, with block swap on it.
 
+    `weight_dtype`: as the host's own loader has it, one of `host_checkpoints.WEIGHT_DTYPES`.
     Raises CheckpointError for what is no usable safetensors file, ModelError for a model that
     ComfyUI does not know or that cannot be streamed from its file, HostError in a ComfyUI that is
     not as expected.
@@ -39,7 +41,7 @@ def load_streamed(path: str, wish: Wish) -> Any:
             "the loader of its pack, or a bf16, fp16, fp8 or fp8_scaled checkpoint"
         )
     contents = contents_of(checkpoint)
-    model = _build(checkpoint, contents)
+    model = _build(checkpoint, contents, weight_dtype)
     root = model.diffusion_model
     _fill_in_scales(root, contents)
     dynamic = host_dynamic.is_on()
@@ -47,22 +49,26 @@ def load_streamed(path: str, wish: Wish) -> Any:
         _keep_stored_dtypes(root, contents)
     keys = file_keys(root, contents)
     files = find_file_units(root, path, keys)
+    in_units = tuple(f"{name}." for name in files.names)
+    keep_file_weights(
+        model, contents, {label: k for label, k in keys.items() if label.startswith(in_units)}
+    )
     _load_rest(root, contents, files)
-    patcher = host.new_patcher(model, dynamic=dynamic)
+    patcher = host_checkpoints.new_patcher(model, dynamic=dynamic)
     keep_file_units(model, files)
     return swap_on_clone(patcher, wish)
 
 
-def _build(checkpoint: Checkpoint, contents: FileContents) -> Any:
+def _build(checkpoint: Checkpoint, contents: FileContents, weight_dtype: str) -> Any:
     """ComfyUI's model for the checkpoint, its transformer on the meta device."""
-    config = host.detect(contents.weights, checkpoint.metadata)
+    config = host_checkpoints.detect(contents.weights, checkpoint.metadata, weight_dtype)
     if config is None or config.unet_config.get("image_model") != "wan2.1":
         raise ModelError(
             f"{checkpoint.label} is no Wan model that this ComfyUI knows: use a checkpoint in "
             "original names, as ComfyUI's own loader takes them"
         )
     try:
-        model, missing, unexpected = host.build(config, contents.weights)
+        model, missing, unexpected = host_checkpoints.build(config, contents.weights)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{checkpoint.label} could not be laid out by this ComfyUI ({_first_line(error)}): "

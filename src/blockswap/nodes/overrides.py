@@ -12,17 +12,19 @@ do the work, seen through these:
 """
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import ModelError, PlanError
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
 from ..swap import FileUnits, plan_file_units, plan_units
 from . import host
 from .arrival import forget_patches, patch_on_arrival, refuse_unnoted
+from .file_weights import with_mapped
 from .holding import Claim, Holding, Immovable, holding_of
-from .room import granted_by_host, size_with, whole_size
+from .lost_patches import none_lost
+from .room import granted_by_host, plan_sentence, size_with, whole_size
 
 KEY = "blockswap"
 _FILES = "blockswap_files"
@@ -34,6 +36,8 @@ class Wish:
 
     args: BlockSwapArgs
     node_id: str | None = None
+    # Bytes of weights and slots that a forward ran out of memory with less than: 0 is the least.
+    limit_bytes: int | None = None
 
     @property
     def automatic(self) -> bool:
@@ -41,6 +45,30 @@ class Wish:
         args = self.args
         named = args.block_list is not None or args.blocks_to_swap is not None
         return not named and args.vram_budget is None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the blocks are chosen, and the plan has no say in it."""
+        return not self.automatic and self.args.vram_budget is None
+
+    def within(self, granted: int | None) -> tuple[BlockSwapArgs, int | None]:
+        """Arguments and grant for a plan, under the limit that an out-of-memory has set."""
+        args, limit = self.args, self.limit_bytes
+        if limit is None or self.exact:
+            return args, granted
+        if limit == 0:
+            return _everything(args), granted
+        if args.vram_budget_bytes is not None:
+            return replace(args, vram_budget=min(limit, args.vram_budget_bytes)), granted
+        return args, limit if granted is None else min(limit, granted)
+
+
+def _everything(args: BlockSwapArgs) -> BlockSwapArgs:
+    """Exactly what may be streamed, all of it."""
+    named = args.block_list is not None or args.blocks_to_swap is not None
+    if named:
+        return replace(args, vram_budget=None)
+    return replace(args, vram_budget=None, blocks_to_swap=9999, vace_blocks_to_swap=9999)
 
 
 def keep_file_units(model: Any, files: FileUnits) -> None:
@@ -108,6 +136,15 @@ class Overrides:
             plan = self._plan(patcher.load_device, None)
             self._size_to_ask = size_with(plan, self._whole)
 
+    def plan_text(self) -> str:
+        """What will stay, what will be streamed and whether it fits, as far as is known now."""
+        device = self._patcher.load_device
+        free = granted_by_host(device, 0)
+        try:
+            return plan_sentence(self._plan(device, free), free)
+        except PlanError as error:  # other models may leave before this one is loaded
+            return f"plan: {error}"
+
     def model_size(self) -> int:
         """The bytes the host is to find room for: weights that it or we put on the device."""
         patcher = self._patcher
@@ -115,6 +152,12 @@ class Overrides:
         if holding is not None and holding.claim == self._claim(holding.claim.device):
             return size_with(holding.plan, self._whole)
         return self._size_to_ask
+
+    def get_key_patches(self, *args: Any, **kwargs: Any) -> dict[str, list[Any]]:
+        """Weights for a merge into another model; those in a file are on meta between runs."""
+        patcher = self._patcher
+        found = self._host.get_key_patches(patcher, *args, **kwargs)
+        return with_mapped(patcher.model, found)
 
     def get_ram_usage(self) -> int:
         """Streamed or not, the whole model is in host memory."""
@@ -199,7 +242,7 @@ class Overrides:
             holding = holding_of(patcher.model) or self._take(device_to, granted)
             fits = full_load or holding.plan.device_bytes <= granted
             room = max(lowvram_model_memory - holding.own_bytes, 0.1)
-            with holding.at_work():
+            with holding.at_work(), none_lost():
                 result = self._host.load(patcher, device_to, room, force_patch_weights, fits)
             if not fits:  # else the host has counted `model_size()`
                 host.add_loaded_bytes(patcher.model, holding.own_bytes)
@@ -231,14 +274,16 @@ class Overrides:
             # Weights in memory are patched for good; of those in a file the host only notes what is
             # to be patched, as it does for weights that it finds no room for.
             room = 1e32 if files is None else 1e-3
-            with holding.at_work(), holding.taking_turn(), host.without_callbacks(patcher):
+            turn = holding.taking_turn()
+            with holding.at_work(), turn, host.without_callbacks(patcher), none_lost():
                 self._host.load(patcher, device, room, False, False)
         if files is not None:
             _settle_notes(holding, patcher)
         return holding
 
     def _plan(self, device: Any, granted: int | None) -> SwapPlan:
-        patcher, args = self._patcher, self._wish.args
+        patcher = self._patcher
+        args, granted = self._wish.within(granted)
         files = files_of(patcher.model)
         if files is not None:
             return plan_file_units(files, args, device=device, granted_bytes=granted)
@@ -258,6 +303,12 @@ def _settle_notes(holding: Holding, patcher: Any) -> None:
             patch_on_arrival(module)
         elif not patcher.force_cast_weights:
             forget_patches(module)
+
+
+def plan_text(patcher: Any) -> str:
+    """The plan of a clone with block swap, before it is loaded."""
+    overrides: Overrides = patcher.load.__self__
+    return overrides.plan_text()
 
 
 def release(model: Any) -> None:

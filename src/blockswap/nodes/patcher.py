@@ -13,6 +13,7 @@ from . import host, host_dynamic
 from .dynamic import DynamicOverrides
 from .holding import holding_of
 from .host_names import require, require_of
+from .out_of_memory import survive
 from .overrides import KEY, Overrides, Wish, keep_file_units, release, transformer_of, wish_of
 
 __all__ = ["Wish", "keep_file_units", "release", "swap_on_clone", "transformer_of"]
@@ -30,11 +31,12 @@ def swap_on_clone(patcher: Any, wish: Wish) -> Any:
     _refuse_foreign(root)
     from ..adapters.live import describe_module
 
-    select(wish.args, describe_module(root).layout)
+    select(wish.args, describe_module(root, wish.args.block_lists).layout)
     clone = _clone(patcher)
     clone.set_attachments(KEY, wish)
     _overrides_of(clone).install()
     host.follow(clone, KEY, _on_clone, _on_detach)
+    survive(clone)
     return clone
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..swap import as_args
+from .overrides import plan_text
 from .patcher import Wish, swap_on_clone
 from .status import send_text
 from .types import CATEGORY, AnyModel, args_input, found_by, model_input
@@ -28,7 +29,9 @@ class BlockSwapNode(io.ComfyNode):
             clone, said = swap_on_wrappers(model, args, node_id)
             send_text(node_id, said)
             return io.NodeOutput(clone)
-        return io.NodeOutput(swap_on_clone(model, Wish(args, node_id)))
+        clone = swap_on_clone(model, Wish(args, node_id))
+        send_text(node_id, plan_text(clone))
+        return io.NodeOutput(clone)
 
 
 class BlockSwapAliasNode(BlockSwapNode):

@@ -1,6 +1,7 @@
 """The types and texts that several nodes share."""
 
 from dataclasses import fields
+from inspect import signature
 from typing import Any
 
 from comfy_api.latest import io
@@ -15,6 +16,12 @@ def found_by(*aliases: str) -> dict[str, Any]:
     """Words that the page's search finds a node by, where this core's schema has them."""
     known = "search_aliases" in {field.name for field in fields(io.Schema)}
     return {"search_aliases": list(aliases)} if known else {}
+
+
+def rarely_used() -> dict[str, bool]:
+    """For inputs that most leave alone: the page folds them away, where this core can say so."""
+    known = "advanced" in signature(io.Combo.Input.__init__).parameters
+    return {"advanced": True} if known else {}
 
 
 def model_input(tooltip: str) -> Any:

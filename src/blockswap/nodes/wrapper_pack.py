@@ -126,8 +126,8 @@ def _sentence(asked: Any, count: int | None = None, because: str = "") -> str:
 
 
 def _refuse_budgets(args: BlockSwapArgs, because: str) -> None:
-    for key in ("vram_budget", "ram_budget"):
-        if getattr(args, key) is not None:
+    for key in ("vram_budget", "ram_budget", "block_lists"):
+        if getattr(args, key) not in (None, ()):
             raise ArgsError(
                 f"{key} was asked of a model of WanVideoWrapper, whose own block swap knows only "
                 f"how many blocks{because}: give blocks_to_swap instead, or use ComfyUI's own "
@@ -140,10 +140,10 @@ def _count(args: BlockSwapArgs, total: int | None, because: str) -> int:
     listed = args.block_list
     if listed is None:
         return int(args.to_mapping()["blocks_to_swap"])
-    if total is not None:
+    if total is not None and not listed.by_list:
         listed.check_against_model(total)
     count = len(listed.indices)
-    if total is None or listed.indices != tuple(range(total - count, total)):
+    if total is None or listed.by_list or listed.indices != tuple(range(total - count, total)):
         raise ArgsError(
             f"blocks='{listed.text}' was asked of a model of WanVideoWrapper, whose own block swap "
             f"takes the last blocks only{because}: give blocks_to_swap instead, or use ComfyUI's "

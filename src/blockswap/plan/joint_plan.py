@@ -35,6 +35,7 @@ def joined_facts(models: Sequence[Facts]) -> Facts:
         ),
         # Each rest is an allocation of its own.
         rest_bytes=sum(align_up(facts.rest_bytes, first.granularity) for facts in models),
+        notes=(),  # each model's own plan repeats its own
     )
 
 
@@ -87,6 +88,7 @@ def parted_plans(
         sentences = (
             summary(facts, own),
             _shared_sentence(plan, models),
+            *facts.notes,
             *selections[number].sentences,
             *(f"{len(models)} models together: {said}" for said in plan.sentences),
         )

@@ -45,7 +45,7 @@ def make_plan(
         plan, said = _plan_in_place(question)
     else:
         plan, said = _plan_streaming(question)
-    sentences = (summary(facts, plan), *selection.sentences, *said)
+    sentences = (summary(facts, plan), *facts.notes, *selection.sentences, *said)
     return replace(plan, sentences=sentences)
 
 

@@ -20,6 +20,7 @@ class Timing:
     read_seconds: float
     exposed_seconds: float
     rest_seconds: float = 0.0  # of the compute, what is outside the units
+    decode_seconds: float = 0.0  # of the compute, what decodes streamed units
 
     @property
     def block_seconds(self) -> float:

@@ -27,8 +27,8 @@ def predict_module(
 ) -> ForwardCost:
     """What one forward of a model with these inputs costs; nothing is computed or allocated.
 
-    `model` is any module with Wan's blocks (diffusers' classes, modules laid out as `WanModel`,
-    ComfyUI's), on any device or without data; it is not changed. The inputs are examples: their
+    `model` is any module with lists of blocks (diffusers' and transformers' classes, ComfyUI's),
+    on any device or without data; it is not changed. The inputs are examples: their
     shapes and dtypes count, and they may be meta tensors. What a forward moves to the device and
     keeps there (the original's rope table) counts as made in this one. Raises ModelError for a
     model without blocks, for one that is being swapped, and where the forward asks for the values

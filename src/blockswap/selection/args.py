@@ -1,6 +1,6 @@
 """`BlockSwapArgs`: everything a user can ask for, its defaults, and what is refused at once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, SupportsIndex, cast
 
@@ -14,7 +14,9 @@ from .neighbour import OWN_KEY, checked_keys, keywords_from, neighbour_values
 class BlockSwapArgs:
     """What to stream and with how much memory; all of it may be left out.
 
-    blocks                which blocks: "0,2,3-5" or numbers; kept as ascending distinct indices
+    blocks                which blocks: "0,2,3-5" or numbers; kept as ascending distinct indices.
+                          They count through all lists of the model; "transformer_blocks:0-5" names
+                          one, and is kept as text
     blocks_to_swap        how many blocks, evenly spread; beyond the model it is clamped, and said
     offload_txt_emb       stream the text embedder too
     offload_img_emb       stream the image embedder too
@@ -26,6 +28,8 @@ class BlockSwapArgs:
     block_swap_debug      a line for each block with its true times
     vram_budget           bytes on the compute device for weights and slots, "8GiB"
     ram_budget            bytes of host memory for streamed blocks, "16GiB"
+    block_lists           where the lists of blocks hang in the model, ("transformer_blocks",); by
+                          default they are found
 
     A list or a count without a `vram_budget` means exactly those blocks; with one it names the
     blocks that may be streamed. Neither: the plan chooses among all blocks. `blocks` reads as a
@@ -43,12 +47,16 @@ class BlockSwapArgs:
     block_swap_debug: bool = False
     vram_budget: str | int | None = None
     ram_budget: str | int | None = None
+    block_lists: Sequence[str] = ()
     block_list: BlockList | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         block_list = _block_list(self.blocks)
         self._settle("block_list", block_list)
-        self._settle("blocks", block_list.indices if block_list else None)
+        named = block_list is not None and block_list.by_list
+        listed = (block_list.text if named else block_list.indices) if block_list else None
+        self._settle("blocks", listed)
+        self._settle("block_lists", _paths(self.block_lists))
         for name in ("blocks_to_swap", "prefetch_blocks", "vace_blocks_to_swap"):
             self._settle(name, _count(name, getattr(self, name)))
         for name in ("offload_txt_emb", "offload_img_emb", "use_non_blocking", "block_swap_debug"):
@@ -63,7 +71,7 @@ class BlockSwapArgs:
     def _check_list_and_count(self) -> None:
         if self.block_list is None or self.blocks_to_swap is None:
             return
-        listed = len(self.block_list.indices)
+        listed = len(self.block_list.named)
         if listed != self.blocks_to_swap:
             raise ArgsError(
                 f"blocks='{self.block_list.text}' names {listed} blocks and blocks_to_swap="
@@ -121,7 +129,7 @@ class BlockSwapArgs:
 
     @property
     def _count_asked(self) -> int | None:
-        return len(self.block_list.indices) if self.block_list else self.blocks_to_swap
+        return len(self.block_list.named) if self.block_list else self.blocks_to_swap
 
     def _own_values(self) -> dict[str, Any]:
         values = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.init}
@@ -139,6 +147,18 @@ def _block_list(blocks: object) -> BlockList | None:
         )
     block_list = read_indices(blocks)
     return block_list if block_list.parts else None
+
+
+def _paths(value: object) -> tuple[str, ...]:
+    given = (value,) if isinstance(value, str) else value
+    named = tuple(given) if isinstance(given, Iterable) else (given,)
+    for path in named:
+        if not isinstance(path, str) or not path.strip():
+            raise ArgsError(
+                f"block_lists={value!r} names no lists: give where they hang in the model, such as "
+                '("transformer_blocks",), or leave it out'
+            )
+    return tuple(dict.fromkeys(path.strip() for path in named))
 
 
 def _count(name: str, value: object) -> int | None:

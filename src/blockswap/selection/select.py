@@ -1,10 +1,12 @@
 """Which units may, or must, be streamed: what was asked, applied to what the model has."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import ModelError
 from ..layout.values import ModelLayout, UnitKind, UnitLayout
 from .args import BlockSwapArgs
+from .grammar import BlockList
 from .spread import spread
 
 
@@ -38,8 +40,8 @@ def select(args: BlockSwapArgs, layout: ModelLayout) -> Selection:
     """
     if not layout.of_kind("block"):
         raise ModelError(
-            f"{layout.label} has no transformer blocks: there is nothing to stream, give the "
-            "transformer of a Wan model"
+            f"{layout.label} has no transformer blocks: there is nothing to stream, give a model "
+            "that is made of them"
         )
     named = args.block_list is not None or args.blocks_to_swap is not None
     exact = named and args.vram_budget is None
@@ -62,16 +64,48 @@ def select(args: BlockSwapArgs, layout: ModelLayout) -> Selection:
 
 def _blocks(args: BlockSwapArgs, layout: ModelLayout) -> _Chosen:
     blocks = layout.of_kind("block")
+    if args.block_list is not None and args.block_list.by_list:
+        return _by_list(args.block_list, layout)
     if args.block_list is not None:
         args.block_list.check_against_model(len(blocks))
         listed = set(args.block_list.indices)
         units = tuple(unit for unit in blocks if unit.index in listed)
         asked = f"blocks='{args.block_list.text}' names {len(units)} of {len(blocks)} blocks"
-        return _Chosen(units, (asked,))
+        return _Chosen(units, (asked, *_counted_through(blocks)))
     if args.blocks_to_swap is not None:
         return _counted(blocks, args.blocks_to_swap, "blocks_to_swap", "blocks")
     asked = "neither blocks nor a count was asked: any block may be streamed"
     return _Chosen(blocks, (asked,))
+
+
+def _by_list(asked: BlockList, layout: ModelLayout) -> _Chosen:
+    """The blocks of the lists that are named."""
+    lists = _lists(unit for unit in layout.units if unit.kind in ("block", "vace"))
+    asked.check_against_lists(
+        {name: [u.place for u in units if u.place is not None] for name, units in lists.items()}
+    )
+    units = tuple(u for u in layout.units if (u.list_name, u.place) in asked.named)
+    total = sum(len(lists[name]) for name in {name for name, _ in asked.named})
+    return _Chosen(units, (f"blocks='{asked.text}' names {len(units)} of {total} blocks",))
+
+
+def _counted_through(blocks: tuple[UnitLayout, ...]) -> tuple[str, ...]:
+    """Which numbers the blocks of each list have, where there are several lists."""
+    lists = _lists(blocks)
+    if len(lists) < 2:
+        return ()
+    spans = [f"{name} {us[0].index}-{us[-1].index}" for name, us in lists.items()]
+    return (
+        f"blocks count through the lists as the model defines them ({', '.join(spans)}), whatever "
+        f"the order in which they run; {next(iter(lists))}:0 names a block of one list",
+    )
+
+
+def _lists(units: Iterable[UnitLayout]) -> dict[str, list[UnitLayout]]:
+    lists: dict[str, list[UnitLayout]] = {}
+    for unit in units:
+        lists.setdefault(unit.list_name, []).append(unit)
+    return lists
 
 
 def _vace_blocks(args: BlockSwapArgs, layout: ModelLayout, *, named: bool) -> _Chosen:
@@ -80,6 +114,10 @@ def _vace_blocks(args: BlockSwapArgs, layout: ModelLayout, *, named: bool) -> _C
         if not units and not args.vace_blocks_to_swap:
             return _Chosen(())  # other packs always carry the count, mostly 0
         return _counted(units, args.vace_blocks_to_swap, "vace_blocks_to_swap", "VACE blocks")
+    if args.block_list is not None and any(
+        name == units[0].list_name for name, _ in args.block_list.named if units
+    ):
+        return _Chosen(())  # said with the other lists that are named
     if named and units:
         said = f"vace_blocks_to_swap was not asked: all {len(units)} VACE blocks stay resident"
         return _Chosen((), (said,))

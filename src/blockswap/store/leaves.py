@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import ModelError
 from ..layout.dtypes import ITEM_BYTES
-from ..layout.values import Leaf, Recipe, TensorSpec, contiguous_stride
+from ..layout.values import Leaf, Likeness, Recipe, TensorSpec, contiguous_stride
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
@@ -59,7 +59,9 @@ def spec_of(name: str, tensor: torch.Tensor, *, label: str | None = None) -> Ten
     label = label or name
     _refuse_opaque(label, tensor)
     leaves = tuple(_leaf_of(label, path, leaf) for path, leaf in leaf_tensors(tensor))
-    return TensorSpec(name=name, leaves=leaves, recipe=_recipe_of(tensor))
+    alike = _is_noted(tensor)
+    recipe = Likeness(type(tensor)) if alike else _recipe_of(tensor)
+    return TensorSpec(name=name, leaves=leaves, recipe=recipe)
 
 
 def rebuild(spec: TensorSpec, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -67,6 +69,10 @@ def rebuild(spec: TensorSpec, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
     remaining = iter(leaves)
     if spec.recipe is None:
         return next(remaining)
+    if isinstance(spec.recipe, Likeness):
+        made: Any = torch.Tensor._make_subclass
+        alike: torch.Tensor = made(spec.recipe.wrapper, next(remaining), False)
+        return alike
     return _assemble(spec.recipe, remaining)
 
 
@@ -122,10 +128,27 @@ def _refuse_opaque(name: str, tensor: torch.Tensor) -> None:
     unchanged = here is there
     if unchanged and not vars(tensor):
         return  # a subclass in name only: its bytes mean what a plain tensor's bytes mean
+    if _is_noted(tensor):
+        return
     raise ModelError(
         f"{name} is a {type(tensor).__qualname__}, a tensor subclass that does not say what it "
         "consists of (no __tensor_flatten__): replace it by a plain tensor before swapping blocks"
     )
+
+
+def _is_noted(tensor: torch.Tensor) -> bool:
+    """Whether it is a parameter subclass with nothing but plain notes, such as diffusers'
+    `GGUFParameter`: one array, whose meaning is its class and the notes."""
+    noted = isinstance(tensor, torch.nn.Parameter) and type(tensor) not in _PLAIN_TYPES
+    if not noted or is_traceable_wrapper_subclass(tensor) or not vars(tensor):
+        return False
+    return all(map(_is_plain, vars(tensor).values()))
+
+
+def _is_plain(note: object) -> bool:
+    if isinstance(note, tuple | list):
+        return all(map(_is_plain, note))
+    return note is None or isinstance(note, int | float | str | torch.dtype)
 
 
 def view_leaf(slab: torch.Tensor, offset: int, leaf: Leaf) -> torch.Tensor:

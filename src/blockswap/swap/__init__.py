@@ -15,8 +15,10 @@ from .entry.host_application import (
 from .entry.loaded_model import swap_blocks
 from .plan_inputs.outlook import Outlook
 from .running.handle import Swap
+from .running.out_of_memory import Attempt
 
 __all__ = [
+    "Attempt",
     "FileUnits",
     "Mapped",
     "Outlook",

@@ -30,5 +30,5 @@ def refuse_quantised(label: str, keys: Iterable[str]) -> None:
         if how is not None:
             raise GeometryError(
                 f"{label} is quantised {how} (it holds {quote(key)}): the file may be whole, but "
-                "blockswap has no decoder for it: open a bf16, fp16, fp32 or fp8_scaled checkpoint"
+                "blockswap has no decoder for it: open a bf16, fp16, fp32, fp8, int8 or GGUF file"
             )

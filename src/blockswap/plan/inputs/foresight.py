@@ -3,10 +3,11 @@
 Both are optional: without them a plan leaves a reserve and keeps as many blocks as fit.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from .machine import Machine
+from .unit_sizes import UnitFacts
 from .workload import ForwardCost
 
 
@@ -17,12 +18,14 @@ class Speeds:
     `compute_seconds` names every unit; `rest_seconds` is what a forward computes outside of them.
     Rates are in bytes a second: `link` from pinned memory to the device, `disk` as the checkpoint
     is read. A rate of None means that this way is never taken (on the CPU there is no link).
+    `decode_seconds` are those of one decoding of a unit, by its name and where it rests.
     """
 
     compute_seconds: Mapping[str, float]
     rest_seconds: float = 0.0
     link: float | None = None
     disk: float | None = None
+    decode_seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,14 @@ class Foresight:
         return self.activation_bytes + self.margin_bytes
 
 
-def speeds_of(cost: ForwardCost, machine: Machine | None, dtype: str) -> Speeds | None:
-    """Seconds of every unit on `machine`; None where its rate for `dtype` is not known."""
+def speeds_of(
+    cost: ForwardCost, machine: Machine | None, dtype: str, units: Sequence[UnitFacts] = ()
+) -> Speeds | None:
+    """Seconds of every unit on `machine`; None where its rate for `dtype` is not known.
+
+    `units` say what is decoded. Where the rate of the device's memory is not known, decoding
+    counts as nothing.
+    """
     if machine is None or machine.compute_seconds(0.0, dtype) is None:
         return None
     attention = dict(cost.attention_flops)
@@ -59,4 +68,19 @@ def speeds_of(cost: ForwardCost, machine: Machine | None, dtype: str) -> Speeds 
         rest_seconds=machine.compute_seconds(cost.rest_flops, dtype) or 0.0,
         link=machine.pinned_link,
         disk=None if machine.disk is None else machine.disk.bytes_per_second,
+        decode_seconds=_decode_seconds(units, machine.memory_rate),
     )
+
+
+def _decode_seconds(
+    units: Sequence[UnitFacts], memory_rate: float | None
+) -> dict[tuple[str, str], float]:
+    """A decoding is bound by memory: its bytes at the device's own rate."""
+    if not memory_rate:
+        return {}
+    return {
+        (unit.name, tier): unit.decode_moved_bytes / memory_rate
+        for unit in units
+        for tier, needed in (("disk", unit.decode_bytes), ("ram", unit.ram_decode_bytes))
+        if needed
+    }

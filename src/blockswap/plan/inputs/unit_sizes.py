@@ -16,6 +16,7 @@ class UnitFacts:
     `decode_bytes`     the device buffer that its bytes from the file are decoded into, 0 where the
                        file holds them as they are computed with
     `ram_decode_bytes` the same for its bytes in host memory, 0 where those are decoded already
+    `decode_moved_bytes` what one decoding reads and writes in the device's own memory
     """
 
     name: str
@@ -25,6 +26,7 @@ class UnitFacts:
     disk_slab_bytes: int | None = None
     decode_bytes: int = 0
     ram_decode_bytes: int = 0
+    decode_moved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Facts:
     allocation up to a multiple of it. Free memory is counted before the model is on the device,
     None where it is not known. `from_checkpoint`: the weights are in a file, not in host memory.
     `granted_bytes`: what an application that shares the device out allows weights and slots, for a
-    plan that was left open; None where the free memory decides.
+    plan that was left open; None where the free memory decides. `notes`: sentences on the model
+    that its plan repeats.
     Raises PlanError if the file has no bytes for a unit although it is to be read from there.
     """
 
@@ -49,6 +52,7 @@ class Facts:
     granularity: int
     from_checkpoint: bool
     granted_bytes: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.from_checkpoint:

@@ -31,6 +31,8 @@ def foretold_sentences(question: Question, choice: Choice, plan: SwapPlan) -> tu
 def _time(timing: Timing) -> str:
     step = f"a forward takes {format_seconds(timing.step_seconds)}: "
     step += f"{format_seconds(timing.compute_seconds)} of compute"
+    if timing.decode_seconds:
+        step += f" ({format_seconds(timing.decode_seconds)} of it decoding)"
     ways = [("copies", timing.copy_seconds), ("reads", timing.read_seconds)]
     moved = " and ".join(f"{format_seconds(s)} of {name}" for name, s in ways if s)
     if not moved:

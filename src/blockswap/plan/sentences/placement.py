@@ -1,5 +1,6 @@
 """The plan in one line: how many blocks stream, from where, through which slots; how many stay."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from ...units import format_bytes
@@ -19,7 +20,8 @@ def summary(facts: Facts, plan: SwapPlan) -> str:
     totals, counts = _count_kinds(facts, facts.units), _count_kinds(facts, streamed)
     stay = sum(totals[noun] - counts[noun] for noun in counts)
     verb = "is" if len(streamed) == 1 else "are"
-    who = f"{_joined([_share(noun, counts[noun], totals[noun]) for noun in counts])} {verb}"
+    lists = _by_list(facts, streamed)
+    who = f"{_joined([_share(noun, counts[noun], totals[noun]) for noun in counts])}{lists} {verb}"
     if not plan.slots:
         return f"{who} used where they lie in RAM ({device_bytes} with all the rest)"
     slots = f"{plan.slots} slot{'s' * (plan.slots > 1)} of {format_bytes(plan.slot_bytes)}"
@@ -40,6 +42,25 @@ def _share(noun: str, count: int, total: int) -> str:
     if total == 1:
         return f"the {noun}"
     return f"all {total} {noun}s" if count == total else f"{count} of {total} {noun}s"
+
+
+def _by_list(facts: Facts, streamed: Sequence[PlannedUnit]) -> str:
+    """Where the blocks are: (8 of 19 transformer_blocks, all 38 single_transformer_blocks).
+
+    Nothing for a model whose one list is called `blocks`.
+    """
+    blocks = [unit.name for unit in facts.units if unit.kind == "block"]
+    totals = Counter(name.rpartition(".")[0] for name in blocks)
+    if list(totals) in ([], ["blocks"]):
+        return ""
+    there = {unit.name for unit in streamed}
+    counts = Counter(name.rpartition(".")[0] for name in blocks if name in there)
+    parts = [
+        f"all {total} {name}" if counts[name] == total else f"{counts[name]} of {total} {name}"
+        for name, total in totals.items()
+        if counts[name]
+    ]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _count_kinds(facts: Facts, units: Sequence[PlannedUnit | UnitFacts]) -> dict[str, int]:

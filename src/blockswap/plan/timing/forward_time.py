@@ -28,12 +28,14 @@ def _stage(unit: PlannedUnit, speeds: Speeds, *, on_host: bool) -> Stage:
     moves = unit.tier == "disk" or (unit.tier == "ram" and not on_host)
     if not moves:
         return Stage(seconds, name=unit.name)
+    decoding = speeds.decode_seconds.get((unit.name, unit.tier), 0.0)
     return Stage(
-        seconds,
+        seconds + decoding,
         streamed=True,
         copy_seconds=0.0 if on_host else _seconds(unit.slab_bytes, speeds.link),
         read_seconds=_seconds(unit.slab_bytes, speeds.disk) if unit.tier == "disk" else 0.0,
         name=unit.name,
+        decode_seconds=decoding,
         nbytes=0 if on_host else unit.slab_bytes,
     )
 

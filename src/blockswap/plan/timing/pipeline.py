@@ -28,7 +28,8 @@ class Stage:
     """One unit of a forward. Seconds of its compute, of its copy to the device and of its read.
 
     A resident has neither copy nor read; a unit in RAM has no read; on the CPU there is no copy.
-    `name` and `nbytes` (copied to the device) are for a person to see.
+    `name`, `nbytes` (copied to the device) and `decode_seconds` (a part of the compute) are for a
+    person to see.
     """
 
     compute_seconds: float
@@ -37,6 +38,7 @@ class Stage:
     read_seconds: float = 0.0
     name: str = ""
     nbytes: int = 0
+    decode_seconds: float = 0.0
 
     @property
     def tier(self) -> str:
@@ -92,6 +94,7 @@ class Pipeline:
             read_seconds=sum(s.read_seconds for s in self._moving()),
             exposed_seconds=(exposed[-1] - exposed[-1 - last]) / last,
             rest_seconds=self.rest_seconds,
+            decode_seconds=sum(s.decode_seconds for s in self.stages),
         )
 
     def visits(self, *, after: int = 4, forwards: int = 2) -> tuple[Visit, ...]:

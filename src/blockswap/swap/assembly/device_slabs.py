@@ -10,7 +10,9 @@ from contextlib import ExitStack
 
 import torch
 
+from ...adapters.adapted import InMemory
 from ...adapters.live import LiveTensor
+from ...decode.unit_decoding import decoded_once
 from ...layout.slab import pack
 from ...layout.values import Recipe
 from ...store.leaves import (
@@ -126,3 +128,16 @@ def _take_down(live: LiveTensor, value: torch.Tensor, traces: Traces) -> None:
 def host_leaves(tensors: Sequence[LiveTensor]) -> list[torch.Tensor]:
     """The leaves of live tensors as they lie in host memory."""
     return [leaf.detach() for live in tensors for _, leaf in leaf_tensors(live.tensor)]
+
+
+def merged_leaves(
+    tensors: Sequence[LiveTensor], loras: InMemory, device: torch.device
+) -> list[torch.Tensor]:
+    """The leaves of live tensors in host memory; those that a LoRA changes, merged on `device`."""
+    leaves: list[torch.Tensor] = []
+    for live in tensors:
+        own, form = host_leaves([live]), loras.form(live)
+        if form is not None:
+            own = [decoded_once(form, [*own, *loras.factors_of(live)], device)]
+        leaves += own
+    return leaves

@@ -6,7 +6,7 @@ import torch
 
 from ...adapters.live import LiveTensor
 from ...adapters.stored import StoredModel, extent_of
-from ...decode.unit_decoding import decoded_on_host, stored_leaf
+from ...decode.unit_decoding import decoded_once, stored_leaf
 from ...layout.stamp import Stamped
 from ...store.disk import DiskStore, DiskUnit
 from ...store.landing import Landing
@@ -18,19 +18,29 @@ from ...stream.device import host_buffer
 class Loader:
     """Reads tensors of a checkpoint into scratch memory with the pool's readers."""
 
-    def __init__(self, model: StoredModel, headers: Sequence[Stamped], readers: ReaderPool) -> None:
+    def __init__(
+        self,
+        model: StoredModel,
+        headers: Sequence[Stamped],
+        readers: ReaderPool,
+        device: torch.device,
+    ) -> None:
+        """`device`: where LoRAs are merged into what is read."""
+        self._device = device
         self._model = model
         self._headers = headers
         self._readers = readers
 
     def decoded(self, name: str, tensors: Sequence[LiveTensor]) -> list[torch.Tensor]:
-        """The leaves of `tensors`, decoded on the host, where a cast may be left to the caller.
+        """The leaves of `tensors`, decoded once, where a cast may be left to the caller.
 
         Raises ReadError.
         """
         stored = iter(self.stored(name, tensors))
         forms = [found.form for tensor in tensors for found in self._model.forms(tensor)]
-        return [decoded_on_host(form, [next(stored) for _ in form.stored]) for form in forms]
+        return [
+            decoded_once(form, [next(stored) for _ in form.stored], self._device) for form in forms
+        ]
 
     def stored(self, name: str, tensors: Sequence[LiveTensor]) -> list[torch.Tensor]:
         """The stored arrays of `tensors`, as the file holds them, in memory of their own.

@@ -1,13 +1,14 @@
 """`open_transformer`: a model streamed from its file; checks, assumptions, order of opening."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from ...adapters.adapted import fit_model, with_loras
 from ...adapters.live import places_of
 from ...adapters.skeleton import build_skeleton
 from ...adapters.stored import StoredModel, match_checkpoint
@@ -17,6 +18,8 @@ from ...layout.checkpoint import Checkpoint, open_checkpoint
 from ...layout.formats import quantiser_keys, unpacked
 from ...layout.geometry import infer_geometry, name_variant, to_original_key
 from ...layout.geometry.stated import stated_by
+from ...lora.file import LoraFile, open_lora
+from ...lora.request import AnyLora, Lora, as_loras
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.budgets import ram_room
 from ...plan.choice.refusals import refuse_beyond_memory
@@ -36,7 +39,7 @@ from ..plan_inputs.model_bytes import facts_of_checkpoint
 from ..plan_inputs.outlook import AnyWorkload, foresee
 from ..running.freedom import freedom_of
 from .arguments import as_args, refuse_swapped
-from .loaded_model import Asked, swap_shared
+from .loaded_model import Asked, refuse_loras_on_ranks, swap_shared
 
 
 @undisturbed()
@@ -48,6 +51,7 @@ def open_transformer(  # noqa: PLR0913  (all but two by name: the door is one ca
     dtype: torch.dtype | None = None,
     skeleton: torch.nn.Module | None = None,
     workload: AnyWorkload | None = None,
+    loras: Sequence[AnyLora] | None = None,
     mesh: Any = None,
 ) -> torch.nn.Module:
     """Opens a Wan checkpoint with its blocks streamed from the file; reads only what stays.
@@ -57,7 +61,7 @@ def open_transformer(  # noqa: PLR0913  (all but two by name: the door is one ca
     its parameters on the meta device. Without `dtype` it computes in the dtype that most of the
     file has, bit for bit as diffusers' `from_pretrained(torch_dtype=...)` of that dtype (layers
     of your own: in what is stored); with it, weights are cast on the device each time they
-    arrive. `workload` is that of `swap_blocks`.
+    arrive. `workload` and `loras` are those of `swap_blocks`.
 
     With a `mesh` every rank of it makes this call: the file is read once a host, into memory that
     all ranks of the host share, as it computes, and blocks are streamed from there.
@@ -66,16 +70,18 @@ def open_transformer(  # noqa: PLR0913  (all but two by name: the door is one ca
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
     """
     if mesh is not None:
+        refuse_loras_on_ranks(loras)
         ranks = ranks_of(mesh)
         with ranks.together("open the checkpoint"):
             wanted, where = as_args(args), open_device(device)
-            found = find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=None)
+            found = find_model(path, wanted, where, Request(dtype, skeleton))
         root = found.model.live.root
         weights = share_file(found.model, found.checkpoint.headers, ranks)
         swap_shared(root, ranks, weights, Asked(wanted, where, workload))
         return root
     wanted, where = as_args(args), open_device(device)
-    found = find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
+    asked = Request(dtype=dtype, skeleton=skeleton, workload=workload, loras=as_loras(loras))
+    found = find_model(path, wanted, where, asked)
     plan = _plan_for(found)
     spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
     return open_found(found, plan, where, spare_ram=spare)
@@ -87,10 +93,11 @@ def plan_transformer(
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
+    loras: Sequence[AnyLora] | None = None,
 ) -> SwapPlan:
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
     wanted, where = as_args(args), open_device(device)
-    found = find_model(path, wanted, where, dtype=None, skeleton=None, workload=None)
+    found = find_model(path, wanted, where, Request(loras=as_loras(loras)))
     return _plan_for(found)
 
 
@@ -109,33 +116,45 @@ class FoundModel:
     model: StoredModel
     basis: Basis
     assumed: tuple[str, ...]
+    loras: tuple[LoraFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked of a checkpoint's model beside how it is swapped; see `open_transformer`."""
+
+    dtype: torch.dtype | None = None
+    skeleton: torch.nn.Module | None = None
+    workload: AnyWorkload | None = None
+    loras: tuple[Lora, ...] = ()
 
 
 def find_model(
-    path: str | os.PathLike[str],
-    wanted: BlockSwapArgs,
-    where: Device,
-    *,
-    dtype: torch.dtype | None,
-    skeleton: torch.nn.Module | None,
-    workload: AnyWorkload | None,
+    path: str | os.PathLike[str], wanted: BlockSwapArgs, where: Device, asked: Request
 ) -> FoundModel:
     """Matches a checkpoint with its model, and gathers what a plan for it is made of.
 
     Raises ArgsError, CheckpointError or ModelError.
     """
-    _check_dtype(dtype)
-    if skeleton is not None:
-        refuse_swapped(skeleton)
-    checkpoint = _as_weights(open_checkpoint(path), skeleton)
-    model, assumed = _matched(checkpoint, skeleton, dtype)
+    _check_dtype(asked.dtype)
+    if asked.skeleton is not None:
+        refuse_swapped(asked.skeleton)
+    checkpoint = _as_weights(open_checkpoint(path), asked.skeleton)
+    files = [open_lora(lora) for lora in asked.loras]
+    model, assumed = _matched(checkpoint, asked.skeleton, asked.dtype, wanted.block_lists)
+    notes: tuple[str, ...] = ()
+    if files:
+        fitted = fit_model(model.live, files)
+        model, checkpoint = with_loras(model, checkpoint, fitted)
+        notes = fitted.sentences
+    facts = replace(facts_of_checkpoint(model, where), notes=notes)
     basis = Basis(
-        facts=facts_of_checkpoint(model, where),
+        facts=facts,
         selection=select(wanted, model.live.layout),
         args=wanted,
-        foresight=foresee(model.live, workload, where),
+        foresight=foresee(model.live, asked.workload, where, facts.units),
     )
-    return FoundModel(checkpoint, model, basis, assumed)
+    return FoundModel(checkpoint, model, basis, assumed, tuple(files))
 
 
 def open_found(
@@ -173,7 +192,7 @@ def open_found(
             lambda: tuple(parts.pool.sentences),
             lambda: opening.reading_sentences(swap),
         ]
-        swap.keep(closing, told)
+        swap.keep(closing, told, opening.merged_loras(found.loras, residents))
     return root
 
 
@@ -199,7 +218,10 @@ def _as_weights(checkpoint: Checkpoint, skeleton: torch.nn.Module | None) -> Che
 
 
 def _matched(
-    checkpoint: Checkpoint, skeleton: torch.nn.Module | None, dtype: torch.dtype | None
+    checkpoint: Checkpoint,
+    skeleton: torch.nn.Module | None,
+    dtype: torch.dtype | None,
+    block_lists: Sequence[str],
 ) -> tuple[StoredModel, tuple[str, ...]]:
     """The skeleton with the checkpoint behind it, and what had to be assumed about it."""
     assumed = checkpoint.notes
@@ -218,4 +240,4 @@ def _matched(
                 f"{geometry.num_heads} of {geometry.head_dim} are assumed, as wide as Wan's (put "
                 "wan.num_heads in its metadata otherwise)",
             )
-    return match_checkpoint(skeleton, checkpoint, dtype), assumed
+    return match_checkpoint(skeleton, checkpoint, dtype, block_lists), assumed

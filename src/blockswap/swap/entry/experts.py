@@ -14,6 +14,7 @@ import torch
 
 from ...ambient import undisturbed
 from ...errors import ArgsError
+from ...lora.request import AnyLora, Lora, as_loras
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.budgets import ram_room
 from ...plan.choice.refusals import refuse_beyond_memory
@@ -34,7 +35,7 @@ from ..plan_inputs.basis import Basis
 from ..plan_inputs.outlook import AnyWorkload
 from ..running.handle import Swap
 from .arguments import as_args
-from .checkpoint_file import find_model, open_found
+from .checkpoint_file import Request, find_model, open_found
 from .loaded_model import find_loaded, swap_loaded
 
 
@@ -57,7 +58,7 @@ class Swaps(tuple[Swap, ...]):
 
 
 @undisturbed()
-def open_experts(
+def open_experts(  # noqa: PLR0913 - each is a word of the caller's
     paths: Sequence[str | os.PathLike[str]],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
@@ -65,6 +66,7 @@ def open_experts(
     dtype: torch.dtype | None = None,
     skeletons: Sequence[torch.nn.Module] | None = None,
     workload: AnyWorkload | None = None,
+    loras: Sequence[Sequence[AnyLora]] | None = None,
 ) -> tuple[torch.nn.Module, ...]:
     """Opens checkpoints of models that are used in turn, such as the two experts of Wan 2.2.
 
@@ -72,7 +74,7 @@ def open_experts(
     them together, a list or a count is for each. Otherwise every model is as `open_transformer`
     gives it, with a `Swap` of its own, and they are closed one by one. When the turn of one ends,
     the first blocks of the next are read while its last ones run: from the second clip on, or
-    where `Swap.followed_by` has told how many forwards a turn is.
+    where `Swap.followed_by` has told how many forwards a turn is. `loras`: a list for each.
 
     Raises what `open_transformer` raises, and leaves nothing open then.
     """
@@ -85,8 +87,8 @@ def open_experts(
     wanted, where = as_args(args), open_device(device)
     given: Sequence[torch.nn.Module | None] = skeletons or [None] * len(paths)
     found = [
-        find_model(path, wanted, where, dtype=dtype, skeleton=skeleton, workload=workload)
-        for path, skeleton in zip(paths, given, strict=True)
+        find_model(path, wanted, where, Request(dtype, skeleton, workload, own))
+        for path, skeleton, own in zip(paths, given, _for_each(loras, len(paths)), strict=True)
     ]
     joint = _Joint([model.basis for model in found])
     spare = max(0, ram_room(joint.plan, joint.facts, joint.selection, wanted)) // len(found)
@@ -107,6 +109,7 @@ def swap_experts(
     *,
     device: str | torch.device,
     workload: AnyWorkload | None = None,
+    loras: Sequence[Sequence[AnyLora]] | None = None,
 ) -> Swaps:
     """Swaps loaded models that are used in turn, such as a pipeline's two transformers.
 
@@ -117,14 +120,18 @@ def swap_experts(
     if len({id(model) for model in models}) < len(models):
         raise ArgsError("the same model was given twice: give each model that is used in turn once")
     wanted, where = as_args(args), open_device(device)
-    found = [find_loaded(model, wanted, where, workload) for model in models]
-    joint, budget = _Joint([basis for _, basis in found]), wanted.ram_budget_bytes
+    added = _for_each(loras, len(models))
+    found = [
+        find_loaded(model, wanted, where, workload, own)
+        for model, own in zip(models, added, strict=True)
+    ]
+    joint, budget = _Joint([model.basis for model in found]), wanted.ram_budget_bytes
     spare = UNLIMITED if budget is None else (budget - joint.plan.pinned_bytes) // len(found)
     swaps = []
     with _opening(joint.plan, where) as (sharing, undo):
-        for (live, basis), plan in zip(found, joint.plans(), strict=True):
+        for model, plan in zip(found, joint.plans(), strict=True):
             host = OwnMemory(where, plan.pinned_bytes + spare)
-            swap = swap_loaded(live, plan, basis, where, host, sharing)
+            swap = swap_loaded(model, plan, where, host, sharing)
             undo.callback(swap.close)
             swaps.append(swap)
     return Swaps(swaps)
@@ -171,6 +178,17 @@ def _refuse_too_few(given: Sequence[object], noun: str, alone: str) -> None:
             f"{_named(given)} was given for models that are used in turn: give the {noun}s of two "
             f"or more, or use {alone} for one"
         )
+
+
+def _for_each(loras: Sequence[Sequence[AnyLora]] | None, count: int) -> list[tuple[Lora, ...]]:
+    if loras is None:
+        return [()] * count
+    if isinstance(loras, (str, os.PathLike)) or len(loras) != count:
+        raise ArgsError(
+            f"loras={loras!r} was given for {count} models: give a list of LoRAs for each of them, "
+            "[] for one without"
+        )
+    return [as_loras(own) for own in loras]
 
 
 def _named(given: Sequence[object]) -> str:

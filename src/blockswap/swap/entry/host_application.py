@@ -17,6 +17,7 @@ from ...adapters.live import LiveModel, describe_module, refuse_unloaded
 from ...adapters.recast import Dtypes, in_dtypes
 from ...adapters.stored import StoredModel, match_skeleton
 from ...ambient import undisturbed
+from ...errors import ArgsError
 from ...layout.checkpoint import Checkpoint, open_checkpoint
 from ...plan import SwapPlan, make_plan
 from ...selection import BlockSwapArgs, select
@@ -61,7 +62,7 @@ def plan_units(
     `granted_bytes`: what the host allows weights and slots on the device, for an automatic plan.
     Raises ArgsError, ModelError, PlanError or DeviceError.
     """
-    live = _described(model, mapped)
+    live = _described(model, args, mapped)
     facts = replace(facts_of_module(live, open_device(device)), granted_bytes=granted_bytes)
     return make_plan(facts, select(args, live.layout), args)
 
@@ -85,7 +86,7 @@ def stream_units(
     """
     where = open_device(device)
     refuse_swapped(model)
-    live = _described(model, mapped)
+    live = _described(model, args, mapped)
     refuse_unloaded(live, units=plan.streamed)
     with ExitStack() as undo, undisturbed():
         parts = make_parts(live, plan, where, undo)
@@ -105,8 +106,8 @@ def stream_units(
     return swap
 
 
-def _described(model: torch.nn.Module, mapped: Mapped | None) -> LiveModel:
-    live = describe_module(model)
+def _described(model: torch.nn.Module, args: BlockSwapArgs, mapped: Mapped | None) -> LiveModel:
+    live = describe_module(model, args.block_lists)
     return live if mapped is None else in_dtypes(live, mapped.dtypes)
 
 
@@ -152,6 +153,11 @@ def plan_file_units(
     granted_bytes: int | None = None,
 ) -> SwapPlan:
     """The plan for a model whose units are in a file; as `plan_units` otherwise."""
+    if args.block_lists:
+        raise ArgsError(
+            f"block_lists={args.block_lists} was asked of a model whose units were found when its "
+            "file was opened: leave it out"
+        )
     model = units.as_it_is()
     facts = replace(facts_of_checkpoint(model, open_device(device)), granted_bytes=granted_bytes)
     return make_plan(facts, select(args, model.live.layout), args)

@@ -1,15 +1,19 @@
 """`swap_blocks`: checks, plan and order of steps for a model already in host memory."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from ...adapters.adapted import InMemory, in_memory
 from ...adapters.live import LiveModel, describe_module, refuse_unloaded
 from ...ambient import undisturbed
-from ...errors import ModelError
+from ...errors import ArgsError, ModelError
+from ...lora.file import open_lora
+from ...lora.request import AnyLora, Lora, as_loras
 from ...plan import SwapPlan, make_plan
 from ...ranks.group import Ranks, ranks_of
 from ...ranks.shared_weights import SharedWeights, share_weights
@@ -17,9 +21,11 @@ from ...selection import BlockSwapArgs, select
 from ...stream.device import Device, open_device
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
+from ..assembly.device_slabs import merged_leaves
 from ..assembly.parts import make_parts
 from ..assembly.pool_members import Sharing
 from ..assembly.unit_store import HostMemory, OwnMemory, SharedMemory
+from ..guards.cuda_graphs import refuse_cuda_graphs
 from ..opening.engine_start import start_engine
 from ..opening.from_memory import pin_budget, place_residents, rehome
 from ..plan_inputs.basis import Basis
@@ -28,6 +34,7 @@ from ..plan_inputs.outlook import AnyWorkload, foresee
 from ..running.departures import RamForms
 from ..running.freedom import freedom_of
 from ..running.handle import Swap
+from ..running.merged_loras import MergedLoras
 from .arguments import as_args, refuse_swapped
 
 
@@ -38,6 +45,7 @@ def swap_blocks(
     *,
     device: str | torch.device,
     workload: AnyWorkload | None = None,
+    loras: Sequence[AnyLora] | None = None,
     mesh: Any = None,
 ) -> Swap:
     """Streams chosen blocks of a loaded model to `device`; everything else is put there.
@@ -51,6 +59,8 @@ def swap_blocks(
     plan knows the activations, and a `vram_budget` covers them too; where the machine's speed is
     known (`blockswap probe`) it is the fastest that fits.
 
+    `loras`, such as `[("file.safetensors", 1.0)]`, are merged on the device whenever a block
+    arrives: in fp32, in this order, as PEFT merges them. The model's own weights stay as they are.
     With a `mesh` (a `DeviceMesh`) every rank of it makes this call, each with its own `device` and
     `args`. The weights then rest once in host memory for all ranks of a host: those of its first
     rank that has any; the others give the model on meta, or the same weights, which are compared
@@ -62,11 +72,22 @@ def swap_blocks(
     that of the whole model on the same device.
     """
     if mesh is not None:
+        refuse_loras_on_ranks(loras)
         return _swap_shared(model, mesh, args, device, workload)
     wanted, where = as_args(args), open_device(device)
-    live, basis = find_loaded(model, wanted, where, workload)
+    found = find_loaded(model, wanted, where, workload, as_loras(loras))
+    basis = found.basis
     plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
-    return swap_loaded(live, plan, basis, where, OwnMemory(where, pin_budget(wanted)))
+    return swap_loaded(found, plan, where, OwnMemory(where, pin_budget(wanted)))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A loaded model's units, its LoRAs, and what a plan for it is made of."""
+
+    live: LiveModel
+    loras: InMemory
+    basis: Basis
 
 
 def _swap_shared(
@@ -98,48 +119,91 @@ def swap_shared(model: torch.nn.Module, ranks: Ranks, weights: SharedWeights, as
     """Swaps a model whose weights all ranks of the host share by now."""
     wanted, where = asked.wanted, asked.where
     with ranks.together("plan"), undisturbed():
-        live, basis = find_loaded(model, wanted, where, asked.workload)
+        found = find_loaded(model, wanted, where, asked.workload)
+        basis = found.basis
         plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
     host = SharedMemory(weights, where, pin_budget(wanted))
-    return swap_loaded(live, plan, basis, where, host)
+    return swap_loaded(found, plan, where, host)
 
 
 def find_loaded(
-    model: torch.nn.Module, wanted: BlockSwapArgs, where: Device, workload: AnyWorkload | None
-) -> tuple[LiveModel, Basis]:
+    model: torch.nn.Module,
+    wanted: BlockSwapArgs,
+    where: Device,
+    workload: AnyWorkload | None,
+    loras: tuple[Lora, ...] = (),
+) -> LoadedModel:
     """A loaded model's units and what a plan for it is made of. Raises as `swap_blocks`."""
     _refuse_no_module(model)
     refuse_swapped(model)
-    live = describe_module(model)
+    live = describe_module(model, wanted.block_lists)
     refuse_unloaded(live)
+    if loras and where.on_host:
+        raise ArgsError(
+            f"loras={[os.fspath(lora.path) for lora in loras]} was given for a loaded model on the "
+            "CPU, where its blocks are used where they lie: open its file with open_transformer, "
+            "or fuse them into the model (fuse_lora)"
+        )
+    if not where.on_host:
+        refuse_cuda_graphs([model], live.layout.label)
+    added = in_memory(live, [open_lora(lora) for lora in loras])
     foresight = foresee(live, workload, where)
-    facts, selection = facts_of_module(live, where), select(wanted, live.layout)
-    return live, Basis(facts, selection, wanted, foresight)
+    notes = () if added.fitted is None else added.fitted.sentences
+    facts = replace(facts_of_module(live, where, added), notes=notes)
+    selection = select(wanted, live.layout)
+    return LoadedModel(live, added, Basis(facts, selection, wanted, foresight))
 
 
 def swap_loaded(
-    live: LiveModel,
+    found: LoadedModel,
     plan: SwapPlan,
-    basis: Basis,
     where: Device,
     host: HostMemory,
     sharing: Sharing | None = None,
 ) -> Swap:
     """Carries out `plan` from the memory of `host`, with the slots of `sharing` if there are."""
+    basis, loras = found.basis, found.loras
     with ExitStack() as undo, undisturbed():
         if not where.on_host:
             host.hold(undo)
-        parts = make_parts(live, plan, where, undo, sharing)
+        parts = make_parts(found.live, plan, where, undo, sharing)
         streamed: dict[str, StreamedUnit] = {}
         residents: dict[str, Resident] = {}
         if not where.on_host:
-            residents = place_residents(parts)
-            streamed = rehome(parts, plan, host)
-        freedom = freedom_of(basis, RamForms(parts, basis.facts, host))
+            residents = place_residents(parts, loras)
+            streamed = rehome(parts, plan, host, loras)
+        freedom = freedom_of(basis, RamForms(parts, basis.facts, host, loras))
         debug = basis.args.block_swap_debug
         swap, _ = start_engine(parts, streamed, residents, freedom, debug=debug)
-        swap.keep(undo.pop_all(), [lambda: (*host.sentences, *parts.pool.sentences)])
+        told = [lambda: (*host.sentences, *parts.pool.sentences)]
+        swap.keep(undo.pop_all(), told, _merged_loras(found, where, residents))
     return swap
+
+
+def _merged_loras(
+    found: LoadedModel, where: Device, residents: Mapping[str, Resident]
+) -> MergedLoras | None:
+    loras, fitted = found.loras, found.loras.fitted
+    if fitted is None:
+        return None
+    merged = MergedLoras(
+        fitted.files,
+        found.live,
+        where,
+        merged=lambda _, tensors: merged_leaves(tensors, loras, where.torch_device),
+        changes=lambda tensor: loras.form(tensor) is not None,
+    )
+    merged.stay(residents)
+    return merged
+
+
+def refuse_loras_on_ranks(loras: Sequence[AnyLora] | None) -> None:
+    """Raises ArgsError: ranks share the model's weights as they are."""
+    if loras:
+        raise ArgsError(
+            "loras= and mesh= were given together, and ranks share the model's weights alone: "
+            "merge the LoRAs into the model first (fuse_lora), or load them beside it afterwards"
+        )
 
 
 def _refuse_no_module(model: object) -> None:

@@ -34,6 +34,7 @@ from ...store.traces import Traces
 from ...stream.model.hooks import Uncopyable
 from ..assembly.parts import Parts
 from ..running.handle import Swap
+from .cuda_graphs import refuse_cuda_graphs
 
 _WRITE = "close the swap, do it, then swap again"
 _CHANGE = "close the swap, then change the weights and swap again"
@@ -52,6 +53,7 @@ class Doors:
         self._bases = frozenset(id(p.module) for t in own for p in t.places)
         self._own = frozenset((id(p.module), p.name) for t in own for p in t.places)
         self._device = parts.device.torch_device
+        self._compiled = (self._root, *(unit.module for unit in parts.live.units))
         self._merged = dict(_merged(map(vars, self._root.modules())))
         self._originals = Traces([live.tensor for live in own])
         if self._originals.uncounted:
@@ -87,6 +89,8 @@ class Doors:
 
     def look(self) -> None:
         """Raises StateError for what came in past the calls, before anything computes with it."""
+        if self._device.type != "cpu":
+            refuse_cuda_graphs(self._compiled, self._label)
         known, modules = [reference() for reference in self._known], []
         if self._changed or None in known:
             modules = list(self._root.modules())

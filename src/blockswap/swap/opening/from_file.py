@@ -1,10 +1,11 @@
 """Steps of opening a checkpoint: residents and RAM tier read, disk units found, saving refused."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 from ...adapters.live import LiveTensor, LiveUnit
 from ...adapters.stored import StoredModel
 from ...layout.checkpoint import Checkpoint
+from ...lora.file import LoraFile
 from ...plan import Facts
 from ...store.disk import DiskStore, DiskUnit
 from ...store.landing import Landing
@@ -23,6 +24,7 @@ from ..assembly.unpinned import ensure_staging
 from ..plan_inputs.model_bytes import extents_of
 from ..running.departures import FileForms
 from ..running.handle import Swap
+from ..running.merged_loras import MergedLoras
 from .from_memory import UNLIMITED
 
 
@@ -34,7 +36,7 @@ class Opening:
         self._model = model
         self._source = ", ".join(str(path) for path in checkpoint.paths)
         self._headers = checkpoint.headers
-        self._loader = Loader(model, self._headers, parts.pool.readers)
+        self._loader = Loader(model, self._headers, parts.pool.readers, parts.device.torch_device)
         self._store: DiskStore | None = None
         self._on_file: dict[str, int] = {}  # positions in the store
 
@@ -127,6 +129,22 @@ class Opening:
             "the weights of this transformer are not in memory as they compute but streamed from "
             f"{self._source}: copy that file instead of saving the model",
         )
+
+    def merged_loras(
+        self, files: Sequence[LoraFile], residents: Mapping[str, Resident]
+    ) -> MergedLoras | None:
+        """The LoRAs behind the model, whose strengths may be changed."""
+        if not files:
+            return None
+        merged = MergedLoras(
+            files,
+            self._parts.live,
+            self._parts.device,
+            merged=self._loader.decoded,
+            changes=lambda tensor: any(f.form.merges for f in self._model.forms(tensor)),
+        )
+        merged.stay(residents)
+        return merged
 
     def reading_sentences(self, swap: Swap) -> tuple[str, ...]:
         """How the files are read, where it is not the best way."""

@@ -1,11 +1,12 @@
 """The steps of opening a loaded model: residents are copied, streamed units move to pinned RAM."""
 
+from ...adapters.adapted import NO_LORAS, InMemory
 from ...adapters.live import LiveModel
 from ...plan import SwapPlan
 from ...selection import BlockSwapArgs
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
-from ..assembly.device_slabs import hang_on_device, hang_unit, host_leaves
+from ..assembly.device_slabs import hang_on_device, hang_unit, merged_leaves
 from ..assembly.parts import Parts
 from ..assembly.streamed_units import idle_binding, ram_unit
 from ..assembly.unit_store import HostMemory
@@ -19,28 +20,32 @@ def pin_budget(args: BlockSwapArgs) -> int:
     return UNLIMITED if args.ram_budget_bytes is None else args.ram_budget_bytes
 
 
-def place_residents(parts: Parts) -> dict[str, Resident]:
+def place_residents(parts: Parts, loras: InMemory) -> dict[str, Resident]:
     live: LiveModel = parts.live
-    hang_on_device(parts.undo, live.rest, host_leaves(live.rest), parts.device)
+    device = parts.device.torch_device
+    hang_on_device(parts.undo, live.rest, merged_leaves(live.rest, loras, device), parts.device)
     return {
         unit.layout.name: hang_unit(
-            parts.undo, unit.tensors, host_leaves(unit.tensors), parts.device
+            parts.undo, unit.tensors, merged_leaves(unit.tensors, loras, device), parts.device
         )
         for unit in live.units
         if parts.plan.tier_of(unit.layout.name) == "resident"
     }
 
 
-def rehome(parts: Parts, plan: SwapPlan, host: HostMemory) -> dict[str, StreamedUnit]:
-    """Moves the streamed units to where they rest, one at a time."""
+def rehome(
+    parts: Parts, plan: SwapPlan, host: HostMemory, loras: InMemory = NO_LORAS
+) -> dict[str, StreamedUnit]:
+    """Moves the streamed units to where they rest, one at a time, LoRAs' factors with them."""
     names = set(plan.streamed)
     units = [unit for unit in parts.live.units if unit.layout.name in names]
-    store = host.store([u.layout for u in units], host.pin_budget)
+    store = host.store([loras.layout(unit) for unit in units], host.pin_budget)
     streamed = {}
     for index, unit in enumerate(units):
         parts.undo.callback(store.give_back, index)
-        store.adopt(index, [live.tensor for live in unit.tensors])
+        store.adopt(index, loras.tensors(unit))
     ensure_staging(parts, store, plan.slot_bytes)
     for index, unit in enumerate(units):
-        streamed[unit.layout.name] = ram_unit(parts, store, index, unit, idle_binding(unit))
+        binding, decoding = idle_binding(unit), loras.decoding(unit)
+        streamed[unit.layout.name] = ram_unit(parts, store, index, unit, binding, decoding)
     return streamed

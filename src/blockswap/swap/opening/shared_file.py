@@ -23,7 +23,7 @@ def share_file(model: StoredModel, headers: Sequence[Stamped], ranks: Ranks) -> 
     ReadError and PlanError.
     """
     readers = ReaderPool()
-    loader = Loader(model, headers, readers)
+    loader = Loader(model, headers, readers, torch.device("cpu"))
 
     def fill(name: str, tensors: Sequence[LiveTensor], homes: Sequence[torch.Tensor]) -> None:
         leaves = loader.decoded(name or "the rest of the model", tensors)

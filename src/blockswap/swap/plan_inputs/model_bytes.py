@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+from ...adapters.adapted import NO_LORAS, InMemory
 from ...adapters.live import LiveModel, LiveUnit
 from ...adapters.stored import StoredModel, extent_of
 from ...layout.slab import pack
@@ -22,9 +23,9 @@ def leaves_of(specs: Iterable[TensorSpec]) -> tuple[Leaf, ...]:
     return tuple(leaf for spec in specs for leaf in spec.leaves)
 
 
-def facts_of_module(live: LiveModel, device: Device) -> Facts:
-    """Facts of a live module whose weights are in host memory."""
-    units = tuple(map(_in_memory, live.units))
+def facts_of_module(live: LiveModel, device: Device, loras: InMemory = NO_LORAS) -> Facts:
+    """Facts of a live module whose weights are in host memory, with the factors of its LoRAs."""
+    units = tuple(_with_loras(unit, loras) for unit in live.units)
     return _facts(live, device, units, from_checkpoint=False)
 
 
@@ -41,6 +42,7 @@ def _in_file(model: StoredModel, unit: LiveUnit, *, on_host: bool) -> UnitFacts:
         _in_memory(unit),
         disk_slab_bytes=file_slab(extents_of(model, unit, on_host=on_host)).slab.nbytes,
         decode_bytes=decoding.buffer_bytes,
+        decode_moved_bytes=decoding.cost.moved_bytes,
     )
     if not decoding.rests_stored:
         return facts
@@ -55,6 +57,17 @@ def _in_memory(unit: LiveUnit) -> UnitFacts:
     """A unit's slab, which is the same on the device and in host memory."""
     nbytes = pack(unit.layout.leaves).nbytes
     return UnitFacts(unit.layout.name, unit.layout.kind, nbytes, nbytes)
+
+
+def _with_loras(unit: LiveUnit, loras: InMemory) -> UnitFacts:
+    facts, decoding = _in_memory(unit), loras.decoding(unit)
+    if decoding is None:
+        return facts
+    return replace(
+        facts,
+        ram_slab_bytes=pack(decoding.stored).nbytes,
+        ram_decode_bytes=decoding.buffer_bytes,
+    )
 
 
 def extents_of(model: StoredModel, unit: LiveUnit, *, on_host: bool) -> tuple[Extent, ...]:

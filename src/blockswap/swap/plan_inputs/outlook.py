@@ -1,13 +1,14 @@
 """Which workload, machine (by default the probed one), margin and dtype a prediction uses."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ...adapters.live import LiveModel
 from ...adapters.shape import geometry_of
-from ...plan import Foresight
+from ...plan import Foresight, UnitFacts
 from ...plan.inputs.foresight import speeds_of
 from ...plan.inputs.machine import Machine
 from ...plan.inputs.margin import MARGIN, NO_MARGIN
@@ -28,10 +29,13 @@ class Outlook:
 AnyWorkload = Workload | ForwardCost | Outlook
 
 
-def foresee(live: LiveModel, given: AnyWorkload | None, device: Device) -> Foresight | None:
+def foresee(
+    live: LiveModel, given: AnyWorkload | None, device: Device, units: Sequence[UnitFacts] = ()
+) -> Foresight | None:
     """What is known of a forward before the first one; None where no workload was given.
 
-    A `Workload` is predicted for the model's geometry; a `ForwardCost` is taken as it is. Raises
+    A `Workload` is predicted for the model's geometry; a `ForwardCost` is taken as it is. `units`
+    say what is decoded when it comes. Raises
     GeometryError where a workload was given for a model that is not laid out as Wan's.
     """
     if given is None:
@@ -48,7 +52,7 @@ def foresee(live: LiveModel, given: AnyWorkload | None, device: Device) -> Fores
         workload=words,
         activation_bytes=cost.activation_bytes,
         margin_bytes=margin.of(cost.activation_bytes),
-        speeds=speeds_of(cost, machine, _main_dtype(live)),
+        speeds=speeds_of(cost, machine, _main_dtype(live), units),
     )
 
 

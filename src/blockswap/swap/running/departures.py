@@ -5,6 +5,7 @@ Made when the first such unit leaves and not before: most never do.
 
 from collections.abc import Callable, Mapping
 
+from ...adapters.adapted import InMemory
 from ...adapters.live import LiveTensor, LiveUnit
 from ...adapters.stored import StoredModel
 from ...plan import Facts, Tier, UnitFacts
@@ -24,9 +25,10 @@ class RamForms:
     RAM is not doubled: a unit is adopted into the arena as at opening, its old memory goes.
     """
 
-    def __init__(self, parts: Parts, facts: Facts, host: HostMemory) -> None:
+    def __init__(self, parts: Parts, facts: Facts, host: HostMemory, loras: InMemory) -> None:
         self._parts = parts
         self._host = host
+        self._loras = loras
         self._sizes = {unit.name: unit for unit in facts.units}
         self._pin_budget = host.pin_budget - parts.plan.pinned_bytes
         self._stores: dict[str, UnitStore] = {}
@@ -35,18 +37,21 @@ class RamForms:
         return "ram"
 
     def fits(self, name: str) -> bool:
-        nbytes = self._sizes[name].ram_slab_bytes
+        unit, pool = self._sizes[name], self._parts.pool
+        if pool.slots and unit.ram_decode_bytes > pool.sizes.decode_bytes:
+            return False
+        nbytes = unit.ram_slab_bytes
         return fits_slots(self._parts, nbytes) and fits_staging(self._parts, nbytes)
 
     def make(self, unit: LiveUnit) -> StreamedUnit:
         name, parts = unit.layout.name, self._parts
         store = self._stores.get(name)
         if store is None:
-            store = self._host.store([unit.layout], self._pin_left())
+            store = self._host.store([self._loras.layout(unit)], self._pin_left())
             self._stores[name] = store
-        store.adopt(0, [live.tensor for live in unit.tensors])
+        store.adopt(0, self._loras.tensors(unit))
         ensure_staging(parts, store, staging_bytes(parts))
-        return ram_unit(parts, store, 0, unit, idle_binding(unit))
+        return ram_unit(parts, store, 0, unit, idle_binding(unit), self._loras.decoding(unit))
 
     def close(self) -> None:
         for store in self._stores.values():

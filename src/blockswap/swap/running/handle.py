@@ -1,4 +1,4 @@
-"""`Swap`, the caller's handle: plan, report, which model follows, what closing does and refuses."""
+"""`Swap`, the caller's handle: plan, report, strengths of LoRAs, which model follows, closing."""
 
 import os
 import sys
@@ -12,6 +12,7 @@ import torch
 from ...ambient import undisturbed
 from ...errors import ArgsError, StateError
 from ...events import Measured, Visit
+from ...lora.request import AnyLora, as_loras
 from ...plan import SwapPlan
 from ...plan.correction.change_sentences import recent
 from ...report import (
@@ -24,6 +25,7 @@ from ...report import (
 from ...store.host_memory import peak_host_bytes
 from ...stream.device import Device
 from ...stream.engine.streamer import Streamer
+from .merged_loras import MergedLoras
 
 
 class Swap:
@@ -49,9 +51,16 @@ class Swap:
         self._changes: list[str] = []
         self._earlier_peak_bytes = 0
         self._final: Measured | None = None
+        self._loras: MergedLoras | None = None
 
-    def keep(self, undo: ExitStack, told: Sequence[Callable[[], tuple[str, ...]]]) -> None:
+    def keep(
+        self,
+        undo: ExitStack,
+        told: Sequence[Callable[[], tuple[str, ...]]],
+        loras: MergedLoras | None = None,
+    ) -> None:
         """Takes over how everything is undone, and who has something to say in the report."""
+        self._loras = loras
         self._undo = undo
         self._told = tuple(told)
 
@@ -169,6 +178,24 @@ class Swap:
                 "many it runs in a row, 1 or more"
             )
         other.expect_after(self._streamer, after)
+
+    @undisturbed()
+    def set_loras(self, loras: Sequence[AnyLora]) -> None:
+        """Adds the LoRAs that were given when opening at other strengths from the next forward on.
+
+        `loras` are the same files in the same order. Streamed blocks are merged so when they
+        arrive; what stays on the device is merged anew now, which reads it once more. Call it
+        between forwards. Raises ArgsError, changing nothing, for other files, StateError while
+        another thread runs the model, and ReadError.
+        """
+        if self._loras is None or self.closed:
+            state = "is closed" if self.closed else "was opened without LoRAs"
+            raise StateError(
+                f"set_loras was called, and this swap of {type(self.model).__name__} {state}: open "
+                "the model with loras=, or load LoRAs beside its weights (load_lora_adapter)"
+            )
+        self._streamer.refuse_running()
+        self.tell(self._loras.set(as_loras(loras), self._streamer.units))
 
     def shares_slots_with(self, streamer: Streamer) -> bool:
         """Whether this model's blocks come through the slots of that engine."""

@@ -21,7 +21,7 @@ import torch
 from ...errors import DeviceError
 from ...plan.correction.change_sentences import retry_sentence
 from ...plan.correction.promotion import half_leaving, leaving
-from ...stream.device import Device
+from ...stream.device import Device, open_device
 from ...stream.engine.streamer import Streamer
 from ...units import (
     GIB,
@@ -42,6 +42,48 @@ def asked_bytes(message: str) -> int | None:
     """What the failed allocation asked for, as the error tells it; None where it does not."""
     found = _ASKED.search(message)
     return None if found is None else int(float(found[1]) * _FACTORS[found[2]])
+
+
+class Attempt:
+    """One forward that may run out of memory, of a model whose application retries it by itself."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = open_device(device)
+        self._random = (torch.get_rng_state(), self._device.random_state())
+        self._asked: int | None = None
+        self._held = 0
+
+    def failed(self, error: BaseException) -> None:
+        """Takes from the error what it keeps alive, and notes what was asked for."""
+        self._asked = asked_bytes(str(error))
+        self._held = self._device.allocated_bytes()
+        _clear_frames(error)
+        torch.clear_autocast_cache()
+
+    @property
+    def asked(self) -> int | None:
+        """Bytes that the failed allocation asked for, where the error told."""
+        return self._asked
+
+    def wanted(self) -> int | None:
+        """After `drop`: bytes that have to be free for the forward to get past that point."""
+        if self._asked is None:
+            return None
+        activations = max(0, self._held - self._device.allocated_bytes())
+        # Errors name sizes with two decimals.
+        return activations + self._asked + self._asked // 100
+
+    def drop(self) -> None:
+        """Gives cached memory back, once nobody holds the error any more."""
+        gc.collect()
+        self._device.synchronize()
+        self._device.empty_cache()
+
+    def restore(self) -> None:
+        """The random state is that of before the forward."""
+        host, own = self._random
+        torch.set_rng_state(host)
+        self._device.restore_random_state(own)
 
 
 @dataclass(frozen=True, slots=True)

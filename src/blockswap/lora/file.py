@@ -1,0 +1,212 @@
+"""Opening a LoRA file: its header, its alphas, and what PEFT or diffusers says beside it.
+
+One gate: safetensors only (no pickle is ever read), every key understood or named, every alpha a
+finite number. The factors themselves are read later, by the engine, as the file holds them.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from ..decode.additions import Strength
+from ..errors import CheckpointError
+from ..layout.header import FileHeader, FileTensor, read_header
+from ..layout.quoting import quote, some
+from ..layout.stamp import verify_unchanged
+from ..layout.strictjson import JsonRefused, parse_object
+from ..paths import input_path
+from .request import Lora
+from .spelling import PEFT_PREFIX, foreign_adapter, layers_of
+
+_FOLDER_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+_CONFIG_NAME = "adapter_config.json"
+_CONFIG_LIMIT = 1_000_000  # bytes
+_FACTOR_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer's adapter: its tensors by part, and the file's alpha, None where none is known."""
+
+    path: str
+    parts: Mapping[str, FileTensor]
+    alpha: float | None
+    root_of_rank: bool = False  # rsLoRA divides by the root of the rank
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFile:
+    """A LoRA file that is understood; `label` is its name, `asked` what the caller wrote.
+
+    `strength` is what it is added at now.
+    """
+
+    asked: Lora
+    label: str
+    header: FileHeader
+    layers: tuple[Layer, ...]
+    strength: Strength
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """What PEFT's configuration says of alphas."""
+
+    alpha: float | None
+    by_layer: Mapping[str, float]
+    root_of_rank: bool
+
+    def alpha_of(self, path: str) -> float | None:
+        for name, alpha in self.by_layer.items():
+            if path == name or path.endswith(f".{name}"):
+                return alpha
+        return self.alpha
+
+
+def open_lora(asked: Lora) -> LoraFile:
+    """Reads what a LoRA file holds, without its factors. Raises CheckpointError."""
+    path = _file_of(input_path(asked.path))
+    header = read_header(path)
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    _refuse_foreign(path, tensors)
+    layers, strange = layers_of(tensors)
+    if strange or not layers:
+        what = f"{some(strange)}" if strange else "nothing"
+        raise CheckpointError(
+            f"{path} was given as a LoRA, and {len(strange)} of its {len(tensors)} tensors are no "
+            f"adapter's ({what}): give a LoRA, LoHa, LoKr, DoRA or difference in safetensors"
+        )
+    config = _config(path, header)
+    alphas = _alphas(path, [parts["alpha"] for parts in layers.values() if "alpha" in parts])
+    if config is None and not alphas and any(name.startswith(PEFT_PREFIX) for name in tensors):
+        raise CheckpointError(
+            f"{path} is spelled as PEFT does, which keeps the alpha in {_CONFIG_NAME}, and there "
+            "is none beside it: put it there, or save the LoRA with its alphas"
+        )
+    found = tuple(_layer(name, parts, tensors, alphas, config) for name, parts in layers.items())
+    _refuse_dtypes(path, found)
+    return LoraFile(asked, path.name, header, found, Strength(float(asked.strength)))
+
+
+def read_factor(file: LoraFile, tensor: FileTensor) -> Any:
+    """A tensor of the file in host memory of its own. Raises ReadError if the file was edited."""
+    verify_unchanged(file.header)
+    with safe_open(file.header.path, framework="pt") as opened:
+        return opened.get_tensor(tensor.name).clone()
+
+
+def is_file_of(file: LoraFile, asked: Lora) -> bool:
+    """Whether the LoRA that is asked for is that file."""
+    return _file_of(input_path(asked.path)) == file.header.path
+
+
+def _file_of(path: Path) -> Path:
+    if not path.is_dir():
+        if not path.exists():
+            raise CheckpointError(f"the LoRA {path} is not there: check the path")
+        return path
+    for name in _FOLDER_NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        f"the folder {path} was given as a LoRA and holds neither of {', '.join(_FOLDER_NAMES)}: "
+        "give the file"
+    )
+
+
+def _refuse_foreign(path: Path, names: Mapping[str, FileTensor]) -> None:
+    foreign = foreign_adapter(names)
+    if foreign is not None:
+        raise CheckpointError(
+            f"{path} is {foreign[1]} (it holds {quote(foreign[0])}), which is not read: give the "
+            "LoRA in its plain form"
+        )
+    seconds = [name for name in names if name.startswith("transformer_2.")]
+    if seconds:
+        raise CheckpointError(
+            f"{path} holds LoRAs for two transformers ({len(seconds)} of its tensors are of "
+            "transformer_2): save one file for each expert"
+        )
+
+
+def _layer(
+    path: str,
+    parts: Mapping[str, str],
+    tensors: Mapping[str, FileTensor],
+    alphas: Mapping[str, float],
+    config: _Config | None,
+) -> Layer:
+    own = {part: tensors[name] for part, name in parts.items() if part != "alpha"}
+    if "alpha" in parts:
+        return Layer(path, own, alphas[parts["alpha"]])
+    if config is None:
+        return Layer(path, own, None)
+    return Layer(path, own, config.alpha_of(path), config.root_of_rank)
+
+
+def _alphas(path: Path, names: list[str]) -> dict[str, float]:
+    """The values of the alphas, which are one number each."""
+    found: dict[str, float] = {}
+    if not names:
+        return found
+    with safe_open(path, framework="pt") as file:
+        for name in names:
+            tensor = file.get_tensor(name)
+            value = float(tensor.item()) if tensor.numel() == 1 else math.nan
+            if not math.isfinite(value):
+                raise CheckpointError(
+                    f"{path}: {quote(name)} is no finite number, and an alpha is: the file is "
+                    "damaged, download it again"
+                )
+            found[name] = value
+    return found
+
+
+def _config(path: Path, header: FileHeader) -> _Config | None:
+    """PEFT's configuration, from diffusers' note in the header or the file beside this one."""
+    note = header.metadata.get("lora_adapter_metadata")
+    beside = path.parent / _CONFIG_NAME
+    try:
+        if note is not None:
+            given = parse_object(note.encode())
+            return _read_config(path, {k.removeprefix("transformer."): given[k] for k in given})
+        if path.name == _FOLDER_NAMES[0] and beside.is_file():
+            if os.stat(beside).st_size > _CONFIG_LIMIT:
+                raise CheckpointError(f"{beside} is too large for what it is: download it again")
+            return _read_config(beside, parse_object(beside.read_bytes()))
+    except JsonRefused as error:
+        raise CheckpointError(f"{path}: its adapter's configuration {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{beside} cannot be read ({error.strerror})") from error
+    return None
+
+
+def _read_config(path: Path, given: Mapping[str, Any]) -> _Config:
+    alpha, patterns = given.get("lora_alpha", given.get("alpha")), given.get("alpha_pattern") or {}
+    numbers = [alpha, *patterns.values()] if isinstance(patterns, dict) else [None]
+    for number in numbers:
+        fine = isinstance(number, (int, float)) and math.isfinite(number)
+        if number is not None and (not fine or isinstance(number, bool)):
+            raise CheckpointError(f"{path}: its configuration has the alpha {quote(number)}")
+    if given.get("fan_in_fan_out"):
+        raise CheckpointError(f"{path} was made for transposed layers, which Wan has none of")
+    return _Config(
+        alpha=None if alpha is None else float(alpha),
+        by_layer={str(name).lstrip("^"): float(value) for name, value in patterns.items()},
+        root_of_rank=bool(given.get("use_rslora")),
+    )
+
+
+def _refuse_dtypes(path: Path, layers: tuple[Layer, ...]) -> None:
+    for layer in layers:
+        for tensor in layer.parts.values():
+            if tensor.dtype not in _FACTOR_DTYPES:
+                raise CheckpointError(
+                    f"{path}: {quote(tensor.name)} is in {tensor.dtype}, and an adapter is read in "
+                    f"{', '.join(_FACTOR_DTYPES)}: save it in one of these"
+                )

@@ -1,0 +1,70 @@
+"""Weights of a model that is streamed from its file, for whoever asks for them outside a forward.
+
+Between the runs of their block they are on the meta device. A node that merges models takes them
+into its patches: it is given tensors that are mapped from the file. Who would save the model is
+refused, for what is saved would be the file, without the patches.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..adapters.live import places_of
+from ..errors import ModelError
+from ..layout.values import TensorSpec
+from ..store.leaves import rebuild, spec_of
+from .contents import FileContents
+
+_ATTRIBUTE = "blockswap_file_weights"
+_PREFIX = "diffusion_model."
+
+
+@dataclass(frozen=True, slots=True)
+class FileWeights:
+    """Each weight that is in a file only, by its name in the transformer, and its keys there."""
+
+    contents: FileContents
+    specs: Mapping[str, tuple[TensorSpec, Sequence[str]]]
+
+    def mapped(self, label: str) -> torch.Tensor:
+        """The weight in the dtype that it computes in; where the file has that, mapped from it."""
+        spec, keys = self.specs[label]
+        with self.contents.reading() as read:
+            return rebuild(spec, [read(k, leaf) for k, leaf in zip(keys, spec.leaves, strict=True)])
+
+
+def keep_file_weights(
+    model: Any, contents: FileContents, keys: Mapping[str, Sequence[str]]
+) -> None:
+    """Notes on a shared model object where its weights are, all of which are on meta now."""
+    specs = {
+        place.label: (spec_of(place.name, place.table[place.name], label=place.label), found)
+        for place in places_of(model.diffusion_model)
+        if (found := keys.get(place.label)) is not None
+    }
+    setattr(model, _ATTRIBUTE, FileWeights(contents, specs))
+    model.state_dict_for_saving = _refuse_to_save
+
+
+def with_mapped(model: Any, patches: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """What the host made of a model's weights for a merge, with those of the file in their place.
+
+    The first entry of each list is (weight, conversion).
+    """
+    weights: FileWeights | None = vars(model).get(_ATTRIBUTE)
+    if weights is None:
+        return patches
+    for key, entries in patches.items():
+        label = key.removeprefix(_PREFIX)
+        if label in weights.specs:
+            entries[0] = (weights.mapped(label), *entries[0][1:])
+    return patches
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> Any:
+    raise ModelError(
+        "this model is streamed from its file, and what would be saved is that file without its "
+        "patches (LoRA, merges): load it with ComfyUI's own loader to save it"
+    )
