@@ -13,10 +13,11 @@ from cases import (
     Shelf,
     forward,
     opened,
-    pairwise,
     reference,
     stores,
 )
+
+from pairs import pairwise
 
 SELECTIONS: dict[str, dict[str, Any]] = {
     "list": {"blocks": "0,2-3"},

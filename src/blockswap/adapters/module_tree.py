@@ -27,7 +27,7 @@ def repeated_classes(model: torch.nn.Module) -> frozenset[str]:
 
 def runs(module: torch.nn.Module) -> bool:
     """Whether the module has a forward of its own, so that it may be called itself."""
-    return type(module).forward is not torch.nn.Module.forward
+    return type(module).forward is not torch.nn.Module.forward or "forward" in vars(module)
 
 
 def _node(
@@ -48,6 +48,7 @@ def _node(
         container=_container(module),
         callable=runs(module),
         layer=not children and kind.__module__.startswith("torch."),
+        table=isinstance(module, torch.nn.Embedding),
     )
 
 

@@ -90,7 +90,7 @@ def transformer_of(patcher: Any) -> Any:
     if root is None:
         raise ModelError(
             f"a {type(patcher).__name__} was given, which has no diffusion model: connect the "
-            "MODEL of a Wan checkpoint"
+            "MODEL of a Wan checkpoint or another transformer"
         )
     return root
 

@@ -2,7 +2,9 @@
 
 The order is cyclic: after the last unit of one forward comes the first of the next. A unit that
 is skipped, repeated or run alone only moves the cursor; the order itself is learnt anew when a
-whole forward has shown another one (VACE blocks run interleaved in some implementations).
+whole forward has shown another one (VACE blocks run interleaved in some implementations). Where
+some unit has never run yet, two forwards in a row must have shown the same order: then what never
+runs is no longer expected, until it does.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +17,8 @@ class Schedule:
         self._units = frozenset(order)
         self._streamed = streamed
         self._observed: list[int] = []
+        self._before: tuple[int, ...] = ()
+        self._ever: set[int] = set()
         self._order: tuple[int, ...] = ()
         self._after: list[tuple[int, ...]] = []
         self._rest: list[tuple[int, ...]] = []
@@ -29,12 +33,17 @@ class Schedule:
     def begin_forward(self) -> None:
         """A forward of the whole model starts; an order seen once in full is expected again."""
         seen, self._observed = tuple(self._observed), []
-        if seen != self._order and self._units.issubset(seen):
+        before, self._before = self._before, seen
+        self._ever.update(seen)
+        if not seen or seen == self._order:
+            return
+        all_that_run = seen == before and self._ever.issubset(seen)
+        if all_that_run or self._units.issubset(seen):
             self._adopt(seen)
 
     def entered(self, unit: int) -> None:
         """Moves the cursor to the next place in the cycle where `unit` is expected."""
-        if len(self._observed) < 4 * len(self._order):
+        if len(self._observed) < 4 * len(self._units):
             self._observed.append(unit)
         count = len(self._order)
         for step in range(1, count + 1):

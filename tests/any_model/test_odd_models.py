@@ -1,0 +1,103 @@
+"""Models of the tests' own: what differs from Wan must not matter, and no line knows of them."""
+
+import threading
+from collections import Counter
+
+import pytest
+import torch
+from odd_models import DIM, ODD, odd
+
+from blockswap import BlockSwapArgs, swap_blocks
+from blockswap.adapters.live import describe_module
+from blockswap.errors import ModelError, SelectionError
+
+
+def run(model: torch.nn.Module, device: torch.device, forwards: int = 3) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        return [
+            model(torch.randn(3, DIM, generator=draw).to(device)).cpu() for _ in range(forwards)
+        ]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_units_are_those_that_are_written_down(name: str) -> None:
+    units = describe_module(odd(name)).layout.units
+    assert Counter(unit.list_name for unit in units) == ODD[name][1]
+    assert [unit.index for unit in units] == list(range(len(units)))
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_model_is_equal_to_the_last_bit(
+    name: str, device: torch.device, prefetch: int
+) -> None:
+    expected = run(odd(name).to(device), device)
+    args = BlockSwapArgs(blocks_to_swap=4, prefetch_blocks=prefetch)
+    with swap_blocks(odd(name), args, device=device) as swap:
+        assert len(swap.plan.streamed) == 4
+        assert swap.plan.streamed[0].rpartition(".")[0] in swap.plan.sentences[0]
+    model = odd(name)
+    with swap_blocks(model, args, device=device):
+        found = run(model, device)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_another_thread_may_run_it(device: torch.device) -> None:
+    expected = run(odd("two lists").to(device), device)
+    model, found = odd("two lists"), []
+    with swap_blocks(model, BlockSwapArgs(blocks_to_swap=6), device=device):
+        worker = threading.Thread(target=lambda: found.extend(run(model, device)))
+        worker.start()
+        worker.join()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_the_order_is_learnt_and_what_never_runs_is_not_brought_again(
+    sim_device: torch.device,
+) -> None:
+    """Defined: zweite, erste, never. Run: erste, its first block once more, zweite."""
+    model = odd("two lists")
+    args = BlockSwapArgs(blocks_to_swap=9, prefetch_blocks=1)
+    moved = []
+    with swap_blocks(model, args, device=sim_device) as swap:
+        for _ in range(5):
+            before = _copied(swap)
+            run(model, sim_device, forwards=1)
+            moved.append(_copied(swap) - before)
+        with torch.no_grad():
+            idle = model.never[1](torch.ones(2, DIM).to(sim_device))["x"].cpu()
+        sizes = {unit.name: unit.slab_bytes for unit in swap.plan.units}
+    assert torch.equal(idle, _alone(sim_device))
+    called = [name for name in sizes if not name.startswith("never")]
+    again = sizes["inside.erste.0"]  # two others ran since
+    assert moved[-1] == moved[-2] == sum(sizes[name] for name in called) + again
+
+
+def _alone(device: torch.device) -> torch.Tensor:
+    with torch.no_grad():
+        return odd("two lists").to(device).never[1](torch.ones(2, DIM).to(device))["x"].cpu()
+
+
+def _copied(swap: object) -> int:
+    return int(swap.measured().counters.copied_bytes)  # type: ignore[attr-defined]
+
+
+def test_lists_are_named_in_blocks_and_in_block_lists(device: torch.device) -> None:
+    expected = run(odd("two lists").to(device), device)
+    model = odd("two lists")
+    named = BlockSwapArgs(blocks="zweite:1-2,inside.erste:1")
+    with swap_blocks(model, named, device=device) as swap:
+        assert swap.plan.streamed == ("zweite.1", "zweite.2", "inside.erste.1")
+        found = run(model, device)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    model = odd("two lists")
+    only = BlockSwapArgs(block_lists=["inside.erste"], blocks_to_swap=99)
+    with swap_blocks(model, only, device=device) as swap:
+        assert len(swap.plan.units) == len(swap.plan.streamed) == 3
+        found = run(model, device)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    with pytest.raises(SelectionError, match=r"Invalid range: 'erste:0': the model has the lists"):
+        swap_blocks(odd("two lists"), BlockSwapArgs(blocks="erste:0"), device=device)
+    with pytest.raises(ModelError, match=r"block_lists names 'erste', which is not there"):
+        swap_blocks(odd("two lists"), BlockSwapArgs(block_lists=["erste"]), device=device)
