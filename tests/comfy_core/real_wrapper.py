@@ -105,10 +105,10 @@ def sample(patcher: Any, *, steps: int = 2, **options: Any) -> torch.Tensor:
     return result
 
 
-def vace_embeds() -> dict[str, Any]:
+def vace_embeds(device: torch.device) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(9)
     return {
-        "vace_context": [torch.randn(96, 3, 8, 8, generator=draw)],
+        "vace_context": [torch.randn(96, 3, 8, 8, generator=draw).to(device)],
         "vace_scale": 1.0,
         "vace_seq_len": 48,
     }
@@ -141,3 +141,22 @@ def write_gguf(path: Path, given: dict[str, torch.Tensor]) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _write(path: str) -> None:
+    """A tiny checkpoint, in a process of its own: the pack asks for a ComfyUI around it."""
+    import sys
+
+    from safetensors.torch import save_file
+
+    sys.argv = ["main.py", "--cpu"]
+    sys.path.insert(0, os.environ["BLOCKSWAP_COMFYUI"])
+    options = importlib.import_module("comfy.options")
+    options.enable_args_parsing()
+    save_file(weights(), path)
+
+
+if __name__ == "__main__":
+    import sys
+
+    _write(sys.argv[1])

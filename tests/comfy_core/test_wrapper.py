@@ -14,7 +14,7 @@ import torch
 import wrapper_packs
 
 from blockswap import BlockSwapArgs
-from blockswap.errors import ArgsError, ModelError, SelectionError
+from blockswap.errors import ArgsError, ModelError, PlanError, SelectionError
 from blockswap.nodes import wrapper_doors, wrapper_names
 from blockswap.nodes.report_node import BlockSwapReportNode
 from blockswap.nodes.swap_node import BlockSwapNode
@@ -166,6 +166,43 @@ def test_nothing_is_copied_back_and_a_budget_holds(
     assert streamed(ours)
 
 
+@pytest.mark.parametrize("kind", ["plain", "scaled", "lora"])
+def test_host_memory_is_not_doubled(kind: str, sim: torch.device) -> None:
+    """The pack keeps the weights for its next run: what is streamed rests there, and only there."""
+    plain = model(kind)
+    ours, kept = swapped(plain, blocks="1,4"), plain.model.pipeline["sd"]
+    before = {key: value.clone() for key, value in kept.items()}
+    sample(ours, force_offload=False)
+    found = 0
+    for name, weight in plain.model.diffusion_model.named_parameters():
+        if name.startswith(("blocks.1.", "blocks.4.")) and "lora_diff" not in name:
+            assert weight.data_ptr() == kept[name].data_ptr()
+            found += 1
+    assert found == 18
+    takeover_on(ours).close()
+    assert all(torch.equal(kept[key].float(), value.float()) for key, value in before.items())
+
+
+def test_a_budget_that_is_too_small_leaves_the_model_usable(sim: torch.device) -> None:
+    plain = model()
+    expected = sample(plain)
+    ours = swapped(plain, vram_budget="1KiB")
+    with pytest.raises(PlanError, match=r"1\.0 KiB"):
+        sample(ours)
+    assert torch.equal(sample(plain), expected)
+    assert own_moves(plain) == []
+
+
+def test_two_experts_in_turn(sim: torch.device) -> None:
+    high, low = model(), model("scaled")
+    expected = [sample(high), sample(low)]
+    ours = [swapped(high, blocks="0-2"), swapped(low, blocks_to_swap=4)]
+    for _ in range(2):
+        assert [torch.equal(sample(m), e) for m, e in zip(ours, expected, strict=True)] == [
+            True
+        ] * 2
+
+
 def test_a_range_beyond_the_model_is_refused_by_the_node() -> None:
     patcher = model()
     with pytest.raises(SelectionError, match=r"^Invalid range: '4-6': the model has blocks 0-5"):
@@ -248,6 +285,17 @@ def test_the_packs_own_swap_on_another_clone_is_its_own(sim: torch.device) -> No
         for name in wrapper_names.SETTINGS:
             settings = [getattr(m.model.diffusion_model, name) for m in (shared, never)]
             assert settings[0] == settings[1], name
+
+
+def test_what_stands_in_front_of_its_functions_does_so_once() -> None:
+    patcher = model()
+    swapped(patcher, blocks="0")
+    fronts = [getattr(part("nodes_sampler"), name) for name in wrapper_names.FUNCTIONS]
+    swapped(swapped(model(), blocks="1"), blocks="2")
+    assert [getattr(part("nodes_sampler"), name) for name in wrapper_names.FUNCTIONS] == fronts
+    homes = [part(home) for home, _, _ in wrapper_names.FUNCTIONS.values()]
+    assert [vars(h)[n] for h, n in zip(homes, wrapper_names.FUNCTIONS, strict=True)] == fronts
+    assert all(hasattr(front, "__wrapped__") for front in fronts)
 
 
 def test_layers_that_the_pack_moves_itself_have_one_owner() -> None:

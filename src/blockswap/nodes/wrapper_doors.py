@@ -10,6 +10,7 @@ open has been closed.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,9 @@ class Count(int):
         return int, (int(self),)  # in another process nobody has this wish
 
 
+_ours: set[Callable[..., Any]] = set()  # what stands in front, in all versions that are loaded
+
+
 def wish_in(args: Any) -> Wish | None:
     """The wish in arguments of the pack, if they are ours."""
     count = args.get("blocks_to_swap") if isinstance(args, dict) else None
@@ -51,14 +55,15 @@ def wish_in(args: Any) -> Wish | None:
 
 
 def install(pack: Pack) -> None:
-    """Puts ours in front of the pack's functions wherever its modules have them; once."""
+    """Puts ours in front of the pack's functions wherever a module has them by name; once."""
     for name in FUNCTIONS:
         original = pack.function(name)
-        if original is None or hasattr(original, "__wrapped__"):
+        if original is None or original in _ours:
             continue
         ours = _FRONTS[name](original)
-        for module in pack.modules():
-            if vars(module).get(name) is original:
+        _ours.add(ours)
+        for module in list(sys.modules.values()):
+            if getattr(module, "__dict__", {}).get(name) is original:
                 setattr(module, name, ours)
 
 
@@ -67,7 +72,7 @@ def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_weights(transformer: Any, *args: Any, **kwargs: Any) -> Any:
         takeover = takeover_of(transformer)
         if takeover is not None:
-            takeover.close()
+            takeover.close_for_loading()
         return original(transformer, *args, **kwargs)
 
     return load_weights
@@ -88,7 +93,11 @@ def _starting(original: Callable[..., Any]) -> Callable[..., Any]:
         with takeover.without_its_swap():
             result = original(transformer, block_swap_args, model)
         nothing = Count(0, wish)
-        takeover.open(wish.args, wish.node_id, model["sd"], nothing)
+        try:
+            takeover.open(wish.args, wish.node_id, model["sd"], nothing)
+        except BaseException:
+            takeover.restore_settings(Count)
+            raise
         return result
 
     return init_blockswap

@@ -77,25 +77,41 @@ def _lora_as_buffers(module: torch.nn.Module, names: list[str]) -> None:
             module._buffers[name] = parameter.data
 
 
-def bring_to_host(unit: LiveUnit, weights: Any) -> None:
-    """Weights of a streamed unit that the pack has put on the device: its own host copies instead.
+def bring_to_host(undo: ExitStack, unit: LiveUnit, weights: Any) -> None:
+    """Weights of a streamed unit in host memory, and once only.
 
-    What it has no copy of (merged LoRAs, and a model loaded to the device) is copied back, once.
+    The pack keeps `weights` for its next run. Where one of them is what the model is to have, it
+    is hung itself, so that it moves into the store with the unit and back. What the pack has put
+    on the device and has no copy of (merged LoRAs, a model loaded to the device) is copied back.
     """
     for live in unit.tensors:
-        tensor = live.tensor
-        if all(leaf.device.type == "cpu" for _, leaf in leaf_tensors(tensor)):
-            continue
-        key = live.places[0].label.replace("_orig_mod.", "")
+        key, tensor = live.places[0].label.replace("_orig_mod.", ""), live.tensor
         kept = None if weights is None else weights.get(key)
-        if isinstance(kept, torch.Tensor) and type(kept) is torch.Tensor and kept.is_cpu:
-            home = kept.to(tensor.dtype).clone()
+        on_cpu = all(leaf.device.type == "cpu" for _, leaf in leaf_tensors(tensor))
+        if kept is not None and _is_copy(kept, tensor, on_cpu=on_cpu):
+            undo.callback(_keep_again, weights, key, kept)
+            home = kept
+        elif on_cpu:
+            continue
         elif hasattr(tensor, "as_tensor"):
             home = on_host(tensor)
         else:
-            home = tensor.detach().cpu()
+            home = torch.nn.Parameter(tensor.detach().cpu(), requires_grad=False)
         for place in live.places:
-            place.table[place.name] = _as_parameter(home)
+            place.table[place.name] = home
+
+
+def _is_copy(kept: Any, tensor: torch.Tensor, *, on_cpu: bool) -> bool:
+    """Whether a weight that the pack keeps is what hangs in the model, maybe on the device."""
+    if type(kept) is not torch.Tensor or not kept.is_cpu:
+        return False
+    alike = kept.dtype == tensor.dtype and kept.shape == tensor.shape
+    return alike and (not on_cpu or kept.data_ptr() == tensor.data_ptr())
+
+
+def _keep_again(weights: Any, key: str, kept: torch.Tensor) -> None:
+    if weights.get(key) is kept:
+        weights[key] = kept.data
 
 
 def renew(module: torch.nn.Module) -> None:
@@ -106,7 +122,8 @@ def renew(module: torch.nn.Module) -> None:
     """
     for part in module.modules():
         for name, tensor in part._parameters.items():
-            if type(tensor) is torch.nn.Parameter:
+            if type(tensor) in (torch.nn.Parameter, torch.Tensor):
+                assert tensor is not None
                 part._parameters[name] = torch.nn.Parameter(tensor.data, requires_grad=False)
 
 
@@ -114,11 +131,6 @@ def place(module: torch.nn.Module, device: torch.device) -> None:
     """Puts a module that is not streamed on the device."""
     module.to(device)
     renew(module)
-
-
-def _as_parameter(tensor: torch.Tensor) -> torch.Tensor:
-    plain = type(tensor) is torch.Tensor
-    return torch.nn.Parameter(tensor, requires_grad=False) if plain else tensor
 
 
 def buffers_on(undo: ExitStack, module: torch.nn.Module, device: torch.device) -> None:

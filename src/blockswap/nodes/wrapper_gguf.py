@@ -77,6 +77,14 @@ def _rebuilt(module: torch.nn.Module, name: str, idle: "StoredBytes") -> None:
         module._parameters[name] = idle.kind(idle.stored.data, quant_type=idle.quant_type)
 
 
+def forget_quantised(module: torch.nn.Module) -> None:
+    """Leaves empty places for the pack's loading to fill, as it leaves them at the end of a run."""
+    for part in module.modules():
+        for name, tensor in _quantised(part):
+            empty = torch.empty(0, dtype=tensor.dtype, device="cpu")
+            part._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+
+
 class StoredBytes(torch.Tensor):
     """Shape and dtype of a GGUF tensor while its block is not running, and its bytes beside it."""
 

@@ -70,12 +70,6 @@ class Pack:
         found: Callable[..., Any] | None = getattr(home, name, None)
         return found
 
-    def modules(self) -> Iterator[ModuleType]:
-        """All of its modules that are loaded."""
-        for name, module in list(sys.modules.items()):
-            if name == self.root or name.startswith(f"{self.root}."):
-                yield module
-
 
 def pack_of(model: Any) -> Pack | None:
     """The pack that made a model, or None where it keeps its transformer elsewhere."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.families import unit_modules
 from ..adapters.live import describe_module
 from ..ambient import undisturbed
 from ..plan import SwapPlan
@@ -26,7 +27,7 @@ from .wrapper_forms import (
     place,
     renew,
 )
-from .wrapper_gguf import idle_forms
+from .wrapper_gguf import forget_quantised, idle_forms
 from .wrapper_names import COUNTS, SETTINGS
 
 _ATTRIBUTE = "blockswap_takeover"
@@ -107,7 +108,7 @@ class Takeover:
             module = unit.module
             if unit.layout.name in streamed:
                 undo.callback(renew, module)
-                bring_to_host(unit, weights)
+                bring_to_host(undo, unit, weights)
                 buffers_on(undo, module, device)
                 idle_forms(undo, module)
             else:
@@ -120,6 +121,19 @@ class Takeover:
             if self.swap is not None:
                 self.swap.close()
             self._undo.close()
+
+    def close_for_loading(self) -> None:
+        """Gives the blocks back where the pack is about to load all weights anew.
+
+        It leaves GGUF tensors where they are if there are any: blocks that were streamed would stay
+        in host memory.
+        """
+        was_open = self.swap is not None and not self.swap.closed
+        self.close()
+        if was_open:
+            with undisturbed():
+                for unit in unit_modules(self._transformer):
+                    forget_quantised(unit.module)
 
 
 def takeover_of(transformer: Any) -> Takeover | None:

@@ -40,7 +40,9 @@ class Patcher:
 
 
 def load_weights(transformer, sd=None, transformer_load_device=None, block_swap_args=None) -> None:
-    for name, _ in list(transformer.named_parameters()):
+    for name, param in list(transformer.named_parameters()):
+        if isinstance(param, GGUFParameter):
+            continue  # it is there already
         key = name.replace("_orig_mod.", "")
         where = transformer_load_device
         if block_swap_args is not None:

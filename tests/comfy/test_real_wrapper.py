@@ -1,0 +1,106 @@
+"""The real wrapper pack beside ours in a real ComfyUI, whichever is loaded first.
+
+By hand, with BLOCKSWAP_WRAPPER=<folder of the pack>; its Python needs that pack's packages.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_installations import THEIRS, _name
+
+from comfy_host import server
+from comfy_host.client import Client
+from comfy_host.environment import Environment
+from comfy_host.graphs import ARGS, OURS
+from comfy_host.sampling import _encode
+
+WRAPPER = os.environ.get("BLOCKSWAP_WRAPPER") or None
+pytestmark = pytest.mark.skipif(
+    WRAPPER is None, reason="tried by hand: set BLOCKSWAP_WRAPPER to the folder of the real pack"
+)
+FILE = "wrapper-tiny.safetensors"
+
+
+@pytest.fixture(scope="module", params=["wrapper first", "wrapper last"])
+def both(request, environment: Environment, base: Callable[[str], Path]) -> Iterator[Client]:
+    root = base("real-wrapper")
+    target = root / "models" / "diffusion_models" / FILE
+    if not target.exists():
+        tests = server.REPOSITORY / "tests"
+        variables = os.environ | {
+            "BLOCKSWAP_COMFYUI": str(environment.core),
+            "PYTHONPATH": os.pathsep.join(map(str, (tests, tests / "comfy_core"))),
+        }
+        writer = tests / "comfy_core" / "real_wrapper.py"
+        subprocess.run([environment.python, writer, target], env=variables, check=True)
+    packs = dict(server.default_packs())
+    packs[_name(root, packs, first=request.param == "wrapper first")] = Path(str(WRAPPER))
+    with server.running(server.Launch(environment, root, packs)) as running:
+        yield Client(running)
+
+
+def _graph(node: str | None, **asked: object) -> dict[str, Any]:
+    """Their loader and sampler, with `node` between them, or nothing."""
+    graph: dict[str, Any] = {
+        "model": {
+            "class_type": "WanVideoModelLoader",
+            "inputs": {
+                "model": FILE, "base_precision": "bf16", "quantization": "disabled",
+                "load_device": "offload_device", "attention_mode": "sdpa",
+            },
+        },
+        "text": {"class_type": "TestTextEncoderLoader", "inputs": {}},
+        "positive": _encode("a fox in the snow"),
+        "negative": _encode("bad quality"),
+        "embeds": {
+            "class_type": "WanVideoTextEmbedBridge",
+            "inputs": {"positive": ["positive", 0], "negative": ["negative", 0]},
+        },
+        "empty": {
+            "class_type": "WanVideoEmptyEmbeds",
+            "inputs": {"width": 64, "height": 64, "num_frames": 9},
+        },
+        "args": {"class_type": f"{OURS}Args", "inputs": {**ARGS, **asked}},
+        "sampler": {
+            "class_type": "WanVideoSampler",
+            "inputs": {
+                "model": ["model", 0], "image_embeds": ["empty", 0], "text_embeds": ["embeds", 0],
+                "steps": 2, "cfg": 3.0, "shift": 5.0, "seed": 5, "force_offload": True,
+                "scheduler": "euler", "riflex_freq_index": 0,
+            },
+        },
+        "latent": {
+            "class_type": "SaveLatent",
+            "inputs": {"samples": ["sampler", 0], "filename_prefix": "latent"},
+        },
+    }  # fmt: skip
+    if node is not None:
+        given = {"model": ["model", 0], "block_swap_args": ["args", 0]}
+        graph["swap"] = {"class_type": node, "inputs": given}
+        graph["sampler"]["inputs"]["model"] = ["swap", 0]
+    return graph
+
+
+def test_ids_and_latents(both: Client) -> None:
+    info = both.get("/object_info")
+    for key in THEIRS:
+        assert "WanVideoWrapper" in info[key]["python_module"], key
+    assert info[OURS]["python_module"] == f"custom_nodes.{server.PACK}"
+    expected = both.latent(both.run_well(_graph(None)), "latent")
+    assert torch.isfinite(expected).all()
+    for node in (OURS, "WanVideoSetBlockSwap"):
+        ran = both.run_well(_graph(node, blocks="0,2,3-5"))
+        assert torch.equal(both.latent(ran, "latent"), expected)
+    graph = _graph(OURS, blocks="0,2,3-5")
+    told = {"model": ["swap", 0], "after": ["sampler", 0], "free_host_memory": True}
+    graph["report"] = {"class_type": f"{OURS}Report", "inputs": told}
+    (text,) = both.run_well(graph).outputs["report"]["text"]
+    assert "its blocks are streamed here, its own swap is off" in text
+    failed = both.run(_graph(OURS, blocks="38-41")).event("execution_error")
+    assert failed is not None
+    assert "Invalid range: '38-41': the model has blocks 0-29" in failed["exception_message"]
