@@ -62,7 +62,8 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
     parameters on the meta device. Without `dtype` it computes in the dtype that most of the
     file has, bit for bit as diffusers' `from_pretrained(torch_dtype=...)` of that dtype (layers
     of your own: in what is stored); with it, weights are cast on the device each time they
-    arrive. `workload` and `loras` are those of `swap_blocks`.
+    arrive. (On the CPU: as a model whose weights are in memory of their own; those that diffusers
+    maps lie at offsets of 4 or 8 bytes, where fp32 kernels may round otherwise.) `workload` and `loras` are those of `swap_blocks`.
 
     With a `mesh` every rank of it makes this call: the file is read once a host, into memory that
     all ranks of the host share, as it computes, and blocks are streamed from there.
