@@ -233,17 +233,6 @@ if not dynamic.HAS_DYNAMIC:
         assert "is made without it" in caplog.text
 
 
-def test_gguf_is_refused_in_a_sentence() -> None:
-    class GGMLTensor(torch.nn.Parameter):
-        pass
-
-    plain = tiny.model("t2v")
-    linear = plain.model.diffusion_model.blocks[0].ffn[0]
-    linear._parameters["weight"] = GGMLTensor(linear.weight.data, requires_grad=False)
-    with pytest.raises(ModelError, match="GGUF"):
-        swapped(plain)
-
-
 def test_another_kind_of_model_is_refused_in_a_sentence() -> None:
     class Other:
         model = torch.nn.Linear(1, 1)

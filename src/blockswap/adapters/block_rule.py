@@ -25,6 +25,7 @@ class ModuleNode:
 
     `container` says whether it only holds members: a `list` (or mapping) is never called itself, a
     `sequence` runs them one after the other. `layer`: one operation of torch, without children.
+    `table`: an embedding, of which a forward reads some rows.
     """
 
     path: str
@@ -34,6 +35,7 @@ class ModuleNode:
     container: Container = ""
     callable: bool = True
     layer: bool = False
+    table: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def find_block_lists(
 
     `repeated`: class names that the model calls repeated. `known`: paths of lists whose members are
     blocks whatever they are. Raises ModelError where what is found holds less than half of the
-    parameters: then it is not known what the model's blocks are.
+    parameters, embeddings aside: then it is not known what the model's blocks are.
     """
     names = frozenset(repeated)
     taken = list(_outermost(root, names, frozenset(known)))
@@ -171,9 +173,10 @@ def _refuse_few(root: ModuleNode, paths: list[str], held: int) -> None:
             f"{name} has no transformer blocks (no list of modules that it calls repeated or that "
             'are of one class): name its lists with block_lists=("path.of.the.list",)'
         )
-    if held * 2 < root.nbytes:
+    computed = root.nbytes - sum(node.nbytes for node in _walk(root) if node.table)
+    if held * 2 < computed:
         raise ModelError(
-            f"the blocks found in {name} ({', '.join(paths)}) hold {held} of {root.nbytes} bytes "
+            f"the blocks found in {name} ({', '.join(paths)}) hold {held} of {computed} bytes "
             'of its parameters, less than half: name the lists, block_lists=("path.of.the.list",)'
         )
 

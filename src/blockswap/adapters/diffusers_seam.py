@@ -3,6 +3,7 @@
 Everything is imported when it is asked for: the package works without either.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,3 +82,63 @@ def _absent(what: str, error: ImportError, instead: str = "") -> ModelError:
         f"{what} needs diffusers, which could not be imported ({error}): "
         f'pip install "wanvideo-blockswap[diffusers]"{instead}'
     )
+
+
+def attention_backend(processor: Any) -> Any:
+    """The attention kernel that a processor names; None for the one that is set for all."""
+    return getattr(processor, "_attention_backend", None)
+
+
+def is_parallel(processor: Any) -> bool:
+    """Whether the processor shares its tokens out among devices (context parallel)."""
+    return getattr(processor, "_parallel_config", None) is not None
+
+
+def attend_with(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: Any
+) -> torch.Tensor:
+    """Attention as Wan's processors ask for it: `[batch, tokens, heads, head_dim]`, no mask."""
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    seen: torch.Tensor = dispatch_attention_fn(
+        query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, backend=backend
+    )
+    return seen
+
+
+def cut_classes() -> dict[str, tuple[type, ...]]:
+    """The classes whose forwards are known well enough to run them in pieces of tokens.
+
+    By role: "model", "vace_model", "block", "vace_block", "processor". Empty while diffusers is not
+    loaded: then no model is one of its classes.
+    """
+    if "diffusers" not in sys.modules:
+        return {}
+    try:
+        from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
+        from diffusers.models.transformers import transformer_wan, transformer_wan_vace
+    except ImportError:
+        return {}
+    blocks: list[type] = [transformer_wan.WanTransformerBlock]
+    processors: list[type] = [transformer_wan.WanAttnProcessor]
+    try:
+        from diffusers.models.transformers import transformer_wan_animate as animate
+    except ImportError:
+        pass  # older than Wan2.2 Animate
+    else:
+        blocks.append(animate.WanTransformerBlock)
+        processors.append(animate.WanAttnProcessor)
+    return {
+        "model": (WanTransformer3DModel,),
+        "vace_model": (WanVACETransformer3DModel,),
+        "block": tuple(blocks),
+        "vace_block": (transformer_wan_vace.WanVACETransformerBlock,),
+        "processor": tuple(processors),
+    }
+
+
+def model_output(sample: torch.Tensor) -> Any:
+    """What the transformer returns with `return_dict`."""
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=sample)

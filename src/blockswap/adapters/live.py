@@ -2,7 +2,8 @@
 
 Streamed are the parameters that belong to one unit alone. Everything else is *rest* and stays on
 the compute device: parameters outside the units, tensors shared between modules, and all buffers
-(a buffer may change during a forward, and what changes cannot be fetched again from a store).
+(a buffer may change during a forward, and what changes cannot be fetched again from a store). Of
+the rest, large lookup tables are *tables*: a forward reads the rows that it asks for.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -15,6 +16,7 @@ from ..layout.values import ModelLayout, TensorSpec, UnitLayout
 from ..store.leaves import leaf_tensors, spec_of
 from ..store.places import Place
 from .families import UnitModule, bare, unit_modules
+from .lookup import is_lookup_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class LiveModel:
     layout: ModelLayout
     units: tuple[LiveUnit, ...]
     rest: tuple[LiveTensor, ...]
+    tables: tuple[LiveTensor, ...] = ()  # of the rest, what is read by rows
 
 
 def describe_module(model: torch.nn.Module, block_lists: Sequence[str] = ()) -> LiveModel:
@@ -53,13 +56,15 @@ def describe_module(model: torch.nn.Module, block_lists: Sequence[str] = ()) -> 
     units = tuple(
         _live_unit(unit, owned.pop(number)) for number, unit in enumerate(found) if number in owned
     )
-    rest = tuple(_live(places[0].label, places) for places in owned.get(-1, ()))
+    outside = tuple(_live(places[0].label, places) for places in owned.get(-1, ()))
+    tables = tuple(tensor for tensor in outside if is_lookup_table(tensor.tensor, tensor.places))
+    rest = tuple(tensor for tensor in outside if not any(tensor is table for table in tables))
     layout = ModelLayout(
         label=type(root).__name__,
         units=tuple(unit.layout for unit in units),
         rest=tuple(tensor.spec for tensor in rest),
     )
-    return LiveModel(root=root, layout=layout, units=units, rest=rest)
+    return LiveModel(root=root, layout=layout, units=units, rest=rest, tables=tables)
 
 
 def places_of(model: torch.nn.Module) -> Iterator[Place]:
@@ -132,7 +137,7 @@ def refuse_unloaded(model: LiveModel, units: Collection[str] | None = None) -> N
 
     `units` names the units that matter; None means all.
     """
-    for live in model.rest:
+    for live in (*model.rest, *model.tables):
         if live.tensor.device.type == "meta":
             raise ModelError(
                 f"{live.places[0].label} has no data (it is on the meta device): load the model's "

@@ -48,6 +48,7 @@ def _node(
         container=_container(module),
         callable=runs(module),
         layer=not children and kind.__module__.startswith("torch."),
+        table=isinstance(module, torch.nn.Embedding),
     )
 
 

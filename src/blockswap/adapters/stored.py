@@ -82,7 +82,7 @@ def match_checkpoint(
         place.table[place.name] = (
             torch.nn.Parameter(meta, requires_grad=False) if place.is_parameter else meta
         )
-        stored[place.label] = (_stored_form(found, stored_leaf(dtype_name(dtype), found.shape)),)
+        stored[place.label] = (stored_form(found, stored_leaf(dtype_name(dtype), found.shape)),)
     live = describe_module(model, block_lists)
     _refuse_real(live, stored)
     _refuse_left_over(checkpoint, by_key)
@@ -109,14 +109,15 @@ def match_skeleton(
                 label = tensor.places[0].label
                 named = (keys or {}).get(label, (label,))
                 stored[label] = tuple(
-                    _stored_form(_found_leaf(checkpoint.label, key, leaf, by_key), leaf)
+                    stored_form(_found_leaf(checkpoint.label, key, leaf, by_key), leaf)
                     for key, leaf in zip(named, tensor.spec.leaves, strict=True)
                 )
     _refuse_real(live, stored)
     return StoredModel(live=live, stored=stored)
 
 
-def _stored_form(found: StoredTensor, computed: Leaf) -> StoredForm:
+def stored_form(found: StoredTensor, computed: Leaf) -> StoredForm:
+    """The form of a leaf that rests in the file as one tensor or packed."""
     if found.packing is not None:
         return StoredForm(found.packing.parts, packed_form(found.packing, computed))
     return StoredForm((found,), plain_form(stored_leaf(found.dtype, found.shape), computed))

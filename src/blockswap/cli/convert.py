@@ -13,7 +13,7 @@ from .console import new_console, new_progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8_scaled": "fp8_scaled"}
 _SHOWN = 10
 
 
@@ -27,9 +27,7 @@ def convert(  # noqa: PLR0913, PLR0917
     ],
     dtype: Annotated[
         str | None,
-        typer.Option(
-            help="Cast or dequantise to bf16, fp16, fp32; else as stored.", show_default=False
-        ),
+        typer.Option(help="bf16, fp16, fp32 or fp8_scaled; else as stored.", show_default=False),
     ] = None,
     dtype_all: Annotated[
         bool, typer.Option("--dtype-all", help="Cast norms, modulation, time embedding, too.")

@@ -77,6 +77,10 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     ] = None,
     blocks: Annotated[str | None, typer.Option(help="Which blocks, 0,2,3-5.")] = None,
     blocks_to_swap: Annotated[int | None, typer.Option(help="How many blocks.")] = None,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most tokens in a piece of a block's forward; 0: always whole."),
+    ] = None,
     vae_tiled: Annotated[bool, typer.Option("--vae-tiled", help="The VAE works in tiles.")] = False,
     text_encoder: Annotated[
         str, typer.Option(help="Text encoder: bfloat16, float16, float32, float8, or cpu.")
@@ -108,7 +112,11 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         workload=_workload(figures, (size, frames, batch), on_host=machine.on_host),
         machine=machine,
         args=BlockSwapArgs(
-            blocks=blocks, blocks_to_swap=blocks_to_swap, vram_budget=vram, ram_budget=ram
+            blocks=blocks,
+            blocks_to_swap=blocks_to_swap,
+            vram_budget=vram,
+            ram_budget=ram,
+            chunk_tokens=chunk_tokens,
         ),
         companions=companions_of(text_encoder, vae, tiled=vae_tiled),
         **_free(machine, host_memory, elsewhere=elsewhere),

@@ -13,6 +13,7 @@ from ..layout.checkpoint import Packing, StoredTensor
 from ..layout.dtypes import ITEM_BYTES
 from ..store.file_io import StreamedFile
 from ..store.leaves import torch_dtype
+from .eight_bits import Eighth, Quantiser
 from .weights import Source, SourceTensor, decoded, flat_bytes, packing_of
 
 PIECE_BYTES = 16 * 1024 * 1024
@@ -34,16 +35,23 @@ class PieceReader:
     def __init__(self, files: Sequence[StreamedFile]) -> None:
         self._files = files
         self._decoded: tuple[tuple[str, str], memoryview] | None = None  # of the last packed weight
+        self._eight_bits: tuple[str, tuple[memoryview, memoryview]] | None = None
+        self.quantiser = Quantiser()
         self._stored = bytearray(PIECE_BYTES)
         self._cast = bytearray(PIECE_BYTES)
 
-    def read(self, where: Source, span: tuple[int, int], dtype: str) -> memoryview:
+    def read(
+        self, where: tuple[int, SourceTensor | Eighth], span: tuple[int, int], dtype: str
+    ) -> memoryview:
         """Elements `span` = (first, count) of a tensor, as `dtype`; valid until the next call.
 
         Raises ReadError, and ArgsError where a finite value has no finite form in `dtype`.
         """
         shard, tensor = where
         first, count = span
+        if isinstance(tensor, Eighth):
+            size = ITEM_BYTES[dtype]
+            return self._eighth(shard, tensor)[first * size : (first + count) * size]
         packing = packing_of(tensor)
         if packing is not None:
             size = ITEM_BYTES[dtype]
@@ -58,6 +66,30 @@ class PieceReader:
         result.copy_(values)
         _check_finite(tensor.name, values, result, dtype)
         return memoryview(self._cast)[: count * ITEM_BYTES[dtype]]
+
+    def _eighth(self, shard: int, tensor: Eighth) -> memoryview:
+        """Bytes of a tensor that is made by quantising a weight, of which both are kept."""
+        if tensor.weight is None:
+            return memoryview(b"")
+        name = tensor.weight.name
+        if self._eight_bits is None or self._eight_bits[0] != name:
+            self._eight_bits = None
+            weight = self._whole((shard, tensor.weight))
+            self._eight_bits = name, self.quantiser.run(name, weight)
+        return self._eight_bits[1][0 if tensor.part == "numbers" else 1]
+
+    def _whole(self, where: Source) -> torch.Tensor:
+        """A weight in fp32, in memory of its own."""
+        shard, tensor = where
+        packing = packing_of(tensor)
+        if packing is not None:
+            data = self._weight(tensor, packing, "float32")
+            self._decoded = None
+            return torch.frombuffer(bytearray(data), dtype=torch.float32).view(tensor.shape)
+        buffer = bytearray(tensor.nbytes)
+        _read(self._files[shard], tensor, tensor.offset, memoryview(buffer))
+        stored = torch.frombuffer(buffer, dtype=torch_dtype(tensor.dtype))
+        return stored.to(torch.float32, copy=True).view(tensor.shape)
 
     def _weight(self, tensor: SourceTensor, packing: Packing, dtype: str) -> memoryview:
         """All bytes of a packed weight, decoded; kept until another one is asked for."""

@@ -23,8 +23,9 @@ from ..layout.geometry.stated import stated_by
 from ..layout.prefix import PADDING
 from ..layout.slab import LEAF_ALIGNMENT, align_up
 from ..layout.writing import header_bytes
+from .eight_bits import BESIDE, FP8_SCALED, Eighth, eighths, is_quantised_to, mark
 from .rules import new_dtype
-from .weights import Source, new_name, source_tensors
+from .weights import SourceTensor, new_name, source_tensors
 
 PAGE = 4096
 _ZERO_DTYPE = "uint8"
@@ -39,7 +40,7 @@ class Placed:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    source: Source | None
+    source: tuple[int, SourceTensor | Eighth] | None
 
     @property
     def nbytes(self) -> int:
@@ -102,11 +103,20 @@ def _groups(
         tensor = source[1]
         key = keys.get(tensor.name)
         unit, new = None, tensor.dtype
+        name = new_name(checkpoint, tensor)
         if key is not None:
             split = unit_of(key)
             unit = None if split is None else split.unit
-            new = new_dtype(checkpoint.tensors[key], dtype, everything=everything)
-        groups[unit].append(Placed(new_name(checkpoint, tensor), new, tensor.shape, source))
+            cast = BESIDE if dtype == FP8_SCALED else dtype
+            new = new_dtype(checkpoint.tensors[key], cast, everything=everything)
+        if key is not None and dtype == FP8_SCALED and is_quantised_to(tensor, key):
+            made = eighths(name, tensor)
+            groups[unit] += [Placed(e.name, e.dtype, e.shape, (source[0], e)) for e in made]
+            continue
+        groups[unit].append(Placed(name, new, tensor.shape, source))
+    if dtype == FP8_SCALED:
+        sign = mark(checkpoint)
+        groups[None].append(Placed(sign.name, sign.dtype, sign.shape, (0, sign)))
     for group in groups.values():
         if group:
             # Stable: tensors of equal alignment keep the order of their files.

@@ -21,8 +21,9 @@ from ..layout.geometry.strays import refuse_strays
 from ..layout.geometry.verify import FILE_MARKS, SCALES
 from ..layout.prefix import ROOTS
 from ..layout.quoting import quote
+from .eight_bits import FP8_SCALED
 
-# Eight bits without scales are a quantiser's work, not a cast.
+# What a cast makes; eight bits take scales (`eight_bits.FP8_SCALED`).
 TARGETS = ("bfloat16", "float16", "float32")
 _EIGHT_BITS = frozenset({dtype for dtype, nbytes in ITEM_BYTES.items() if nbytes == 1})
 # How the name of a Wan tensor ends, in either spelling.
@@ -87,8 +88,9 @@ def read_geometry(checkpoint: Checkpoint) -> tuple[WanGeometry | None, str]:
 def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
     if dtype is None:
         return
-    if dtype not in TARGETS:
-        raise ArgsError(f"dtype {quote(dtype)} is no target: use one of {', '.join(TARGETS)}")
+    if dtype not in (*TARGETS, FP8_SCALED):
+        known = ", ".join((*TARGETS, FP8_SCALED))
+        raise ArgsError(f"dtype {quote(dtype)} is no target: use one of {known}")
     for name, why in _torn_by_a_cast(checkpoint):
         raise ArgsError(
             f"{checkpoint.label} is quantised ({quote(name)} is {why}), a cast to "

@@ -28,12 +28,13 @@ from ..layout.writing import (
 from ..paths import output_path
 from ..units import format_bytes
 from .cast import PieceReader
+from .eight_bits import FP8_SCALED, Eighth
 from .journal import Journal
-from .order import NewLayout, new_layout, new_metadata
+from .order import NewLayout, Placed, new_layout, new_metadata
 from .part import open_part, write_part
 from .rules import check_request, read_geometry
-from .verify import compare, odd_padding, open_files
-from .weights import as_weights
+from .verify import compare, odd_padding, open_files, sources_of
+from .weights import as_weights, packing_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class _Work:
     journal: Journal
     target: Path
     overwrite: bool
+    eight_bits: bool
 
 
 def convert(  # noqa: PLR0913 - one keyword for each option of the command of the same name
@@ -72,9 +74,9 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
     """Rewrites a checkpoint into one `.safetensors` file laid out for streaming.
 
     `source` is a file, an index or a folder. Names, prefix and metadata stay. With `dtype`
-    ("bfloat16", "float16", "float32") floating-point tensors of the transformer are cast, but for
-    those that official pipelines keep in fp32, unless `everything`, and quantised weights are
-    dequantised. `padding` lets every block
+    ("bfloat16", "float16", "float32", or "fp8_scaled": see `eight_bits`) floating-point tensors of
+    the transformer are cast, but for those that official pipelines keep in fp32, unless
+    `everything`, and quantised weights are dequantised. `padding` lets every block
     start at a multiple of 4096 bytes, at the price of tensors of zeros that some programs refuse.
 
     A run that was ended early goes on where it was when it is called again in the same way; the
@@ -94,11 +96,11 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
         checkpoint, dtype, everything=everything, padding=padding, metadata=metadata
     )
     journal = Journal(path, checkpoint.headers, layout.header)
-    work = _Work(checkpoint, layout, journal, path, overwrite)
+    work = _Work(checkpoint, layout, journal, path, overwrite, dtype == FP8_SCALED)
     _refuse_source(checkpoint, work.journal)
     _refuse_odd_padding(checkpoint)
     try:
-        resumed, stale = _run(work, Meter(2 * layout.nbytes, progress))
+        resumed, stale, lost = _run(work, Meter(2 * layout.nbytes, progress))
     except (ReadError, OutputError):
         raise
     except ArgsError:
@@ -107,7 +109,7 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
     except OSError as error:
         raise _failed(work, error) from error
     notes = [] if stale is None else [f"an unfinished conversion was begun anew: {stale}"]
-    notes += checkpoint.notes
+    notes += (*checkpoint.notes, *lost)
     if refusal:
         notes.append(f"the new file opens no further than its source: {refusal}")
     sources = [tensor.source for tensor in layout.tensors]
@@ -116,14 +118,23 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
         tensors=len(sources) - sources.count(None),
         nbytes=layout.nbytes,
         padding_bytes=layout.padding_bytes,
-        cast_tensors=sum(t.source is not None and t.source[1].dtype != t.dtype
-                         for t in layout.tensors),
+        cast_tensors=sum(map(_is_cast, layout.tensors)),
         resumed_bytes=resumed,
         notes=tuple(notes),
     )  # fmt: skip
 
 
-def _run(work: _Work, meter: Meter) -> tuple[int, str | None]:
+def _is_cast(tensor: Placed) -> bool:
+    """Whether its numbers are others than those of the source: cast, dequantised or quantised."""
+    if tensor.source is None:
+        return False
+    made = tensor.source[1]
+    if isinstance(made, Eighth):
+        return made.part == "numbers"
+    return made.dtype != tensor.dtype or packing_of(made) is not None
+
+
+def _run(work: _Work, meter: Meter) -> tuple[int, str | None, tuple[str, ...]]:
     journal = work.journal
     done = journal.part.lstat().st_size if os.path.lexists(journal.part) else 0
     check_room(work.target.parent, max(0, work.layout.nbytes - done))
@@ -144,14 +155,15 @@ def _run(work: _Work, meter: Meter) -> tuple[int, str | None]:
         ) from error
     journal.remove()
     _sync_folder(work.target.parent)
-    return found
+    return *found, tuple(reader.quantiser.sentences())
 
 
 def _compare(work: _Work, reader: PieceReader, meter: Meter) -> None:
     try:
         header = read_header(work.journal.part)
         meter.add(header.data_start)
-        differences = compare(work.checkpoint, header, reader, meter).differences
+        wanted = sources_of(work.checkpoint, eight_bits=work.eight_bits)
+        differences = compare(wanted, header, reader, meter).differences
     except HeaderError as error:
         differences = (str(error),)
     if differences:

@@ -20,7 +20,10 @@ from ..layout.writing import Meter, Progress
 from ..paths import input_path
 from ..store.file_io import StreamedFile
 from .cast import PieceReader, pieces
-from .weights import Source, as_weights, new_name, packing_of, source_tensors
+from .eight_bits import Eighth, eighths, is_quantised_to, mark
+from .weights import SourceTensor, as_weights, new_name, packing_of, source_tensors
+
+AnySource = tuple[int, SourceTensor | Eighth]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +51,23 @@ def verify_pair(
     header = read_header(path)
     made = checkpoint_of(one_file(path), (header,))
     checkpoint = open_checkpoint(source)
-    if not quantiser_keys(made):
-        # A plain file is compared with what the source is dequantised to.
+    scaled, alike = bool(quantiser_keys(made)), _tensors(checkpoint) == _tensors(made)
+    eight_bits = scaled and not alike
+    if not alike:
+        # Both are compared as weights: with what the source is dequantised, or quantised, to.
         checkpoint = as_weights(checkpoint, "plain")
     with open_files(checkpoint.headers) as files:
         reader = PieceReader(files)
         meter = Meter(header.file_bytes - header.data_start, progress)
         told = (*_different_readings(checkpoint, made), *odd_padding(checkpoint, reader))
-        found = compare(checkpoint, header, reader, meter)
+        found = compare(sources_of(checkpoint, eight_bits=eight_bits), header, reader, meter)
     return replace(found, differences=(*told, *found.differences))
+
+
+def _tensors(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What the tensors of the files are, by name."""
+    tensors = (tensor for header in checkpoint.headers for tensor in header.tensors)
+    return {t.name: (t.dtype, t.shape) for t in tensors if not is_padding(t.name)}
 
 
 def _different_readings(source: Checkpoint, made: Checkpoint) -> Iterator[str]:
@@ -112,11 +123,26 @@ def open_files(headers: Sequence[Stamped]) -> Iterator[list[StreamedFile]]:
         yield files
 
 
+def sources_of(checkpoint: Checkpoint, *, eight_bits: bool) -> dict[str, AnySource]:
+    """What each tensor of the new file is made of, by its name there."""
+    found: dict[str, AnySource] = {}
+    keys = {tensor.name: key for key, tensor in checkpoint.tensors.items()}
+    for source in source_tensors(checkpoint):
+        name, key = new_name(checkpoint, source[1]), keys.get(source[1].name)
+        if eight_bits and key is not None and is_quantised_to(source[1], key):
+            found |= {made.name: (source[0], made) for made in eighths(name, source[1])}
+        else:
+            found[name] = source
+    if eight_bits:
+        sign = mark(checkpoint)
+        found[sign.name] = (0, sign)
+    return found
+
+
 def compare(
-    checkpoint: Checkpoint, header: FileHeader, reader: PieceReader, meter: Meter
+    wanted: Mapping[str, AnySource], header: FileHeader, reader: PieceReader, meter: Meter
 ) -> Verified:
-    """As `verify_pair`, with the source's files open already."""
-    wanted = {new_name(checkpoint, found[1]): found for found in source_tensors(checkpoint)}
+    """Compares a file with what its tensors are made of, whose files are open already."""
     found = {tensor.name: tensor for tensor in header.tensors}
     differences = list(_different_names(wanted, found, header.path))
     with open_files([header]) as (target,):
@@ -143,14 +169,15 @@ def _different_names(
 
 
 def _different(
-    where: Source, tensor: FileTensor, reader: PieceReader, back: PieceReader
+    where: AnySource, tensor: FileTensor, reader: PieceReader, back: PieceReader
 ) -> Iterator[str]:
     source = where[1]
     name = quote(tensor.name)
     if source.shape != tensor.shape:
         yield f"{name} is {list(tensor.shape)}, in the source {list(source.shape)}"
         return
-    whole = packing_of(source) is None and not _is_float(source.dtype)
+    made = isinstance(source, Eighth) or packing_of(source) is not None
+    whole = not made and not _is_float(source.dtype)
     if whole == _is_float(tensor.dtype):
         yield f"{name} is {tensor.dtype}, in the source {source.dtype}"
         return

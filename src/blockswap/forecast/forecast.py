@@ -1,6 +1,7 @@
 """A plan for a model not loaded or a machine not at hand: what is assumed of both, and warnings."""
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from ..errors import PlanError
 from ..events import Counters, Measured
@@ -8,7 +9,8 @@ from ..plan import Facts, Foresight, SwapPlan, UnitFacts, make_plan
 from ..plan.inputs.foresight import speeds_of
 from ..plan.inputs.machine import Machine
 from ..plan.inputs.margin import MARGIN
-from ..plan.inputs.workload import Workload
+from ..plan.inputs.pieces import InPieces, sizes_below
+from ..plan.inputs.workload import Workload, token_count
 from ..plan.timing.forward_time import pipeline_of
 from ..predict import (
     Companions,
@@ -17,6 +19,7 @@ from ..predict import (
     carried_bytes,
     predict_forward,
     predict_generation,
+    predict_in_pieces,
 )
 from ..selection import BlockSwapArgs, select
 from ..units import format_bytes
@@ -72,7 +75,14 @@ class Forecast:
         away = {"text encoding"} if beside.text_encoder_on_host else set()
         away |= {"conditioning", "decoding"} if beside.vae_on_host else set()
         needs = self.generation.phases(self.plan.device_bytes)
-        return tuple(need for need in needs if need.name not in away)
+        return tuple(self._as_planned(need) for need in needs if need.name not in away)
+
+    def _as_planned(self, need: PhaseNeed) -> PhaseNeed:
+        """Denoising runs as the plan has it, which may be in pieces."""
+        planned = self.plan.activation_bytes
+        if need.name != "denoising" or planned is None:
+            return need
+        return replace(need, activation_bytes=planned)
 
     @property
     def room_bytes(self) -> int | None:
@@ -114,6 +124,8 @@ def forecast(order: Order) -> Forecast:
     """Plans without weights and without the machine. Raises PlanError, ArgsError, GeometryError."""
     foresight = foresee(order)
     plan = plan_of(order, foresight)
+    if plan.chunk_tokens:
+        foresight = foresight.cut(plan.chunk_tokens)
     generation = predict_generation(order.model.geometry, order.workload, order.companions)
     return Forecast(order, plan, generation, foresight)
 
@@ -126,7 +138,16 @@ def foresee(order: Order) -> Foresight:
     activations = cost.activation_bytes + carried
     margin = MARGIN if order.machine is None else order.machine.kept_free
     speeds = speeds_of(cost, order.machine, workload.dtype, facts_of(order).units)
-    return Foresight(workload.words, activations, margin.of(activations), speeds)
+    tokens = token_count(geometry, workload)
+
+    @cache
+    def in_pieces(chunk_tokens: int) -> int:
+        if chunk_tokens >= tokens:
+            return activations
+        return predict_in_pieces(geometry, workload, chunk_tokens) + carried
+
+    pieces = InPieces(sizes_below(tokens), in_pieces, margin.of)
+    return Foresight(workload.words, activations, margin.of(activations), speeds, pieces)
 
 
 def plan_of(order: Order, foresight: Foresight) -> SwapPlan:

@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..paths import input_path
 from .gguf_header import is_gguf, read_gguf_header
 from .header import FileHeader, FileTensor, read_header
-from .prefix import bare_keys
+from .prefix import bare_keys, is_padding
 from .quoting import quote, some
 from .shards import FoundFiles, find_files
 from .stamp import verify_unchanged
@@ -124,6 +124,20 @@ def checkpoint_of(found: FoundFiles, headers: tuple[FileHeader, ...]) -> Checkpo
     """The checkpoint of files whose headers are read already. Raises CheckpointError."""
     owner = _owners(found, headers)
     prefix, keys = bare_keys(found.label, owner)
+    return _checkpoint(found, headers, prefix, keys)
+
+
+def whole_checkpoint(found: FoundFiles) -> Checkpoint:
+    """All tensors of any model's files, under the names that they have there."""
+    headers = tuple(map(_header, found.files))
+    owner = _owners(found, headers)
+    return _checkpoint(found, headers, "", {n: n for n in owner if not is_padding(n)})
+
+
+def _checkpoint(
+    found: FoundFiles, headers: tuple[FileHeader, ...], prefix: str, keys: Mapping[str, str]
+) -> Checkpoint:
+    """The checkpoint of the tensors whose names in the file are in `keys`."""
     tensors = {
         keys[tensor.name]: _stored(tensor, keys[tensor.name], shard)
         for shard, header in enumerate(headers)
@@ -135,7 +149,7 @@ def checkpoint_of(found: FoundFiles, headers: tuple[FileHeader, ...]) -> Checkpo
         headers=headers,
         prefix=prefix,
         tensors=MappingProxyType(tensors),
-        left_out=tuple(name for name in owner if name not in keys),
+        left_out=tuple(t.name for h in headers for t in h.tensors if t.name not in keys),
         metadata=MappingProxyType(_metadata(found.label, headers)),
         config=None if found.config is None else MappingProxyType(dict(found.config)),
     )

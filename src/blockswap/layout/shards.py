@@ -41,7 +41,7 @@ def find_files(path: Path) -> FoundFiles:
     if path.is_dir():
         return _in_folder(path)
     if path.name.endswith(INDEX_SUFFIX):
-        return _from_index(path, path.name.removesuffix(INDEX_SUFFIX))
+        return from_index(path, path.name.removesuffix(INDEX_SUFFIX))
     shard = _SHARD.fullmatch(path.name)
     if shard and int(shard["count"]) > 1:
         raise CheckpointError(
@@ -63,7 +63,7 @@ def _in_folder(folder: Path) -> FoundFiles:
     names = sorted(entry.name for entry in _entries(folder))
     indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
     if len(indices) == 1:
-        return _from_index(folder / indices[0], folder.name)
+        return from_index(folder / indices[0], folder.name)
     if indices:
         raise CheckpointError(
             f"{folder} holds {len(indices)} indices ({some(indices)}): give the one that is meant"
@@ -79,6 +79,12 @@ def _in_folder(folder: Path) -> FoundFiles:
     if len(chosen) > 1 or _SHARD.fullmatch(chosen[0]):
         _check_one_set(folder, chosen)
     return FoundFiles(folder.name, tuple(folder / name for name in chosen), None, _config(folder))
+
+
+def shards(folder: Path, names: list[str]) -> FoundFiles:
+    """Files of these names as the shards of one set without an index. Raises CheckpointError."""
+    _check_one_set(folder, names)
+    return FoundFiles(folder.name, tuple(folder / name for name in names), None, _config(folder))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -128,8 +134,9 @@ def _check_one_set(folder: Path, names: list[str]) -> None:
         )
 
 
-def _from_index(path: Path, label: str) -> FoundFiles:
-    weight_map = _read_json(path).get("weight_map")
+def from_index(path: Path, label: str) -> FoundFiles:
+    """The shards that an index names. Raises CheckpointError."""
+    weight_map = read_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{path} has no weight_map that says which shard holds what: "
@@ -179,10 +186,11 @@ def _exists(path: Path) -> bool:
 
 def _config(folder: Path) -> Mapping[str, Any] | None:
     path = folder / CONFIG_NAME
-    return _read_json(path) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def read_object(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file, the size of a header at most. Raises CheckpointError."""
     try:
         if not path.is_file():
             raise CheckpointError(f"{path} is not a regular file: give a checkpoint")

@@ -24,6 +24,7 @@ from ..selection import BlockSwapArgs
 from ..swap import FileUnits, Swap, stream_file_units, stream_units
 from . import host
 from .arrival import forget_patches
+from .gguf import patches_aside
 from .status import StatusLine
 
 _ATTRIBUTE = "blockswap_holding"
@@ -100,7 +101,8 @@ class Holding:
         """Opens the engine; `told` is to be called after each forward."""
         args, device = self.claim.args, self.claim.device
         if self.files is None:
-            return stream_units(root, self.plan, args, device=device, after_forward=told)
+            with patches_aside(root):
+                return stream_units(root, self.plan, args, device=device, after_forward=told)
         return stream_file_units(self.files, self.plan, args, device=device, after_forward=told)
 
     def _status_line(self) -> str:

@@ -6,6 +6,7 @@ meta tensors for good: they are read from the file when they run. The little tha
 is loaded as ever and is ComfyUI's.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ def load_streamed(path: str, wish: Wish, weight_dtype: str = "default") -> Any:
     not as expected.
     """
     require()
+    if str(path).lower().endswith(".gguf"):
+        raise ModelError(
+            f"{Path(path).name} is a GGUF file, whose layers belong to the pack ComfyUI-GGUF: "
+            "install it, load the file with its loader, and put WanVideo Block Swap behind it"
+        )
     checkpoint = open_checkpoint(path)
     if checkpoint.in_gguf:
         raise ModelError(

@@ -22,6 +22,7 @@ from ..swap import FileUnits, plan_file_units, plan_units
 from . import host
 from .arrival import forget_patches, patch_on_arrival, refuse_unnoted
 from .file_weights import with_mapped
+from .gguf import patches_aside
 from .holding import Claim, Holding, Immovable, holding_of
 from .lost_patches import none_lost
 from .room import granted_by_host, plan_sentence, size_with, whole_size
@@ -90,7 +91,7 @@ def transformer_of(patcher: Any) -> Any:
     if root is None:
         raise ModelError(
             f"a {type(patcher).__name__} was given, which has no diffusion model: connect the "
-            "MODEL of a Wan checkpoint"
+            "MODEL of a Wan checkpoint or another transformer"
         )
     return root
 
@@ -234,16 +235,14 @@ class Overrides:
     ) -> Any:
         patcher = self._patcher
         if device_to is None:  # weights are patched where they lie, nothing is loaded
-            return self._host.load(
-                patcher, device_to, lowvram_model_memory, force_patch_weights, full_load
-            )
+            return self._load(device_to, lowvram_model_memory, force_patch_weights, full_load)
         granted = granted_by_host(device_to, lowvram_model_memory)
         try:
             holding = holding_of(patcher.model) or self._take(device_to, granted)
             fits = full_load or holding.plan.device_bytes <= granted
             room = max(lowvram_model_memory - holding.own_bytes, 0.1)
             with holding.at_work(), none_lost():
-                result = self._host.load(patcher, device_to, room, force_patch_weights, fits)
+                result = self._load(device_to, room, force_patch_weights, fits)
             if not fits:  # else the host has counted `model_size()`
                 host.add_loaded_bytes(patcher.model, holding.own_bytes)
             holding.open(transformer_of(patcher))
@@ -251,6 +250,16 @@ class Overrides:
             release(patcher.model)
             raise
         return result
+
+    def _load(self, device: Any, room: float, force: bool, whole: bool) -> Any:
+        """The host's loading. By keyword: packs stand in front of it and know the names."""
+        return self._host.load(
+            self._patcher,
+            device,
+            lowvram_model_memory=room,
+            force_patch_weights=force,
+            full_load=whole,
+        )
 
     def _claim(self, device: Any) -> Claim:
         patcher = self._patcher
@@ -276,7 +285,7 @@ class Overrides:
             room = 1e32 if files is None else 1e-3
             turn = holding.taking_turn()
             with holding.at_work(), turn, host.without_callbacks(patcher), none_lost():
-                self._host.load(patcher, device, room, False, False)
+                self._load(device, room, False, False)
         if files is not None:
             _settle_notes(holding, patcher)
         return holding
@@ -287,7 +296,9 @@ class Overrides:
         files = files_of(patcher.model)
         if files is not None:
             return plan_file_units(files, args, device=device, granted_bytes=granted)
-        return plan_units(transformer_of(patcher), args, device=device, granted_bytes=granted)
+        root = transformer_of(patcher)
+        with patches_aside(root):
+            return plan_units(root, args, device=device, granted_bytes=granted)
 
 
 def _settle_notes(holding: Holding, patcher: Any) -> None:

@@ -7,10 +7,11 @@ a clone off the model.
 import logging
 from typing import Any
 
-from ..errors import ModelError
+from ..adapters.live import describe_module
 from ..selection import select
 from . import host, host_dynamic
 from .dynamic import DynamicOverrides
+from .gguf import patches_aside
 from .holding import holding_of
 from .host_names import require, require_of
 from .out_of_memory import survive
@@ -28,25 +29,14 @@ def swap_on_clone(patcher: Any, wish: Wish) -> Any:
     require()
     root = transformer_of(patcher)
     require_of(patcher)
-    _refuse_foreign(root)
-    from ..adapters.live import describe_module
-
-    select(wish.args, describe_module(root, wish.args.block_lists).layout)
+    with patches_aside(root):
+        select(wish.args, describe_module(root, wish.args.block_lists).layout)
     clone = _clone(patcher)
     clone.set_attachments(KEY, wish)
     _overrides_of(clone).install()
     host.follow(clone, KEY, _on_clone, _on_detach)
     survive(clone)
     return clone
-
-
-def _refuse_foreign(root: Any) -> None:
-    for name, parameter in root.named_parameters():
-        if type(parameter).__name__.startswith("GGML"):
-            raise ModelError(
-                f"{name} is a GGUF tensor, whose dequantisation belongs to the pack that loaded "
-                "it: block swap needs a safetensors checkpoint (bf16, fp16 or fp8_scaled)"
-            )
 
 
 def _clone(patcher: Any) -> Any:

@@ -52,9 +52,10 @@ def _schema(node_id: str) -> io.Schema:
         node_id=node_id,
         display_name="WanVideo Block Swap",
         category=CATEGORY,
-        **found_by("block swap", "low vram", "offload", "stream blocks"),
-        description="Streams transformer blocks of a Wan model to the device just before they "
-        "run, so that a model runs that does not fit. The result is the same to the last bit.",
+        **found_by("block swap", "low vram", "offload", "stream blocks", "flux", "qwen image"),
+        description="Streams transformer blocks of a Wan model, or of any other made of blocks "
+        "(Flux, Qwen-Image, HunyuanVideo, LTX), to the device just before they run, so that a "
+        "model runs that does not fit. The result is the same to the last bit.",
         inputs=[
             model_input(
                 "A Wan model: T2V, I2V, VACE, 5B or either 14B expert, LoRAs and all; also a model "

@@ -16,6 +16,7 @@ from ..selection import Selection
 from ..units import format_bytes
 from .choice.plan_bytes import measured, whole_bytes
 from .inputs.foresight import Foresight, Speeds
+from .inputs.pieces import joined
 from .inputs.unit_sizes import Facts
 from .sentences.placement import summary
 from .swap_plan import PlannedUnit, SwapPlan
@@ -61,6 +62,7 @@ def joined_foresight(models: Sequence[Foresight | None]) -> Foresight | None:
     if len(known) < len(models):
         return None
     most = max(known, key=lambda foresight: foresight.reserve_bytes)
+    most = replace(most, in_pieces=joined([foresight.in_pieces for foresight in known]))
     speeds = [foresight.speeds for foresight in known if foresight.speeds is not None]
     return replace(most, speeds=_joined_speeds(speeds) if len(speeds) == len(known) else None)
 

@@ -6,6 +6,7 @@ from ..errors import PlanError
 from ..selection import BlockSwapArgs, Selection
 from ..units import format_bytes, format_bytes_at_least
 from .choice.budgets import Question, question_of, without_ram
+from .choice.cut_forward import Attempt, asked_in_pieces, best_in_pieces, lacks_room
 from .choice.decision import Choice, choose
 from .choice.plan_bytes import (
     build_plan,
@@ -15,7 +16,7 @@ from .choice.plan_bytes import (
 )
 from .inputs.foresight import Foresight
 from .inputs.unit_sizes import Facts
-from .sentences.memory import memory_warning, ram_sentences, slot_sentences
+from .sentences.memory import memory_warning, ram_sentences, slot_sentences, table_sentences
 from .sentences.peak_and_time import foretold_sentences
 from .sentences.placement import summary
 from .swap_plan import SwapPlan, Timing
@@ -40,13 +41,38 @@ def make_plan(
     `pinned_bytes` is what the arena may pin, staging not counted.
     Raises PlanError, with the least budget that would do, if nothing fits.
     """
-    question = question_of(facts, selection, args, foresight)
+    asked, cut_said = asked_in_pieces(args, foresight)
+    question = question_of(facts, selection, args, asked)
     if facts.on_host and not facts.from_checkpoint:
         plan, said = _plan_in_place(question)
     else:
-        plan, said = _plan_streaming(question)
-    sentences = (summary(facts, plan), *facts.notes, *selection.sentences, *said)
+        plan, said = _plan_whole_or_in_pieces(question)
+    if plan.chunk_tokens is None:
+        plan = replace(plan, chunk_tokens=args.chunk_tokens)
+    told = (*facts.notes, *selection.sentences, *table_sentences(facts))
+    sentences = (summary(facts, plan), *told, *said, *cut_said)
     return replace(plan, sentences=sentences)
+
+
+def _plan_whole_or_in_pieces(question: Question) -> Attempt:
+    """Whole where that fits; else the fastest of the pieces that do, the larger of equals."""
+    foresight, args = question.foresight, question.args
+    if foresight is None or foresight.in_pieces is None or args.chunk_tokens is not None:
+        return _plan_streaming(question)
+    try:
+        whole = _plan_streaming(question)
+    except PlanError:
+        whole = None
+    if whole is not None and not lacks_room(question, whole[0]):
+        return whole
+    found = best_in_pieces(question, foresight, _plan_streaming)
+    return found or whole or _plan_streaming(_in_smallest_pieces(question, foresight))
+
+
+def _in_smallest_pieces(question: Question, foresight: Foresight) -> Question:
+    """What is refused where nothing fits: the least that any plan needs."""
+    sizes = () if foresight.in_pieces is None else foresight.in_pieces.sizes
+    return replace(question, foresight=foresight.cut(sizes[-1])) if sizes else question
 
 
 def _plan_streaming(question: Question) -> tuple[SwapPlan, tuple[str, ...]]:
@@ -81,7 +107,12 @@ def _foreseen(question: Question, plan: SwapPlan) -> SwapPlan:
     timing = None
     if foresight.speeds is not None:
         timing = timing_of(plan, foresight.speeds, on_host=question.facts.on_host)
-    return replace(plan, activation_bytes=foresight.activation_bytes, timing=timing)
+    return replace(
+        plan,
+        activation_bytes=foresight.activation_bytes,
+        timing=timing,
+        chunk_tokens=foresight.chunk_tokens or None,
+    )
 
 
 def _as_fast(one: Timing, other: Timing) -> bool:

@@ -65,7 +65,8 @@ class SwapPlan:
     allocator does; it is exact for weights and slots. `reserve_bytes` is left to activations.
     `sentences` explain the decision to a person. Where the workload was known when the plan was
     made, `activation_bytes` is the peak it adds, and `timing` (where speeds were known too) a
-    forward in the steady state.
+    forward in the steady state. `chunk_tokens`: blocks run in pieces of at most so many tokens;
+    None: whole, unless memory runs out; 0: always whole.
     """
 
     device: str
@@ -85,6 +86,7 @@ class SwapPlan:
     sentences: tuple[str, ...]
     activation_bytes: int | None = None
     timing: Timing | None = None
+    chunk_tokens: int | None = None
 
     @property
     def peak_bytes(self) -> int | None:

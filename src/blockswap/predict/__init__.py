@@ -10,7 +10,7 @@ from .cache import cache_folder
 from .generation import Companions, Generation, PhaseNeed, carried_bytes, predict_generation
 from .phase import PhaseCost
 from .text_encoder import predict_text_encoder
-from .transformer import predict_forward
+from .transformer import predict_forward, predict_in_pieces
 from .vae import predict_vae, vae_of
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = [
     "carried_bytes",
     "predict_forward",
     "predict_generation",
+    "predict_in_pieces",
     "predict_module",
     "predict_text_encoder",
     "predict_vae",

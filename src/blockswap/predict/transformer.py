@@ -22,13 +22,7 @@ def predict_forward(geometry: WanGeometry, workload: Workload) -> ForwardCost:
     ArgsError where the model cannot cut the clip, ModelError where diffusers is needed and absent.
     """
     latent_size(geometry, workload)  # refuses at the door
-    fields = {key: value for key, value in asdict(geometry).items() if key not in _NO_SHAPE}
-    question = {
-        "kind": "transformer",
-        "geometry": fields,
-        "workload": asdict(workload),
-        "libraries": library_versions("torch", "diffusers"),
-    }
+    question = _question("transformer", geometry, workload)
 
     def follow() -> dict[str, Any]:
         from .wan import follow_forward
@@ -37,6 +31,36 @@ def predict_forward(geometry: WanGeometry, workload: Workload) -> ForwardCost:
 
     cost: ForwardCost = remembered(question, follow, cost_of)
     return cost
+
+
+def predict_in_pieces(geometry: WanGeometry, workload: Workload, chunk_tokens: int) -> int:
+    """Bytes of activations where blocks run in pieces of at most so many tokens.
+
+    Its FLOPs are those of `predict_forward`. Raises as that does.
+    """
+    latent_size(geometry, workload)  # refuses at the door
+    question = {
+        **_question("transformer in pieces", geometry, workload),
+        "chunk_tokens": chunk_tokens,
+    }
+
+    def follow() -> int:
+        from .wan import follow_in_pieces
+
+        return follow_in_pieces(geometry, workload, chunk_tokens)
+
+    nbytes: int = remembered(question, follow, count)
+    return nbytes
+
+
+def _question(kind: str, geometry: WanGeometry, workload: Workload) -> dict[str, Any]:
+    """All that the answer depends on, as JSON takes it."""
+    return {
+        "kind": kind,
+        "geometry": {k: value for k, value in asdict(geometry).items() if k not in _NO_SHAPE},
+        "workload": asdict(workload),
+        "libraries": library_versions("torch", "diffusers"),
+    }
 
 
 def cost_of(kept: dict[str, Any]) -> ForwardCost:

@@ -1,15 +1,20 @@
 """Inputs that diffusers' pipelines give a Wan transformer, and its dtypes, run without data."""
 
+from dataclasses import replace
 from math import prod
 
 import torch
 
 from ..adapters.skeleton import build_skeleton, keeps_fp32
+from ..errors import ModelError
 from ..layout.geometry import WanGeometry
+from ..pieces import Pieces
 from ..plan.inputs.workload import ForwardCost, Workload, latent_size
 from .module import predict_module
 
 IMAGE_TOKENS = 257  # of CLIP ViT-H/14 at 224 x 224: 16 x 16 patches and the class token
+
+_FOLLOWED_LAYERS = 3  # a first, one like any, and one behind a VACE hint
 
 
 def follow_forward(geometry: WanGeometry, workload: Workload) -> ForwardCost:
@@ -20,6 +25,37 @@ def follow_forward(geometry: WanGeometry, workload: Workload) -> ForwardCost:
         attention=workload.attention,
         kernels=workload.kernels,
     )
+
+
+def follow_in_pieces(geometry: WanGeometry, workload: Workload, chunk_tokens: int) -> int:
+    """Bytes of activations of a forward in pieces of at most so many tokens.
+
+    Of three layers: in pieces nothing is left of one when the next begins, VACE hints included.
+    Of each size two pieces are followed. Raises ModelError where the model cannot run so.
+    """
+    model = typed_skeleton(_shallow(geometry), torch_dtype(workload.dtype))
+    pieces = Pieces(model, chunk_tokens, _refuse_whole, samples=True)
+    try:
+        cost = predict_module(
+            model,
+            kwargs=forward_inputs(geometry, workload),
+            attention=workload.attention,
+            kernels=workload.kernels,
+        )
+    finally:
+        pieces.remove()
+    return cost.activation_bytes
+
+
+def _shallow(geometry: WanGeometry) -> WanGeometry:
+    if geometry.num_layers <= _FOLLOWED_LAYERS:
+        return geometry
+    vace = tuple(layer for layer in (0, 2) if geometry.vace_layers)
+    return replace(geometry, num_layers=_FOLLOWED_LAYERS, vace_layers=vace)
+
+
+def _refuse_whole(sentence: str) -> None:
+    raise ModelError(f"a forward in pieces cannot be followed: {sentence}")
 
 
 def torch_dtype(name: str) -> torch.dtype:

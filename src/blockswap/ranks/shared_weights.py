@@ -74,15 +74,22 @@ class SharedWeights:
         return self.memory.narrow(0, group.start, group.slab.nbytes), group.slab.offsets
 
 
-def share_weights(model: torch.nn.Module, ranks: Ranks, fill: Fill | None = None) -> SharedWeights:
+def share_weights(
+    model: torch.nn.Module,
+    ranks: Ranks,
+    fill: Fill | None = None,
+    block_lists: Sequence[str] = (),
+) -> SharedWeights:
     """Moves the parameters of `model` into memory that the ranks of this host share.
+
+    `block_lists` as in `describe_module`, the same on every rank.
 
     Every rank of `ranks` must call it with the same model, with weights or on meta; one rank of
     each host needs weights, or all have none and `fill` brings them there. Raises ModelError or
     StateError, on all ranks or on none, and leaves each rank's weights readable where they are.
     """
     with ranks.together("describe the model whose weights are shared"):
-        live = describe_module(model)
+        live = describe_module(model, block_lists)
         groups = _laid_out(live)
         for group in groups:
             _refuse_unmovable(group)
@@ -104,7 +111,9 @@ def share_weights(model: torch.nn.Module, ranks: Ranks, fill: Fill | None = None
 
 def _laid_out(live: LiveModel) -> list[_Group]:
     named = [(unit.layout.name, unit.tensors) for unit in live.units]
-    parameters = tuple(t for t in live.rest if all(place.is_parameter for place in t.places))
+    parameters = tuple(
+        t for t in (*live.rest, *live.tables) if all(place.is_parameter for place in t.places)
+    )
     groups: list[_Group] = []
     start = 0
     for name, tensors in [*named, ("", parameters)]:

@@ -9,6 +9,8 @@ from ..units import parse_bytes
 from .grammar import BlockList, read_indices, read_text, whole_number
 from .neighbour import OWN_KEY, checked_keys, keywords_from, neighbour_values
 
+LEAST_PIECE = 64  # tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockSwapArgs:
@@ -28,6 +30,8 @@ class BlockSwapArgs:
     block_swap_debug      a line for each block with its true times
     vram_budget           bytes on the compute device for weights and slots, "8GiB"
     ram_budget            bytes of host memory for streamed blocks, "16GiB"
+    chunk_tokens          most tokens in a piece of a block's forward; 0: always whole; None: the
+                          plan decides (whole where that fits)
     block_lists           where the lists of blocks hang in the model, ("transformer_blocks",); by
                           default they are found
 
@@ -47,6 +51,7 @@ class BlockSwapArgs:
     block_swap_debug: bool = False
     vram_budget: str | int | None = None
     ram_budget: str | int | None = None
+    chunk_tokens: int | None = None
     block_lists: Sequence[str] = ()
     block_list: BlockList | None = field(init=False, repr=False, compare=False, default=None)
 
@@ -59,6 +64,7 @@ class BlockSwapArgs:
         self._settle("block_lists", _paths(self.block_lists))
         for name in ("blocks_to_swap", "prefetch_blocks", "vace_blocks_to_swap"):
             self._settle(name, _count(name, getattr(self, name)))
+        self._settle("chunk_tokens", _piece(_count("chunk_tokens", self.chunk_tokens)))
         for name in ("offload_txt_emb", "offload_img_emb", "use_non_blocking", "block_swap_debug"):
             _check_flag(name, getattr(self, name))
         for name in ("vram_budget", "ram_budget"):
@@ -170,6 +176,15 @@ def _count(name: str, value: object) -> int | None:
     if count < 0:
         raise ArgsError(f"{name}={count} is negative: give 0 or more, or leave it out")
     return count
+
+
+def _piece(tokens: int | None) -> int | None:
+    if tokens and tokens < LEAST_PIECE:
+        raise ArgsError(
+            f"chunk_tokens={tokens} is too few for the kernels that make a piece equal to the "
+            f"whole: give {LEAST_PIECE} or more, 0 for never, or leave it out"
+        )
+    return tokens
 
 
 def _check_flag(name: str, value: object) -> None:

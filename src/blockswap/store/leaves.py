@@ -43,6 +43,12 @@ def leaf_tensors(tensor: torch.Tensor) -> Iterator[tuple[tuple[str, ...], torch.
             yield (name, *path), leaf
 
 
+def bare_copy(leaf: torch.Tensor) -> torch.Tensor:
+    """A copy of a leaf's bytes as a plain tensor; a subclass may call itself its own clone."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.Tensor.clone(torch.Tensor.detach(leaf))
+
+
 def version_of(tensor: torch.Tensor) -> int:
     """How often the tensor was written to; -1 for one made in inference mode, which keeps none."""
     try:
@@ -108,7 +114,7 @@ def _leaf_of(name: str, path: tuple[str, ...], leaf: torch.Tensor) -> Leaf:
             f"{name} is a {leaf.layout} tensor of {dtype}, which cannot be laid out in bytes: "
             "make it a dense tensor before swapping blocks"
         )
-    shape = tuple(leaf.shape)
+    shape = tuple(leaf.size())  # `shape` may be told otherwise by a subclass
     # The strides that a clone would have: dense tensors keep theirs, so that the same kernels run.
     stride = tuple(torch.empty_like(leaf, device="meta").stride())
     return Leaf(

@@ -11,7 +11,7 @@ import torch
 
 from ..layout.values import UnitLayout
 from .arena import Arena, Lender
-from .leaves import leaf_tensors
+from .leaves import bare_copy, leaf_tensors
 
 
 class RamStore:
@@ -67,5 +67,5 @@ class RamStore:
         """Moves the unit's tensors into memory of their own and releases its place."""
         for tensor in self._adopted.pop(index, ()):
             for _, leaf in leaf_tensors(tensor):
-                leaf.data = leaf.detach().clone()
+                leaf.data = bare_copy(leaf)
         self._arena.release(index)

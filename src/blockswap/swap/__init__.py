@@ -1,4 +1,4 @@
-"""The only room that wires others together: `swap_blocks`, `open_transformer`, `open_experts`."""
+"""The only room that wires others together: `swap_blocks`, `open_transformer` and their like."""
 
 from .entry.arguments import as_args
 from .entry.checkpoint_file import open_transformer
@@ -13,6 +13,7 @@ from .entry.host_application import (
     stream_units,
 )
 from .entry.loaded_model import swap_blocks
+from .entry.text_encoder import open_text_encoder
 from .plan_inputs.outlook import Outlook
 from .running.handle import Swap
 from .running.out_of_memory import Attempt
@@ -27,6 +28,7 @@ __all__ = [
     "as_args",
     "find_file_units",
     "open_experts",
+    "open_text_encoder",
     "open_transformer",
     "plan_file_units",
     "plan_units",

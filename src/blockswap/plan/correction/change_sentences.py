@@ -37,6 +37,15 @@ def retry_sentence(
     return f"{ran}: {_leave(len(released))} {stay}, and it was run again"
 
 
+def smaller_sentence(forward: int, missing_bytes: int | None, chunk_tokens: int) -> str:
+    """How an out-of-memory was survived where no weight had to move."""
+    asked = "" if missing_bytes is None else f" (it asked for {format_bytes(missing_bytes)} more)"
+    return (
+        f"forward {forward} ran out of memory{asked}: blocks run in pieces of at most "
+        f"{chunk_tokens:,} tokens from now on, and it was run again"
+    )
+
+
 def recent(sentences: Sequence[str]) -> tuple[str, ...]:
     """The last few sentences, with a count of those left out."""
     left_out = len(sentences) - KEPT_SENTENCES

@@ -4,9 +4,10 @@ Both are optional: without them a plan leaves a reserve and keeps as many blocks
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .machine import Machine
+from .pieces import InPieces
 from .unit_sizes import UnitFacts
 from .workload import ForwardCost
 
@@ -34,16 +35,32 @@ class Foresight:
 
     `workload` names it in sentences ("832x480, 81 frames"). `margin_bytes` stands for what no
     model of the device sees: its context, fragmentation, workspaces of its libraries.
+    `in_pieces` says what is needed where blocks run in pieces of tokens, and `chunk_tokens` how
+    many are in a piece of the forward that this speaks of; 0: it runs whole.
     """
 
     workload: str
     activation_bytes: int
     margin_bytes: int = 0
     speeds: Speeds | None = None
+    in_pieces: InPieces | None = None
+    chunk_tokens: int = 0
 
     @property
     def reserve_bytes(self) -> int:
         return self.activation_bytes + self.margin_bytes
+
+    def cut(self, chunk_tokens: int) -> "Foresight":
+        """The same forward in pieces of at most so many tokens; itself where that is not known."""
+        if self.in_pieces is None:
+            return self
+        activations = self.in_pieces.activations(chunk_tokens)
+        return replace(
+            self,
+            activation_bytes=activations,
+            margin_bytes=self.in_pieces.margin(activations),
+            chunk_tokens=chunk_tokens,
+        )
 
 
 def speeds_of(

@@ -38,7 +38,8 @@ class Facts:
     None where it is not known. `from_checkpoint`: the weights are in a file, not in host memory.
     `granted_bytes`: what an application that shares the device out allows weights and slots, for a
     plan that was left open; None where the free memory decides. `notes`: sentences on the model
-    that its plan repeats.
+    that its plan repeats. `table_bytes`: lookup tables, of which a forward reads the rows that
+    it asks for.
     Raises PlanError if the file has no bytes for a unit although it is to be read from there.
     """
 
@@ -52,6 +53,7 @@ class Facts:
     granularity: int
     from_checkpoint: bool
     granted_bytes: int | None = None
+    table_bytes: int = 0
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from ..choice.budgets import Question
 from ..choice.decision import Choice
 from ..choice.options import option_for
 from ..choice.tiers import Staging
+from ..inputs.unit_sizes import Facts
 from ..swap_plan import SwapPlan
 
 
@@ -56,6 +57,17 @@ def ram_sentences(question: Question, plan: SwapPlan, staging: Staging) -> tuple
             "lower the ram_budget"
         )
     return tuple(said)
+
+
+def table_sentences(facts: Facts) -> tuple[str, ...]:
+    """What is read by rows and so takes no memory."""
+    if not facts.table_bytes:
+        return ()
+    where = "the file" if facts.from_checkpoint else "host memory"
+    return (
+        f"{format_bytes(facts.table_bytes)} of lookup tables stay in {where}: a forward reads the "
+        "rows that it asks for",
+    )
 
 
 def _buffers(staging: Staging) -> str:

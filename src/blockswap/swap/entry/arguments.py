@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ...adapters.families import bare
-from ...errors import StateError
+from ...errors import ArgsError, StateError
 from ...selection import BlockSwapArgs
 from ..running.handle import Swap
 
@@ -30,3 +30,15 @@ def refuse_swapped(model: torch.nn.Module) -> None:
         raise StateError(
             f"this {type(bare(model)).__name__} is swapped already: close that swap first"
         )
+
+
+def refuse_dtype(dtype: object) -> None:
+    """Raises ArgsError for a dtype that weights do not compute in; None is the file's own."""
+    if dtype is None:
+        return
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1:
+        return
+    raise ArgsError(
+        f"dtype={dtype!r} was asked, and weights compute in floating point of 16 bits or "
+        "more: give a torch dtype such as torch.bfloat16, or none for the file's own"
+    )

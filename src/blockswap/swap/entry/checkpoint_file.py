@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,37 +12,33 @@ from ...adapters.live import places_of
 from ...adapters.skeleton import build_skeleton
 from ...adapters.stored import StoredModel, match_checkpoint
 from ...ambient import undisturbed
-from ...errors import ArgsError, GeometryError
-from ...layout.checkpoint import Checkpoint, open_checkpoint
+from ...errors import GeometryError
+from ...layout.checkpoint import Checkpoint, checkpoint_of, open_checkpoint
 from ...layout.formats import quantiser_keys, unpacked
 from ...layout.geometry import infer_geometry, name_variant, to_original_key
 from ...layout.geometry.stated import stated_by
-from ...lora.file import LoraFile, open_lora
+from ...layout.header import read_header
+from ...layout.model_folder import weight_files
+from ...lora.file import open_lora
 from ...lora.request import AnyLora, Lora, as_loras
-from ...plan import SwapPlan, make_plan
+from ...paths import input_path
+from ...plan import SwapPlan
 from ...plan.choice.budgets import ram_room
-from ...plan.choice.refusals import refuse_beyond_memory
 from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs, select
-from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
-from ...stream.model.idle_weights import mark_idle
-from ..assembly.parts import make_parts
-from ..assembly.pool_members import Sharing
-from ..guards.closed_model import refuse_closed, reopened
-from ..opening.engine_start import start_engine
-from ..opening.from_file import Opening
+from ..opening.found_model import FoundModel, open_found, plan_found
 from ..opening.shared_file import share_file
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_checkpoint
 from ..plan_inputs.outlook import AnyWorkload, foresee
-from ..running.freedom import freedom_of
-from .arguments import as_args, refuse_swapped
+from .arguments import as_args, refuse_dtype, refuse_swapped
+from .host_library import Source, transformer_of_library
 from .loaded_model import Asked, refuse_loras_on_ranks, swap_shared
 
 
 @undisturbed()
-def open_transformer(  # noqa: PLR0913  (all but two by name: the door is one call)
+def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one call
     path: str | os.PathLike[str],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
@@ -51,14 +46,20 @@ def open_transformer(  # noqa: PLR0913  (all but two by name: the door is one ca
     dtype: torch.dtype | None = None,
     skeleton: torch.nn.Module | None = None,
     workload: AnyWorkload | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    config: str | os.PathLike[str] | None = None,
     loras: Sequence[AnyLora] | None = None,
     mesh: Any = None,
 ) -> torch.nn.Module:
-    """Opens a Wan checkpoint with its blocks streamed from the file; reads only what stays.
+    """Opens a checkpoint with its blocks streamed from the file; reads only what stays.
 
-    `path` is a `.safetensors` file, an index, or a folder, in original or diffusers names. The
-    model is diffusers' Wan class for the file's geometry, or `skeleton`: a module of yours with
-    its parameters on the meta device. Without `dtype` it computes in the dtype that most of the
+    `path` is a `.safetensors` file, an index, or a folder. Of a Wan model, in original or
+    diffusers names, it is diffusers' Wan class for the file's geometry. Any other model of
+    diffusers is opened from the folder that `save_pretrained` writes or from a pipeline's (its
+    `transformer`, or `subfolder`; `variant` such as "fp16"), or from a single file in its vendor's
+    names with `config`, the folder of its config.json. Or `skeleton`: a module of yours with its
+    parameters on the meta device. Without `dtype` it computes in the dtype that most of the
     file has, bit for bit as diffusers' `from_pretrained(torch_dtype=...)` of that dtype (layers
     of your own: in what is stored); with it, weights are cast on the device each time they
     arrive. `workload` and `loras` are those of `swap_blocks`.
@@ -69,20 +70,21 @@ def open_transformer(  # noqa: PLR0913  (all but two by name: the door is one ca
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
     """
+    source = Source(path, subfolder, variant, config)
     if mesh is not None:
         refuse_loras_on_ranks(loras)
         ranks = ranks_of(mesh)
         with ranks.together("open the checkpoint"):
             wanted, where = as_args(args), open_device(device)
-            found = find_model(path, wanted, where, Request(dtype, skeleton))
+            found = find_model(source, wanted, where, Request(dtype, skeleton))
         root = found.model.live.root
-        weights = share_file(found.model, found.checkpoint.headers, ranks)
+        weights = share_file(found.model, found.checkpoint.headers, ranks, wanted.block_lists)
         swap_shared(root, ranks, weights, Asked(wanted, where, workload))
         return root
     wanted, where = as_args(args), open_device(device)
     asked = Request(dtype=dtype, skeleton=skeleton, workload=workload, loras=as_loras(loras))
-    found = find_model(path, wanted, where, asked)
-    plan = _plan_for(found)
+    found = find_model(source, wanted, where, asked)
+    plan = plan_found(found)
     spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
     return open_found(found, plan, where, spare_ram=spare)
 
@@ -98,8 +100,10 @@ def plan_transformer(
 ) -> SwapPlan:
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
     wanted, where = as_args(args), open_device(device)
-    found = find_model(path, wanted, where, Request(workload=workload, loras=as_loras(loras)))
-    return _plan_for(found)
+    found = find_model(
+        Source(path), wanted, where, Request(workload=workload, loras=as_loras(loras))
+    )
+    return plan_found(found)
 
 
 def empty_transformer(path: str | os.PathLike[str], *, device: str | torch.device) -> Any:
@@ -108,26 +112,8 @@ def empty_transformer(path: str | os.PathLike[str], *, device: str | torch.devic
     Only headers are read. It can be given to `open_transformer` as its skeleton. Raises as it does.
     """
     where = open_device(device)
-    found = find_model(path, as_args(None), where, Request())
+    found = find_model(Source(path), as_args(None), where, Request())
     return found.model.live.root
-
-
-def _plan_for(found: "FoundModel") -> SwapPlan:
-    basis = found.basis
-    plan = make_plan(basis.facts, basis.selection, basis.args, basis.foresight)
-    refuse_beyond_memory(basis.facts, plan, most_host_bytes())
-    return plan
-
-
-@dataclass(frozen=True, slots=True)
-class FoundModel:
-    """A checkpoint and the skeleton it fills, what a plan is made of, and what was assumed."""
-
-    checkpoint: Checkpoint
-    model: StoredModel
-    basis: Basis
-    assumed: tuple[str, ...]
-    loras: tuple[LoraFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +126,16 @@ class Request:
     loras: tuple[Lora, ...] = ()
 
 
-def find_model(
-    path: str | os.PathLike[str], wanted: BlockSwapArgs, where: Device, asked: Request
-) -> FoundModel:
+def find_model(source: Source, wanted: BlockSwapArgs, where: Device, asked: Request) -> FoundModel:
     """Matches a checkpoint with its model, and gathers what a plan for it is made of.
 
     Raises ArgsError, CheckpointError or ModelError.
     """
-    _check_dtype(asked.dtype)
+    refuse_dtype(asked.dtype)
     if asked.skeleton is not None:
         refuse_swapped(asked.skeleton)
-    checkpoint = _as_weights(open_checkpoint(path), asked.skeleton)
     files = [open_lora(lora) for lora in asked.loras]
-    model, assumed = _matched(checkpoint, asked.skeleton, asked.dtype, wanted.block_lists)
+    checkpoint, model, assumed = _weights(source, wanted, asked)
     notes: tuple[str, ...] = ()
     if files:
         fitted = fit_model(model.live, files)
@@ -168,54 +151,26 @@ def find_model(
     return FoundModel(checkpoint, model, basis, assumed, tuple(files))
 
 
-def open_found(
-    found: FoundModel,
-    plan: SwapPlan,
-    where: Device,
-    *,
-    spare_ram: int,
-    sharing: Sharing | None = None,
-) -> torch.nn.Module:
-    """Carries out `plan`, with the slots of `sharing` if there are any; the running model.
-
-    `spare_ram`: bytes of host memory that units may take which come to be streamed later.
-    """
-    model, root, basis = found.model, found.model.live.root, found.basis
-    with ExitStack() as undo, undisturbed():
-        parts = make_parts(model.live, plan, where, undo, sharing)
-        opening = Opening(parts, model, found.checkpoint)
-        opening.load_rest()
-        residents = opening.load_residents()
-        freedom = freedom_of(basis, opening.forms(basis.facts, spare_ram))
-        movable = frozenset() if freedom is None else freedom.movable
-        streamed = opening.ram_units() | opening.disk_units(movable)
-        debug = basis.args.block_swap_debug
-        swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug)
-        opening.refuse_saving(hooks, swap)
-        placed = [tensor for unit in model.live.units for tensor in unit.tensors]
-        mark_idle(undo, [(tensor.places[0].label, tensor.tensor) for tensor in placed])
-        reopened(root)
-        closing = ExitStack()
-        closing.callback(refuse_closed, root, found.checkpoint.label)
-        closing.push(undo.pop_all())
-        told = [
-            lambda: found.assumed,
-            lambda: tuple(parts.pool.sentences),
-            lambda: opening.reading_sentences(swap),
-        ]
-        swap.keep(closing, told, opening.merged_loras(found.loras, residents))
-    return root
+def _weights(
+    source: Source, wanted: BlockSwapArgs, asked: Request
+) -> tuple[Checkpoint, StoredModel, tuple[str, ...]]:
+    """The checkpoint, its model, and what had to be assumed."""
+    if asked.skeleton is None:
+        hosted = transformer_of_library(source, asked.dtype, wanted.block_lists)
+        if hosted is not None:
+            return (*hosted, hosted[0].notes)
+    checkpoint = _as_weights(_wan_checkpoint(source), asked.skeleton)
+    model, assumed = _matched(checkpoint, asked.skeleton, asked.dtype, wanted.block_lists)
+    return checkpoint, model, assumed
 
 
-def _check_dtype(dtype: object) -> None:
-    if dtype is None:
-        return
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1:
-        return
-    raise ArgsError(
-        f"dtype={dtype!r} was asked, and weights compute in floating point of 16 bits or "
-        "more: give a torch dtype such as torch.bfloat16, or none for the file's own"
-    )
+def _wan_checkpoint(source: Source) -> Checkpoint:
+    """Of a folder the variant that was asked for."""
+    place = source.place("transformer")
+    if source.variant is None:
+        return open_checkpoint(place)
+    found = weight_files(input_path(place), source.variant)
+    return checkpoint_of(found, tuple(map(read_header, found.files)))
 
 
 def _as_weights(checkpoint: Checkpoint, skeleton: torch.nn.Module | None) -> Checkpoint:

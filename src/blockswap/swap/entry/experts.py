@@ -30,12 +30,14 @@ from ...stream.device import Device, open_device
 from ..assembly.parts import make_pool
 from ..assembly.pool_members import Sharing
 from ..assembly.unit_store import OwnMemory
+from ..opening.found_model import open_found
 from ..opening.from_memory import UNLIMITED
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.outlook import AnyWorkload
 from ..running.handle import Swap
 from .arguments import as_args
-from .checkpoint_file import Request, find_model, open_found
+from .checkpoint_file import Request, find_model
+from .host_library import Source
 from .loaded_model import find_loaded, swap_loaded
 
 
@@ -87,7 +89,7 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
     wanted, where = as_args(args), open_device(device)
     given: Sequence[torch.nn.Module | None] = skeletons or [None] * len(paths)
     found = [
-        find_model(path, wanted, where, Request(dtype, skeleton, workload, own))
+        find_model(Source(path), wanted, where, Request(dtype, skeleton, workload, own))
         for path, skeleton, own in zip(paths, given, _for_each(loras, len(paths)), strict=True)
     ]
     joint = _Joint([model.basis for model in found])
@@ -115,7 +117,7 @@ def plan_experts(
     _refuse_too_few(paths, "checkpoint", "open_transformer")
     wanted, where = as_args(args), open_device(device)
     found = [
-        find_model(path, wanted, where, Request(workload=workload, loras=own))
+        find_model(Source(path), wanted, where, Request(workload=workload, loras=own))
         for path, own in zip(paths, _for_each(loras, len(paths)), strict=True)
     ]
     return _Joint([model.basis for model in found]).plan

@@ -24,6 +24,7 @@ from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import merged_leaves
 from ..assembly.parts import make_parts
 from ..assembly.pool_members import Sharing
+from ..assembly.table_rows import table_sentences
 from ..assembly.unit_store import HostMemory, OwnMemory, SharedMemory
 from ..guards.cuda_graphs import refuse_cuda_graphs
 from ..opening.engine_start import start_engine
@@ -103,7 +104,8 @@ def _swap_shared(
         wanted, where = as_args(args), open_device(device)
         _refuse_no_module(model)
         refuse_swapped(model)
-    return swap_shared(model, ranks, share_weights(model, ranks), Asked(wanted, where, workload))
+    weights = share_weights(model, ranks, block_lists=wanted.block_lists)
+    return swap_shared(model, ranks, weights, Asked(wanted, where, workload))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,10 @@ def swap_loaded(
         freedom = freedom_of(basis, RamForms(parts, basis.facts, host, loras))
         debug = basis.args.block_swap_debug
         swap, _ = start_engine(parts, streamed, residents, freedom, debug=debug)
-        told = [lambda: (*host.sentences, *parts.pool.sentences)]
+        told = [
+            lambda: (*host.sentences, *parts.pool.sentences),
+            lambda: table_sentences(parts.live.tables),
+        ]
         swap.keep(undo.pop_all(), told, _merged_loras(found, where, residents))
     return swap
 

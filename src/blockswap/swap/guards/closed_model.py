@@ -7,15 +7,16 @@ import torch
 from ...errors import StateError
 
 _HANDLE = "_blockswap_closed"
+_WORDS = {"open_transformer": "transformer", "open_text_encoder": "text encoder"}
 
 
-def refuse_closed(root: torch.nn.Module, label: str) -> None:
+def refuse_closed(root: torch.nn.Module, label: str, opener: str) -> None:
     """From now on a forward of `root` says why there are no weights any more."""
 
     def refuse(module: torch.nn.Module, args: Any) -> None:
         raise StateError(
-            f"this transformer was streamed from {label} and is closed, so it has no weights: "
-            "open it again with open_transformer"
+            f"this {_WORDS[opener]} was streamed from {label} and is closed, so it has no weights: "
+            f"open it again with {opener}"
         )
 
     handle = root.register_forward_pre_hook(refuse, prepend=True)

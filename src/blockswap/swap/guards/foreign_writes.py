@@ -48,7 +48,7 @@ class Doors:
         self._label = parts.live.layout.label
         self._swap = swap
         placed = [tensor for unit in parts.live.units for tensor in unit.tensors]
-        own = (*placed, *parts.live.rest)
+        own = (*placed, *parts.live.rest, *parts.live.tables)
         self._own_tensors = own
         self._bases = frozenset(id(p.module) for t in own for p in t.places)
         self._own = frozenset((id(p.module), p.name) for t in own for p in t.places)

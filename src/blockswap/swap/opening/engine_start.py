@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ...pieces import Pieces, is_known, why_never
 from ...stream.engine.streamer import Streamer
 from ...stream.model.hooks import Hooks, Moves
 from ...stream.units.resident import Resident
@@ -40,6 +41,7 @@ def start_engine(
     undo.callback(streamer.drain)
     swap = Swap(live.root, parts.plan, parts.device, streamer)
     parts.sharing.add(swap)
+    pieces = _pieces(parts, swap, hosted=hosted)
     hooks = Hooks(live.root)
     undo.callback(hooks.remove)
     modules = [unit.module for unit in live.units]
@@ -71,9 +73,22 @@ def start_engine(
             residency.connect(swap, streamer)
             corrector = Corrector(swap, residency, parts.device, parts.sharing)
             parts.sharing.add_corrected(residency, corrector)
-        retry = Retry(swap, parts.device, streamer, residency, corrector)
+        retry = Retry(swap, parts.device, streamer, residency, corrector, pieces)
         hooks.stand_in(retry.wrap)
     return swap, hooks
+
+
+def _pieces(parts: Parts, swap: Swap, *, hosted: bool) -> Pieces | None:
+    """What cuts the model's forward in pieces, at once or when memory runs out; None: nothing."""
+    asked, root = parts.plan.chunk_tokens, parts.live.root
+    if asked == 0 or (not asked and (hosted or parts.device.on_host or not is_known(root))):
+        return None
+    if asked and (why := why_never(root)) is not None:
+        swap.tell(f"all blocks run whole, although pieces of {asked:,} tokens were asked: {why}")
+        return None
+    pieces = Pieces(root, asked or 0, swap.tell)
+    parts.undo.callback(pieces.remove)
+    return pieces
 
 
 def _streamer(
@@ -94,10 +109,11 @@ def _streamer(
 
 def _moves(parts: Parts) -> Moves:
     specs = [t.spec for unit in parts.live.units for t in unit.tensors]
-    specs += [t.spec for t in parts.live.rest]
+    outside = (*parts.live.rest, *parts.live.tables)
+    specs += [t.spec for t in outside]
     dtypes = {getattr(torch, leaf.dtype) for spec in specs for leaf in spec.leaves}
     floating = frozenset(dtype for dtype in dtypes if dtype.is_floating_point)
-    placed = [t for unit in parts.live.units for t in unit.tensors] + list(parts.live.rest)
+    placed = [t for unit in parts.live.units for t in unit.tensors] + list(outside)
     own = frozenset((id(p.module), p.name) for t in placed for p in t.places)
     return Moves(parts.live.layout.label, parts.device.torch_device, floating, own)
 

@@ -11,6 +11,7 @@ from ...store.disk import DiskStore, DiskUnit
 from ...store.landing import Landing
 from ...store.ram import RamStore
 from ...store.readers import Piece
+from ...store.tables import TableInFile
 from ...stream.model.hooks import Hooks
 from ...stream.units.resident import Resident
 from ...stream.units.transfer import DirectRead, StagedCopy, Transfer
@@ -19,6 +20,7 @@ from ..assembly.device_slabs import hang_on_device, hang_unit, host_leaves
 from ..assembly.parts import Parts
 from ..assembly.ram_tier import fill_ram, ram_decoding, ram_layout
 from ..assembly.streamed_units import decoded_values, idle_binding, ram_unit, unit_views
+from ..assembly.table_rows import hang_tables
 from ..assembly.unit_reader import Loader
 from ..assembly.unpinned import ensure_staging
 from ..plan_inputs.model_bytes import extents_of
@@ -42,12 +44,23 @@ class Opening:
 
     def load_rest(self) -> None:
         """Reads what lies outside the units, and puts it and all computed buffers in place."""
-        rest = self._parts.live.rest
-        stored = [t for t in rest if self._model.forms(t)]
-        computed = [t for t in rest if not self._model.forms(t)]
-        self._hang("the rest of the model", stored)
-        if not self._parts.device.on_host:
-            hang_on_device(self._parts.undo, computed, host_leaves(computed), self._parts.device)
+        parts = self._parts
+        stored = [t for t in parts.live.rest if self._model.forms(t)]
+        read = iter(self._loader.decoded("the rest of the model", stored))
+        # One slab for all, as the plan counts it; on the host what was computed lies there already.
+        placed = stored if parts.device.on_host else parts.live.rest
+        sources = [
+            leaf
+            for tensor in placed
+            for leaf in (
+                [next(read) for _ in tensor.spec.leaves]
+                if self._model.forms(tensor)
+                else host_leaves([tensor])
+            )
+        ]
+        hang_on_device(parts.undo, placed, sources, parts.device)
+        tables = parts.live.tables
+        hang_tables(parts, tables, [self._rows(table) for table in tables])
 
     def load_residents(self) -> dict[str, Resident]:
         parts, residents = self._parts, {}
@@ -123,9 +136,14 @@ class Opening:
         stored = {u.layout.name for u in units if ram_decoding(self._model, u) is not None}
         without = {u.layout.name: u.module for u in units
                    if u.layout.name in stored or u.layout.name in self._on_file}  # fmt: skip
+        tables = {t.places[0].label: t.places[0].module for t in self._parts.live.tables}
         hooks.refuse_state_dict(
-            without,
-            lambda name: swap.reads_from_disk(name) or (name in stored and swap.streams(name)),
+            without | tables,
+            lambda name: (
+                name in tables
+                or swap.reads_from_disk(name)
+                or (name in stored and swap.streams(name))
+            ),
             "the weights of this transformer are not in memory as they compute but streamed from "
             f"{self._source}: copy that file instead of saving the model",
         )
@@ -161,10 +179,11 @@ class Opening:
         plan = self._parts.plan
         return [u for u in self._parts.live.units if plan.tier_of(u.layout.name) == tier]
 
-    def _hang(self, name: str, tensors: tuple[LiveTensor, ...] | list[LiveTensor]) -> None:
-        hang_on_device(
-            self._parts.undo, tensors, self._loader.decoded(name, tensors), self._parts.device
-        )
+    def _rows(self, table: LiveTensor) -> TableInFile:
+        (part,) = self._model.parts([table])
+        rows = TableInFile(self._headers[part.shard], part.dtype, part.shape, part.offset)
+        self._parts.undo.callback(rows.close)
+        return rows
 
     def _disk_unit(self, unit: LiveUnit) -> StreamedUnit:
         parts, store, index = self._parts, self._store, self._on_file[unit.layout.name]

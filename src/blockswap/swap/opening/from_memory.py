@@ -4,11 +4,13 @@ from ...adapters.adapted import NO_LORAS, InMemory
 from ...adapters.live import LiveModel
 from ...plan import SwapPlan
 from ...selection import BlockSwapArgs
+from ...store.tables import TableInMemory
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import hang_on_device, hang_unit, merged_leaves
 from ..assembly.parts import Parts
 from ..assembly.streamed_units import idle_binding, ram_unit
+from ..assembly.table_rows import hang_tables
 from ..assembly.unit_store import HostMemory
 from ..assembly.unpinned import ensure_staging
 
@@ -24,6 +26,7 @@ def place_residents(parts: Parts, loras: InMemory) -> dict[str, Resident]:
     live: LiveModel = parts.live
     device = parts.device.torch_device
     hang_on_device(parts.undo, live.rest, merged_leaves(live.rest, loras, device), parts.device)
+    hang_tables(parts, live.tables, [TableInMemory(table.tensor) for table in live.tables])
     return {
         unit.layout.name: hang_unit(
             parts.undo, unit.tensors, merged_leaves(unit.tensors, loras, device), parts.device

@@ -16,7 +16,12 @@ from ...units import format_bytes
 from ..assembly.unit_reader import Loader
 
 
-def share_file(model: StoredModel, headers: Sequence[Stamped], ranks: Ranks) -> SharedWeights:
+def share_file(
+    model: StoredModel,
+    headers: Sequence[Stamped],
+    ranks: Ranks,
+    block_lists: Sequence[str] = (),
+) -> SharedWeights:
     """Fills the parameters of the skeleton, on all ranks, from one reading of the file a host.
 
     Buffers that the file holds are read by each rank for itself. Raises as `share_weights`,
@@ -33,7 +38,7 @@ def share_file(model: StoredModel, headers: Sequence[Stamped], ranks: Ranks) -> 
     try:
         with ranks.together("find room for the weights"):
             _refuse_beyond_memory(model)
-        weights = share_weights(model.live.root, ranks, fill)
+        weights = share_weights(model.live.root, ranks, fill, block_lists)
         with ranks.together("read buffers"):
             _fill_buffers(model, loader)
     finally:

@@ -88,14 +88,18 @@ def extents_of(model: StoredModel, unit: LiveUnit, *, on_host: bool) -> tuple[Ex
 def _facts(
     live: LiveModel, device: Device, units: tuple[UnitFacts, ...], *, from_checkpoint: bool
 ) -> Facts:
+    tables = leaves_of(table.spec for table in live.tables)
+    in_place = device.on_host and not from_checkpoint
+    rest = leaves_of(live.layout.rest)
     return Facts(
         label=live.layout.label,
         device=str(device.torch_device),
         on_host=device.on_host,
         units=units,
-        rest_bytes=pack(leaves_of(live.layout.rest)).nbytes,
+        rest_bytes=pack((*rest, *tables) if in_place else rest).nbytes,
         device_free_bytes=device.free_bytes(),
         host_free_bytes=free_host_bytes(),
         granularity=device.granularity,
         from_checkpoint=from_checkpoint,
+        table_bytes=0 if in_place else sum(leaf.nbytes for leaf in tables),
     )

@@ -8,12 +8,15 @@ import torch
 
 from ...adapters.live import LiveModel
 from ...adapters.shape import geometry_of
+from ...layout.geometry import WanGeometry
+from ...pieces import why_never
 from ...plan import Foresight, UnitFacts
 from ...plan.inputs.foresight import speeds_of
 from ...plan.inputs.machine import Machine
-from ...plan.inputs.margin import MARGIN, NO_MARGIN
-from ...plan.inputs.workload import ForwardCost, Workload
-from ...predict import predict_forward
+from ...plan.inputs.margin import MARGIN, NO_MARGIN, Margin
+from ...plan.inputs.pieces import InPieces, sizes_below
+from ...plan.inputs.workload import ForwardCost, Workload, token_count
+from ...predict import predict_forward, predict_in_pieces
 from ...probe import cached_probe
 from ...stream.device import Device
 
@@ -43,8 +46,10 @@ def foresee(
     workload = given.workload if isinstance(given, Outlook) else given
     machine = given.machine if isinstance(given, Outlook) else _probed(device)
     if isinstance(workload, Workload):
-        words, cost = workload.words, predict_forward(geometry_of(live.root), workload)
+        geometry = geometry_of(live.root)
+        words, cost = workload.words, predict_forward(geometry, workload)
     else:
+        geometry = None
         words, cost = "the forward that was announced", workload
     usual = NO_MARGIN if device.on_host else MARGIN
     margin = usual if machine is None else machine.kept_free
@@ -53,7 +58,24 @@ def foresee(
         activation_bytes=cost.activation_bytes,
         margin_bytes=margin.of(cost.activation_bytes),
         speeds=speeds_of(cost, machine, _main_dtype(live), units),
+        in_pieces=None if geometry is None else _in_pieces(live, geometry, workload, margin),
     )
+
+
+def _in_pieces(
+    live: LiveModel, geometry: WanGeometry, workload: Workload | ForwardCost, margin: Margin
+) -> InPieces | None:
+    """What the model needs in pieces; None where its blocks would run whole."""
+    if not isinstance(workload, Workload) or why_never(live.root) is not None:
+        return None
+    clip, tokens = workload, token_count(geometry, workload)
+
+    def activations(chunk_tokens: int) -> int:
+        if chunk_tokens >= tokens:
+            return predict_forward(geometry, clip).activation_bytes
+        return predict_in_pieces(geometry, clip, chunk_tokens)
+
+    return InPieces(sizes_below(tokens), activations, margin.of)
 
 
 def _probed(device: Device) -> Machine | None:

@@ -13,13 +13,14 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ...errors import DeviceError
-from ...plan.correction.change_sentences import retry_sentence
+from ...pieces import Pieces, why_never
+from ...plan.correction.change_sentences import retry_sentence, smaller_sentence
 from ...plan.correction.promotion import half_leaving, leaving
 from ...stream.device import Device, open_device
 from ...stream.engine.streamer import Streamer
@@ -91,8 +92,10 @@ class Attempt:
 class Retry:
     """Stands in for the forward of a swapped model.
 
-    `residency` and `corrector` are None where the blocks were chosen exactly: then none may be
-    let go, and all that a second attempt has is memory that the first one and the allocator held.
+    Smaller pieces come before residents leave: no weight moves for them. `pieces` is None where
+    the model always runs whole. `residency` and `corrector` are None where the blocks were chosen
+    exactly: then none may be let go, and all that a second attempt has is memory that the first
+    one and the allocator held.
     """
 
     swap: Swap
@@ -100,6 +103,7 @@ class Retry:
     streamer: Streamer
     residency: Residency | None
     corrector: Corrector | None
+    pieces: Pieces | None = None
 
     def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """`original` with retries, under its own name and signature.
@@ -145,6 +149,7 @@ class _Attempts:
             retry.corrector.before_forward(self._number)
         self._random = (torch.get_rng_state(), retry.device.random_state())
         self._count = 0
+        self._cuts = 0  # attempts that were followed by smaller pieces
         self._released = 0
         self._asked: int | None = None  # by the allocation that failed last
         self._held = 0  # bytes allocated at that moment
@@ -174,6 +179,8 @@ class _Attempts:
         retry.streamer.repair()
         device.synchronize()
         device.empty_cache()
+        if self._cut_smaller():
+            return
         chosen, released = self._chosen(), tuple[str, ...]()
         if not chosen and self._count > 1:
             released = self._release_others()
@@ -190,9 +197,30 @@ class _Attempts:
         if retry.corrector is not None:
             retry.corrector.out_of_memory()
         retry.swap.tell(retry_sentence(self._number, self._asked, released, retry.swap.plan))
+        self._put_random_state_back()
+
+    def _put_random_state_back(self) -> None:
         host, own = self._random
         torch.set_rng_state(host)
-        device.restore_random_state(own)
+        self._retry.device.restore_random_state(own)
+
+    def _cut_smaller(self) -> bool:
+        """Cuts the forward into smaller pieces for the next attempt, where there are any."""
+        retry = self._retry
+        if retry.pieces is None or why_never(retry.swap.model) is not None:
+            return False
+        tokens = retry.pieces.shrink()
+        if tokens is None:
+            return False
+        self._error = None
+        gc.collect()
+        self._cuts += self._count
+        self._count = 0  # attempts before it say nothing of what leaves now
+        retry.device.empty_cache()
+        retry.swap.plan = replace(retry.swap.plan, chunk_tokens=tokens)
+        retry.swap.tell(smaller_sentence(self._number, self._asked, tokens))
+        self._put_random_state_back()
+        return True
 
     def _release_others(self) -> tuple[str, ...]:
         """Nothing of our own is left to let go: residents of swaps that share our slots are."""
@@ -237,7 +265,7 @@ class _Attempts:
 
     def _note(self) -> str:
         plan = self._retry.swap.plan
-        tried = f"blockswap ran this forward {self._count} times"
+        tried = f"blockswap ran this forward {self._cuts + self._count} times"
         if self._retry.residency is None:
             tried += ", with all that the allocator kept given back"
             left = "the blocks were chosen exactly, so none of those that stay may leave"

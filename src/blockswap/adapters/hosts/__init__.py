@@ -1,0 +1,1 @@
+"""Models of diffusers and transformers from their own folders, files and converters."""

@@ -1,0 +1,231 @@
+"""A model whose blocks run in pieces: what is installed, when a block runs whole, what is said.
+
+Instance attributes `forward` on the model and on its blocks, so hooks of torch and whatever others
+put around a forward go on working. `remove()` leaves each as it was found.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..adapters.families import bare, unit_modules
+from ..plan.inputs.pieces import sizes_below
+from .block import Piece, run, visit_of
+from .cutting import cut, two_of_each_size
+from .model import run_model
+from .onlookers import is_known, mark, onlookers, why_before, why_parts, why_whole
+from .vace_block import run_vace
+
+Tell = Callable[[str], None]
+
+
+class Pieces:
+    """What is installed on a model so that it runs in pieces of at most `chunk_tokens` tokens.
+
+    Whether the class gives the same both ways is asked before (`trial.why_never`).
+
+    `chunk_tokens` may be set between forwards; 0 runs everything whole. `tell` is handed each
+    sentence on what runs whole although pieces were asked for, once.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        chunk_tokens: int,
+        tell: Tell,
+        *,
+        samples: bool = False,
+    ) -> None:
+        """`samples`: only two pieces of each size run, for who follows it without data."""
+        self.chunk_tokens = chunk_tokens
+        self._samples = samples
+        self._on_blocks = False
+        self._root: Any = bare(model)
+        units = [unit for unit in unit_modules(self._root) if unit.kind in ("block", "vace")]
+        self._blocks = {unit.name: unit.module for unit in units}
+        self._tell, self._told = tell, set[str]()
+        self._tokens = 0  # of the last forward of the model that was seen
+        self._lent: torch.Tensor | None = None
+        self._cleared = False  # in a forward of ours, in which every block was looked at
+        self._installed: list[tuple[torch.nn.Module, Any]] = []
+        if is_known(self._root):
+            self._install(self._root, _ModelForward(self, self._root, self._root.forward))
+        if chunk_tokens:
+            self._install_on_blocks()
+
+    def _install_on_blocks(self) -> None:
+        """Later than on the model where memory runs out: nothing hangs on blocks before."""
+        if self._on_blocks:
+            return
+        self._on_blocks = True
+        for name, block in self._blocks.items():
+            if self._may_be_cut(name, block, why_before(block)):
+                self._install(block, _BlockForward(self, name, block, block.forward))
+
+    def shrink(self) -> int | None:
+        """After a forward that ran out of memory: the next smaller size, or None at the end."""
+        now = min(self.chunk_tokens or self._tokens, self._tokens)
+        smaller = sizes_below(now)
+        if not smaller:
+            return None
+        self.chunk_tokens = smaller[0]
+        self._install_on_blocks()
+        return self.chunk_tokens
+
+    def _install(self, module: Any, forward: Any) -> None:
+        before = vars(module).get("forward")
+        module.forward = mark(functools.wraps(forward.original)(forward.call))
+        self._installed.append((module, (module.forward, before)))
+
+    def remove(self) -> None:
+        """Gives every module back the forward that it had; what others put around ours stays."""
+        self.chunk_tokens = 0
+        for module, (ours, before) in self._installed:
+            if vars(module).get("forward") is ours:
+                del module.forward
+                if before is not None:
+                    module.forward = before
+        self._installed.clear()
+
+    def cut(self, tokens: int) -> tuple[Piece, ...]:
+        pieces = cut(tokens, self.chunk_tokens)
+        return two_of_each_size(pieces) if self._samples else pieces
+
+    def lend(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The block that is called next may write into `tensor`; nobody else can hold it."""
+        self._lent = tensor
+        return tensor
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Where the block's result is to be written: the tensor itself if lent, or a new one."""
+        lent, self._lent = self._lent, None
+        return (
+            tensor
+            if lent is tensor
+            else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        )
+
+    def cuts(self, tokens: int) -> bool:
+        """Whether so many tokens are cut at all, here and now."""
+        if not self.chunk_tokens or torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return False
+        return len(self.cut(tokens)) > 1
+
+    def expects(self, tokens: int) -> bool:
+        """Notes a forward of the model with so many tokens; whether it is cut."""
+        self._tokens = tokens
+        return self.cuts(tokens)
+
+    def may_cut(self, name: str, block: torch.nn.Module) -> bool:
+        return self._cleared or self._may_be_cut(name, block)
+
+    def _may_be_cut(self, name: str, block: torch.nn.Module, why: str | None = None) -> bool:
+        why = why or why_whole(block)
+        if why is not None:
+            self.say(f"{name} runs whole and not in pieces: {why}")
+        return why is None
+
+    def nobody_looks_on(self) -> bool:
+        """Whether the model's forward may be ours, whose blocks write into their input."""
+        if not all(self._may_be_cut(name, block) for name, block in self._blocks.items()):
+            return False
+        why = self._wrapped() or onlookers(self._blocks.values())
+        why = why or why_parts(self._root, self._blocks.values())
+        if why is not None:
+            self.say(
+                f"blocks run in pieces and write each its result into memory of its own: {why}, "
+                "so the hidden states may be held by others"
+            )
+        return why is None
+
+    def _wrapped(self) -> str | None:
+        """What other code does between the blocks, seen by what stands in front of our forwards."""
+        ours = {id(module): forward for module, (forward, _) in self._installed}
+        if all(vars(b).get("forward") is ours.get(id(b), self) for b in self._blocks.values()):
+            return None
+        return "the forward of a block was wrapped by other code"
+
+    def run_model(self, given: dict[str, Any]) -> Any:
+        self._cleared = True
+        try:
+            return run_model(self._root, given, self.cut, self.lend)
+        finally:
+            self._cleared, self._lent = False, None
+
+    def say(self, sentence: str) -> None:
+        if sentence not in self._told:
+            self._told.add(sentence)
+            self._tell(sentence)
+
+
+_BLOCK_INPUTS = {"hidden_states", "encoder_hidden_states", "temb", "rotary_emb"}
+
+
+class _BlockForward:
+    """Stands in for the forward of one block."""
+
+    def __init__(self, owner: Pieces, name: str, block: Any, original: Any) -> None:
+        self.original = original
+        self._owner, self._name, self._block = owner, name, block
+        self._is_vace = hasattr(block, "proj_out")
+        self._signature = inspect.signature(original)
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        owner, original = self._owner, self.original
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return original(*args, **kwargs)
+            given = self._signature.bind(*args, **kwargs).arguments
+            if not given.keys() >= _BLOCK_INPUTS:
+                return original(*args, **kwargs)
+            tokens = given["hidden_states"].shape[1]
+            if not owner.cuts(tokens) or not owner.may_cut(self._name, self._block):
+                return original(*args, **kwargs)
+            return self._in_pieces(given, owner.cut(tokens))
+
+        return forward
+
+    def _in_pieces(self, given: dict[str, Any], pieces: tuple[Piece, ...]) -> Any:
+        hidden = given["hidden_states"]
+        shared = given["encoder_hidden_states"], given["temb"], given["rotary_emb"]
+        visit = visit_of(self._block, shared, pieces)
+        if self._is_vace:
+            control = given["control_hidden_states"]
+            return run_vace(visit, hidden, control, self._owner.take(control))
+        return run(visit, hidden, self._owner.take(hidden))
+
+
+class _ModelForward:
+    """Stands in for the forward of a model whose class is known."""
+
+    def __init__(self, owner: Pieces, root: Any, original: Any) -> None:
+        self.original = original
+        self._owner, self._root = owner, root
+        self._signature = inspect.signature(original)
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        owner, original = self._owner, self.original
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return original(*args, **kwargs)
+            given = self._signature.bind(*args, **kwargs).arguments
+            if not self._is_usual(given) or not owner.nobody_looks_on():
+                return original(*args, **kwargs)
+            return owner.run_model(given)
+
+        return forward
+
+    def _is_usual(self, given: dict[str, Any]) -> bool:
+        """Not where a LoRA is scaled for one forward: the host does that around its own."""
+        sizes = zip(given["hidden_states"].shape[2:], self._root.config.patch_size, strict=True)
+        tokens = 1
+        for size, patch in sizes:
+            tokens *= size // patch
+        return given.get("attention_kwargs") is None and self._owner.expects(tokens)

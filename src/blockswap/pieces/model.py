@@ -1,0 +1,143 @@
+"""The forward of diffusers' Wan models in pieces, whose holders of hidden states are known.
+
+Everything is called as in the host's own forward, through the model's own parts. What differs: the
+hidden states are handed from block to block and held by nobody else, so a block may write into
+them; a timestep for each token is projected once for each that differs; VACE hints are made just
+before their layer, not all of them first; and the output head, in fp32, runs piece by piece.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ..adapters.diffusers_seam import model_output
+from .block import Piece
+from .modulation import Modulation, TokenTimes, distinct_timesteps
+
+Lend = Callable[[torch.Tensor], torch.Tensor]  # the next block may write into this tensor
+Cut = Callable[[int], tuple[Piece, ...]]
+
+
+def run_model(model: Any, given: dict[str, Any], cut: Cut, lend: Lend) -> Any:
+    """The model's output for its forward's arguments, by name."""
+    latents = given["hidden_states"]
+    embedded = Embedded(model, given)
+    hidden = _patches(model.patch_embedding, latents)
+    if hasattr(model, "vace_blocks"):
+        hidden = _vace_layers(model, given, embedded, hidden, lend)
+    else:
+        for block in model.blocks:
+            hidden = block(lend(hidden), embedded.text, embedded.times, embedded.rotary)
+    out = _unpatched(model, _head(model, embedded, hidden, cut(hidden.shape[1])), latents.shape)
+    return model_output(out) if given.get("return_dict", True) else (out,)
+
+
+class Embedded:
+    """What the blocks of one forward are given beside hidden states: times, text, rotary tables."""
+
+    def __init__(self, model: Any, given: dict[str, Any]) -> None:
+        timestep, text = given["timestep"], given["encoder_hidden_states"]
+        image = given.get("encoder_hidden_states_image")
+        self.rotary = model.rope(given["hidden_states"])
+        self._rows_of: torch.Tensor | None = None
+        rows = None
+        if timestep.dim() == 2:
+            rows, few = timestep.shape[1], distinct_timesteps(timestep)
+            if few is not None:
+                values, self._rows_of = few
+                rows, timestep = values.numel(), values
+            timestep = timestep.flatten()
+        embed = model.condition_embedder
+        self._time, times, text, image = embed(timestep, text, image, timestep_seq_len=rows)
+        times = times.unflatten(-1, (6, -1))
+        self.times = times if self._rows_of is None else TokenTimes(times, self._rows_of)
+        self.text = text if image is None else torch.concat([image, text], dim=1)
+
+    def head(self, table: torch.Tensor) -> Modulation:
+        """Shift and scale of the output head."""
+        times = self._time.unsqueeze(-2).expand(*self._time.shape[:-1], 2, -1)
+        given = times if self._rows_of is None else TokenTimes(times, self._rows_of)
+        return Modulation(table.to(self._time.device), given, widen=False)
+
+
+def _patches(embedding: Any, latents: torch.Tensor) -> torch.Tensor:
+    """`[batch, channels, frames, height, width]` -> `[batch, tokens, dim]`, contiguous."""
+    patches: torch.Tensor = embedding(latents).flatten(2).transpose(1, 2).contiguous()
+    return patches
+
+
+def _vace_layers(
+    model: Any, given: dict[str, Any], embedded: Embedded, hidden: torch.Tensor, lend: Lend
+) -> torch.Tensor:
+    """All layers of a VACE model; only its first VACE block reads the hidden states."""
+    control = given["control_hidden_states"]
+    scales = _scales(model, control, given.get("control_hidden_states_scale"))
+    control = _padded(_patches(model.vace_patch_embedding, control), hidden.shape[1])
+    vace_blocks = iter(model.vace_blocks)
+    shared = embedded.text, embedded.times, embedded.rotary
+    for layer, block in enumerate(model.blocks):
+        hint = None
+        if layer in model.config.vace_layers:
+            text, times, rotary = shared
+            vace = next(vace_blocks)
+            hint, control = vace(hidden, text, lend(control), times, rotary)
+        hidden = block(lend(hidden), *shared)
+        if hint is not None:
+            hidden = _hinted(hidden, hint, next(scales))
+    return hidden
+
+
+def _hinted(hidden: torch.Tensor, hint: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Adds a scaled hint, sample by sample and in eight stretches, into the hidden states."""
+    for own, added in zip(hidden, hint, strict=True):
+        for some, more in zip(own.chunk(8), added.chunk(8), strict=True):
+            some.copy_(some + more.to(some.device) * scale)
+    return hidden
+
+
+def _scales(model: Any, control: torch.Tensor, given: Any) -> Iterator[torch.Tensor]:
+    layers = len(model.config.vace_layers)
+    scales = torch.unbind(control.new_ones(layers) if given is None else given)
+    if len(scales) != layers:
+        raise ValueError(
+            f"Length of `control_hidden_states_scale` {len(scales)} should be equal to {layers}."
+        )
+    return iter(scales)
+
+
+def _padded(control: torch.Tensor, tokens: int) -> torch.Tensor:
+    missing = tokens - control.shape[1]
+    if not missing:
+        return control
+    padding = control.new_zeros(control.shape[0], missing, control.shape[2])
+    return torch.cat([control, padding], dim=1)
+
+
+def _head(
+    model: Any, embedded: Embedded, hidden: torch.Tensor, pieces: tuple[Piece, ...]
+) -> torch.Tensor:
+    """Norm and projection: `[batch, tokens, dim]` -> `[batch, tokens, channels of a patch]`."""
+    vector = embedded.head(model.scale_shift_table).vector
+    out: torch.Tensor | None = None
+    for sample in range(hidden.shape[0]):
+        for piece in pieces:
+            where = slice(sample, sample + 1), slice(*piece)
+            shift, scale = (vector(n, sample, piece).to(hidden.device) for n in (0, 1))
+            normed = model.norm_out(hidden[where].float()) * (1 + scale) + shift
+            some = model.proj_out(normed.type_as(hidden))
+            if out is None:
+                out = some.new_empty((*hidden.shape[:2], some.shape[2]))
+            out[where] = some
+    assert out is not None, "there is a piece"
+    return out
+
+
+def _unpatched(model: Any, patches: Any, size: torch.Size) -> torch.Tensor:
+    """Patches put together as latents of the input's size."""
+    frames, height, width = model.config.patch_size
+    grid = size[2] // frames, size[3] // height, size[4] // width
+    parts = patches.reshape(size[0], *grid, frames, height, width, -1)
+    parts = parts.permute(0, 7, 1, 4, 2, 5, 3, 6)
+    latents: torch.Tensor = parts.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    return latents

@@ -1,0 +1,157 @@
+"""A model of diffusers or transformers found in its folder or file; what is assumed of it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...adapters.hosts import diffusers_models, transformers_seam
+from ...adapters.hosts.encoder_files import in_library_names, t5_config
+from ...adapters.hosts.stored_rows import rows_by_name, stored_by_rows
+from ...adapters.stored import StoredModel
+from ...errors import ArgsError, CheckpointError
+from ...layout.checkpoint import Checkpoint, whole_checkpoint
+from ...layout.formats import unpacked
+from ...layout.formats.main_dtype import main_dtype
+from ...layout.model_folder import ModelFolder, model_folder, weight_files
+from ...layout.shards import find_files
+from ...paths import input_path
+from ...selection import BlockSwapArgs, select
+from ...store.leaves import torch_dtype
+from ...stream.device import Device
+from ..opening.found_model import FoundModel
+from ..plan_inputs.basis import Basis
+from ..plan_inputs.model_bytes import facts_of_checkpoint
+from ..plan_inputs.outlook import AnyWorkload, foresee
+
+# Classes of Wan models, which are known better than by their config.
+WAN_CLASSES = ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanModel", "VaceWanModel")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a caller named: a path, and which part, variant or config of it is meant."""
+
+    path: str | os.PathLike[str]
+    subfolder: str | None = None
+    variant: str | None = None
+    config: str | os.PathLike[str] | None = None
+
+    def folder(self, component: str) -> ModelFolder | None:
+        """The model folder, or None for a file or a folder that names no class."""
+        return model_folder(self.path, component, self.subfolder)
+
+    def place(self, component: str) -> str | os.PathLike[str]:
+        """The file or folder that holds the weights."""
+        folder = None if self.subfolder is None and _is_plain(self.path) else self.folder(component)
+        return self.path if folder is None else folder.path
+
+    def config_folder(self, component: str) -> ModelFolder:
+        """The folder that `config` names. Raises CheckpointError."""
+        assert self.config is not None
+        path = input_path(self.config)
+        found = model_folder(path.parent if path.is_file() else path, component)
+        if found is None:
+            raise CheckpointError(
+                f"config={str(self.config)!r} was given, and there is no config.json that names a "
+                "class: give the folder of one"
+            )
+        return found
+
+
+def transformer_of_library(
+    source: Source, dtype: torch.dtype | None, block_lists: Sequence[str]
+) -> tuple[Checkpoint, StoredModel] | None:
+    """A transformer of diffusers from a folder, or from a file with a config; None for Wan's."""
+    if source.config is not None:
+        named = source.config_folder("transformer")
+        checkpoint = unpacked(whole_checkpoint(find_files(input_path(source.path))))
+        rows, chosen = rows_by_name(checkpoint), _dtype(checkpoint, dtype)
+        found = diffusers_models.model_class(named.class_name)
+        built = diffusers_models.build_from_single_file(
+            found, named.path, rows, chosen, checkpoint.label
+        )
+        return checkpoint, stored_by_rows(built, checkpoint.label, block_lists)
+    if source.subfolder is None and _is_plain(source.path):
+        return None
+    folder = source.folder("transformer")
+    if folder is None or folder.class_name in WAN_CLASSES:
+        return None
+    if folder.library != "diffusers":
+        raise ArgsError(
+            f"{folder.path} holds a {folder.class_name} of {folder.library}: open it with "
+            "open_text_encoder"
+        )
+    found = diffusers_models.model_class(folder.class_name)
+    checkpoint = unpacked(whole_checkpoint(weight_files(folder.path, source.variant)))
+    built = diffusers_models.build_from_rows(
+        found, folder.config, rows_by_name(checkpoint), _dtype(checkpoint, dtype), checkpoint.label
+    )
+    return checkpoint, stored_by_rows(built, checkpoint.label, block_lists)
+
+
+def encoder_of_library(
+    source: Source, dtype: torch.dtype | None, block_lists: Sequence[str]
+) -> tuple[Checkpoint, StoredModel]:
+    """A text encoder of transformers from its folder, or from a file. Raises BlockSwapError."""
+    folder = source.folder("text_encoder")
+    if folder is None and source.config is not None:
+        folder = source.config_folder("text_encoder")
+        files = find_files(input_path(source.path))
+    elif folder is None:
+        files = find_files(_file(source))
+    else:
+        files = weight_files(folder.path, source.variant)
+    if folder is not None and folder.library != "transformers":
+        raise ArgsError(
+            f"{folder.path} holds a {folder.class_name} of {folder.library}: open it with "
+            "open_transformer"
+        )
+    checkpoint = unpacked(whole_checkpoint(files))
+    rows = in_library_names(rows_by_name(checkpoint))
+    if folder is None:
+        class_name, values = t5_config(checkpoint.label, rows)
+    else:
+        class_name, values = folder.class_name, dict(folder.config)
+    config = transformers_seam.config_of(values)
+    found = transformers_seam.encoder_class(class_name, config)
+    built = transformers_seam.build_from_rows(
+        found, config, rows, _dtype(checkpoint, dtype), checkpoint.label
+    )
+    return checkpoint, stored_by_rows(built, checkpoint.label, block_lists)
+
+
+def found_in(
+    checkpoint: Checkpoint,
+    model: StoredModel,
+    wanted: BlockSwapArgs,
+    where: Device,
+    workload: AnyWorkload | None,
+) -> FoundModel:
+    """What a plan for the model is made of."""
+    facts = facts_of_checkpoint(model, where)
+    basis = Basis(
+        facts=facts,
+        selection=select(wanted, model.live.layout),
+        args=wanted,
+        foresight=foresee(model.live, workload, where, facts.units),
+    )
+    return FoundModel(checkpoint, model, basis, checkpoint.notes)
+
+
+def _is_plain(path: object) -> bool:
+    """Whether it is no folder at all; what it is then is for others to say."""
+    return not isinstance(path, (str, os.PathLike)) or not os.path.isdir(path)
+
+
+def _file(source: Source) -> Path:
+    path = input_path(source.path)
+    return path if source.subfolder is None else path / source.subfolder
+
+
+def _dtype(checkpoint: Checkpoint, asked: torch.dtype | None) -> torch.dtype:
+    """What was asked, or the dtype of most of the file's bytes."""
+    name = main_dtype(checkpoint.tensors.values())
+    return asked or (torch.float32 if name is None else torch_dtype(name))
