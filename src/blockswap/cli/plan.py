@@ -5,23 +5,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from ..errors import ArgsError, PlanError
-from ..forecast import (
-    Forecast,
-    ModelFigures,
-    Order,
-    find_model,
-    forecast,
-    largest_clip,
-    sweep,
-    verdict_of,
-)
 from ..layout.geometry.families import saying_where_a_config_goes
-from ..lora.file import open_lora
 from ..paths import is_there
 from ..plan.inputs.machine import DiskFigures, Machine
 from ..plan.inputs.workload import ComputeDtype, Workload, has_token_timesteps
@@ -32,7 +21,9 @@ from ..units import format_rate, parse_bytes
 from .console import new_console
 from .library_tables import library_folder, tell_library_plan
 from .plan_options import Numbers, card_machine, companions_of, lora_of
-from .plan_tables import as_dict, print_forecast, print_sweep
+
+if TYPE_CHECKING:  # torch comes with forecasts, and `--help` does without
+    from ..forecast import Forecast, ModelFigures, Order
 
 # What a disk is taken to read at for a card that is not at hand: half of what PCIe 4.0 drives
 # promise, about all that PCIe 3.0 drives do.
@@ -139,6 +130,10 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         where = (machine, free) if elsewhere else None
         tell_library_plan(model, folder, config, args, dtype, where, as_json=as_json)
         return
+    from ..forecast import Order, find_model, verdict_of
+    from ..lora.file import open_lora
+    from .plan_tables import as_dict, print_forecast
+
     loras = [open_lora(lora_of(text)) for text in lora or ()]
     with saying_where_a_config_goes("--config"):
         figures = find_model(model, dtype or _published_dtype(model, machine, notes), loras)
@@ -177,15 +172,19 @@ def _refuse_wans(given: Mapping[str, object]) -> None:
         )
 
 
-def _exit_as_a_plan(order: Order) -> None:
+def _exit_as_a_plan(order: "Order") -> None:
     """After a comparison: the exit code, and the sentence, that the plan itself would have."""
+    from ..forecast import verdict_of
+
     verdict = verdict_of(_forecast(order))
     if not verdict.fits:
         new_console(stderr=True).print(verdict.sentence, soft_wrap=True)
         raise typer.Exit(DOES_NOT_FIT)
 
 
-def _forecast(order: Order) -> Forecast:
+def _forecast(order: "Order") -> "Forecast":
+    from ..forecast import forecast, largest_clip
+
     try:
         return forecast(order)
     except PlanError as error:
@@ -213,7 +212,7 @@ def _check(dtype: str | None, disk: str | None, *, elsewhere: bool) -> None:
         raise ArgsError(f"--disk {disk} reads nothing: give bytes a second, as in 3.5GB")
 
 
-def _workload(figures: ModelFigures, clip: tuple[str, int, int], *, on_host: bool) -> Workload:
+def _workload(figures: "ModelFigures", clip: tuple[str, int, int], *, on_host: bool) -> Workload:
     """The clip (size, frames, batch) as this model computes it; quantised ones do in bfloat16."""
     size, frames, batch = clip
     match = re.fullmatch(r"\s*(\d{1,9})\s*[x×*]\s*(\d{1,9})\s*", size, re.ASCII | re.IGNORECASE)
@@ -286,7 +285,7 @@ def _free(machine: Machine, host: str | None, *, elsewhere: bool) -> dict[str, i
     return {"device_free_bytes": device.free_bytes(), "host_free_bytes": free_host_bytes()}
 
 
-def _draw(told: Forecast, path: Path) -> None:
+def _draw(told: "Forecast", path: Path) -> None:
     foreseen = told.foreseen()
     if foreseen is None:
         raise ArgsError("there is no timeline without seconds: give --gpu or run blockswap probe")
@@ -294,7 +293,10 @@ def _draw(told: Forecast, path: Path) -> None:
     draw_timeline(told.plan, foreseen, path, heading=heading)
 
 
-def _compare(order: Order, png: Path | None, notes: list[str], *, as_json: bool) -> None:
+def _compare(order: "Order", png: Path | None, notes: list[str], *, as_json: bool) -> None:
+    from ..forecast import sweep
+    from .plan_tables import print_sweep
+
     points = sweep(order)
     if png is not None:
         timed = [p for p in points if p.step_seconds is not None]

@@ -4,9 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..adapters.adapted import merged_form
-from ..decode.formats import packed_form
-from ..decode.unit_decoding import LeafForm, UnitDecoding, plain_form
 from ..errors import ArgsError
 from ..layout.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from ..layout.dtypes import ITEM_BYTES
@@ -26,10 +23,10 @@ from ..layout.slab import pack
 from ..layout.values import Leaf, ModelLayout, UnitLayout, contiguous_stride
 from ..lora.file import LoraFile
 from ..lora.fit import Fitted, fit
-from ..lora.kinds import Change
 from ..paths import is_there
 from ..plan import UnitFacts
-from ..store.file_slab import Extent, file_slab
+from .tensor_bytes import TensorBytes
+from .unit_bytes import facts_of_unit
 
 PUBLISHED_DTYPE = "bfloat16"
 _FLOATING = frozenset(name for name in ITEM_BYTES if "float" in name)
@@ -79,7 +76,7 @@ def find_model(name: str, dtype: str | None = None, loras: Sequence[LoraFile] = 
     shapes = file_names(geometry)
     leaves = {key: _leaf(shape, dtype or PUBLISHED_DTYPE) for key, shape in shapes.items()}
     label = name.strip().lower()
-    return _figures(label, geometry, _Bytes(leaves, fitted=_fitted(loras, leaves, label)))
+    return _figures(label, geometry, TensorBytes(leaves, fitted=_fitted(loras, leaves, label)))
 
 
 def figures_of_file(
@@ -97,7 +94,7 @@ def figures_of_file(
     }
     label = name_variant(geometry) or checkpoint.label
     held = _held(stored.values())
-    tensors = _Bytes(leaves, stored, len(checkpoint.headers), _fitted(loras, leaves, label))
+    tensors = TensorBytes(leaves, stored, len(checkpoint.headers), _fitted(loras, leaves, label))
     return replace(_figures(label, geometry, tensors), path=path, stored=held)
 
 
@@ -106,46 +103,15 @@ def _fitted(loras: Sequence[LoraFile], leaves: Mapping[str, Leaf], label: str) -
     return fit(loras, shapes, label) if loras else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Bytes:
-    """Every tensor as it computes, and as it is stored where there is a file; `files` of them."""
-
-    leaves: Mapping[str, Leaf]
-    stored: Mapping[str, StoredTensor] | None = None
-    files: int = 0
-    fitted: Fitted | None = None
-
-    def changes(self, key: str) -> tuple[tuple[int, Change], ...]:
-        """What LoRAs do to a tensor, each with the number of its file."""
-        return () if self.fitted is None else self.fitted.changes.get(key, ())
-
-    def form(self, key: str) -> LeafForm:
-        """From the stored form, or without a file from the compute form, to what computes."""
-        leaf, changes = self.leaves[key], [change for _, change in self.changes(key)]
-        form = plain_form(leaf, leaf) if self.stored is None else _form(self.stored[key], leaf)
-        return merged_form(form, changes) if changes else form
-
-    def extents(self, key: str) -> list[Extent]:
-        """Where a tensor and the factors that change it lie, in their files."""
-        if self.stored is None:
-            return []
-        stored = self.stored[key]
-        parts = [stored] if stored.packing is None else stored.packing.parts
-        found = [Extent(part.shard, part.offset, part.nbytes) for part in parts]
-        return found + [
-            Extent(self.files + number, tensor.offset, tensor.nbytes)
-            for number, change in self.changes(key)
-            for tensor in change.tensors
-        ]
-
-
-def _figures(label: str, geometry: WanGeometry, tensors: _Bytes) -> ModelFigures:
+def _figures(label: str, geometry: WanGeometry, tensors: TensorBytes) -> ModelFigures:
     parts: dict[str, list[str]] = {}
     rest: list[str] = []
     for key in tensors.leaves:
         split = unit_of(key)
         (rest if split is None else parts.setdefault(split.unit, [])).append(key)
-    units = tuple(_unit(name, parts[name], tensors) for name in units_in_order(tensors.leaves))
+    units = tuple(
+        facts_of_unit(name, parts[name], tensors) for name in units_in_order(tensors.leaves)
+    )
     # Cosines and sines, which diffusers' class keeps as buffers.
     tables = [_leaf((geometry.rope_max_seq_len, geometry.head_dim), "float32")] * 2
     return ModelFigures(
@@ -156,37 +122,6 @@ def _figures(label: str, geometry: WanGeometry, tensors: _Bytes) -> ModelFigures
         rest_bytes=pack([*(tensors.leaves[key] for key in rest), *tables]).nbytes,
         notes=() if tensors.fitted is None else tensors.fitted.sentences,
     )
-
-
-def _unit(name: str, keys: list[str], tensors: _Bytes) -> UnitFacts:
-    kind = unit_of(keys[0])
-    assert kind is not None, "the keys of a unit name it"
-    nbytes = pack([tensors.leaves[key] for key in keys]).nbytes
-    decoding = UnitDecoding(tuple(map(tensors.form, keys)))
-    facts = UnitFacts(name, kind.kind, nbytes, nbytes, nbytes)
-    facts = replace(
-        facts,
-        disk_slab_bytes=_disk_bytes(keys, decoding, tensors),
-        decode_bytes=decoding.buffer_bytes,
-        decode_moved_bytes=decoding.cost.moved_bytes,
-    )
-    if not decoding.rests_stored:
-        return facts
-    ram = pack(decoding.stored).nbytes
-    return replace(facts, ram_slab_bytes=ram, ram_decode_bytes=decoding.buffer_bytes)
-
-
-def _disk_bytes(keys: list[str], decoding: UnitDecoding, tensors: _Bytes) -> int:
-    """What is read for a unit; of a model without a file, as if it were one piece of one."""
-    if tensors.stored is None:
-        return pack(decoding.stored).nbytes
-    return file_slab([extent for key in keys for extent in tensors.extents(key)]).slab.nbytes
-
-
-def _form(stored: StoredTensor, computed: Leaf) -> LeafForm:
-    if stored.packing is not None:
-        return packed_form(stored.packing, computed)
-    return plain_form(_leaf(stored.shape, stored.dtype), computed)
 
 
 def _leaf(shape: tuple[int, ...], dtype: str) -> Leaf:
