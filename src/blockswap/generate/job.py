@@ -1,5 +1,6 @@
 """A run as one value: the model's parts, request, device, outputs; what each clip depends on."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -64,8 +65,8 @@ class Job:
             "guidance": repr(request.guidance),
             "seed": str(request.seed),
             "LoRAs": " ".join(f"{_stamp(path)} {s!r}" for path, s in request.loras),
-            "image": _stamp(request.image),
-            "video": _stamp(request.video),
+            "image": _digest(request.image),
+            "video": _digest(request.video),
             "tiles": str(self.tiled),
             "device": self.device.type,
             "pipeline": self.pipeline,
@@ -92,3 +93,8 @@ def _stamp(path: Path | None) -> str:
         return ""
     status = path.stat()
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def _digest(path: Path | None) -> str:
+    """Of what an image or a video holds; where it lies and when it was written changes nothing."""
+    return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""What running a block in pieces of tokens costs in time."""
