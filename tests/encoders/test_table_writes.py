@@ -9,10 +9,11 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_encoders import ENCODERS
 
 from blockswap import open_text_encoder, swap_blocks
-from blockswap.errors import StateError
+from blockswap.errors import ModelError, StateError
 
 NAME = "UMT5EncoderModel"
 
@@ -125,3 +126,13 @@ def test_an_adapter_on_the_table_adds_and_is_not_merged(tmp_path: Path) -> None:
         with pytest.raises(StateError, match=r"close the swap"):
             model.shared.merge(safe_merge=safely)
     model.blockswap.close()
+
+
+def test_a_lora_file_on_the_table_is_refused(sim_device: torch.device, tmp_path: Path) -> None:
+    model = ENCODERS[NAME].build().eval()
+    factors = {"A": torch.ones(2, 32), "B": torch.ones(4128, 2)}
+    file = tmp_path / "a.safetensors"
+    save_file({f"shared.lora_{end}.weight": factor for end, factor in factors.items()}, file)
+    with pytest.raises(ModelError, match=r"shared.weight.*load it beside"):
+        swap_blocks(model, {"blocks_to_swap": 2}, device=sim_device, loras=[file])
+    assert not hasattr(model, "blockswap")
