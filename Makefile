@@ -59,7 +59,7 @@ test-formats: $(VENV)/.ready
 
 # Every transformer class of diffusers x device x list, count, automatic; CI runs a pairwise choice.
 test-any-model: $(VENV)/.ready
-	BLOCKSWAP_ANY_MODEL=all $(TEST) -n 2 -q tests/any_model
+	BLOCKSWAP_ANY_MODEL=all $(TEST) -n 2 -q tests/any_model tests/any_folder
 
 # Wan's text encoder (11 GB of random weights) in 2 GB of memory, compared with a reference that is
 # computed layer by layer: minutes, root and 12 GB of disk in FOLDER, or in a temporary folder.

@@ -6,6 +6,7 @@
     ├── CheckpointError      a file that cannot be trusted or used
     │   ├── HeaderError      no safetensors, truncated, lying about sizes or offsets
     │   ├── GeometryError    another model than the one asked for; a tensor missing or too many
+    │   │   └── OtherModelError  a file that is no Wan transformer's
     │   └── ReadError        the disk failed under a read, or the file changed while it was open
     ├── ModelError           a live module that cannot be swapped as it stands
     ├── PlanError            no plan fits the budgets; says the least that would
@@ -41,6 +42,10 @@ class HeaderError(CheckpointError):
 
 class GeometryError(CheckpointError):
     """The tensors of a checkpoint or module are not those of the model asked for."""
+
+
+class OtherModelError(GeometryError):
+    """A checkpoint is of another model than Wan's, which its file alone does not tell."""
 
 
 class ReadError(CheckpointError, OSError):

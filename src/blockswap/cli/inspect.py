@@ -8,14 +8,16 @@ import typer
 
 from ..layout.checkpoint import open_checkpoint
 from ..layout.geometry import WanGeometry
+from ..layout.geometry.families import saying_where_a_config_goes
 from ..layout.summary import CheckpointSummary
 from ..report.words import count_of
 from ..units import format_bytes
-from .console import new_console, new_table, print_facts
-from .inspection import Inspection, Part, equal_runs, inspect_checkpoint
+from .console import new_console, print_facts
+from .inspection import Inspection, inspect_checkpoint
+from .library_tables import library_folder, print_library_model
+from .part_table import print_parts
 
 _NAMED = 3
-_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float8_e4m3fn": "fp8"}
 
 
 def inspect(
@@ -27,24 +29,28 @@ def inspect(
             show_default=False,
         ),
     ],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Of a single file that is not Wan's: the folder of its config.json."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show which Wan model a checkpoint is, its geometry, dtypes and bytes per block.
+    """Show which model a checkpoint is, its dtypes, bytes per block and, of Wan's, geometry.
 
     Only headers are read, so it takes no time however large the file is.
     """
-    found = inspect_checkpoint(open_checkpoint(path))
+    folder = library_folder(path, config)
+    if folder is not None:
+        print_library_model(path, folder, config, as_json=as_json)
+        return
+    with saying_where_a_config_goes("--config"):
+        found = inspect_checkpoint(open_checkpoint(path))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
     console = new_console()
     print_facts(console, str(path), _facts(found))
-    table = new_table("part", "count", "each", "tensors", "dtypes", "align", "ranges", "files")
-    for run in equal_runs(found.units):
-        table.add_row(*_row(run))
-    table.add_section()
-    table.add_row(*_row((found.rest,)))
-    console.print(table)
+    print_parts(console, found.units, (found.rest,))
     console.print(_gain(found.summary), soft_wrap=True)
 
 
@@ -102,22 +108,3 @@ def _blocks(geometry: WanGeometry) -> str:
     if geometry.num_vace_blocks:
         words += f"; {geometry.num_vace_blocks} VACE blocks beside them"
     return words
-
-
-def _row(run: tuple[Part, ...]) -> tuple[str, ...]:
-    part = run[0]
-    stem, _, last = part.name.rpartition(".")
-    # The path to an embedder is long and says nothing more; that to a block is its list's name.
-    name = part.name if last.isdecimal() else last
-    if len(run) > 1:
-        name = f"{stem}.{last}-{run[-1].name.rpartition('.')[2]}"
-    return (
-        name,
-        str(len(run)),
-        format_bytes(part.nbytes),
-        str(part.tensors),
-        " + ".join(_SHORT.get(dtype, dtype) for dtype in part.dtypes),
-        f"{part.alignment} B",
-        str(part.ranges),
-        str(part.shards),
-    )

@@ -84,8 +84,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         summary=summary,
         files=tuple((str(header.path), header.file_bytes) for header in checkpoint.headers),
         prefix=checkpoint.prefix,
-        units=tuple(_part(name, by_unit[name]) for name in units_in_order(checkpoint.tensors)),
-        rest=_part(REST, by_unit[REST]),
+        units=tuple(part_of(name, by_unit[name]) for name in units_in_order(checkpoint.tensors)),
+        rest=part_of(REST, by_unit[REST]),
         left_out=checkpoint.left_out,
         metadata=dict(checkpoint.metadata),
         computes_in=main_dtype(tensors) if any(map(is_quantised, tensors)) else None,
@@ -112,7 +112,8 @@ def _alike(first: Part, second: Part) -> bool:
     return told(first) == told(second)
 
 
-def _part(name: str, tensors: Sequence[StoredTensor]) -> Part:
+def part_of(name: str, tensors: Sequence[StoredTensor]) -> Part:
+    """The figures of some tensors, at least one, under a name."""
     stored = [p for t in tensors for p in (t.packing.parts if t.packing else (t,))]
     return Part(
         name=name,

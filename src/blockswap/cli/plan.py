@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, get_args
@@ -19,6 +20,7 @@ from ..forecast import (
     sweep,
     verdict_of,
 )
+from ..layout.geometry.families import saying_where_a_config_goes
 from ..lora.file import open_lora
 from ..paths import is_there
 from ..plan.inputs.machine import DiskFigures, Machine
@@ -28,6 +30,7 @@ from ..report.timeline import draw_timeline
 from ..selection import BlockSwapArgs
 from ..units import format_rate, parse_bytes
 from .console import new_console
+from .library_tables import library_folder, tell_library_plan
 from .plan_options import Numbers, card_machine, companions_of, lora_of
 from .plan_tables import as_dict, print_forecast, print_sweep
 
@@ -35,6 +38,8 @@ from .plan_tables import as_dict, print_forecast, print_sweep
 # promise, about all that PCIe 3.0 drives do.
 ASSUMED_DISK_RATE = 3.5e9
 DOES_NOT_FIT = 1  # the exit code of a plan with a phase that has no room; a refusal has 2
+# What a clip, and the models beside the transformer, are where nothing is said.
+_CLIP, _BESIDE = ("1280x720", 81, 1), ("bfloat16", "float32", False)
 _READERS, _CHUNK_BYTES = 4, 16 * 2**20
 _COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
@@ -91,6 +96,10 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         str, typer.Option(help="Text encoder: bfloat16, float16, float32, float8, or cpu.")
     ] = "bfloat16",
     vae: Annotated[str, typer.Option(help="VAE: float32, bfloat16, float16, or cpu.")] = "float32",
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Of a single file that is not Wan's: the folder of its config.json."),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Step time against memory, in 64 steps.")
     ] = False,
@@ -103,27 +112,43 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
 
     Says first whether the whole run fits (exit code 0; 1 where it does not, 2 for a refusal), then
     what stays, what is streamed and why, the peak of every phase, the time of a step, and the count
-    to give to other packs.
+    to give to other packs. Of a model of diffusers or transformers that is not Wan's: what streams,
+    and the bytes of weights and slots.
     """
     numbers = Numbers(gpu_memory, gpu_tflops, link)
     elsewhere = gpu is not None or numbers != Numbers()
     _check(dtype, disk, elsewhere=elsewhere)
     machine, notes = _machine(gpu, numbers, disk, model)
+    args = BlockSwapArgs(
+        blocks=blocks,
+        blocks_to_swap=blocks_to_swap,
+        vram_budget=vram,
+        ram_budget=ram,
+        chunk_tokens=chunk_tokens,
+    )
+    folder = library_folder(model, config) if is_there(model) else None
+    if folder is not None:
+        clip, beside = (size, frames, batch), (text_encoder, vae, vae_tiled)
+        _refuse_wans({
+            "--size, --frames and --batch": clip != _CLIP,
+            "--text-encoder, --vae and --vae-tiled": beside != _BESIDE,
+            "--lora": lora, "--disk": disk, "--chunk-tokens": chunk_tokens is not None,
+            "--compare": compare, "--png": png,
+        })  # fmt: skip
+        free = _free(machine, host_memory, elsewhere=elsewhere)
+        where = (machine, free) if elsewhere else None
+        tell_library_plan(model, folder, config, args, dtype, where, as_json=as_json)
+        return
     loras = [open_lora(lora_of(text)) for text in lora or ()]
-    figures = find_model(model, dtype or _published_dtype(model, machine, notes), loras)
+    with saying_where_a_config_goes("--config"):
+        figures = find_model(model, dtype or _published_dtype(model, machine, notes), loras)
     if compare and vram is not None:
         notes.append(f"--compare tries budgets of its own: --vram {vram} is not used")
     order = Order(
         model=figures,
         workload=_workload(figures, (size, frames, batch), on_host=machine.on_host),
         machine=machine,
-        args=BlockSwapArgs(
-            blocks=blocks,
-            blocks_to_swap=blocks_to_swap,
-            vram_budget=vram,
-            ram_budget=ram,
-            chunk_tokens=chunk_tokens,
-        ),
+        args=args,
         companions=companions_of(text_encoder, vae, tiled=vae_tiled),
         **_free(machine, host_memory, elsewhere=elsewhere),
     )
@@ -140,6 +165,16 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         print_forecast(new_console(), told, notes)
     if not verdict_of(told).fits:
         raise typer.Exit(DOES_NOT_FIT)
+
+
+def _refuse_wans(given: Mapping[str, object]) -> None:
+    """Raises ArgsError for options of a forecast that is made for Wan's models only."""
+    unused = [option for option, said in given.items() if said]
+    if unused:
+        raise ArgsError(
+            f"{unused[0]}: activations and seconds are forecast for Wan's models only, of any "
+            "other its weights are planned: leave it out"
+        )
 
 
 def _exit_as_a_plan(order: Order) -> None:

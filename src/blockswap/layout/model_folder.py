@@ -29,6 +29,8 @@ from .shards import (
 _INDEX_NAME = "model_index.json"
 _STEMS = (DIFFUSERS_STEM, "model")
 _LIBRARIES = ("diffusers", "transformers")
+# Classes of Wan models, which are known better than by their config.
+WAN_CLASSES = ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanModel", "VaceWanModel")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 

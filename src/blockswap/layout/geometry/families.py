@@ -1,6 +1,9 @@
 """Strangers: this module owns saying what a checkpoint is that is no plain Wan transformer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from ...errors import OtherModelError
 
 # A key that contains the mark belongs to the family. Wan's relatives have Wan's blocks and more.
 _RELATIVES: tuple[tuple[str, str], ...] = (
@@ -51,6 +54,18 @@ def relative_of(keys: Iterable[str]) -> str | None:
 def stranger_of(keys: Iterable[str]) -> str | None:
     """What the keys belong to when they are no Wan transformer's; None when they do not tell."""
     return _first(keys, _STRANGERS)
+
+
+@contextmanager
+def saying_where_a_config_goes(option: str) -> Iterator[None]:
+    """Around what opens a Wan file: a refusal of another model names `option`, its config's."""
+    try:
+        yield
+    except OtherModelError as error:
+        raise OtherModelError(
+            f"{error}; for a file of another model of diffusers give {option}, the folder of its "
+            "config.json"
+        ) from error
 
 
 def _first(keys: Iterable[str], marks: tuple[tuple[str, str], ...]) -> str | None:

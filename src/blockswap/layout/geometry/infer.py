@@ -7,7 +7,7 @@ model has is compared with what the checkpoint holds, so that nothing else has t
 import math
 from collections.abc import Mapping
 
-from ...errors import GeometryError
+from ...errors import GeometryError, OtherModelError
 from ..checkpoint import Checkpoint, StoredTensor
 from ..quoting import quote
 from .claims import check_claims, check_vace_count, refuse_no_vace
@@ -35,14 +35,14 @@ def infer_geometry(checkpoint: Checkpoint) -> WanGeometry:
     """The geometry of a Wan transformer, from names and shapes.
 
     Heads are dim / 128 and VACE positions evenly spaced, unless the metadata (`wan.num_heads`,
-    `wan.vace_layers`) or config.json says otherwise. Raises GeometryError when it is another
-    model, when any tensor is missing, too many, or of another shape, and when what is stated is
-    not what the tensors show.
+    `wan.vace_layers`) or config.json says otherwise. Raises OtherModelError when it is another
+    model, GeometryError when any tensor is missing, too many, or of another shape, and when what
+    is stated is not what the tensors show.
     """
     naming = check_family(checkpoint)
     tensors = {to_original_key(key): tensor for key, tensor in checkpoint.tensors.items()}
     if relative := relative_of(checkpoint.tensors):
-        raise GeometryError(
+        raise OtherModelError(
             f"{checkpoint.label} is {relative}, built on Wan with tensors of its own: "
             "blockswap opens T2V, I2V, FLF2V, TI2V and VACE checkpoints"
         )
@@ -55,7 +55,7 @@ def infer_geometry(checkpoint: Checkpoint) -> WanGeometry:
 
 
 def check_family(checkpoint: Checkpoint) -> Naming:
-    """In whose names a Wan transformer's tensors are. Raises GeometryError for a stranger."""
+    """In whose names a Wan transformer's tensors are. Raises OtherModelError for a stranger."""
     keys = checkpoint.tensors
     has_blocks = any((unit := unit_of(key)) and unit.kind == "block" for key in keys)
     naming = naming_of(keys)
@@ -64,26 +64,26 @@ def check_family(checkpoint: Checkpoint) -> Naming:
     label = checkpoint.label
     names = (*(tensor.name for tensor in keys.values()), *checkpoint.left_out)
     if what := stranger_of(names):
-        raise GeometryError(f"{label} is {what}: give the checkpoint of a Wan video transformer")
+        raise OtherModelError(f"{label} is {what}: give the checkpoint of a Wan video transformer")
     module = relative_of(keys)
     if module is None and not has_blocks and any(key.startswith("vace_") for key in keys):
         module = "Wan VACE"
     if module is not None and "patch_embedding.weight" not in keys:
-        raise GeometryError(
+        raise OtherModelError(
             f"{label} is a module of {module} without the model that it goes onto: "
             "blockswap opens whole T2V, I2V, FLF2V, TI2V and VACE checkpoints"
         )
     if not has_blocks:
-        raise GeometryError(
+        raise OtherModelError(
             f"{label} has no transformer blocks among its {len(names)} tensors: "
             "give the checkpoint of a Wan video transformer"
         )
     if naming is None:
-        raise GeometryError(
+        raise OtherModelError(
             f"{label} does not name its tensors as either Wan-Video or diffusers does, or mixes "
             "both: give a checkpoint in one naming"
         )
-    raise GeometryError(
+    raise OtherModelError(
         f"{label} lacks tensor 'patch_embedding.weight': "
         "give the whole checkpoint of a Wan video transformer"
     )

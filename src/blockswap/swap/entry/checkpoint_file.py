@@ -16,6 +16,7 @@ from ...errors import GeometryError
 from ...layout.checkpoint import Checkpoint, checkpoint_of, open_checkpoint
 from ...layout.formats import quantiser_keys, unpacked
 from ...layout.geometry import infer_geometry, name_variant, to_original_key
+from ...layout.geometry.families import saying_where_a_config_goes
 from ...layout.geometry.stated import stated_by
 from ...layout.header import read_header
 from ...layout.model_folder import weight_files
@@ -62,7 +63,9 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
     parameters on the meta device. Without `dtype` it computes in the dtype that most of the
     file has, bit for bit as diffusers' `from_pretrained(torch_dtype=...)` of that dtype (layers
     of your own: in what is stored); with it, weights are cast on the device each time they
-    arrive. `workload` and `loras` are those of `swap_blocks`.
+    arrive. (On the CPU: as a model whose weights are in memory of their own; those that diffusers
+    maps lie at offsets of 4 or 8 bytes, where fp32 kernels may round otherwise.) `workload` and
+    `loras` are those of `swap_blocks`.
 
     With a `mesh` every rank of it makes this call: the file is read once a host, into memory that
     all ranks of the host share, as it computes, and blocks are streamed from there.
@@ -191,7 +194,8 @@ def _matched(
     """The skeleton with the checkpoint behind it, and what had to be assumed about it."""
     assumed = checkpoint.notes
     if skeleton is None:
-        geometry = infer_geometry(checkpoint)
+        with saying_where_a_config_goes("config="):
+            geometry = infer_geometry(checkpoint)
         if geometry.extras:
             raise GeometryError(
                 f"{checkpoint.label} is quantised ({len(geometry.extras)} scales such as "

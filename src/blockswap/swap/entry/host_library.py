@@ -15,7 +15,7 @@ from ...errors import ArgsError, CheckpointError
 from ...layout.checkpoint import Checkpoint, whole_checkpoint
 from ...layout.formats import unpacked
 from ...layout.formats.main_dtype import main_dtype
-from ...layout.model_folder import ModelFolder, model_folder, weight_files
+from ...layout.model_folder import WAN_CLASSES, ModelFolder, model_folder, weight_files
 from ...layout.shards import find_files
 from ...paths import input_path
 from ...selection import BlockSwapArgs, select
@@ -25,9 +25,6 @@ from ..opening.found_model import FoundModel
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_checkpoint
 from ..plan_inputs.outlook import AnyWorkload, foresee
-
-# Classes of Wan models, which are known better than by their config.
-WAN_CLASSES = ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanModel", "VaceWanModel")
 
 
 @dataclass(frozen=True, slots=True)

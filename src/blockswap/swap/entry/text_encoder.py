@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from ...ambient import undisturbed
-from ...plan import SwapPlan
 from ...plan.choice.budgets import ram_room
 from ...selection import BlockSwapArgs
 from ...stream.device import Device, open_device
@@ -44,33 +43,23 @@ def open_text_encoder(  # noqa: PLR0913 - what is opened, and how
     """
     wanted, where = as_args(args), open_device(device)
     source = Source(path, subfolder, variant, config)
-    found = _find(source, wanted, where, dtype, workload)
+    found = find_encoder(source, wanted, where, dtype, workload)
     plan = plan_found(found)
     spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
     return open_found(found, plan, where, spare_ram=spare, opener="open_text_encoder")
 
 
-@undisturbed()
-def plan_text_encoder(
-    path: str | os.PathLike[str],
-    args: BlockSwapArgs | Mapping[str, Any] | None = None,
-    *,
-    device: str | torch.device,
-    subfolder: str | None = None,
-    variant: str | None = None,
-) -> SwapPlan:
-    """The plan that `open_text_encoder` would carry out now; raises as it does, opens nothing."""
-    wanted, where = as_args(args), open_device(device)
-    return plan_found(_find(Source(path, subfolder, variant), wanted, where, None, None))
-
-
-def _find(
+def find_encoder(
     source: Source,
     wanted: BlockSwapArgs,
     where: Device,
     dtype: torch.dtype | None,
     workload: AnyWorkload | None,
 ) -> FoundModel:
+    """Matches a text encoder's files with its class, and gathers what a plan for it is made of.
+
+    Raises ArgsError, CheckpointError or ModelError.
+    """
     refuse_dtype(dtype)
     checkpoint, model = encoder_of_library(source, dtype, wanted.block_lists)
     return found_in(checkpoint, model, wanted, where, workload)
