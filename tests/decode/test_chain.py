@@ -3,10 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 
+from blockswap.decode.additions import LowRank, Scale, Strength
+from blockswap.decode.join import joined_form
+from blockswap.decode.merge import Merged
 from blockswap.decode.steps import Cast, Cost
-from blockswap.decode.unit_decoding import UnitDecoding, decoded_on_host, plain_form, stored_leaf
+from blockswap.decode.unit_decoding import (
+    UnitDecoding,
+    decoded_on_host,
+    decoded_once,
+    plain_form,
+    stored_leaf,
+)
 from blockswap.layout.slab import pack
 
 
@@ -78,3 +88,30 @@ def test_steps_run_in_order_each_on_its_own_arrays() -> None:
 def test_the_smaller_form_rests_in_ram() -> None:
     assert UnitDecoding((plain_form(HALF, FULL),)).rests_stored
     assert not UnitDecoding((plain_form(FULL, HALF),)).rests_stored
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "two, then dora"])
+@pytest.mark.parametrize("computed", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16", "float8_e4m3fn"])
+def test_a_weight_in_pieces_is_merged_as_one_in_one_piece(
+    stored: str, computed: str, dora: bool
+) -> None:
+    draw = torch.Generator().manual_seed(5)
+    whole = (torch.randn(6, 4, generator=draw) * 3).to(getattr(torch, stored))
+    leaf = stored_leaf(computed, (6, 4))
+    scale = Scale(Strength(0.7))
+    merged = [Merged(LowRank((2, 4), (6, 2), scale))] * (2 if dora else 1)
+    shapes: list[tuple[int, ...]] = [(2, 4), (6, 2)] * len(merged)
+    if dora:
+        merged[-1] = Merged(merged[-1].addition, magnitude=True)
+        shapes.append((6,))
+    factors = [torch.randn(shape, generator=draw) for shape in shapes]
+    leaves = [stored_leaf("float32", shape) for shape in shapes]
+    once = plain_form(stored_leaf(stored, (6, 4)), leaf).merged_with(merged, leaves)
+    pieces = [whole.reshape(-1)[16:], whole.reshape(-1)[:16]]
+    swapped = torch.cat(pieces).view(6, 4)
+    joined = joined_form([stored_leaf(stored, (8,)), stored_leaf(stored, (16,))], leaf)
+    joined = joined.merged_with(merged, leaves)
+    wanted = decoded_once(once, [swapped, *factors], torch.device("cpu"))
+    found = decoded_once(joined, [*pieces, *factors], torch.device("cpu"))
+    assert torch.equal(found, wanted)

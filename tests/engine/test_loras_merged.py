@@ -8,7 +8,7 @@ from cases import expect_refusal
 from lora_samples import KINDS, SPELLINGS, adapter, forward, reference, saved, write
 
 from blockswap import BlockSwapArgs, open_experts, open_transformer, swap_blocks, swap_experts
-from blockswap.errors import ArgsError, GeometryError
+from blockswap.errors import ArgsError, GeometryError, StateError
 from pairs import pairwise
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -105,6 +105,24 @@ def test_a_loaded_models_own_weights_stay_as_they_are(sim_device, sim, tmp_path)
         forward(model, sim_device, BF16)
     got = model.state_dict()
     assert all(torch.equal(value, got[name]) for name, value in want.items())
+
+
+@pytest.mark.parametrize(("blocks", "saves"), [("0-2", False), ("3", False), ("", True)])
+def test_a_state_dict_is_what_computes_or_refused(sim_device, sim, tmp_path, blocks, saves):
+    """Never some weights with LoRAs and others without."""
+    folder = saved(tmp_path / "model", BF16)
+    own = adapter("lora", 3)
+    path = write(tmp_path / "a.safetensors", own)
+    whole = reference(folder, [(own, 1.0)], BF16).state_dict()
+    model = reference(folder, [], BF16)
+    args = BlockSwapArgs(blocks=blocks) if blocks else BlockSwapArgs(blocks_to_swap=0)
+    with swap_blocks(model, args, device=sim_device, loras=[path]):
+        if saves:
+            got = model.state_dict()
+            assert all(torch.equal(value, got[name].cpu()) for name, value in whole.items())
+        else:
+            expect_refusal(model.state_dict, StateError, "LoRAs", "close the swap")
+            expect_refusal(lambda: model.save_pretrained(tmp_path / "b"), StateError, "LoRAs")
 
 
 @pytest.mark.parametrize("loaded", [True, False])

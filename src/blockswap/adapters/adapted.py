@@ -25,10 +25,17 @@ _FLOATS = ("float32", "bfloat16", "float16")
 
 def fit_model(live: LiveModel, files: Sequence[LoraFile]) -> Fitted:
     """What the LoRAs change in a model. Raises CheckpointError, GeometryError or ModelError."""
-    tensors = {t.places[0].label: t for t in _tensors(live)}
+    tensors = {t.places[0].label: t for t in (*_tensors(live), *live.tables)}
+    tables = {t.places[0].label for t in live.tables}
     shapes = {label: tuple(tensor.tensor.shape) for label, tensor in tensors.items()}
     fitted = fit(files, shapes, live.layout.label)
     for label in fitted.changes:
+        if label in tables:
+            raise ModelError(
+                f"a LoRA was to be merged into {label}, of which a forward reads the rows that it "
+                "looks up and nothing else: load it beside the weights (PEFT's "
+                "inject_adapter_in_model), or merge it into the model before"
+            )
         _refuse_quantised(tensors[label])
     return fitted
 

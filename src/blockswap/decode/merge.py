@@ -16,7 +16,7 @@ import torch
 from ..layout.slab import LEAF_ALIGNMENT, align_up
 from ..layout.values import Leaf, contiguous_stride
 from .additions import Addition, Run, Shape
-from .steps import Cost, Step
+from .steps import PLAIN_FLOATS, Cost, Join, Step
 
 _FP32_BYTES = 4
 
@@ -117,6 +117,13 @@ class Merge:
         leaf = self.computed
         return leaf.dtype == "float32" and leaf.stride == contiguous_stride(leaf.shape)
 
+    @property
+    def _widens(self) -> bool:
+        """Whether the base is of plain floats in pieces, which go to fp32 without a rounding."""
+        return all(isinstance(step, Join) for step in self.base) and all(
+            leaf.dtype in PLAIN_FLOATS for leaf in self.stored
+        )
+
     def _runs(
         self,
         stored: Sequence[torch.Tensor],
@@ -154,7 +161,7 @@ class Merge:
         scratch: torch.Tensor,
     ) -> Iterator[Run]:
         """The weight in fp32, in `target`; a packed one becomes what computes first, in `out`."""
-        decoded = target if self._sums_in_place else out
+        decoded = target if self._sums_in_place or self._widens else out
         at = 0
         for step in self.base:
             own = stored[at : at + step.takes]

@@ -1,4 +1,4 @@
-"""What a step of decoding is: which bytes it reads and writes, its scratch and its cost; the cast.
+"""What a step of decoding is: bytes it reads and writes, its scratch, its cost; cast and join.
 
 A tensor has a *stored form* (one or more arrays, as the file or host memory holds them) and a
 *compute form* (one array). Between them stands a chain of steps, in this order:
@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 
 from ..layout.values import Leaf
+
+PLAIN_FLOATS = ("float32", "bfloat16", "float16")  # dtypes that add up with fp32 as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,41 @@ class Cast:
     ) -> Callable[[], None]:
         (source,) = stored
         return lambda: copy(out, source)
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """The pieces one behind the other, each cast as `Tensor.to` casts. Nothing is computed.
+
+    `out` may be of any float dtype, such as the fp32 in which adapters are added.
+    """
+
+    stored: tuple[Leaf, ...]
+    computed: Leaf
+
+    scratch_bytes = 0
+
+    @property
+    def takes(self) -> int:
+        return len(self.stored)
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(sum(leaf.nbytes for leaf in self.stored), self.computed.nbytes)
+
+    def prepare(
+        self, stored: Sequence[torch.Tensor], out: torch.Tensor, scratch: torch.Tensor
+    ) -> Callable[[], None]:
+        flat, at, pairs = out.view(-1), 0, []
+        for piece in stored:
+            pairs.append((flat.narrow(0, at, piece.numel()), piece.view(-1)))
+            at += piece.numel()
+
+        def run() -> None:
+            for target, source in pairs:
+                target.copy_(source)
+
+        return run
 
 
 def copy(out: torch.Tensor, source: torch.Tensor) -> None:

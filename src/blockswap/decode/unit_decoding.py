@@ -12,9 +12,7 @@ import torch
 from ..layout.slab import pack
 from ..layout.values import Leaf, contiguous_stride
 from .merge import Merge, Merged
-from .steps import Cast, Cost, Step
-
-_PLAIN = ("float32", "bfloat16", "float16")  # dtypes that add up with fp32 as they are
+from .steps import PLAIN_FLOATS, Cast, Cost, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +38,13 @@ class LeafForm:
     def merged_with(self, merged: Sequence[Merged], stored: Sequence[Leaf]) -> "LeafForm":
         """The form with adapters merged in, whose own arrays are `stored`, in order.
 
-        Plain floats are widened to fp32 as they are stored; what is packed is decoded first, as it
-        is without adapters. Either is rounded to its compute dtype at the end.
+        Plain floats, also in several pieces, are widened to fp32 as they are stored; what is packed
+        is decoded first, as it is without adapters. Either is rounded to its compute dtype at the
+        end.
         """
-        plain = self.stored[0].dtype in _PLAIN and all(isinstance(s, Cast) for s in self.steps)
+        plain = self.stored[0].dtype in PLAIN_FLOATS and all(
+            isinstance(s, Cast) for s in self.steps
+        )
         base = () if plain else self.steps
         step = Merge(self.stored, base, self.computed, tuple(merged))
         return LeafForm((*self.stored, *stored), self.computed, (step,))

@@ -21,7 +21,7 @@ def hang_tables(parts: Parts, tables: Sequence[LiveTensor], sources: Sequence[Ro
 
     for table, source in zip(tables, sources, strict=True):
         original = table.tensor
-        lookups = Lookups(source, device, note)
+        lookups = Lookups(table.places[0].label, source, device, note)
         standing = LookupTable(original.shape, original.dtype, device, lookups)
         parts.undo.callback(_take_down, table, standing)
         for place in table.places:

@@ -19,6 +19,7 @@ from ...ranks.group import Ranks, ranks_of
 from ...ranks.shared_weights import SharedWeights, share_weights
 from ...selection import BlockSwapArgs, select
 from ...stream.device import Device, open_device
+from ...stream.model.hooks import Hooks
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import merged_leaves
@@ -176,13 +177,27 @@ def swap_loaded(
             streamed = rehome(parts, plan, host, loras)
         freedom = freedom_of(basis, RamForms(parts, basis.facts, host, loras))
         debug = basis.args.block_swap_debug
-        swap, _ = start_engine(parts, streamed, residents, freedom, debug=debug)
+        swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug)
+        _refuse_saving(found, hooks, swap)
         told = [
             lambda: (*host.sentences, *parts.pool.sentences),
             lambda: table_sentences(parts.live.tables),
         ]
         swap.keep(undo.pop_all(), told, _merged_loras(found, where, residents))
     return swap
+
+
+def _refuse_saving(found: LoadedModel, hooks: Hooks, swap: Swap) -> None:
+    """A streamed block shows its own weights, and one that stays those with LoRAs: not both."""
+    if found.loras.fitted is None:
+        return
+    hooks.refuse_state_dict(
+        {u.layout.name: u.module for u in found.live.units if found.loras.decoding(u) is not None},
+        swap.streams,
+        f"the weights of {found.live.layout.label} were to be saved while LoRAs are added to them "
+        "as its blocks arrive, and what lies in memory is partly with and partly without them: "
+        "close the swap, then save the model",
+    )
 
 
 def _merged_loras(

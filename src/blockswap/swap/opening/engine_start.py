@@ -48,8 +48,9 @@ def start_engine(
     hooks.connect(streamer, modules)
     if not hosted:
         moves = _moves(parts)
-        hooks.guard(modules, moves)
-        hooks.refuse_loading(modules, moves)
+        guarded = modules + [place.module for table in live.tables for place in table.places]
+        hooks.guard(guarded, moves)
+        hooks.refuse_loading(guarded, moves)
         if streamed or not parts.device.on_host:
             doors = Doors(parts, swap, debug=debug)
             doors.look()
