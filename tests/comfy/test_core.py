@@ -16,6 +16,7 @@ SUITES = (
     "test_gguf.py",
     "test_loader.py",
     "test_nodes.py",
+    "test_other_models.py",
     "test_out_of_memory.py",
     "test_real_wrapper.py",
     "test_simulated.py",

@@ -273,10 +273,8 @@ def test_targets_that_are_no_file_are_refused(source: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "extra",
     [
-        ("blocks.0.ffn.0.scale_weight", "float32", (1,)),
         ("blocks.0.ffn.2.weight", "int8", (4, 4)),
         ("blocks.0.ffn.2.weight", "uint8", (4, 4)),
-        ("scaled_fp8", "float8_e4m3fn", (2,)),
     ],
 )
 def test_quantised_files_are_reordered_but_not_cast(

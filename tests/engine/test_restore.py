@@ -196,7 +196,7 @@ def test_state_dict_of_a_swapped_model_has_the_right_bytes(device: torch.device)
 def test_skeleton_is_left_as_it_was_when_opening_fails(
     device: torch.device, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from blockswap.swap.entry import checkpoint_file as checkpoint
+    from blockswap.swap.opening import found_model as checkpoint
 
     def failing(self: Any) -> None:
         raise MemoryError("no residents today")
