@@ -12,7 +12,7 @@ import typer
 
 from ..layout.checkpoint import StoredTensor
 from ..layout.model_folder import WAN_CLASSES, ModelFolder, model_folder
-from ..paths import input_path
+from ..paths import input_path, is_there
 from ..plan.inputs.machine import Machine
 from ..report.words import count_of, is_block, name_runs
 from ..selection import BlockSwapArgs
@@ -41,7 +41,7 @@ def library_folder(path: Path | str, config: Path | None) -> ModelFolder | None:
         from ..swap.entry.host_library import Source
 
         return Source(path, config=config).config_folder("transformer")
-    if not input_path(path).is_dir():
+    if not is_there(path) or not input_path(path).is_dir():
         return None
     folder = model_folder(path, "transformer")
     return None if folder is None or folder.class_name in WAN_CLASSES else folder
