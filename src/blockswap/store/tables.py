@@ -46,7 +46,11 @@ class TableInFile:
             at, size = self._offset + first * self._row_bytes, count * self._row_bytes
             found += self._file.look(at, size)
         self._file.check_unchanged()  # also what was cut short, and then less came
-        raw = torch.frombuffer(found, dtype=torch.uint8) if found else torch.empty(0, dtype=torch.uint8, device="cpu")
+        raw = (
+            torch.frombuffer(found, dtype=torch.uint8)
+            if found
+            else torch.empty(0, dtype=torch.uint8, device="cpu")
+        )
         return raw.view(self._dtype).view(len(wanted), self._width)
 
     def whole(self) -> torch.Tensor:
