@@ -22,7 +22,7 @@ CARD = ("--gpu", "RTX 4060")
 @pytest.fixture(autouse=True)
 def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another test of this process may have brought the simulated one."""
-    for place in ("stream.device", "probe.measure", "swap.entry.library_model"):
+    for place in ("stream.device", "probe.measure", "swap.entry.other_model"):
         monkeypatch.setattr(f"blockswap.{place}.best_device", lambda: torch.device("cpu"))
 
 

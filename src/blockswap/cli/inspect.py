@@ -14,7 +14,7 @@ from ..report.words import count_of
 from ..units import format_bytes
 from .console import new_console, print_facts
 from .inspection import Inspection, inspect_checkpoint
-from .library_tables import library_folder, print_library_model
+from .other_models import library_folder, print_library_model
 from .part_table import print_parts
 
 _NAMED = 3

@@ -19,7 +19,7 @@ from ..report.timeline import draw_timeline
 from ..selection import BlockSwapArgs
 from ..units import format_rate, parse_bytes
 from .console import new_console
-from .library_tables import library_folder, tell_library_plan
+from .other_models import library_folder, tell_library_plan
 from .plan_options import Numbers, card_machine, companions_of, lora_of
 
 if TYPE_CHECKING:  # torch comes with forecasts, and `--help` does without

@@ -36,10 +36,10 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A folder with a config.json: its class by name, in which library that is to be found."""
+    """A folder with a config.json: its class by name, in which package that is to be found."""
 
     path: Path
-    library: str
+    package: str
     class_name: str
     config: Mapping[str, Any]
 

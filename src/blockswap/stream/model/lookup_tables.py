@@ -6,6 +6,7 @@ lookup copies. Any other use of the table fetches it whole, which is right, slow
 write would change what was fetched and nothing else, so it is refused, through a view, too.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
@@ -90,9 +91,9 @@ class _Stand(torch.Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
+    @abstractmethod
     def fetched(self, use: str) -> torch.Tensor:
         """What it stands for, on the device, for the operation `use`."""
-        raise NotImplementedError
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.blockswap_lookups.refuse("written to")

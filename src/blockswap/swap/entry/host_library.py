@@ -76,9 +76,9 @@ def transformer_of_library(
     folder = source.folder("transformer")
     if folder is None or folder.class_name in WAN_CLASSES:
         return None
-    if folder.library != "diffusers":
+    if folder.package != "diffusers":
         raise ArgsError(
-            f"{folder.path} holds a {folder.class_name} of {folder.library}: open it with "
+            f"{folder.path} holds a {folder.class_name} of {folder.package}: open it with "
             "open_text_encoder"
         )
     found = diffusers_models.model_class(folder.class_name)
@@ -101,9 +101,9 @@ def encoder_of_library(
         files = find_files(_file(source))
     else:
         files = weight_files(folder.path, source.variant)
-    if folder is not None and folder.library != "transformers":
+    if folder is not None and folder.package != "transformers":
         raise ArgsError(
-            f"{folder.path} holds a {folder.class_name} of {folder.library}: open it with "
+            f"{folder.path} holds a {folder.class_name} of {folder.package}: open it with "
             "open_transformer"
         )
     checkpoint = unpacked(whole_checkpoint(files))

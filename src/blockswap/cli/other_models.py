@@ -51,7 +51,7 @@ def print_library_model(
     path: Path, folder: ModelFolder, config: Path | None, *, as_json: bool
 ) -> None:
     """What `blockswap inspect` says of it; only headers are read."""
-    from ..swap.entry.library_model import find_library_model
+    from ..swap.entry.other_model import find_library_model
 
     found = find_library_model(path, folder, config=config)
     units, beside = _units(found), _beside(found)
@@ -83,7 +83,7 @@ def tell_library_plan(  # noqa: PLR0913 - what a command line holds
 
     `elsewhere`: a machine that is not at hand, with its free memory.
     """
-    from ..swap.entry.library_model import Elsewhere, find_library_model, plan_library_model
+    from ..swap.entry.other_model import Elsewhere, find_library_model, plan_library_model
 
     found = find_library_model(path, folder, args, config=config, dtype=dtype)
     where = None if elsewhere is None else Elsewhere(elsewhere[0], **elsewhere[1])
@@ -122,7 +122,7 @@ def _facts(found: "FoundModel", folder: ModelFolder) -> tuple[tuple[str, str], .
     files = count_of(len(checkpoint.headers), "file")
     dtypes = _dtype_bytes(tensors).items()
     facts = [
-        ("model", f"{_class_name(found)} of {folder.library}"),
+        ("model", f"{_class_name(found)} of {folder.package}"),
         ("size", f"{format_bytes(checkpoint.nbytes)} in {files}, {values:.3g} B parameters"),
         ("dtypes", ", ".join(f"{dtype} {format_bytes(nbytes)}" for dtype, nbytes in dtypes)),
         ("blocks", ", ".join(f"{n} in {name}" for name, n in _lists(found).items()) or "none"),
@@ -136,7 +136,7 @@ def _head(found: "FoundModel", folder: ModelFolder) -> dict[str, Any]:
     return {
         "label": checkpoint.label,
         "class": _class_name(found),
-        "library": folder.library,
+        "library": folder.package,
         "lists": _lists(found),
         "bytes": checkpoint.nbytes,
         "dtype_bytes": _dtype_bytes(checkpoint.tensors.values()),

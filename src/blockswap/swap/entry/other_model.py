@@ -41,7 +41,7 @@ def find_library_model(
     source, wanted = Source(path, config=config), args or BlockSwapArgs()
     computed = None if dtype is None else getattr(torch, dtype)
     where = open_device(best_device())
-    if folder.library == "transformers":
+    if folder.package == "transformers":
         return find_encoder(source, wanted, where, computed, None)
     return find_model(source, wanted, where, Request(dtype=computed))
 
