@@ -1,11 +1,13 @@
 """Owns the case: blocks of the 1.3B, how many tokens they compute with, and the target."""
 
 from dataclasses import dataclass
-from statistics import median
 
-DIM, FFN_DIM, HEADS, TEXT_TOKENS = 1536, 8960, 12, 512  # of Wan2.1 T2V 1.3B
+from benchmarks.shared.paired import median_ratio
+
 BLOCKS = 4
-TOKENS = 1440  # 3 latent frames of 30 x 16 patches: a block computes longer than it is read
+TEXT_TOKENS = 512
+LATENT = (3, 60, 32)  # frames, height and width; a block computes longer than it is read
+TOKENS = 1440
 ROUNDS = 7
 TARGET_RATIO = 1.05
 
@@ -25,8 +27,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """The median of the rounds' own ratios."""
-        return median(s / w for s, w in zip(self.streamed, self.whole, strict=True))
+        return median_ratio(self.streamed, self.whole)
 
     @property
     def meets(self) -> bool:

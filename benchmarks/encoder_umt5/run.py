@@ -1,9 +1,6 @@
 """Runs the encoder benchmark: the file, the child that has 2 GB, the reference, the comparison."""
 
 import json
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from benchmarks.encoder_umt5.what import CONFIG, LIMIT, prompt, write
-from blockswap.units import format_bytes
-from memory_group import memory_group, python, unavailable_reason
+from benchmarks.shared.bounded_memory import large_file, refuse_without_limits, told_within
 
+FILE = "model.safetensors"
 DISK_BYTES = 12 * 10**9
 
 
@@ -50,45 +47,16 @@ def encoded_by_layers(path: Path) -> torch.Tensor:
     return encoded.last_hidden_state
 
 
-def measured(folder: Path, output: Path) -> dict[str, Any]:
-    """Runs the child in its cgroup; what it tells."""
-    with memory_group(LIMIT) as group:
-        command = python("-m", "benchmarks.encoder_umt5.how", folder, group.folder, output)
-        done = subprocess.run(
-            group.command(*command), stdout=subprocess.PIPE, check=False, text=True
-        )
-        if done.returncode:
-            raise SystemExit(
-                f"the run ended with {done.returncode} (-9 is what the limit does); "
-                f"{format_bytes(group.peak_bytes)} of {format_bytes(LIMIT)} were used at most"
-            )
-        return dict(json.loads(done.stdout))
-
-
 def main(arguments: Sequence[str]) -> int:
     """Writes, measures, compares, prints; returns 1 where a bit differs."""
-    reason = unavailable_reason()
-    if reason is not None:
-        raise SystemExit(f"the limit of 2 GB cannot be set: {reason}")
-    place = Path(arguments[0]) if arguments else Path(tempfile.mkdtemp(prefix="blockswap-umt5-"))
-    place.mkdir(parents=True, exist_ok=True)
-    path, output = place / "model.safetensors", place / "encoded.safetensors"
-    try:
-        if not path.exists():
-            free = shutil.disk_usage(place).free
-            if free < DISK_BYTES:
-                raise SystemExit(
-                    f"{place} has {format_bytes(free)} free and {format_bytes(DISK_BYTES)} are "
-                    "needed: make room, or name another folder with FOLDER="
-                )
-            print(f"writing {path} ...", flush=True)
-            write(place)
-        size = path.stat().st_size
-        told = measured(place, output)
-        equal = torch.equal(load_file(output)["encoded"], encoded_by_layers(path))
-    finally:
-        output.unlink(missing_ok=True)
-        if not arguments:
-            shutil.rmtree(place)
-    print(json.dumps({"file_bytes": size, "equal": equal, **told}, indent=1))
+    refuse_without_limits(LIMIT)
+    folder = Path(arguments[0]) if arguments else None
+    with large_file(folder, FILE, DISK_BYTES, lambda path: write(path.parent)) as path:
+        output = path.with_name("encoded.safetensors")
+        try:
+            told = told_within(LIMIT, "benchmarks.encoder_umt5.how", path.parent, output)
+            equal = torch.equal(load_file(output)["encoded"], encoded_by_layers(path))
+        finally:
+            output.unlink(missing_ok=True)
+        print(json.dumps({"file_bytes": path.stat().st_size, "equal": equal, **told}, indent=1))
     return 0 if equal else 1

@@ -1,10 +1,12 @@
 """Owns the cases: one block of the 1.3B, how many tokens, in pieces of which sizes; the target."""
 
 from dataclasses import dataclass
-from statistics import median
 
-DIM, FFN_DIM, HEADS, TEXT_TOKENS = 1536, 8960, 12, 512  # of Wan2.1 T2V 1.3B
-TOKENS = 4320  # 9 latent frames of 30 x 16 patches
+from benchmarks.shared.paired import median_ratio
+
+TEXT_TOKENS = 512
+LATENT = (9, 60, 32)  # frames, height and width; a patch is 1 x 2 x 2
+TOKENS = 4320
 SIZES = (2048, 1024)
 ROUNDS = 5
 TARGET_RATIO = 1.03
@@ -21,8 +23,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """The median of the rounds' own ratios."""
-        return median(p / w for p, w in zip(self.pieces, self.whole, strict=True))
+        return median_ratio(self.pieces, self.whole)
 
     @property
     def meets(self) -> bool:

@@ -1,6 +1,7 @@
 """Owns what a Wan transformer's forward is given here, and what of it is timed."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,9 +20,22 @@ def inputs_of(
     }
 
 
-def timed(forward: Any, inputs: dict[str, Any]) -> tuple[float, torch.Tensor]:
+def blocks_of_1_3b(blocks: int) -> Any:
+    """Wan2.1 T2V 1.3B with so many of its 30 blocks; random weights in fp32."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(
+        num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=blocks
+    )
+    return model.eval().requires_grad_(False)
+
+
+def timed(
+    forward: Any, inputs: dict[str, Any], clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, torch.Tensor]:
     """Seconds of one forward, and what came out."""
-    began = time.perf_counter()
+    began = clock()
     with torch.inference_mode():
         (output,) = forward(**inputs)
-    return time.perf_counter() - began, output
+    return clock() - began, output

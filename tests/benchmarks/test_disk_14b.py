@@ -11,6 +11,7 @@ import pytest
 from benchmarks.disk_14b import run
 from benchmarks.disk_14b.tell import report
 from benchmarks.disk_14b.what import Clip, Row, misses, rows_of
+from benchmarks.shared import bounded_memory
 from benchmarks.shared.results import RESULTS
 
 
@@ -43,9 +44,9 @@ def test_a_disk_without_room_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage(0, 0, 1 << 30))
+    monkeypatch.setattr(bounded_memory.shutil, "disk_usage", lambda _: usage(0, 0, 1 << 30))
     with pytest.raises(SystemExit, match=r"has 1.0 GiB free and 27.9 GiB are needed: make room"):
         with run.checkpoint(tmp_path):
             pass
     assert list(tmp_path.iterdir()) == []
-    assert run.shutil is shutil
+    assert bounded_memory.shutil is shutil
