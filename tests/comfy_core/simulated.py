@@ -1,7 +1,9 @@
 """ComfyUI's memory management pointed at the simulated accelerator."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management as management
 import pytest
 import torch
@@ -41,3 +43,11 @@ SMALL_INFERENCE = 1 << 20
 def _dtype(*_: Any, weight_dtype: Any = None, **__: Any) -> torch.dtype:
     quantised = weight_dtype is None or weight_dtype.itemsize == 1
     return torch.bfloat16 if quantised else weight_dtype
+
+
+def computing_on(device: torch.device, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a fixture yields from: ComfyUI computes on `device`, with little for activations."""
+    point_at(device, patch)
+    patch.setattr(comfy.model_base.BaseModel, "memory_required", lambda *_, **__: 1 << 18)
+    yield
+    management.unload_all_models()

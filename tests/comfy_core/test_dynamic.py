@@ -19,20 +19,15 @@ import torch
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 from test_future_core import take_away
 from test_loader import opened, saved
+from tiny import swapped
 
-from blockswap import BlockSwapArgs
 from blockswap.errors import ModelError
 from blockswap.nodes import host, host_dynamic, host_names
 from blockswap.nodes.holding import holding_of
-from blockswap.nodes.patcher import Wish, swap_on_clone
 
 
 def test_a_core_without_it_says_so() -> None:
     assert not host.is_dynamic(tiny.model("t2v"))
-
-
-def swapped(patcher: Any, **args: Any) -> Any:
-    return swap_on_clone(patcher, Wish(BlockSwapArgs(**args)))
 
 
 def fp8(weights: dict[str, Any]) -> dict[str, Any]:

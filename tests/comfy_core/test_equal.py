@@ -5,20 +5,15 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from tiny import swapped
 
-from blockswap import BlockSwapArgs
 from blockswap.nodes.holding import holding_of
-from blockswap.nodes.patcher import Wish, swap_on_clone
 
 ASKED: dict[str, dict[str, Any]] = {
     "list": {"blocks": "0,2,3-5"},
     "count": {"blocks_to_swap": 3, "vace_blocks_to_swap": 1, "offload_txt_emb": True},
     "automatic": {},
 }
-
-
-def swapped(patcher: Any, **args: Any) -> Any:
-    return swap_on_clone(patcher, Wish(BlockSwapArgs(**args)))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

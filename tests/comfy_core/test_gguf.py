@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_base
-import comfy.model_management as management
 import comfy.sd
 import numpy as np
 import packed
@@ -21,10 +20,9 @@ import pytest
 import simulated
 import tiny
 import torch
+from tiny import swapped
 
-from blockswap import BlockSwapArgs
 from blockswap.nodes.holding import holding_of
-from blockswap.nodes.patcher import Wish, swap_on_clone
 
 PACK = os.environ.get("BLOCKSWAP_GGUF")
 KINDS = ["stand-in", *(["Q8_0", "Q4_0", "Q5_1"] if PACK else [])]
@@ -49,10 +47,7 @@ def real_pack() -> Any:
 
 @pytest.fixture(autouse=True)
 def _on_sim(sim_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    simulated.point_at(sim_device, monkeypatch)
-    monkeypatch.setattr(comfy.model_base.BaseModel, "memory_required", lambda *_, **__: 1 << 18)
-    yield
-    management.unload_all_models()
+    yield from simulated.computing_on(sim_device, monkeypatch)
 
 
 def written(path: Path, weights: dict[str, torch.Tensor], kind: str) -> str:
@@ -103,9 +98,6 @@ def test_streamed_as_packed_with_and_without_a_lora(kind: str, tmp_path: Path) -
     patched = with_lora(plain)
     expected = tiny.sample(patched)
     assert not torch.equal(bare, expected)
-
-    def swapped(patcher: Any, **args: Any) -> Any:
-        return swap_on_clone(patcher, Wish(BlockSwapArgs(**args)))
 
     for args in ({"blocks": "0,2-4"}, {"blocks_to_swap": 6}, {}):
         assert torch.equal(tiny.sample(swapped(plain, **args)), bare)

@@ -15,10 +15,9 @@ import simulated
 import tiny
 import torch
 from test_loader import opened, saved
+from tiny import swapped
 
-from blockswap import BlockSwapArgs
 from blockswap.nodes.holding import holding_of
-from blockswap.nodes.patcher import Wish, swap_on_clone
 
 BLOCKS = 20
 pytestmark = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
@@ -27,14 +26,7 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def _on_sim(sim_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    simulated.point_at(sim_device, monkeypatch)
-    monkeypatch.setattr(comfy.model_base.BaseModel, "memory_required", lambda *_, **__: 1 << 18)
-    yield
-    management.unload_all_models()
-
-
-def swapped(patcher: Any, **args: Any) -> Any:
-    return swap_on_clone(patcher, Wish(BlockSwapArgs(**args)))
+    yield from simulated.computing_on(sim_device, monkeypatch)
 
 
 class Hungry:

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import comfy.model_base
 import comfy.model_management as management
 import pytest
 import quantised
@@ -14,11 +13,12 @@ import simulated
 import tiny
 import torch
 from safetensors.torch import save_file
+from tiny import swapped
 
 from blockswap import BlockSwapArgs
 from blockswap.nodes.holding import holding_of
 from blockswap.nodes.loading import load_streamed
-from blockswap.nodes.patcher import Wish, swap_on_clone
+from blockswap.nodes.patcher import Wish
 
 BLOCKS = 30
 STEPS = 2
@@ -28,14 +28,7 @@ ROOM_FOR_A_FILE = 6 << 20
 
 @pytest.fixture(autouse=True)
 def _on_sim(sim_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    simulated.point_at(sim_device, monkeypatch)
-    monkeypatch.setattr(comfy.model_base.BaseModel, "memory_required", lambda *_, **__: 1 << 18)
-    yield
-    management.unload_all_models()
-
-
-def swapped(patcher: Any, **args: Any) -> Any:
-    return swap_on_clone(patcher, Wish(BlockSwapArgs(**args)))
+    yield from simulated.computing_on(sim_device, monkeypatch)
 
 
 def kinds(kind: str, blocks: int = FEW) -> Any:

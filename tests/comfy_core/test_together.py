@@ -17,10 +17,8 @@ from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
-from blockswap import BlockSwapArgs
 from blockswap.errors import ModelError
 from blockswap.nodes.holding import holding_of
-from blockswap.nodes.patcher import Wish, swap_on_clone
 
 STREAMED = {"blocks": "0,2-4"}
 
@@ -44,7 +42,7 @@ def device(
 
 
 def swapped(patcher: Any, **args: Any) -> Any:
-    return swap_on_clone(patcher, Wish(BlockSwapArgs(**(args or STREAMED))))
+    return tiny.swapped(patcher, **(args or STREAMED))
 
 
 def shifted(patcher: Any, shift: float = 3.0) -> Any:

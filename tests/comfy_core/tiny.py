@@ -11,7 +11,9 @@ import comfy.sample
 import comfy.sd
 import torch
 
+from blockswap import BlockSwapArgs
 from blockswap.nodes import host_checkpoints
+from blockswap.nodes.patcher import Wish, swap_on_clone
 
 DIM, BLOCKS = 128, 6
 _COMMON: dict[str, Any] = dict(dim=DIM, ffn_dim=256, num_heads=1, num_layers=BLOCKS, qk_norm=True)
@@ -140,3 +142,8 @@ def sample(
         disable_pbar=True,
         seed=3,
     )
+
+
+def swapped(patcher: Any, **args: Any) -> Any:
+    """A clone of `patcher` whose blocks are swapped, as the node makes it."""
+    return swap_on_clone(patcher, Wish(BlockSwapArgs(**args)))
