@@ -6,6 +6,7 @@ put around a forward go on working. `remove()` leaves each as it was found.
 
 import functools
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -161,66 +162,75 @@ class Pieces:
             self._tell(sentence)
 
 
-_BLOCK_INPUTS = {"hidden_states", "encoder_hidden_states", "temb", "rotary_emb"}
+class _Forward(ABC):
+    """Stands in for a forward, which still runs wherever ours does not serve."""
 
-
-class _BlockForward:
-    """Stands in for the forward of one block."""
-
-    def __init__(self, owner: Pieces, name: str, block: Any, original: Any) -> None:
+    def __init__(self, owner: Pieces, original: Any) -> None:
         self.original = original
-        self._owner, self._name, self._block = owner, name, block
-        self._is_vace = hasattr(block, "proj_out")
+        self._owner = owner
         self._signature = inspect.signature(original)
 
     @property
     def call(self) -> Callable[..., Any]:
-        owner, original = self._owner, self.original
+        original = self.original
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():
-                return original(*args, **kwargs)
-            given = self._signature.bind(*args, **kwargs).arguments
-            if not given.keys() >= _BLOCK_INPUTS:
-                return original(*args, **kwargs)
-            tokens = given["hidden_states"].shape[1]
-            if not owner.cuts(tokens) or not owner.may_cut(self._name, self._block):
-                return original(*args, **kwargs)
-            return self._in_pieces(given, owner.cut(tokens))
+            if not torch.compiler.is_compiling():
+                given = self._signature.bind(*args, **kwargs).arguments
+                if self.serves(given):
+                    return self.run(given)
+            return original(*args, **kwargs)
 
         return forward
 
-    def _in_pieces(self, given: dict[str, Any], pieces: tuple[Piece, ...]) -> Any:
+    @abstractmethod
+    def serves(self, given: dict[str, Any]) -> bool:
+        """Whether ours runs, with these arguments by name."""
+
+    @abstractmethod
+    def run(self, given: dict[str, Any]) -> Any:
+        """What the forward returns."""
+
+
+_BLOCK_INPUTS = {"hidden_states", "encoder_hidden_states", "temb", "rotary_emb"}
+
+
+class _BlockForward(_Forward):
+    """Stands in for the forward of one block."""
+
+    def __init__(self, owner: Pieces, name: str, block: Any, original: Any) -> None:
+        super().__init__(owner, original)
+        self._name, self._block = name, block
+        self._is_vace = hasattr(block, "proj_out")
+
+    def serves(self, given: dict[str, Any]) -> bool:
+        if not given.keys() >= _BLOCK_INPUTS:
+            return False
+        cuts = self._owner.cuts(given["hidden_states"].shape[1])
+        return cuts and self._owner.may_cut(self._name, self._block)
+
+    def run(self, given: dict[str, Any]) -> Any:
         hidden = given["hidden_states"]
         shared = given["encoder_hidden_states"], given["temb"], given["rotary_emb"]
-        visit = visit_of(self._block, shared, pieces)
+        visit = visit_of(self._block, shared, self._owner.cut(hidden.shape[1]))
         if self._is_vace:
             control = given["control_hidden_states"]
             return run_vace(visit, hidden, control, self._owner.take(control))
         return run(visit, hidden, self._owner.take(hidden))
 
 
-class _ModelForward:
+class _ModelForward(_Forward):
     """Stands in for the forward of a model whose class is known."""
 
     def __init__(self, owner: Pieces, root: Any, original: Any) -> None:
-        self.original = original
-        self._owner, self._root = owner, root
-        self._signature = inspect.signature(original)
+        super().__init__(owner, original)
+        self._root = root
 
-    @property
-    def call(self) -> Callable[..., Any]:
-        owner, original = self._owner, self.original
+    def serves(self, given: dict[str, Any]) -> bool:
+        return self._is_usual(given) and self._owner.nobody_looks_on()
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():
-                return original(*args, **kwargs)
-            given = self._signature.bind(*args, **kwargs).arguments
-            if not self._is_usual(given) or not owner.nobody_looks_on():
-                return original(*args, **kwargs)
-            return owner.run_model(given)
-
-        return forward
+    def run(self, given: dict[str, Any]) -> Any:
+        return self._owner.run_model(given)
 
     def _is_usual(self, given: dict[str, Any]) -> bool:
         """Not where a LoRA is scaled for one forward: the host does that around its own."""
