@@ -6,7 +6,6 @@ takes the bytes of its plan. BLOCKSWAP_ANY_MODEL=all runs every class x device x
 
 import itertools
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from drawing import drawn
-from tiny_models import CPU_ONLY, REACHED_INTO, TINY, build, transformer_class
-from torch.utils._pytree import tree_leaves
+from tiny_models import (
+    CPU_ONLY,
+    REACHED_INTO,
+    TINY,
+    build,
+    device_bytes,
+    outputs,
+    transformer_class,
+)
 
 from blockswap import open_transformer
 from blockswap.errors import StateError
@@ -53,17 +58,6 @@ def loaded(name: str, folder: Path) -> torch.nn.Module:
     return found
 
 
-def outputs(model: torch.nn.Module, name: str, device: torch.device) -> list[torch.Tensor]:
-    """Everything that two forwards return."""
-    found: list[torch.Tensor] = []
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for seed in (1, 2):
-            out = model(**drawn(TINY[name].inputs, device, seed=seed), return_dict=False)
-            found += [one.cpu() for one in tree_leaves(out) if isinstance(one, torch.Tensor)]
-    return found
-
-
 @pytest.mark.parametrize(("name", "device", "asked"), _cases(), indirect=["device"])
 def test_opened_from_its_folder(
     name: str, device: torch.device, asked: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -73,14 +67,14 @@ def test_opened_from_its_folder(
     args = dict(ASKED[asked])
     if name in REACHED_INTO and (asked != "automatic" or device.type == "cpu"):
         args = {"blocks": "1"}  # on the CPU all blocks of a file are streamed by default
-    held = _held(device, request)
+    held = device_bytes(device, request)
     model: Any = open_transformer(tmp_path, args, device=device)
     with model.blockswap as swap:
         assert type(model) is transformer_class(name)
         assert _blocks(swap.plan.units, name) == TINY[name].units
         assert swap.plan.streamed or asked == "automatic"
         if device.type != "cpu":
-            assert _held(device, request) - held == swap.plan.device_bytes
+            assert device_bytes(device, request) - held == swap.plan.device_bytes
         found = outputs(model, name, device)
     assert len(found) == len(wanted)
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
@@ -102,9 +96,3 @@ def _blocks(units: Sequence[PlannedUnit], name: str) -> dict[str, int]:
     """How many units of which list of blocks; what else a class has for a unit is left out."""
     found = Counter(unit.name.rpartition(".")[0] for unit in units)
     return {path: found[path] for path in TINY[name].units}
-
-
-def _held(device: torch.device, request: pytest.FixtureRequest) -> int:
-    if device.type == "cpu":
-        return 0
-    return int(request.getfixturevalue("sim_module").counters().device_bytes)

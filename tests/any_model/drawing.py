@@ -13,8 +13,7 @@ Draw = Callable[[torch.Generator], torch.Tensor]
 class Tiny:
     """A class of diffusers made small: its configuration, one forward's arguments, its units.
 
-    `units`: how many blocks of which list are units. `setup` changes a model that was just built,
-    and may return further arguments of its forward.
+    `units`: how many blocks of which list are units.
     """
 
     config: Mapping[str, Any]

@@ -7,15 +7,12 @@ CI runs a pairwise choice of class x device x what is asked; `make test-any-mode
 import functools
 import itertools
 import os
-import warnings
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from drawing import drawn
-from tiny_models import CPU_ONLY, REACHED_INTO, TINY, build, exported
-from torch.utils._pytree import tree_leaves
+from tiny_models import CPU_ONLY, REACHED_INTO, TINY, build, device_bytes, exported, outputs
 
 from blockswap import BlockSwapArgs, swap_blocks
 from blockswap.adapters.live import describe_module
@@ -41,17 +38,6 @@ def _cases() -> list[Any]:
         rows = pairwise(**AXES)
     rows = [row for row in rows if row["device"] == "cpu" or row["name"] not in CPU_ONLY]
     return [pytest.param(row, row["device"], id="-".join(row.values())) for row in rows]
-
-
-def outputs(model: torch.nn.Module, name: str, device: torch.device) -> list[torch.Tensor]:
-    """Everything that two forwards return."""
-    found: list[torch.Tensor] = []
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for seed in (1, 2):
-            out = model(**drawn(TINY[name].inputs, device, seed=seed), return_dict=False)
-            found += [one.cpu() for one in tree_leaves(out) if isinstance(one, torch.Tensor)]
-    return found
 
 
 @functools.cache
@@ -83,12 +69,12 @@ def test_every_class_is_equal_to_the_last_bit(
     model = build(name)
     before = {label: tensor for label, tensor in model.named_parameters()}
     bytes_before = {label: _bytes(tensor) for label, tensor in before.items()}
-    held = _held(device, request)
+    held = device_bytes(device, request)
     with swap_blocks(model, BlockSwapArgs(**args), device=device) as swap:
         if case["asked"] != "automatic":
             assert swap.plan.streamed
         if device.type != "cpu":
-            assert _held(device, request) - held == swap.plan.device_bytes
+            assert device_bytes(device, request) - held == swap.plan.device_bytes
         found = outputs(model, name, device)
     assert len(found) == len(wanted)
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
@@ -117,12 +103,6 @@ def test_a_model_that_reaches_into_a_streamed_block_is_told_which(
         words = "computes with transformer_blocks.0.norm1.*outside the run of its block"
         with pytest.raises(StateError, match=words):
             outputs(model, name, sim_device)
-
-
-def _held(device: torch.device, request: pytest.FixtureRequest) -> int:
-    if device.type == "cpu":
-        return 0
-    return int(request.getfixturevalue("sim_module").counters().device_bytes)
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

@@ -1,13 +1,16 @@
 """Every transformer class that diffusers exports, small; which cannot do everything, and why."""
 
 import functools
+import warnings
 
+import pytest
 import torch
-from drawing import Tiny
+from drawing import Tiny, drawn
 from tiny_images import IMAGES
 from tiny_more_images import MORE_IMAGES
 from tiny_more_videos import MORE_VIDEOS
 from tiny_videos import VIDEOS
+from torch.utils._pytree import tree_leaves
 
 TINY: dict[str, Tiny] = {**IMAGES, **MORE_IMAGES, **VIDEOS, **MORE_VIDEOS}
 
@@ -56,3 +59,21 @@ def build(name: str) -> torch.nn.Module:
     ):
         mine.data.copy_(theirs)
     return model
+
+
+def outputs(model: torch.nn.Module, name: str, device: torch.device) -> list[torch.Tensor]:
+    """Everything that two forwards return."""
+    found: list[torch.Tensor] = []
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for seed in (1, 2):
+            out = model(**drawn(TINY[name].inputs, device, seed=seed), return_dict=False)
+            found += [one.cpu() for one in tree_leaves(out) if isinstance(one, torch.Tensor)]
+    return found
+
+
+def device_bytes(device: torch.device, request: pytest.FixtureRequest) -> int:
+    """What the simulated accelerator holds at this moment; nothing of the CPU is counted."""
+    if device.type == "cpu":
+        return 0
+    return int(request.getfixturevalue("sim_module").counters().device_bytes)

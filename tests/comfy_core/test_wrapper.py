@@ -353,11 +353,9 @@ TAKEN = [
 def test_a_name_that_is_gone(taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     patcher = model()
     _lacks(taken, patcher, monkeypatch)
-    if taken == "attribute:blocks":
-        return
     ours = swapped(patcher, blocks_to_swap=3)
     asked = ours.model_options["transformer_options"]["block_swap_args"]
-    assert asked["blocks_to_swap"] == (3 if taken == "attribute:patched_linear_" else 4)
+    assert asked["blocks_to_swap"] == 4
     assert wrapper_doors.wish_in(asked) is None
     text, _ = BlockSwapReportNode.execute(ours).result
     assert "swaps blocks itself (this version of it has no " in text

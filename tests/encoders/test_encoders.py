@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_encoders import ENCODERS, Encoder, encode, prompt
+from tiny_encoders import ENCODERS, Encoder, encode, prompt, same
 
 from blockswap import open_text_encoder, swap_blocks
 
@@ -30,10 +30,13 @@ def quiet() -> Iterator[None]:
     yield
 
 
+_FOLDERS = tempfile.TemporaryDirectory(prefix="encoders-")  # goes with the process
+
+
 @functools.cache
 def saved(name: str, dtype: torch.dtype, variant: str | None = None) -> Path:
     """A folder as `save_pretrained` writes it, in several shards."""
-    folder = Path(tempfile.mkdtemp(prefix="encoder"))
+    folder = Path(tempfile.mkdtemp(dir=_FOLDERS.name))
     model = ENCODERS[name].build().to(dtype)
     model.save_pretrained(folder, max_shard_size="100KB", variant=variant)
     return folder
@@ -48,10 +51,6 @@ def loaded(name: str, dtype: torch.dtype, **more: Any) -> torch.nn.Module:
 
 def on(device: torch.device, seed: int = 0) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device) for name, tensor in prompt(seed).items()}
-
-
-def same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
-    return len(found) == len(wanted) and all(map(torch.equal, found, wanted))
 
 
 def rows_asked(seed: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_encoders import ENCODERS, encode, prompt
+from tiny_encoders import ENCODERS, encode, prompt, same
 
 from blockswap import open_text_encoder
 from blockswap.errors import BlockSwapError
@@ -43,10 +43,6 @@ def reference(folder: Path, **how: Any) -> list[torch.Tensor]:
 
     found = UMT5EncoderModel.from_pretrained(folder, dtype=torch.bfloat16, **how)
     return encode(found.eval(), prompt())
-
-
-def same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
-    return len(found) == len(wanted) and all(map(torch.equal, found, wanted))
 
 
 def in_vendor_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

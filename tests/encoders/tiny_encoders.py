@@ -133,3 +133,8 @@ def encode(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torc
         out = model(**inputs, output_hidden_states=True)
     found = [value for value in out.values() if isinstance(value, torch.Tensor)]
     return [value.cpu() for value in (*found, *(out.hidden_states or ()))]
+
+
+def same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
+    """Whether all outputs are equal to the last bit."""
+    return len(found) == len(wanted) and all(map(torch.equal, found, wanted))

@@ -9,24 +9,23 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..decode.steps import PLAIN_FLOATS
 from ..decode.unit_decoding import LeafForm, UnitDecoding, plain_form, stored_leaf
 from ..errors import ModelError
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.header import FileTensor
 from ..layout.values import TensorSpec, UnitLayout
-from ..lora.file import LoraFile, read_factor
+from ..lora.file import LoraFile, read_factors
 from ..lora.fit import Fitted, fit
 from ..lora.kinds import Change
 from .live import LiveModel, LiveTensor, LiveUnit
 from .stored import StoredForm, StoredModel
 
-_FLOATS = ("float32", "bfloat16", "float16")
-
 
 def fit_model(live: LiveModel, files: Sequence[LoraFile]) -> Fitted:
     """What the LoRAs change in a model. Raises CheckpointError, GeometryError or ModelError."""
-    tensors = {t.places[0].label: t for t in (*_tensors(live), *live.tables)}
-    tables = {t.places[0].label for t in live.tables}
+    tensors = {_label(t): t for t in (*_tensors(live), *live.tables)}
+    tables = set(map(_label, live.tables))
     shapes = {label: tuple(tensor.tensor.shape) for label, tensor in tensors.items()}
     fitted = fit(files, shapes, live.layout.label)
     for label in fitted.changes:
@@ -110,16 +109,24 @@ def in_memory(live: LiveModel, files: Sequence[LoraFile]) -> InMemory:
         return NO_LORAS
     fitted = fit_model(live, files)
     leaves = {_label(t): t.spec.leaves[0] for t in _tensors(live) if t.spec.leaves}
+    read = _factors(fitted)
     forms, factors = {}, {}
     for label, changes in fitted.changes.items():
         leaf = leaves[label]
         forms[label] = merged_form(plain_form(leaf, leaf), [change for _, change in changes])
         factors[label] = tuple(
-            read_factor(fitted.files[number], tensor)
-            for number, change in changes
-            for tensor in change.tensors
+            read[number][tensor.name] for number, change in changes for tensor in change.tensors
         )
     return InMemory(forms, factors, fitted)
+
+
+def _factors(fitted: Fitted) -> list[dict[str, torch.Tensor]]:
+    """The factors of each file by name; every file is opened once."""
+    wanted: list[list[FileTensor]] = [[] for _ in fitted.files]
+    for changes in fitted.changes.values():
+        for number, change in changes:
+            wanted[number] += change.tensors
+    return [read_factors(file, tensors) for file, tensors in zip(fitted.files, wanted, strict=True)]
 
 
 def _label(tensor: LiveTensor) -> str:
@@ -140,9 +147,9 @@ def _tensors(live: LiveModel) -> list[LiveTensor]:
 def _refuse_quantised(tensor: LiveTensor) -> None:
     """A LoRA is merged into plain floats alone; what computes in another form has none."""
     leaves = tensor.spec.leaves
-    if tensor.spec.recipe is not None or len(leaves) != 1 or leaves[0].dtype not in _FLOATS:
+    if tensor.spec.recipe is not None or len(leaves) != 1 or leaves[0].dtype not in PLAIN_FLOATS:
         raise ModelError(
-            f"a LoRA was to be merged into {tensor.places[0].label}, which computes in a quantised "
+            f"a LoRA was to be merged into {_label(tensor)}, which computes in a quantised "
             "form: load it beside the weights (pipe.load_lora_weights), or open the model in bf16"
         )
 

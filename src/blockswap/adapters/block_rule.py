@@ -23,7 +23,7 @@ Container = Literal["list", "sequence", ""]
 class ModuleNode:
     """A module: `path` from the root, parameter bytes with all that is below, each counted once.
 
-    `container` says whether it only holds members: a `list` (or mapping) is never called itself, a
+    `container` says whether it only holds members: a `list` is never called itself, a
     `sequence` runs them one after the other. `layer`: one operation of torch, without children.
     `table`: an embedding, of which a forward reads some rows.
     """

@@ -1,7 +1,7 @@
 """Which modules of a model are its units: Wan's by their known names, any other's by the rule.
 
 Two ways of writing Wan's model are in use: Wan-Video's own (`WanModel`, also ComfyUI's) and
-diffusers'. A family is a table of attribute paths, so no host library is imported to know it.
+diffusers'. They are known by attribute paths, so no host library is imported for it.
 What other models call their blocks is found by `block_rule`.
 """
 
@@ -14,29 +14,15 @@ from ..layout.values import UnitKind
 from .block_rule import FoundList, find_block_lists, given_block_lists
 from .module_tree import describe_tree, repeated_classes, runs
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Attribute paths of the parts of a model, in execution order."""
-
-    name: str
-    embedders: tuple[tuple[UnitKind, str], ...]
-    block_lists: tuple[tuple[UnitKind, str], ...]
-
-
-DIFFUSERS = Family(
-    name="diffusers",
-    embedders=(
-        ("text_embedder", "condition_embedder.text_embedder"),
-        ("image_embedder", "condition_embedder.image_embedder"),
-    ),
-    block_lists=(("vace", "vace_blocks"), ("block", "blocks")),
+# Wan's lists of blocks in execution order; VACE blocks have a count of their own.
+VACE_LIST = "vace_blocks"
+WAN_LISTS = (VACE_LIST, "blocks")
+Embedders = tuple[tuple[UnitKind, str], ...]
+_DIFFUSERS: Embedders = (
+    ("text_embedder", "condition_embedder.text_embedder"),
+    ("image_embedder", "condition_embedder.image_embedder"),
 )
-ORIGINAL = Family(
-    name="original",
-    embedders=(("text_embedder", "text_embedding"), ("image_embedder", "img_emb")),
-    block_lists=(("vace", "vace_blocks"), ("block", "blocks")),
-)
+_ORIGINAL: Embedders = (("text_embedder", "text_embedding"), ("image_embedder", "img_emb"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +48,7 @@ def unit_modules(model: torch.nn.Module, block_lists: Sequence[str] = ()) -> tup
     Raises ModelError where it is not known what the blocks are.
     """
     tree = describe_tree(model)
-    known = [path for _, path in DIFFUSERS.block_lists if _called(_at(model, path))]
+    known = [path for path in WAN_LISTS if _called(_at(model, path))]
     if "blocks" not in known:
         known = []
     if block_lists:
@@ -82,9 +68,9 @@ def unit_modules(model: torch.nn.Module, block_lists: Sequence[str] = ()) -> tup
 
 
 def _embedders(model: torch.nn.Module) -> list[UnitModule]:
-    family = DIFFUSERS if _at(model, "condition_embedder") is not None else ORIGINAL
+    of_diffusers = _at(model, "condition_embedder") is not None
     units = []
-    for kind, path in family.embedders:
+    for kind, path in _DIFFUSERS if of_diffusers else _ORIGINAL:
         module = _at(model, path)
         if module is not None and next(module.parameters(), None) is not None:
             units.append(UnitModule(path, kind, 0, module))
@@ -95,7 +81,7 @@ def _blocks(model: torch.nn.Module, lists: Iterable[FoundList]) -> Iterator[Unit
     """The members of the lists, counted from list to list; VACE blocks have their own count."""
     count = {"block": 0, "vace": 0}
     for found in lists:
-        kind: UnitKind = "vace" if found.path == "vace_blocks" else "block"
+        kind: UnitKind = "vace" if found.path == VACE_LIST else "block"
         for name in found.members:
             yield UnitModule(name, kind, count[kind], model.get_submodule(name))
             count[kind] += 1

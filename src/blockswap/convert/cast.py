@@ -35,7 +35,8 @@ class PieceReader:
     def __init__(self, files: Sequence[StreamedFile]) -> None:
         self._files = files
         self._decoded: tuple[tuple[str, str], memoryview] | None = None  # of the last packed weight
-        self._eight_bits: tuple[str, tuple[memoryview, memoryview]] | None = None
+        self._numbers: tuple[str, memoryview] | None = None  # of the last weight that became fp8
+        self._scales: dict[str, memoryview] = {}  # four bytes each: of all of them
         self.quantiser = Quantiser()
         self._stored = bytearray(PIECE_BYTES)
         self._cast = bytearray(PIECE_BYTES)
@@ -68,40 +69,43 @@ class PieceReader:
         return memoryview(self._cast)[: count * ITEM_BYTES[dtype]]
 
     def _eighth(self, shard: int, tensor: Eighth) -> memoryview:
-        """Bytes of a tensor that is made by quantising a weight, of which both are kept."""
+        """Bytes of a tensor that is made by quantising a weight.
+
+        Scales come after all numbers of their unit, so they are kept until they are asked for.
+        """
         if tensor.weight is None:
             return memoryview(b"")
         name = tensor.weight.name
-        if self._eight_bits is None or self._eight_bits[0] != name:
-            self._eight_bits = None
+        if tensor.part == "scale" and name in self._scales:
+            return self._scales[name]
+        if self._numbers is None or self._numbers[0] != name:
+            self._numbers = None
             weight = self._whole((shard, tensor.weight))
-            self._eight_bits = name, self.quantiser.run(name, weight)
-        return self._eight_bits[1][0 if tensor.part == "numbers" else 1]
+            numbers, self._scales[name] = self.quantiser.run(name, weight)
+            self._numbers = name, numbers
+        return self._scales[name] if tensor.part == "scale" else self._numbers[1]
 
     def _whole(self, where: Source) -> torch.Tensor:
         """A weight in fp32, in memory of its own."""
         shard, tensor = where
         packing = packing_of(tensor)
         if packing is not None:
-            data = self._weight(tensor, packing, "float32")
-            self._decoded = None
-            return torch.frombuffer(bytearray(data), dtype=torch.float32).view(tensor.shape)
+            return decoded(packing, tensor.shape, "float32", self._fill)
         buffer = bytearray(tensor.nbytes)
         _read(self._files[shard], tensor, tensor.offset, memoryview(buffer))
         stored = torch.frombuffer(buffer, dtype=torch_dtype(tensor.dtype))
-        return stored.to(torch.float32, copy=True).view(tensor.shape)
+        return stored.to(torch.float32).view(tensor.shape)
 
     def _weight(self, tensor: SourceTensor, packing: Packing, dtype: str) -> memoryview:
         """All bytes of a packed weight, decoded; kept until another one is asked for."""
         key = (tensor.name, dtype)
         if self._decoded is None or self._decoded[0] != key:
             self._decoded = None
-
-            def fill(part: StoredTensor, buffer: bytearray) -> None:
-                _read(self._files[part.shard], part, part.offset, memoryview(buffer))
-
-            self._decoded = key, flat_bytes(decoded(packing, tensor.shape, dtype, fill))
+            self._decoded = key, flat_bytes(decoded(packing, tensor.shape, dtype, self._fill))
         return self._decoded[1]
+
+    def _fill(self, part: StoredTensor, buffer: bytearray) -> None:
+        _read(self._files[part.shard], part, part.offset, memoryview(buffer))
 
 
 def _read(file: StreamedFile, tensor: SourceTensor, offset: int, target: memoryview) -> None:

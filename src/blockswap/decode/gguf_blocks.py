@@ -6,13 +6,14 @@ operation, so the numbers are equal to the last bit; they are rounded once, to t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from ..layout.values import Leaf
 from .gguf_bits import BUILDERS, INDEXED, Bench, Program
 from .scratch import PIECE_ELEMENTS, Arrays, carve, pieces, scratch_bytes
-from .steps import Cost, copy
+from .steps import Cost, copy, in_turn
 
 # Operations over each number of a piece: unpacking, widening, scaling and rounding it.
 _PASSES = 8
@@ -53,9 +54,9 @@ class GgufBlocks:
             )
             programs.append(build(bench))
             target = numbers.narrow(0, first, count)
-            programs.append([_rounding(target, bench.numbers)])
+            programs.append([partial(copy, target, bench.numbers)])
         steps = [step for program in programs for step in program]
-        return _in_turn(steps)
+        return in_turn(steps)
 
     @property
     def _block(self) -> int:
@@ -81,15 +82,3 @@ class GgufBlocks:
             ("int32", (indices,)),
             ("float32", (16 if indices else 0,)),
         ]
-
-
-def _rounding(target: torch.Tensor, numbers: torch.Tensor) -> Callable[[], None]:
-    return lambda: copy(target, numbers)
-
-
-def _in_turn(steps: Sequence[Callable[[], object]]) -> Callable[[], None]:
-    def run() -> None:
-        for step in steps:
-            step()
-
-    return run

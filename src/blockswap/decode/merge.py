@@ -6,17 +6,16 @@ place of the fp32 weight and the weight is added to it: a sum does not depend on
 copy of the weight in fp32 is saved.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from ..layout.slab import LEAF_ALIGNMENT, align_up
 from ..layout.values import Leaf, contiguous_stride
 from .additions import Addition, Run, Shape
-from .steps import PLAIN_FLOATS, Cost, Join, Step
+from .scratch import Arrays, carve, scratch_bytes
+from .steps import PLAIN_FLOATS, Cost, Join, Step, copy, in_turn
 
 _FP32_BYTES = 4
 
@@ -52,13 +51,13 @@ class Merge:
 
     @property
     def scratch_bytes(self) -> int:
-        return sum(_room(shape) for shape in self._kept) + self._passing_bytes
+        return scratch_bytes(_fp32(self._kept)) + self._passing_bytes
 
     @property
     def cost(self) -> Cost:
         """Bytes and FLOPs of a visit: each addition is written once and added once."""
         own = sum((step.cost for step in self.base), Cost())
-        whole = math.prod(self.computed.shape) * _FP32_BYTES
+        whole = self.computed.elements * _FP32_BYTES
         moved = sum((Cost(2 * whole, 2 * whole, p.addition.flops) for p in self.merged), Cost())
         return own + moved + Cost(whole, self.computed.nbytes)
 
@@ -66,16 +65,10 @@ class Merge:
         self, stored: Sequence[torch.Tensor], out: torch.Tensor, scratch: torch.Tensor
     ) -> Callable[[], None]:
         """As `Step.prepare`."""
-        kept = list(_cut(scratch, self._kept))
-        at = sum(_room(shape) for shape in self._kept)
+        kept = carve(scratch, _fp32(self._kept))
+        at = scratch_bytes(_fp32(self._kept))
         passing = scratch.narrow(0, at, self._passing_bytes)
-        runs = list(self._runs(stored, out, kept, passing))
-
-        def run() -> None:
-            for each in runs:
-                each()
-
-        return run
+        return in_turn(list(self._runs(stored, out, kept, passing)))
 
     @property
     def _first_in_place(self) -> bool:
@@ -86,7 +79,7 @@ class Merge:
         """Scratch that the base and each adapter use in turn."""
         needs = [step.scratch_bytes for step in self.base]
         for number, part in enumerate(self.merged):
-            need = sum(map(_room, part.addition.work))
+            need = scratch_bytes(_fp32(part.addition.work))
             if part.magnitude:
                 need = max(need, self._norm_bytes + (self._measured_bytes if number else 0))
             needs.append(need)
@@ -139,7 +132,7 @@ class Merge:
         for number, part in enumerate(self.merged):
             own = stored[at : at + part.takes]
             at += part.takes
-            work = list(_cut(passing, part.addition.work))
+            work = carve(passing, _fp32(part.addition.work))
             in_place = self._first_in_place and not number
             target = total if in_place else delta
             yield part.addition.prepare(own[: part.addition.takes], target, work)
@@ -151,7 +144,7 @@ class Merge:
             else:
                 yield _adding(total, delta)
         if total is not out:
-            yield _copying(out, total)
+            yield partial(copy, out, total)
 
     def _whole(
         self,
@@ -169,7 +162,7 @@ class Merge:
             yield step.prepare(own, decoded, scratch.narrow(0, 0, step.scratch_bytes))
         source = decoded if self.base else stored[0]
         if source is not target:
-            yield _copying(target, source)
+            yield partial(copy, target, source)
 
     def _rescaled(
         self,
@@ -185,11 +178,11 @@ class Merge:
         others were added to the total before.
         """
         rows = tuple(total.shape[:1])
-        wide, norm = _cut(passing, (rows, rows))
+        wide, norm = carve(passing, _fp32((rows, rows)))
         measured = total
         if whole is not None:
             at, room = self._norm_bytes, _room(tuple(total.shape))
-            (measured,) = _cut(passing.narrow(0, at, room), (tuple(total.shape),))
+            (measured,) = carve(passing.narrow(0, at, room), _fp32([tuple(total.shape)]))
             left = passing.narrow(0, at + room, self._measured_bytes - room)
             yield from whole(target=measured, scratch=left)
             yield _adding(measured, delta)
@@ -212,22 +205,10 @@ def _adding(target: torch.Tensor, addend: torch.Tensor) -> Run:
     return run
 
 
-def _copying(target: torch.Tensor, source: torch.Tensor) -> Run:
-    def run() -> None:
-        target.copy_(source)
-
-    return run
+def _fp32(shapes: Iterable[Shape]) -> Arrays:
+    return [("float32", shape) for shape in shapes]
 
 
 def _room(shape: Shape) -> int:
     """Bytes of scratch that an fp32 array takes."""
-    return align_up(math.prod(shape) * _FP32_BYTES, LEAF_ALIGNMENT)
-
-
-def _cut(scratch: torch.Tensor, shapes: Sequence[Shape]) -> Iterator[torch.Tensor]:
-    """fp32 arrays one behind the other in `scratch`, each aligned as a tensor of its own."""
-    at = 0
-    for shape in shapes:
-        nbytes = math.prod(shape) * _FP32_BYTES
-        yield scratch.narrow(0, at, nbytes).view(torch.float32).view(shape)
-        at += _room(shape)
+    return scratch_bytes(_fp32([shape]))

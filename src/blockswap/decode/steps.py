@@ -130,3 +130,13 @@ class Join:
 def copy(out: torch.Tensor, source: torch.Tensor) -> None:
     """Enqueues a copy, with a cast where dtypes differ."""
     out.copy_(source)
+
+
+def in_turn(runs: Sequence[Callable[[], object]]) -> Callable[[], None]:
+    """What enqueues all of `runs`, one behind the other."""
+
+    def run() -> None:
+        for each in runs:
+            each()
+
+    return run

@@ -6,7 +6,7 @@ finite number. The factors themselves are read later, by the engine, as the file
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,14 @@ def open_lora(asked: Lora) -> LoraFile:
     return LoraFile(asked, path.name, header, found, Strength(float(asked.strength)))
 
 
-def read_factor(file: LoraFile, tensor: FileTensor) -> Any:
-    """A tensor of the file in host memory of its own. Raises ReadError if the file was edited."""
+def read_factors(file: LoraFile, tensors: Iterable[FileTensor]) -> dict[str, Any]:
+    """Tensors of the file by name, each in host memory of its own.
+
+    Raises ReadError if the file was edited.
+    """
     verify_unchanged(file.header)
     with safe_open(file.header.path, framework="pt") as opened:
-        return opened.get_tensor(tensor.name).clone()
+        return {tensor.name: opened.get_tensor(tensor.name).clone() for tensor in tensors}
 
 
 def is_file_of(file: LoraFile, asked: Lora) -> bool:

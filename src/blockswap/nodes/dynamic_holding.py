@@ -44,8 +44,7 @@ class DynamicHolding(Holding):
             swap = super()._start(root, told)
             self._count_pinned(self.plan.pinned_bytes)
             return swap
-        streamed = [unit.slab_bytes for unit in self.plan.units if unit.tier != "resident"]
-        pin_bytes = host_dynamic.pinnable_bytes(sum(streamed))
+        pin_bytes = host_dynamic.pinnable_bytes(self.plan.streamed_bytes)
         return stream_units(
             root,
             self.plan,

@@ -72,8 +72,7 @@ class Holding:
     @property
     def own_bytes(self) -> int:
         """Device memory that is ours: slots, and the residents of a model in a file."""
-        residents = [unit.slab_bytes for unit in self.plan.units if unit.tier == "resident"]
-        kept = sum(residents) if self.files is not None else 0
+        kept = self.plan.resident_bytes if self.files is not None else 0
         return kept + self.plan.slots * self.plan.slot_bytes
 
     def hold(self, owner: Any, node_id: str | None) -> None:

@@ -34,14 +34,6 @@ OVERRIDDEN = (
 # Devices and their memory, in bytes.
 
 
-def compute_device() -> torch.device:
-    """Where models compute."""
-    import comfy.model_management as management
-
-    device: torch.device = management.get_torch_device()
-    return device
-
-
 def free_bytes(device: Any) -> int:
     """What the host would still put on `device`."""
     import comfy.model_management as management

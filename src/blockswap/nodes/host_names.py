@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import HostError
-from .host import OVERRIDDEN, asks_the_device
+from .host import OVERRIDDEN, asks_the_device, is_dynamic
 
 OLDEST, NEWEST = "0.3.75", "0.33.0"
 
@@ -17,6 +17,7 @@ OLDEST, NEWEST = "0.3.75", "0.33.0"
 NAMES = (
     "comfy.float.stochastic_rounding",
     "comfy.lora.calculate_weight",
+    "comfy.model_base.BaseModel.state_dict_for_saving",
     "comfy.model_detection.model_config_from_unet",
     "comfy.model_management.cast_to_device",
     "comfy.model_management.current_loaded_models",
@@ -86,7 +87,11 @@ ATTRIBUTES = (
     "patches",
     "patches_uuid",
 )
-SHARED = ("current_patcher", "current_weight_patches_uuid", "model_loaded_weight_memory")
+SHARED = (
+    "current_patcher",
+    "current_weight_patches_uuid",
+    "model_loaded_weight_memory",
+)
 # What blocks are taken out of newer cores' dynamic VRAM through; without one of these a model gets
 # block swap without dynamic VRAM.
 SHARING = (
@@ -133,9 +138,7 @@ def require_of(patcher: Any) -> None:
 
 
 def _missing(patcher: Any) -> Iterator[str]:
-    asked = getattr(patcher, "is_dynamic", None)
-    dynamic = DYNAMIC if asked is not None and asked() else ()
-    for name in (*METHODS, *ATTRIBUTES, *dynamic):
+    for name in (*METHODS, *ATTRIBUTES, *(DYNAMIC if is_dynamic(patcher) else ())):
         if not hasattr(patcher, name):
             yield f"{type(patcher).__name__}.{name}"
     for name in SHARED:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import PlanError
-from ..plan import SwapPlan
+from ..stream.device import open_device
 from ..swap import Attempt
 from ..units import format_bytes
 from . import host, host_dynamic
@@ -34,7 +34,7 @@ def _run(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     holding = holding_of(model)
     if holding is None or holding.claim.device.type == "cpu":
         return executor(*args, **kwargs)
-    attempt, count = Attempt(holding.claim.device), 0
+    attempt, count = Attempt(open_device(holding.claim.device)), 0
     while True:
         try:
             return executor(*args, **kwargs)
@@ -102,14 +102,10 @@ def _let_own_leave(patcher: Any, holding: Holding, lacking: int | None, count: i
     return [f"{format_bytes(went)} of the model's weights left"] if went else []
 
 
-def _residents(plan: SwapPlan) -> int:
-    return sum(unit.slab_bytes for unit in plan.units if unit.tier == "resident")
-
-
 def _load_with_less(patcher: Any, holding: Holding, lacking: int | None, count: int) -> str:
     """Loads the model anew, with what must leave streamed: in the last attempt all that may be."""
     plan, before = holding.plan, len(holding.plan.residents)
-    leave = max(lacking or 0, _residents(plan) // 2)
+    leave = max(lacking or 0, plan.resident_bytes // 2)
     limit = 0 if count == _MOST else max(plan.device_bytes - leave, 0)
     for limit_bytes in (limit, 0):
         patcher.set_attachments(KEY, replace(_wish(patcher), limit_bytes=limit_bytes))

@@ -105,8 +105,9 @@ def _blank() -> torch.Tensor:
 
 def _free_wrappers(model: Any) -> str:
     takeover = takeover_on(model)
-    if takeover is not None:
-        takeover.close()
+    if takeover is None:
+        return "no host memory of its blocks is locked"
+    takeover.close()
     return "the host memory of its blocks was unlocked"
 
 

@@ -19,8 +19,7 @@ def size_with(plan: SwapPlan, whole: int) -> int:
     """Bytes on the device under a plan: slots in place of the streamed units."""
     if not plan.slots:
         return whole  # nothing is streamed, or the blocks are used where they lie
-    streamed = sum(unit.slab_bytes for unit in plan.units if unit.tier != "resident")
-    return whole - streamed + plan.slots * align_up(plan.slot_bytes, 512)
+    return whole - plan.streamed_bytes + plan.slots * align_up(plan.slot_bytes, 512)
 
 
 def granted_by_host(device: Any, lowvram_model_memory: float) -> int:
@@ -43,10 +42,9 @@ def granted_of(free_bytes: float) -> int:
 def plan_sentence(plan: SwapPlan, granted_bytes: int) -> str:
     """What stays, what is streamed, and whether weights and slots fit in what is granted now."""
     stay, streamed = len(plan.residents), len(plan.streamed)
-    moved = sum(unit.slab_bytes for unit in plan.units if unit.tier != "resident")
     said = f"plan: {stay} of {stay + streamed} units stay, {streamed} are streamed"
     if streamed:
-        said += f" ({format_bytes(moved)}), {plan.map_words()}"
+        said += f" ({format_bytes(plan.streamed_bytes)}), {plan.map_words()}"
     need = f"{format_bytes(plan.device_bytes)} of weights and slots on {plan.device}"
     if plan.device_bytes <= granted_bytes:
         return f"{said}; {need} fit in the {format_bytes(granted_bytes)} that are free now"

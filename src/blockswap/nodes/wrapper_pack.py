@@ -15,22 +15,13 @@ from ..adapters.families import unit_modules
 from ..errors import ArgsError, ModelError
 from ..layout.values import ModelLayout, UnitLayout
 from ..selection import BlockSwapArgs, select
+from ..selection.grammar import MOST_INDEX
 from .wrapper_doors import Count, Wish, take_over
-from .wrapper_names import bare_transformer, missing, pack_of, pipeline_of
+from .wrapper_names import COUNTS, SETTINGS, bare_transformer, missing, pack_of, pipeline_of
 from .wrapper_takeover import Takeover, takeover_of
 
 _SAID = "blockswap_said"
 _ARGS = "block_swap_args"
-_ALL = 9999  # more than any model has
-_ITS_WORDS = (
-    "blocks_to_swap",
-    "offload_img_emb",
-    "offload_txt_emb",
-    "use_non_blocking",
-    "vace_blocks_to_swap",
-    "prefetch_blocks",
-    "block_swap_debug",
-)
 
 
 def is_wrappers(model: Any) -> bool:
@@ -53,8 +44,8 @@ def swap_on_wrappers(model: Any, args: BlockSwapArgs, node_id: str | None) -> tu
     select(args, _layout(transformer))
     take_over(transformer, pack)
     wish = Wish(args, node_id)
-    asked = dict.fromkeys(_ITS_WORDS, False) | {"prefetch_blocks": 0}
-    asked |= {key: Count(_ALL, wish) for key in ("blocks_to_swap", "vace_blocks_to_swap")}
+    asked = dict.fromkeys(SETTINGS, False) | {"prefetch_blocks": 0}
+    asked |= {key: Count(MOST_INDEX, wish) for key in COUNTS}
     said = "this is a model of WanVideoWrapper: its blocks are streamed here, its own swap is off"
     return _carrying(model, asked, said), said
 
@@ -107,7 +98,7 @@ def _hand_over(model: Any, args: BlockSwapArgs, lacking: str) -> tuple[Any, str]
     because = f" (this version of it has no {lacking}, which we would stream its blocks through)"
     _refuse_budgets(args, because)
     count = _count(args, total, because)
-    asked = {key: args.to_mapping()[key] for key in _ITS_WORDS}
+    asked = {key: args.to_mapping()[key] for key in SETTINGS}
     corrected = count > 0 and not _swaps_as_many_as_it_says(model)
     asked["blocks_to_swap"] = count + corrected
     said = _sentence(asked, count, because if pack_of(model) is not None else "")

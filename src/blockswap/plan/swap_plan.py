@@ -102,6 +102,16 @@ class SwapPlan:
     def streamed(self) -> tuple[str, ...]:
         return tuple(unit.name for unit in self.units if unit.tier != "resident")
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the slabs that stay, as asked for: the allocator may round each up."""
+        return sum(unit.slab_bytes for unit in self.units if unit.tier == "resident")
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of the slabs that visit the device in a forward."""
+        return sum(unit.slab_bytes for unit in self.units if unit.tier != "resident")
+
     def tier_of(self, name: str) -> Tier:
         """Where the unit's bytes rest between forwards. Raises KeyError for an unknown name."""
         for unit in self.units:

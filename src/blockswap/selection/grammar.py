@@ -94,8 +94,9 @@ def _span(places: Collection[int]) -> str:
 
 
 def parse_block_list(text: str) -> tuple[int, ...]:
-    """The block indices that `text` names: ascending, each once; empty for an empty text.
+    """The block indices that `text` names without a list's name: ascending, each once.
 
+    Empty for an empty text, and where every part names its list (`read_text` has those).
     Raises SelectionError: "Invalid range: '3-1': ..." or "Invalid integer: 'a': ...".
     """
     return read_text(text).indices

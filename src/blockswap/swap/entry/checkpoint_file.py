@@ -26,15 +26,13 @@ from ...paths import input_path
 from ...plan import SwapPlan
 from ...plan.choice.budgets import ram_room
 from ...ranks.group import ranks_of
-from ...selection import BlockSwapArgs, select
+from ...selection import BlockSwapArgs
 from ...stream.device import Device, open_device
 from ..opening.found_model import FoundModel, open_found, plan_found
 from ..opening.shared_file import share_file
-from ..plan_inputs.basis import Basis
-from ..plan_inputs.model_bytes import facts_of_checkpoint
-from ..plan_inputs.outlook import AnyWorkload, foresee
+from ..plan_inputs.outlook import AnyWorkload
 from .arguments import as_args, refuse_dtype, refuse_swapped
-from .host_library import Source, transformer_of_library
+from .host_library import Source, found_in, transformer_of_library
 from .loaded_model import Asked, refuse_loras_on_ranks, swap_shared
 
 
@@ -143,14 +141,8 @@ def find_model(source: Source, wanted: BlockSwapArgs, where: Device, asked: Requ
         fitted = fit_model(model.live, files)
         model, checkpoint = with_loras(model, checkpoint, fitted)
         notes = fitted.sentences
-    facts = replace(facts_of_checkpoint(model, where), notes=notes)
-    basis = Basis(
-        facts=facts,
-        selection=select(wanted, model.live.layout),
-        args=wanted,
-        foresight=foresee(model.live, asked.workload, where, facts.units),
-    )
-    return FoundModel(checkpoint, model, basis, assumed, tuple(files))
+    found = found_in(checkpoint, model, wanted, where, asked.workload, notes)
+    return replace(found, assumed=assumed, loras=tuple(files))
 
 
 def _weights(

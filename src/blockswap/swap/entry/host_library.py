@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from ...layout.checkpoint import Checkpoint, whole_checkpoint
 from ...layout.formats import unpacked
 from ...layout.formats.main_dtype import main_dtype
 from ...layout.model_folder import WAN_CLASSES, ModelFolder, model_folder, weight_files
+from ...layout.quoting import quote
 from ...layout.shards import find_files
 from ...paths import input_path
 from ...selection import BlockSwapArgs, select
@@ -29,12 +30,28 @@ from ..plan_inputs.outlook import AnyWorkload, foresee
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a caller named: a path, and which part, variant or config of it is meant."""
+    """What a caller named: a path, and which part, variant or config of it is meant.
+
+    Raises ArgsError for a part or variant of what is no folder, or beside a config.
+    """
 
     path: str | os.PathLike[str]
     subfolder: str | None = None
     variant: str | None = None
     config: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, said in (("subfolder", self.subfolder), ("variant", self.variant)):
+            if said is not None and self.config is not None:
+                raise ArgsError(
+                    f"{name}={said!r} was given beside config=, which is for a single file: leave "
+                    "one of them out"
+                )
+            if said is not None and _is_plain(self.path):
+                raise ArgsError(
+                    f"{name}={said!r} was given for {quote(self.path)}, which is no folder: give "
+                    f"the folder, or leave {name} out"
+                )
 
     def folder(self, component: str) -> ModelFolder | None:
         """The model folder, or None for a file or a folder that names no class."""
@@ -98,7 +115,9 @@ def encoder_of_library(
         folder = source.config_folder("text_encoder")
         files = find_files(input_path(source.path))
     elif folder is None:
-        files = find_files(_file(source))
+        place = _file(source)
+        variant = source.variant
+        files = find_files(place) if variant is None else weight_files(place, variant)
     else:
         files = weight_files(folder.path, source.variant)
     if folder is not None and folder.package != "transformers":
@@ -126,9 +145,10 @@ def found_in(
     wanted: BlockSwapArgs,
     where: Device,
     workload: AnyWorkload | None,
+    notes: tuple[str, ...] = (),
 ) -> FoundModel:
-    """What a plan for the model is made of."""
-    facts = facts_of_checkpoint(model, where)
+    """What a plan for the model is made of; `notes` are sentences for it."""
+    facts = replace(facts_of_checkpoint(model, where), notes=notes)
     basis = Basis(
         facts=facts,
         selection=select(wanted, model.live.layout),

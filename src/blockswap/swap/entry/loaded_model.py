@@ -14,7 +14,7 @@ from ...ambient import undisturbed
 from ...errors import ArgsError, ModelError
 from ...lora.file import open_lora
 from ...lora.request import AnyLora, Lora, as_loras
-from ...plan import SwapPlan, make_plan
+from ...plan import SwapPlan
 from ...ranks.group import Ranks, ranks_of
 from ...ranks.shared_weights import SharedWeights, share_weights
 from ...selection import BlockSwapArgs, select
@@ -79,7 +79,7 @@ def swap_blocks(
     wanted, where = as_args(args), open_device(device)
     found = find_loaded(model, wanted, where, workload, as_loras(loras))
     basis = found.basis
-    plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
+    plan = basis.plan()
     return swap_loaded(found, plan, where, OwnMemory(where, pin_budget(wanted)))
 
 
@@ -124,7 +124,7 @@ def swap_shared(model: torch.nn.Module, ranks: Ranks, weights: SharedWeights, as
     with ranks.together("plan"), undisturbed():
         found = find_loaded(model, wanted, where, asked.workload)
         basis = found.basis
-        plan = make_plan(basis.facts, basis.selection, wanted, basis.foresight)
+        plan = basis.plan()
     host = SharedMemory(weights, where, pin_budget(wanted))
     return swap_loaded(found, plan, where, host)
 

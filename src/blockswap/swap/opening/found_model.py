@@ -9,7 +9,7 @@ from ...adapters.stored import StoredModel
 from ...ambient import undisturbed
 from ...layout.checkpoint import Checkpoint
 from ...lora.file import LoraFile
-from ...plan import SwapPlan, make_plan
+from ...plan import SwapPlan
 from ...plan.choice.refusals import refuse_beyond_memory
 from ...store.host_memory import most_host_bytes
 from ...stream.device import Device
@@ -38,7 +38,7 @@ class FoundModel:
 def plan_found(found: FoundModel) -> SwapPlan:
     """The plan for it now. Raises PlanError."""
     basis = found.basis
-    plan = make_plan(basis.facts, basis.selection, basis.args, basis.foresight)
+    plan = basis.plan()
     refuse_beyond_memory(basis.facts, plan, most_host_bytes())
     return plan
 

@@ -144,7 +144,7 @@ class Opening:
                 or swap.reads_from_disk(name)
                 or (name in stored and swap.streams(name))
             ),
-            "the weights of this transformer are not in memory as they compute but streamed from "
+            "the weights of this model are not in memory as they compute but streamed from "
             f"{self._source}: copy that file instead of saving the model",
         )
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...plan import Facts, Foresight
+from ...plan import Facts, Foresight, SwapPlan, make_plan
 from ...selection import BlockSwapArgs, Selection
 
 
@@ -14,3 +14,7 @@ class Basis:
     selection: Selection
     args: BlockSwapArgs
     foresight: Foresight | None
+
+    def plan(self) -> SwapPlan:
+        """The plan that it makes. Raises PlanError."""
+        return make_plan(self.facts, self.selection, self.args, self.foresight)

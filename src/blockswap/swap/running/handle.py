@@ -118,7 +118,8 @@ class Swap:
         """Gives the model back as it was and returns every byte. Closing twice does nothing.
 
         After `swap_blocks` the parameters are the same objects with the same values as before.
-        After `open_transformer` the model has no weights any more. Raises StateError, changing
+        After `open_transformer` and `open_text_encoder` the model has no weights any more (with a
+        `mesh` it keeps them). Raises StateError, changing
         nothing, while another thread runs the model.
         """
         if self.closed:

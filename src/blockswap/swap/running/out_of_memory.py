@@ -22,7 +22,7 @@ from ...errors import DeviceError
 from ...pieces import Pieces, why_never
 from ...plan.correction.change_sentences import retry_sentence, smaller_sentence
 from ...plan.correction.promotion import half_leaving, leaving
-from ...stream.device import Device, open_device
+from ...stream.device import Device
 from ...stream.engine.streamer import Streamer
 from ...units import (
     GIB,
@@ -47,11 +47,11 @@ def asked_bytes(message: str) -> int | None:
 
 
 class Attempt:
-    """One forward that may run out of memory, of a model whose application retries it by itself."""
+    """One forward that may run out of memory: what a failed try leaves, and what it lacked."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = open_device(device)
-        self._random = (torch.get_rng_state(), self._device.random_state())
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._random = (torch.get_rng_state(), device.random_state())
         self._asked: int | None = None
         self._held = 0
 
@@ -147,12 +147,10 @@ class _Attempts:
         self._number = retry.streamer.recorder.counters.forwards
         if retry.corrector is not None:
             retry.corrector.before_forward(self._number)
-        self._random = (torch.get_rng_state(), retry.device.random_state())
+        self._attempt = Attempt(retry.device)
         self._count = 0
         self._cuts = 0  # attempts that were followed by smaller pieces
         self._released = 0
-        self._asked: int | None = None  # by the allocation that failed last
-        self._held = 0  # bytes allocated at that moment
         self._error: torch.OutOfMemoryError | None = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -166,16 +164,13 @@ class _Attempts:
     def failed(self, error: torch.OutOfMemoryError) -> None:
         """Notes the error and takes from it whatever it keeps alive."""
         self._count += 1
-        self._asked = asked_bytes(str(error))
-        self._held = self._retry.device.allocated_bytes()
         self._error = error
-        _clear_frames(error)
+        self._attempt.failed(error)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def make_room(self) -> None:
         """Lets residents go for the next attempt. Raises the error when none is left."""
         retry, device = self._retry, self._retry.device
-        torch.clear_autocast_cache()
         retry.streamer.repair()
         device.synchronize()
         device.empty_cache()
@@ -196,13 +191,9 @@ class _Attempts:
         device.empty_cache()
         if retry.corrector is not None:
             retry.corrector.out_of_memory()
-        retry.swap.tell(retry_sentence(self._number, self._asked, released, retry.swap.plan))
-        self._put_random_state_back()
-
-    def _put_random_state_back(self) -> None:
-        host, own = self._random
-        torch.set_rng_state(host)
-        self._retry.device.restore_random_state(own)
+        asked = self._attempt.asked
+        retry.swap.tell(retry_sentence(self._number, asked, released, retry.swap.plan))
+        self._attempt.restore()
 
     def _cut_smaller(self) -> bool:
         """Cuts the forward into smaller pieces for the next attempt, where there are any."""
@@ -218,8 +209,8 @@ class _Attempts:
         self._count = 0  # attempts before it say nothing of what leaves now
         retry.device.empty_cache()
         retry.swap.plan = replace(retry.swap.plan, chunk_tokens=tokens)
-        retry.swap.tell(smaller_sentence(self._number, self._asked, tokens))
-        self._put_random_state_back()
+        retry.swap.tell(smaller_sentence(self._number, self._attempt.asked, tokens))
+        self._attempt.restore()
         return True
 
     def _release_others(self) -> tuple[str, ...]:
@@ -243,13 +234,10 @@ class _Attempts:
 
     def _shortfall(self) -> int | None:
         """Bytes that the failed forward lacked to get past that point; None if nobody tells."""
-        device, asked = self._retry.device, self._asked
-        free = device.free_bytes()
-        if asked is None or free is None:
-            return asked
-        activations = self._held - device.allocated_bytes()
-        # Errors name sizes with two decimals.
-        return max(1, activations + asked + asked // 100 - free)
+        wanted, free = self._attempt.wanted(), self._retry.device.free_bytes()
+        if wanted is None or free is None:
+            return self._attempt.asked
+        return max(1, wanted - free)
 
     def _give_up(self) -> None:
         error, self._error = self._error, None
