@@ -14,6 +14,7 @@ import torch
 from ..adapters.live import places_of
 from ..errors import ModelError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
+from ..layout.geometry.infer import module_of
 from ..store.leaves import rebuild, spec_of
 from ..stream.units.binding import as_value
 from ..swap import FileUnits, find_file_units
@@ -68,6 +69,12 @@ def load_streamed(path: str, wish: Wish, weight_dtype: str = "default") -> Any:
 def _build(checkpoint: Checkpoint, contents: FileContents, weight_dtype: str) -> Any:
     """ComfyUI's model for the checkpoint, its transformer on the meta device."""
     config = host_checkpoints.detect(contents.weights, checkpoint.metadata, weight_dtype)
+    if module := module_of(checkpoint.tensors):
+        raise ModelError(
+            f"{checkpoint.label} is a module of {module} without the model that it goes onto, and "
+            "this node reads whole models: give a file that holds both, or use a pack whose loader "
+            "takes modules, with WanVideo Block Swap behind it"
+        )
     if config is None or config.unet_config.get("image_model") != "wan2.1":
         raise ModelError(
             f"{checkpoint.label} is no Wan model that this ComfyUI knows: use a checkpoint in "
