@@ -43,6 +43,13 @@ def test_every_family(family: str, tmp_path: Path) -> None:
         assert torch.equal(tiny.sample(model), expected), args
 
 
+def test_a_module_without_its_model_is_said_to_be_one(tmp_path: Path) -> None:
+    weights = tiny.state_dict("vace")
+    module = {key: value for key, value in weights.items() if key.startswith("vace_")}
+    with pytest.raises(ModelError, match="a module of Wan VACE without the model"):
+        opened(saved(tmp_path, module))
+
+
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "fp8_scaled", "prefixed"])
 def test_forms_of_checkpoint_with_a_lora(kind: str, tmp_path: Path) -> None:
     weights = tiny.state_dict("t2v", torch.float16 if kind == "fp16" else torch.bfloat16)

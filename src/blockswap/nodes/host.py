@@ -112,12 +112,19 @@ def has_hooks(patcher: Any) -> bool:
     return bool(patcher.hook_backup)
 
 
-def around_forward(patcher: Any, key: str, call: Callable[..., Any]) -> None:
-    """Has `call(executor, *args, **kwargs)` run the model's forward, in place of an earlier one."""
+def around_forward(
+    patcher: Any, key: str, model: Callable[..., Any], transformer: Callable[..., Any]
+) -> None:
+    """Has calls (`call(executor, *args, **kwargs)`) run the forwards of the model and of the
+    transformer in it, in place of earlier ones."""
     from comfy.patcher_extension import WrappersMP
 
-    patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
-    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, call)
+    for kind, call in (
+        (WrappersMP.APPLY_MODEL, model),
+        (WrappersMP.DIFFUSION_MODEL, transformer),
+    ):
+        patcher.remove_wrappers_with_key(kind, key)
+        patcher.add_wrapper_with_key(kind, key, call)
 
 
 # Dynamic VRAM.

@@ -14,6 +14,7 @@ import torch
 from ..adapters.live import places_of
 from ..errors import ModelError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
+from ..layout.geometry.infer import module_of
 from ..store.leaves import rebuild, spec_of
 from ..stream.units.binding import as_value
 from ..swap import FileUnits, find_file_units
@@ -103,6 +104,12 @@ def _build(
     checkpoint: Checkpoint, contents: FileContents, weight_dtype: str, *, any_model: bool
 ) -> Any:
     """ComfyUI's model for the checkpoint, its transformer on meta; one of Wan's, or any."""
+    if module := module_of(checkpoint.tensors):
+        raise ModelError(
+            f"{checkpoint.label} is a module of {module} without the model that it goes onto, and "
+            "this node reads whole models: give a file that holds both, or use a pack whose loader "
+            "takes modules, with WanVideo Block Swap behind it"
+        )
     packed = checkpoint.in_gguf
     metadata = {} if packed else checkpoint.metadata
     config = host_checkpoints.detect(contents.weights, metadata, weight_dtype)
