@@ -1,0 +1,35 @@
+"""Which model is meant: a file or folder that is there, else a published name, Wan's or another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ArgsError
+from ..layout.checkpoint import open_checkpoint
+from ..lora.file import LoraFile
+from ..paths import is_there
+from ..published import find_published
+from .figures import PUBLISHED_DTYPE, ModelFigures, figures_of_file, figures_of_variant
+from .library_figures import figures_of_published
+
+
+def find_model(name: str, dtype: str | None = None, loras: Sequence[LoraFile] = ()) -> ModelFigures:
+    """A model by the path of its file or folder, or by its published name.
+
+    `dtype` is what it computes in; by default the file's own types, bfloat16 for a published name.
+    `loras` are merged when a block arrives, and their factors counted with it.
+    Raises ArgsError for a name that is neither, CheckpointError or GeometryError for the file.
+    """
+    path = Path(name)
+    if is_there(path):
+        return figures_of_file(open_checkpoint(path), dtype, path, loras)
+    if name.endswith(".safetensors") or "/" in name or "\\" in name:
+        raise ArgsError(f"{name} is not there: give a checkpoint's path or a published name")
+    published = find_published(name)
+    if published is None:
+        return figures_of_variant(name, dtype, loras)
+    if loras:
+        raise ArgsError(
+            f"{name} is planned by its name, and LoRAs are counted for Wan's models only: leave "
+            "--lora out"
+        )
+    return figures_of_published(published, dtype or PUBLISHED_DTYPE)
