@@ -20,7 +20,7 @@ from ..running.out_of_memory import Retry
 from ..running.residency import Residency
 
 
-def start_engine(
+def start_engine(  # noqa: PLR0913 - all but four by name
     parts: Parts,
     streamed: dict[str, StreamedUnit],
     residents: Mapping[str, Resident],
@@ -28,10 +28,12 @@ def start_engine(
     *,
     debug: bool,
     hosted: bool = False,
+    swap: Swap | None = None,
 ) -> tuple[Swap, Hooks]:
     """Connects the engine to the model; from here on a forward streams.
 
-    `hosted`: an application around it watches over moves, loading and memory instead.
+    `hosted`: an application around it watches over moves, loading and memory instead. `swap`: the
+    handle of a model that is opened anew.
     """
     live, undo = parts.live, parts.undo
     residency = None if freedom is None else Residency(parts, freedom, streamed)
@@ -39,7 +41,10 @@ def start_engine(
         undo.callback(residency.close)
     streamer = _streamer(parts, streamed, residents, residency)
     undo.callback(streamer.drain)
-    swap = Swap(live.root, parts.plan, parts.device, streamer)
+    if swap is None:
+        swap = Swap(live.root, parts.plan, parts.device, streamer)
+    else:
+        swap.begin(parts.plan, streamer)
     parts.sharing.add(swap)
     pieces = _pieces(parts, swap, hosted=hosted)
     hooks = Hooks(live.root)
@@ -52,10 +57,10 @@ def start_engine(
         hooks.guard(guarded, moves)
         hooks.refuse_loading(guarded, moves)
         if streamed or not parts.device.on_host:
+            LoraLoading(live, swap, hooks, parts.device.torch_device).install(undo)
             doors = Doors(parts, swap, debug=debug)
             doors.look()
             doors.close(undo)
-            LoraLoading(live, swap, hooks, parts.device.torch_device).install(undo)
     if debug:
         swap.print_visits()
         hooks.after_forward(swap.flush_visits)
