@@ -102,19 +102,11 @@ class Holding:
     def _start(self, root: torch.nn.Module, told: Callable[[], None]) -> Swap:
         """Opens the engine; `told` is to be called after each forward."""
         args, device = self.claim.args, self.claim.device
-<<<<<<< HEAD
+        hosted = Hosted(told, WAN)
         with patches_aside(root):
             if self.files is None:
-                return stream_units(root, self.plan, args, device=device, after_forward=told)
-            return stream_file_units(self.files, self.plan, args, device=device, after_forward=told)
-=======
-        if self.files is None:
-            with patches_aside(root):
-                return stream_units(root, self.plan, args, device=device, hosted=Hosted(told, WAN))
-        return stream_file_units(
-            self.files, self.plan, args, device=device, hosted=Hosted(told, WAN)
-        )
->>>>>>> 368342a613be05636b48bf1884255843a6983d8c
+                return stream_units(root, self.plan, args, device=device, hosted=hosted)
+            return stream_file_units(self.files, self.plan, args, device=device, hosted=hosted)
 
     def _status_line(self) -> str:
         return "" if self.swap is None else self.swap.status_line()
