@@ -7,7 +7,7 @@ the rest, large lookup tables are *tables*: a forward reads the rows that it ask
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -46,6 +46,16 @@ class LiveModel:
     units: tuple[LiveUnit, ...]
     rest: tuple[LiveTensor, ...]
     tables: tuple[LiveTensor, ...] = ()  # of the rest, what is read by rows
+
+    def as_it_hangs(self) -> "LiveModel":
+        """The same with buffers that were assigned anew since it was described."""
+        return replace(self, rest=tuple(map(_as_it_hangs, self.rest)))
+
+
+def _as_it_hangs(tensor: LiveTensor) -> LiveTensor:
+    place = tensor.places[0]
+    now = place.table.get(place.name)
+    return tensor if place.is_parameter or now is None else replace(tensor, tensor=now)
 
 
 def describe_module(model: torch.nn.Module, block_lists: Sequence[str] = ()) -> LiveModel:

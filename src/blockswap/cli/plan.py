@@ -44,6 +44,10 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
             show_default=False,
         ),
     ],
+    module: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A module that goes onto the model, such as VACE's."),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(metavar="WxH", help="The clip's or picture's size; 1280x720 for Wan."),
@@ -127,7 +131,8 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         ram_budget=ram,
         chunk_tokens=chunk_tokens,
     )
-    folder = library_folder(model, config) if is_there(model) else None
+    modules = tuple(module or ())
+    folder = library_folder(model, config, modules) if is_there(model) else None
     clip, beside = (size, frames, batch), (text_encoder, vae, vae_tiled)
     figures, unknown = None, ""
     if folder is not None:
@@ -150,7 +155,8 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     if figures is None:
         loras = [open_lora(lora_of(text)) for text in lora or ()]
         with saying_where_a_config_goes("--config"):
-            figures = find_model(model, dtype or _published_dtype(model, machine, notes), loras)
+            asked = dtype or _published_dtype(model, machine, notes)
+            figures = find_model(model, asked, loras, modules)
     elif lora:
         raise ArgsError("--lora: LoRAs are counted for Wan's models only: leave it out")
     if chunk_tokens and not figures.subject.cuts:

@@ -6,17 +6,15 @@ them; a timestep for each token is projected once for each that differs; VACE hi
 before their layer, not all of them first; and the output head, in fp32, runs piece by piece.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from ..adapters.diffusers_seam import model_output
-from .block import Piece
+from .family import Cut, Lend
 from .modulation import Modulation, TokenTimes, distinct_timesteps
-
-Lend = Callable[[torch.Tensor], torch.Tensor]  # the next block may write into this tensor
-Cut = Callable[[int], tuple[Piece, ...]]
+from .visit import Piece
 
 
 def run_model(model: Any, given: dict[str, Any], cut: Cut, lend: Lend) -> Any:
