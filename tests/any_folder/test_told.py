@@ -111,7 +111,7 @@ def test_a_pipeline_is_told_by_its_transformer(tmp_path: Path) -> None:
     assert told("inspect", tmp_path)["class"] == "LTXVideoTransformer3DModel"
 
 
-@pytest.mark.parametrize("name", ["LTXVideoTransformer3DModel", "WanAnimateTransformer3DModel"])
+@pytest.mark.parametrize("name", ["LTXVideoTransformer3DModel", "FluxTransformer2DModel"])
 def test_a_single_file_needs_its_config_and_is_told_so(name: str, tmp_path: Path) -> None:
     folder = saved(name, tmp_path / "folder")
     (stored,) = folder.glob("*.safetensors")

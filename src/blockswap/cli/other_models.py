@@ -3,14 +3,16 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..layout.checkpoint import StoredTensor
+from ..errors import ArgsError
+from ..layout.checkpoint import StoredTensor, open_checkpoint
+from ..layout.geometry.families import library_class_of
 from ..layout.model_folder import WAN_CLASSES, ModelFolder, model_folder
 from ..paths import input_path, is_there
 from ..plan.inputs.machine import Machine
@@ -32,17 +34,33 @@ UNKNOWN = (
 )
 
 
-def library_folder(path: Path | str, config: Path | None) -> ModelFolder | None:
+def library_folder(
+    path: Path | str, config: Path | None, modules: Sequence[Path] = ()
+) -> ModelFolder | None:
     """The folder that names a model's class, where it is another than Wan's; None for Wan's.
 
-    Of a pipeline's folder it is the transformer. Raises CheckpointError.
+    Of a pipeline's folder it is the transformer. A file of a model built on Wan shows its class
+    itself. `modules` go onto Wan's alone. Raises CheckpointError or ArgsError.
     """
+    found = _library_folder(path, config)
+    if found is not None and modules:
+        raise ArgsError(
+            f"--module {modules[0]} was given for a {found.class_name}, and modules go onto Wan's "
+            "own models: leave it out"
+        )
+    return found
+
+
+def _library_folder(path: Path | str, config: Path | None) -> ModelFolder | None:
     if config is not None:
         from ..swap.entry.host_library import Source
 
         return Source(path, config=config).config_folder("transformer")
-    if not is_there(path) or not input_path(path).is_dir():
+    if not is_there(path):
         return None
+    if not input_path(path).is_dir():
+        relative = library_class_of(open_checkpoint(path).tensors)
+        return None if relative is None else ModelFolder(Path(path), "diffusers", relative, {})
     folder = model_folder(path, "transformer")
     return None if folder is None or folder.class_name in WAN_CLASSES else folder
 

@@ -44,6 +44,10 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
             show_default=False,
         ),
     ],
+    module: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A module that goes onto the model, such as VACE's."),
+    ] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="The clip's size.")] = "1280x720",
     frames: Annotated[int, typer.Option(help="The clip's frames, 4k+1.")] = 81,
     batch: Annotated[int, typer.Option(help="2 where guidance goes through one forward.")] = 1,
@@ -117,7 +121,8 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         ram_budget=ram,
         chunk_tokens=chunk_tokens,
     )
-    folder = library_folder(model, config) if is_there(model) else None
+    modules = tuple(module or ())
+    folder = library_folder(model, config, modules) if is_there(model) else None
     if folder is not None:
         clip, beside = (size, frames, batch), (text_encoder, vae, vae_tiled)
         _refuse_wans({
@@ -136,7 +141,8 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
 
     loras = [open_lora(lora_of(text)) for text in lora or ()]
     with saying_where_a_config_goes("--config"):
-        figures = find_model(model, dtype or _published_dtype(model, machine, notes), loras)
+        asked = dtype or _published_dtype(model, machine, notes)
+        figures = find_model(model, asked, loras, modules)
     if compare and vram is not None:
         notes.append(f"--compare tries budgets of its own: --vram {vram} is not used")
     order = Order(

@@ -19,6 +19,7 @@ from ..layout.geometry import (
     unit_of,
     units_in_order,
 )
+from ..layout.geometry.joined import joined
 from ..layout.slab import pack
 from ..layout.values import Leaf, ModelLayout, UnitLayout, contiguous_stride
 from ..lora.file import LoraFile
@@ -60,16 +61,28 @@ class ModelFigures:
         return ModelLayout(self.label, tuple(units), ())
 
 
-def find_model(name: str, dtype: str | None = None, loras: Sequence[LoraFile] = ()) -> ModelFigures:
+def find_model(
+    name: str,
+    dtype: str | None = None,
+    loras: Sequence[LoraFile] = (),
+    modules: Sequence[Path] = (),
+) -> ModelFigures:
     """A model by the path of its file or folder, or by its published name.
 
     `dtype` is what it computes in; by default the file's own types, bfloat16 for a published name.
-    `loras` are merged when a block arrives, and their factors counted with it.
+    `loras` are merged when a block arrives, and their factors counted with it. `modules` are files
+    that go onto the model's.
     Raises ArgsError for a name that is neither, CheckpointError or GeometryError for the file.
     """
     path = Path(name)
     if is_there(path):
-        return figures_of_file(open_checkpoint(path), dtype, path, loras)
+        files = [unpacked(open_checkpoint(file)) for file in (path, *modules)]
+        return figures_of_file(joined(files), dtype, path, loras)
+    if modules:
+        raise ArgsError(
+            f"--module {modules[0]} goes onto a model's file, and {name} is none that is there: "
+            "give the path of one"
+        )
     if name.endswith(".safetensors") or "/" in name or "\\" in name:
         raise ArgsError(f"{name} is not there: give a checkpoint's path or a published name")
     geometry = replace(find_variant(name), naming="diffusers")

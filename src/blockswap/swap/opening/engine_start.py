@@ -12,6 +12,7 @@ from ...stream.model.hooks import Hooks, Moves
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit, Unit
 from ..assembly.parts import Parts
+from ..guards import open_swaps
 from ..guards.foreign_writes import Doors
 from ..running.corrector import Corrector
 from ..running.freedom import Freedom
@@ -71,6 +72,7 @@ def start_engine(
     if hosted is not None and hosted.after_forward is not None:
         hooks.after_forward(hosted.after_forward)
     live.root.blockswap = swap  # type: ignore[assignment]
+    open_swaps.opened(live.root, modules)
     undo.callback(_forget_swap, live.root)
     # For a model that is dropped without having been closed.
     dropped = weakref.finalize(live.root, parts.pool.abandon)
@@ -135,3 +137,4 @@ def _moves(parts: Parts) -> Moves:
 
 def _forget_swap(root: torch.nn.Module) -> None:
     vars(root).pop("blockswap", None)
+    open_swaps.ended(root)
