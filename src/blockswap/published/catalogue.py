@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 
 from ..errors import ArgsError
-from ..layout.geometry import VARIANTS
+from ..layout.geometry import variants
 from .pictures import FLUX_1, FLUX_2, QWEN_IMAGE, Z_IMAGE
 from .record import Family, Published
 from .videos import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, LTX_2, MINIMAX_H3
@@ -35,9 +35,9 @@ def find_published(name: str) -> Published | None:
     wanted = name.strip().lower().replace("_", "-")
     if wanted in PUBLISHED:
         return PUBLISHED[wanted]
-    if wanted in VARIANTS:
+    if wanted in variants.VARIANTS:
         return None
-    known = (*VARIANTS, *PUBLISHED)
+    known = (*variants.VARIANTS, *PUBLISHED)
     close = get_close_matches(wanted, known, n=1)
     hint = f"did you mean {close[0]!r}, of" if close else "use one of"
     raise ArgsError(f"Unknown variant: {name!r}: {hint} {', '.join(known)}")

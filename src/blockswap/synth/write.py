@@ -133,7 +133,7 @@ def _check_target(target: Path, *, as_folder: bool, overwrite: bool) -> None:
     check_parent(target)
     if as_folder == target.name.endswith(SUFFIX):
         raise OutputError(
-            f"cannot write a folder at {target}: leave out {SUFFIX}, which is for single files"
+            f"cannot write the files to {target}: they go into a folder, leave out {SUFFIX}"
             if as_folder
             else f"cannot write {target}: end the file's name with {SUFFIX}, or ask for shards"
         )
