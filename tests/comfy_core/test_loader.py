@@ -111,11 +111,6 @@ def test_a_merge_of_two_models_in_files(tmp_path: Path) -> None:
         assert torch.equal(tiny.sample(merge(*pair, 0.3)[0]), expected)
 
 
-def test_a_gguf_file_is_sent_to_its_own_loader(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"wan\.gguf is a GGUF file.*install it, load the file"):
-        opened(str(tmp_path / "wan.gguf"))
-
-
 def test_saving_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     model = opened(saved(tmp_path, tiny.state_dict("t2v")), blocks="0-3")
     target = tmp_path / "saved.safetensors"

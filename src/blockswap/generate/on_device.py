@@ -9,7 +9,22 @@ import torch
 
 from ..selection import BlockSwapArgs
 from ..stream.device import open_device
-from ..swap import swap_blocks
+from ..swap import open_text_encoder, swap_blocks
+from .parts.components import Part
+
+
+@contextmanager
+def turn_of_encoder(part: Part, device: torch.device, args: BlockSwapArgs) -> Iterator[Any]:
+    """A text encoder of the library runs on `device` inside, streamed from its own files.
+
+    Raises what `open_text_encoder` raises.
+    """
+    model: Any = open_text_encoder(part.path, args, device=device)
+    try:
+        yield model
+    finally:
+        model.blockswap.close()
+        settle(device)
 
 
 @contextmanager

@@ -225,17 +225,18 @@ def noted_keys(module: torch.nn.Module) -> list[str]:
     return [function.key for function in functions if is_noted_patch(function)]
 
 
-def patched(patch: Any, weight: torch.Tensor) -> torch.Tensor:
+def patched(patch: Any, weight: torch.Tensor, patcher: type | None = None) -> torch.Tensor:
     """A weight with the patch that was noted for it, as the host's own loading would make it.
 
-    With the host's dtype for the arithmetic, its rounding and its seeds.
+    With the dtype for the arithmetic of the `patcher` (the host's plain one), and the host's
+    rounding and seeds.
     """
     import comfy.float
     import comfy.lora
     import comfy.model_management as management
 
     seed, patches = _seed(patch.key), patch.patches.get(patch.key)
-    dtype = None if patches is None else _patching_dtype(weight.device)
+    dtype = None if patches is None else _patching_dtype(weight.device, patcher)
     full = management.cast_to_device(weight, weight.device, dtype, copy=True)
     if patch.convert_func is not None:
         full = patch.convert_func(full, inplace=True)
@@ -247,6 +248,20 @@ def patched(patch: Any, weight: torch.Tensor) -> torch.Tensor:
         return made
     rounded: torch.Tensor = comfy.float.stochastic_rounding(full, weight.dtype, seed=seed)
     return rounded
+
+
+def note_patch(patcher: Any, key: str) -> Any:
+    """What the host would note to make a weight as its loading does."""
+    from comfy.model_patcher import LowVramPatch
+
+    return LowVramPatch(key, patcher.patches, None, None)
+
+
+def weight_of(model: Any, key: str) -> Any:
+    """A weight of a model by its name."""
+    import comfy.utils
+
+    return comfy.utils.get_attr(model, key)
 
 
 def patch_of_loading(patcher: Any, key: str, module: torch.nn.Module, name: str) -> Any:
@@ -271,25 +286,27 @@ def _seed(key: str) -> int:
     return int(place.string_to_seed(key))
 
 
-def _patching_dtype(device: torch.device) -> torch.dtype:
+def _patching_dtype(device: torch.device, patcher: type | None = None) -> torch.dtype:
     """The dtype in which the host's own loading computes patches: newer cores ask the device."""
     import comfy.model_management as management
 
-    if asks_the_device():
+    if asks_the_device(patcher):
         dtype: torch.dtype = management.lora_compute_dtype(device)
         return dtype
     return torch.float32
 
 
-def asks_the_device() -> bool:
-    """Whether the host's own loading asks the device in which dtype to patch, by its code.
+def asks_the_device(patcher: type | None = None) -> bool:
+    """Whether the loading of a patcher (the host's own) asks the device in which dtype to patch.
 
-    Where another pack has put itself around that method, whether the question is there decides.
+    By its code. Where another pack has put itself around that method, whether the question is
+    there decides.
     """
     import comfy.model_management as management
     from comfy.model_patcher import ModelPatcher
 
-    method = inspect.unwrap(ModelPatcher.patch_weight_to_device)
+    kind: Any = patcher or ModelPatcher
+    method = inspect.unwrap(kind.patch_weight_to_device)
     read = getattr(getattr(method, "__code__", None), "co_names", ())
     if "calculate_weight" in read:
         return "lora_compute_dtype" in read

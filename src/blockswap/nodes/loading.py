@@ -6,7 +6,6 @@ meta tensors for good: they are read from the file when they run. The little tha
 is loaded as ever and is ComfyUI's.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ..layout.geometry.infer import module_of
 from ..store.leaves import rebuild, spec_of
 from ..stream.units.binding import as_value
 from ..swap import FileUnits, find_file_units
-from . import host_checkpoints, host_dynamic
+from . import gguf_pack, host_checkpoints, host_dynamic
 from .contents import FileContents, contents_of, file_keys, refuse_unused
 from .file_weights import keep_file_weights
 from .host_names import require
@@ -36,52 +35,52 @@ def load_streamed(path: str, wish: Wish, weight_dtype: str = "default") -> Any:
     not as expected.
     """
     require()
-    if str(path).lower().endswith(".gguf"):
-        raise ModelError(
-            f"{Path(path).name} is a GGUF file, whose layers belong to the pack ComfyUI-GGUF: "
-            "install it, load the file with its loader, and put WanVideo Block Swap behind it"
-        )
     checkpoint = open_checkpoint(path)
-    if checkpoint.in_gguf:
+    if checkpoint.in_gguf and weight_dtype != "default":
         raise ModelError(
-            f"{checkpoint.label} is a GGUF file, for which ComfyUI has no weights of its own: use "
-            "the loader of its pack, or a bf16, fp16, fp8 or fp8_scaled checkpoint"
+            f"weight_dtype {weight_dtype} was asked of {checkpoint.label}, a GGUF file, whose "
+            "weights stay packed as they are: set it to default"
         )
     contents = contents_of(checkpoint)
     model = _build(checkpoint, contents, weight_dtype)
     root = model.diffusion_model
     _fill_in_scales(root, contents)
-    dynamic = host_dynamic.is_on()
+    dynamic = host_dynamic.is_on() and not checkpoint.in_gguf
     if dynamic:
         _keep_stored_dtypes(root, contents)
     keys = file_keys(root, contents)
-    files = find_file_units(root, path, keys)
+    files = find_file_units(root, checkpoint, keys)
     in_units = tuple(f"{name}." for name in files.names)
     keep_file_weights(
         model, contents, {label: k for label, k in keys.items() if label.startswith(in_units)}
     )
     _load_rest(root, contents, files)
     patcher = host_checkpoints.new_patcher(model, dynamic=dynamic)
+    if checkpoint.in_gguf:
+        patcher = gguf_pack.patcher_of(checkpoint.label, patcher)
     keep_file_units(model, files)
     return swap_on_clone(patcher, wish)
 
 
 def _build(checkpoint: Checkpoint, contents: FileContents, weight_dtype: str) -> Any:
     """ComfyUI's model for the checkpoint, its transformer on the meta device."""
-    config = host_checkpoints.detect(contents.weights, checkpoint.metadata, weight_dtype)
     if module := module_of(checkpoint.tensors):
         raise ModelError(
             f"{checkpoint.label} is a module of {module} without the model that it goes onto, and "
             "this node reads whole models: give a file that holds both, or use a pack whose loader "
             "takes modules, with WanVideo Block Swap behind it"
         )
+    packed = checkpoint.in_gguf
+    metadata = {} if packed else checkpoint.metadata
+    config = host_checkpoints.detect(contents.weights, metadata, weight_dtype)
     if config is None or config.unet_config.get("image_model") != "wan2.1":
         raise ModelError(
             f"{checkpoint.label} is no Wan model that this ComfyUI knows: use a checkpoint in "
             "original names, as ComfyUI's own loader takes them"
         )
     try:
-        model, missing, unexpected = host_checkpoints.build(config, contents.weights)
+        layers = gguf_pack.layers(checkpoint.label) if packed else None
+        model, missing, unexpected = host_checkpoints.build(config, contents.weights, layers)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{checkpoint.label} could not be laid out by this ComfyUI ({_first_line(error)}): "
@@ -90,6 +89,7 @@ def _build(checkpoint: Checkpoint, contents: FileContents, weight_dtype: str) ->
     refuse_unused(checkpoint, contents, unexpected)
     scales = (".scale_weight", ".scale_input")
     lost = [key for key in missing if not key.endswith(scales)]
+    lost += gguf_pack.lacking(model.diffusion_model) if packed else []
     if lost:
         raise ModelError(
             f"{checkpoint.label} lacks {len(lost)} tensors of the model, such as {lost[0]}: "

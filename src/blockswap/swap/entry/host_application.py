@@ -6,7 +6,6 @@ they are copied and stay where they are); and one whose units are in a checkpoin
 else (then all of its units are the engine's, and what lies outside them is the application's).
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from ...adapters.recast import Dtypes, in_dtypes
 from ...adapters.stored import StoredModel, match_skeleton
 from ...ambient import undisturbed
 from ...errors import ArgsError
-from ...layout.checkpoint import Checkpoint, open_checkpoint
+from ...layout.checkpoint import Checkpoint
 from ...plan import SwapPlan, make_plan
 from ...selection import BlockSwapArgs, select
 from ...stream.device import open_device
@@ -132,15 +131,14 @@ class FileUnits:
 @undisturbed()
 def find_file_units(
     skeleton: torch.nn.Module,
-    path: str | os.PathLike[str],
+    checkpoint: Checkpoint,
     keys: Mapping[str, Sequence[str]] | None = None,
 ) -> FileUnits:
     """Finds the units of `skeleton`, whose parameters are all on meta, in a checkpoint.
 
     They compute in the dtypes that the skeleton has. `keys`: the file's keys for the leaves of a
-    parameter, by its label, where they are not its own name. Raises CheckpointError or ModelError.
+    parameter, by its label, where they are not its own name. Raises GeometryError or ModelError.
     """
-    checkpoint = open_checkpoint(path)
     return FileUnits(skeleton, checkpoint, match_skeleton(skeleton, checkpoint, keys))
 
 

@@ -11,6 +11,7 @@ from ...stream.model.hooks import Hooks, Moves
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit, Unit
 from ..assembly.parts import Parts
+from ..guards import open_swaps
 from ..guards.foreign_writes import Doors
 from ..running.corrector import Corrector
 from ..running.freedom import Freedom
@@ -65,6 +66,7 @@ def start_engine(  # noqa: PLR0913 - all but four by name
         swap.print_visits()
         hooks.after_forward(swap.flush_visits)
     live.root.blockswap = swap  # type: ignore[assignment]
+    open_swaps.opened(live.root, modules)
     undo.callback(_forget_swap, live.root)
     # For a model that is dropped without having been closed.
     dropped = weakref.finalize(live.root, parts.pool.abandon)
@@ -126,3 +128,4 @@ def _moves(parts: Parts) -> Moves:
 
 def _forget_swap(root: torch.nn.Module) -> None:
     vars(root).pop("blockswap", None)
+    open_swaps.ended(root)
