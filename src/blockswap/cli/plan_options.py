@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ..errors import ArgsError
+from ..layout.dtypes import HALVES
 from ..lora.request import Lora
 from ..paths import is_there
 from ..plan.inputs.cards import (
@@ -23,7 +24,6 @@ from ..units import format_bytes, parse_bytes
 
 _HOST, _STREAMED = "cpu", "streamed"
 _LANES = (1, 2, 4, 8, 16)
-_HALVES = ("bfloat16", "float16")
 _LEAST_TFLOPS, _MOST_TFLOPS = 1e-3, 1e6
 DEFAULT_LINK = (4, 16)
 
@@ -94,7 +94,7 @@ def _with_numbers(machine: Machine, numbers: Numbers) -> Machine:
         said.append(f"{format_bytes(nbytes)} of memory")
     if numbers.tflops is not None:
         rate = _tflops(numbers.tflops) * 1e12 * SUSTAINED_SHARE
-        halves = [dtype for dtype, _ in machine.flops if dtype != "float32"] or list(_HALVES)
+        halves = [dtype for dtype, _ in machine.flops if dtype != "float32"] or list(HALVES)
         kept = tuple(pair for pair in machine.flops if pair[0] not in halves)
         machine = replace(
             machine,
