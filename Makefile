@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # One thread a worker: two workers with two threads each would only get in each other's way.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b encoder-umt5 every-point test-comfy test-formats test-any-model test-gpu comfy-env clean
+.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b disk-h3 encoder-umt5 every-point test-comfy test-formats test-any-model test-gpu comfy-env clean
 
 demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
@@ -57,6 +57,11 @@ every-point: $(VENV)/.ready
 # temporary folder that is removed.
 disk-14b: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.disk_14b $(FOLDER)
+
+# MiniMax-H3's geometry (20 of 50 blocks, 27 GB) in 6 GB of memory: ten minutes and more, root and
+# 29 GB of disk in FOLDER, or in a temporary folder that is removed.
+disk-h3: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.disk_h3 $(FOLDER)
 
 # Every format x model x store x residency x device; CI runs a pairwise choice of them.
 test-formats: $(VENV)/.ready

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..pieces import LAYERS, Family, Keys, Piece, Small, Take, Visit, run, run_between
+from ..pieces import LAYERS, Family, Keys, Loan, Piece, Small, Visit, run, run_between
 from . import host_wan
 
 _DIM, _HEADS, _TOKENS, _TEXT, _IMAGE, _FRAMES = 24, 2, 150, 12, 4, 6
@@ -48,15 +48,15 @@ class WanFamily(Family):
         return _why_inputs(given)
 
     def run_block(
-        self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], take: Take
+        self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], loan: Loan
     ) -> Any:
-        """`take` gives a new tensor: nothing is lent where the model's forward is the host's."""
+        """Nothing is on loan: the model's forward is the host's."""
         visit = WanVisit(block, given, pieces)
         if "c" not in given:
-            return run(visit, given["x"], take(given["x"]))
+            return run(visit, given["x"], loan.take(given["x"]))
         control = given["c"]
         into = block.before_proj if block.block_id == 0 else None
-        return run_between(visit, (into, block.after_proj), (given["x"], control), take(control))
+        return run_between(visit, (into, block.after_proj), (given["x"], control), loan)
 
     def small(self, root: Any) -> Small | None:
         """One block of each kind that the model has; a timestep for all tokens, and one a frame."""

@@ -8,7 +8,7 @@ import torch
 from ..adapters.diffusers_seam import cut_classes, is_parallel
 from ..adapters.families import unit_modules
 from .block import BlockVisit
-from .family import LAYERS, Cut, Family, Lend, Small, Take
+from .family import LAYERS, Cut, Family, Loan, Small
 from .model import run_model
 from .visit import Piece, run, run_between
 
@@ -29,16 +29,16 @@ class DiffusersFamily(Family):
         return given["hidden_states"].shape[1] if given.keys() >= _INPUTS else None
 
     def run_block(
-        self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], take: Take
+        self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], loan: Loan
     ) -> Any:
         hidden = given["hidden_states"]
         shared = given["encoder_hidden_states"], given["temb"], given["rotary_emb"]
         visit = BlockVisit(block, shared, pieces)
         if not hasattr(block, "proj_out"):
-            return run(visit, hidden, take(hidden))
+            return run(visit, hidden, loan.take(hidden))
         control = given["control_hidden_states"]
         layers = block.proj_in, block.proj_out
-        return run_between(visit, layers, (hidden, control), take(control))
+        return run_between(visit, layers, (hidden, control), loan)
 
     def why_part(self, name: str, module: Any) -> str | None:
         if not hasattr(module, "processor"):
@@ -65,8 +65,8 @@ class DiffusersFamily(Family):
             tokens *= size // patch
         return tokens
 
-    def run_model(self, root: Any, given: dict[str, Any], cut: Cut, lend: Lend) -> Any:
-        return run_model(root, given, cut, lend)
+    def run_model(self, root: Any, given: dict[str, Any], cut: Cut, loan: Loan) -> Any:
+        return run_model(root, given, cut, loan)
 
     def small(self, root: Any) -> Small | None:
         """The same kind of model with as few and as narrow layers as will do; two steps."""

@@ -16,7 +16,7 @@ from ..adapters.families import bare, unit_modules
 from ..plan.inputs.pieces import sizes_below
 from .cutting import cut, two_of_each_size
 from .diffusers_family import DIFFUSERS
-from .family import Family
+from .family import Family, Loan
 from .onlookers import mark, onlookers, why_before, why_parts, why_whole
 from .visit import Piece
 
@@ -52,7 +52,7 @@ class Pieces:
         self._blocks = {unit.name: unit.module for unit in units}
         self._tell, self._told = tell, set[str]()
         self._tokens = 0  # of the last forward of the model that was seen
-        self._lent: torch.Tensor | None = None
+        self.loan = Loan()
         self._cleared = False  # in a forward of ours, in which every block was looked at
         self._installed: list[tuple[torch.nn.Module, Any]] = []
         if family.has_model(self._root):
@@ -103,20 +103,6 @@ class Pieces:
         pieces = cut(tokens, self.chunk_tokens)
         return two_of_each_size(pieces) if self._samples else pieces
 
-    def lend(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The block that is called next may write into `tensor`; nobody else can hold it."""
-        self._lent = tensor
-        return tensor
-
-    def take(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Where the block's result is to be written: the tensor itself if lent, or a new one."""
-        lent, self._lent = self._lent, None
-        return (
-            tensor
-            if lent is tensor
-            else torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        )
-
     def cuts(self, tokens: int) -> bool:
         """Whether so many tokens are cut at all, here and now."""
         if not self.chunk_tokens or torch.compiler.is_compiling() or torch.is_grad_enabled():
@@ -161,9 +147,10 @@ class Pieces:
     def run_model(self, given: dict[str, Any]) -> Any:
         self._cleared = True
         try:
-            return self.family.run_model(self._root, given, self.cut, self.lend)
+            return self.family.run_model(self._root, given, self.cut, self.loan)
         finally:
-            self._cleared, self._lent = False, None
+            self._cleared = False
+            self.loan.end()
 
     def say(self, sentence: str) -> None:
         if sentence not in self._told:
@@ -228,7 +215,7 @@ class _BlockForward(_Forward):
         family, owner = self._owner.family, self._owner
         tokens = family.tokens(given)
         assert tokens is not None, "asked before"
-        return family.run_block(self._block, given, owner.cut(tokens), owner.take)
+        return family.run_block(self._block, given, owner.cut(tokens), owner.loan)
 
 
 class _ModelForward(_Forward):
