@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import simulated
 import torch
 import wrapper_packs
 
@@ -38,23 +37,12 @@ def device(
     if request.param == "cpu":
         yield torch.device("cpu")
     else:
-        yield from _simulated(request, monkeypatch)
+        yield from wrapper_packs.simulated(NAME, request, monkeypatch)
 
 
 @pytest.fixture
 def sim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    yield from _simulated(request, monkeypatch)
-
-
-def _simulated(request: pytest.FixtureRequest, patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    accelerator = request.getfixturevalue("sim_module")
-    accelerator.configure(mode="eager", races="raise", poison=True)
-    accelerator.reset()
-    where = torch.device("sim", 0)
-    simulated.point_at(where, patch)
-    wrapper_packs.point_at(NAME, where, patch)
-    yield where
-    assert accelerator.races() == []
+    yield from wrapper_packs.simulated(NAME, request, monkeypatch)
 
 
 def part(name: str) -> Any:
