@@ -75,7 +75,7 @@ def swap_blocks(
     that of the whole model on the same device.
     """
     if mesh is not None:
-        refuse_loras_on_ranks(loras)
+        _refuse_loras_on_ranks(loras)
         return _swap_shared(model, mesh, args, device, workload)
     wanted, where = as_args(args), open_device(device)
     found = find_loaded(model, wanted, where, workload, as_loras(loras))
@@ -278,12 +278,13 @@ def _merged_loras(
     return merged
 
 
-def refuse_loras_on_ranks(loras: Sequence[AnyLora] | None) -> None:
+def _refuse_loras_on_ranks(loras: Sequence[AnyLora] | None) -> None:
     """Raises ArgsError: ranks share the model's weights as they are."""
     if loras:
         raise ArgsError(
             "loras= and mesh= were given together, and ranks share the model's weights alone: "
-            "merge the LoRAs into the model first (fuse_lora), or load them beside it afterwards"
+            "open its file with open_transformer, merge the LoRAs into the model (fuse_lora), or "
+            "load them beside it afterwards"
         )
 
 
