@@ -1,11 +1,10 @@
-"""The byte counts of a model, from a published name or from a file's headers; no weights needed."""
+"""The byte counts of a Wan model, from a published name or a file's headers; no weights needed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import ArgsError
-from ..layout.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.formats import unpacked
 from ..layout.formats.main_dtype import computed_dtype, keeps_dtype, main_dtype
 from ..layout.geometry import (
@@ -18,14 +17,12 @@ from ..layout.geometry import (
     unit_of,
     units_in_order,
 )
-from ..layout.geometry.joined import joined
-from ..layout.shards import GGUF_SUFFIX, SUFFIX
 from ..layout.slab import pack
 from ..layout.values import Leaf, ModelLayout, UnitLayout, contiguous_stride
 from ..lora.file import LoraFile
 from ..lora.fit import Fitted, fit
-from ..paths import is_there
 from ..plan import UnitFacts
+from ..predict.subject import Subject, WanSubject
 from .tensor_bytes import TensorBytes
 from .unit_bytes import facts_of_unit
 
@@ -34,7 +31,7 @@ PUBLISHED_DTYPE = "bfloat16"
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """A Wan transformer in byte counts; units in execution order, under diffusers' names.
+    """A transformer in byte counts; units in execution order, under diffusers' names.
 
     `dtype` is what most of its bytes are in after a cast that was asked for, `stored` what they are
     in the file, `path` the file (both None for a published name). `loaded_units` are the same units
@@ -43,49 +40,21 @@ class ModelFigures:
     """
 
     label: str
-    geometry: WanGeometry
+    subject: Subject
+    layout: ModelLayout
     dtype: str
     units: tuple[UnitFacts, ...]
     rest_bytes: int
-    loaded_units: tuple[UnitFacts, ...] = ()
+    loaded_units: tuple[UnitFacts, ...]
     path: Path | None = None
     stored: str | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def layout(self) -> ModelLayout:
-        units = []
-        for unit in self.units:
-            key = unit_of(f"{unit.name}.weight")
-            assert key is not None, "units are named by their keys"
-            units.append(UnitLayout(unit.name, unit.kind, key.index, ()))
-        return ModelLayout(self.label, tuple(units), ())
 
-
-def find_model(
-    name: str,
-    dtype: str | None = None,
-    loras: Sequence[LoraFile] = (),
-    modules: Sequence[Path] = (),
+def figures_of_variant(
+    name: str, dtype: str | None = None, loras: Sequence[LoraFile] = ()
 ) -> ModelFigures:
-    """A model by the path of its file or folder, or by its published name.
-
-    `dtype` is what it computes in; by default the file's own types, bfloat16 for a published name.
-    `loras` are merged when a block arrives, and their factors counted with it. `modules` are files
-    that go onto the model's.
-    Raises ArgsError for a name that is neither, CheckpointError or GeometryError for the file.
-    """
-    path = Path(name)
-    if is_there(path):
-        files = [unpacked(open_checkpoint(file)) for file in (path, *modules)]
-        return figures_of_file(joined(files), dtype, path, loras)
-    if modules:
-        raise ArgsError(
-            f"--module {modules[0]} goes onto a model's file, and {name} is none that is there: "
-            "give the path of one"
-        )
-    if name.lower().endswith((SUFFIX, GGUF_SUFFIX)) or "/" in name or "\\" in name:
-        raise ArgsError(f"{name} is not there: give a checkpoint's path or a published name")
+    """One of Wan's models by its published name. Raises ArgsError."""
     geometry = replace(find_variant(name), naming="diffusers")
     shapes = file_names(geometry)
     held = dtype or PUBLISHED_DTYPE
@@ -139,13 +108,24 @@ def _figures(label: str, geometry: WanGeometry, tensors: TensorBytes) -> ModelFi
     tables = [_leaf((geometry.rope_max_seq_len, geometry.head_dim), "float32")] * 2
     return ModelFigures(
         label=label,
-        geometry=geometry,
+        subject=WanSubject(geometry),
+        layout=_layout(label, units),
         dtype=_main_dtype(tensors.leaves.values()),
         units=units,
         rest_bytes=pack([*(tensors.leaves[key] for key in rest), *tables]).nbytes,
         loaded_units=loaded,
         notes=() if tensors.fitted is None else tensors.fitted.sentences,
     )
+
+
+def _layout(label: str, units: Sequence[UnitFacts]) -> ModelLayout:
+    """The units by their names and kinds, for a selection."""
+    named = []
+    for unit in units:
+        key = unit_of(f"{unit.name}.weight")
+        assert key is not None, "units are named by their keys"
+        named.append(UnitLayout(unit.name, unit.kind, key.index, ()))
+    return ModelLayout(label, tuple(named), ())
 
 
 def _leaf(shape: tuple[int, ...], dtype: str) -> Leaf:

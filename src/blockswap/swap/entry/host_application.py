@@ -23,7 +23,7 @@ from ...selection import BlockSwapArgs, select
 from ...stream.device import open_device
 from ..assembly.parts import make_parts
 from ..assembly.unit_store import OwnMemory
-from ..opening.engine_start import start_engine
+from ..opening.engine_start import Hosted, start_engine
 from ..opening.from_file import Opening
 from ..opening.from_mapping import copy_mapped
 from ..opening.from_memory import pin_budget, rehome
@@ -73,14 +73,13 @@ def stream_units(
     args: BlockSwapArgs,
     *,
     device: str | torch.device,
-    after_forward: Callable[[], None] | None = None,
+    hosted: Hosted,
     mapped: Mapped | None = None,
 ) -> Swap:
     """Streams the plan's units and nothing else: residents and the rest are the host's to place.
 
     The streamed units' weights must be in host memory, as in `swap_blocks`. Nothing watches over
     moves of the model: the host must not move a streamed unit before the swap is closed.
-    `after_forward` is called whenever a forward of the model has returned.
     Raises ModelError, DeviceError or StateError, and leaves the model as it was.
     """
     where = open_device(device)
@@ -96,11 +95,9 @@ def stream_units(
             streamed = copy_mapped(parts, plan, pin_bytes, mapped.count_pinned)
         else:
             streamed = rehome(parts, plan, OwnMemory(where, pin_budget(args)))
-        swap, hooks = start_engine(
-            parts, streamed, {}, None, debug=args.block_swap_debug, hosted=True
+        swap, _ = start_engine(
+            parts, streamed, {}, None, debug=args.block_swap_debug, hosted=hosted
         )
-        if after_forward is not None:
-            hooks.after_forward(after_forward)
         swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
     return swap
 
@@ -168,7 +165,7 @@ def stream_file_units(
     args: BlockSwapArgs,
     *,
     device: str | torch.device,
-    after_forward: Callable[[], None] | None = None,
+    hosted: Hosted,
 ) -> Swap:
     """Reads the plan's residents and streams the others; closing leaves meta tensors again.
 
@@ -183,11 +180,9 @@ def stream_file_units(
         opening = Opening(parts, model, units.checkpoint)
         opening.load_residents()
         streamed = opening.ram_units() | opening.disk_units(())
-        swap, hooks = start_engine(
-            parts, streamed, {}, None, debug=args.block_swap_debug, hosted=True
+        swap, _ = start_engine(
+            parts, streamed, {}, None, debug=args.block_swap_debug, hosted=hosted
         )
-        if after_forward is not None:
-            hooks.after_forward(after_forward)
         told = [lambda: tuple(parts.pool.sentences), lambda: opening.reading_sentences(swap)]
         swap.keep(undo.pop_all(), told)
     return swap

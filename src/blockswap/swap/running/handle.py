@@ -15,6 +15,7 @@ from ...ambient import undisturbed
 from ...errors import ArgsError, StateError
 from ...events import Measured, Visit
 from ...lora.request import AnyLora, Lora, as_loras
+from ...pieces import Pieces
 from ...plan import SwapPlan
 from ...plan.correction.change_sentences import recent
 from ...report import (
@@ -57,6 +58,7 @@ class Swap:
         self._earlier_peak_bytes = 0
         self._final: Measured | None = None
         self._loras: MergedLoras | None = None
+        self.pieces: Pieces | None = None  # None: the model always runs whole
         self._reopening: Reopening | None = None
         # LoRAs that the host library has loaded into the model; see `LoraLoading`.
         self.loaded_beside: list[tuple[weakref.ref[torch.nn.Module], str]] = []
@@ -90,6 +92,11 @@ class Swap:
         kept = len(self.plan.sentences) - len(recent(self._changes))
         self._changes.append(sentence)
         self.replan(replace(self.plan, sentences=self.plan.sentences[:kept]))
+
+    def cut(self, chunk_tokens: int, sentence: str) -> None:
+        """The plan says from now on in which pieces the model runs, and why."""
+        self.plan = replace(self.plan, chunk_tokens=chunk_tokens)
+        self.tell(sentence)
 
     def streams(self, name: str) -> bool:
         """Whether the unit visits the device at this moment, from wherever it rests."""
