@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.families import bare, unit_modules
+from ..adapters.families import bare
 from ..plan.inputs.pieces import sizes_below
 from .cutting import cut, two_of_each_size
 from .diffusers_family import DIFFUSERS
@@ -48,8 +48,7 @@ class Pieces:
         self._samples = samples
         self._on_blocks = False
         self._root: Any = bare(model)
-        units = [unit for unit in unit_modules(self._root) if unit.kind in ("block", "vace")]
-        self._blocks = {unit.name: unit.module for unit in units}
+        self._blocks = family.blocks(self._root)
         self._tell, self._told = tell, set[str]()
         self._tokens = 0  # of the last forward of the model that was seen
         self.loan = Loan()
