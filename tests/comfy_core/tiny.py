@@ -39,7 +39,7 @@ def state_dict(
     """A checkpoint of the family with small random weights."""
     name, config = _MAKERS[family]
     config = {**config, "num_layers": blocks}
-    with torch.device("meta"), host_checkpoints._plain_layers():
+    with torch.device("meta"), host_checkpoints.plain_layers():
         cls: Any = getattr(wan, name)
         skeleton = cls(**{**_COMMON, **config}, operations=comfy.ops.disable_weight_init)
     draw = torch.Generator().manual_seed(seed)

@@ -77,7 +77,11 @@ def _has_one_weight(module: torch.nn.Module) -> bool:
 def _container(module: torch.nn.Module) -> Container:
     if isinstance(module, torch.nn.Sequential):
         return "sequence"
-    return "list" if isinstance(module, torch.nn.ModuleList) and not runs(module) else ""
+    if runs(module):
+        return ""
+    if isinstance(module, torch.nn.ModuleDict):
+        return "names"
+    return "list" if isinstance(module, torch.nn.ModuleList) else ""
 
 
 def _nbytes(parameter: torch.nn.Parameter, counted: set[int]) -> int:

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from ..swap.entry.checkpoint_file import empty_transformer
+from ..turns.turn import turn_of
 from .encode import Encoded
 from .host_pipelines import Steering, build_pipeline, steered
 from .job import Job, Progress
-from .on_device import turn_of
 from .parts.load import load_part
 from .sample import call_arguments, sampling_models
 from .state import RunState, state_path

@@ -8,10 +8,10 @@ import torch
 
 from ..errors import CheckpointError
 from ..selection import BlockSwapArgs
+from ..turns.turn import settle, turn_of, turn_of_encoder
 from .embeddings import keep_embedding, kept_embedding
 from .host_pipelines import Steering, build_pipeline, steered
 from .job import Job, Progress
-from .on_device import settle, turn_of, turn_of_encoder
 from .parts.load import load_part
 from .request import TEXT_TOKENS
 
@@ -86,7 +86,7 @@ def _encoder(job: Job, args: BlockSwapArgs) -> AbstractContextManager[Any]:
     part = job.parts.text_encoder
     if part.config.get("weightless"):
         return turn_of(load_part(part), job.device, budget=None, activation_bytes=0)
-    return turn_of_encoder(part, job.device, args)
+    return turn_of_encoder(part.path, job.device, args)
 
 
 def _see_image(job: Job) -> torch.Tensor | None:

@@ -9,10 +9,10 @@ import torch
 from ..selection import BlockSwapArgs
 from ..swap import Outlook, open_experts, open_transformer
 from ..swap.entry.checkpoint_file import empty_transformer
+from ..turns.turn import leave, settle
 from .encode import Encoded, open_image
 from .host_pipelines import Steering, build_pipeline, restore_scheduler, scheduler_state, steered
 from .job import Job, Progress
-from .on_device import leave, settle
 from .parts.load import build_empty, load_part
 from .state import RunState, read_state, state_path, write_state
 from .video import read_frames

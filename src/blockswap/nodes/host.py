@@ -6,6 +6,7 @@ has no promise behind it, and a new ComfyUI may rename it: `host_names` lists ea
 to be importable without a ComfyUI around it.
 """
 
+import importlib
 import inspect
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
+from ..errors import HostError, ModelError
 from .lost_patches import none_lost
 
 # Methods of a model patcher that a clone with block swap stands in front of.
@@ -330,15 +331,50 @@ def forget_noted(module: torch.nn.Module) -> None:
 # The page.
 
 
-def show_text(node_id: str, text: str) -> None:
-    """Shows `text` on a node, where this ComfyUI has a page to show it and a way to do so."""
+def page_server() -> Any:
+    """The server of the page; None for the package without it."""
     try:
         from server import PromptServer
     except ImportError:
-        return  # the package without its server
-    server: Any = getattr(PromptServer, "instance", None)
+        return None
+    return getattr(PromptServer, "instance", None)
+
+
+def show_text(node_id: str, text: str, page: str | None = None) -> None:
+    """Shows `text` on a node, where this ComfyUI has a page to show it and a way to do so.
+
+    `page`: the one that asked, where it is not the one whose prompt runs.
+    """
+    server = page_server()
     if server is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node_id)
+        server.send_progress_text(text, node_id, page)
+
+
+@contextmanager
+def between_prompts() -> Any:
+    """While nothing runs, and nothing starts. Raises HostError while a prompt runs."""
+    queue: Any = getattr(page_server(), "prompt_queue", None)
+    if not hasattr(queue, "mutex") or not hasattr(queue, "currently_running"):
+        raise HostError(
+            "this ComfyUI does not say whether a prompt runs: the plan is told when the node runs"
+        )
+    with queue.mutex:
+        if queue.currently_running:
+            raise HostError("a prompt is running: ask again when it has ended")
+        yield
+
+
+def answer(path: str, call: Callable[[dict[str, Any]], Any]) -> None:
+    """Has the page's server answer what is posted to `path`, JSON with JSON, where there is one."""
+    server = page_server()
+    if not hasattr(server, "routes"):
+        return
+    web: Any = importlib.import_module("aiohttp.web")
+
+    async def reply(request: Any) -> Any:
+        return web.json_response(await call(await request.json()))
+
+    server.routes.post(path)(reply)
 
 
 def is_taken(node_id: str) -> bool:

@@ -6,6 +6,7 @@ meta tensors for good: they are read from the file when they run. The little tha
 is loaded as ever and is ComfyUI's.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from . import gguf_pack, host_checkpoints, host_dynamic
 from .contents import FileContents, contents_of, file_keys, refuse_unused
 from .file_weights import keep_file_weights
 from .host_names import require
+from .overrides import plan_text
 from .patcher import Wish, keep_file_units, swap_on_clone
 
 _OTHERWISE = "use ComfyUI's own loader with WanVideo Block Swap behind it"
@@ -30,10 +32,42 @@ def load_streamed(path: str, wish: Wish, weight_dtype: str = "default") -> Any:
     """A patcher for the checkpoint at `path`, with block swap on it.
 
     `weight_dtype`: as the host's own loader has it, one of `host_checkpoints.WEIGHT_DTYPES`.
-    Raises CheckpointError for what is no usable safetensors file, ModelError for a model that
-    ComfyUI does not know or that cannot be streamed from its file, HostError in a ComfyUI that is
-    not as expected.
+    Raises CheckpointError for what is no usable safetensors or GGUF file, ModelError for a model
+    that ComfyUI does not know or that cannot be streamed from its file, HostError in a ComfyUI that
+    is not as expected.
     """
+    opened = _opened(path, weight_dtype)
+    model, contents = opened.model, opened.contents
+    files, keys = _in_file(opened)
+    in_units = tuple(f"{name}." for name in files.names)
+    inside = {label: k for label, k in keys.items() if label.startswith(in_units)}
+    keep_file_weights(model, contents, inside)
+    _load_rest(model.diffusion_model, contents, keys, in_units)
+    return swap_on_clone(_patcher(opened), wish)
+
+
+def plan_for_file(path: str, wish: Wish, weight_dtype: str, *, streamed: bool) -> str:
+    """The plan of `load_streamed`, or of the swap node behind the host's own loading of the file.
+
+    From its header: nothing is loaded. Raises as `load_streamed`.
+    """
+    opened = _opened(path, weight_dtype, any_model=not streamed)
+    if streamed:
+        _in_file(opened)
+    return plan_text(swap_on_clone(_patcher(opened), wish))
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """The host's model on meta in front of a checkpoint."""
+
+    checkpoint: Checkpoint
+    contents: FileContents
+    model: Any
+    dynamic: bool
+
+
+def _opened(path: str, weight_dtype: str, *, any_model: bool = False) -> _Opened:
     require()
     checkpoint = open_checkpoint(path)
     if checkpoint.in_gguf and weight_dtype != "default":
@@ -42,28 +76,34 @@ def load_streamed(path: str, wish: Wish, weight_dtype: str = "default") -> Any:
             "weights stay packed as they are: set it to default"
         )
     contents = contents_of(checkpoint)
-    model = _build(checkpoint, contents, weight_dtype)
-    root = model.diffusion_model
-    _fill_in_scales(root, contents)
+    model = _build(checkpoint, contents, weight_dtype, any_model=any_model)
     dynamic = host_dynamic.is_on() and not checkpoint.in_gguf
     if dynamic:
-        _keep_stored_dtypes(root, contents)
+        _keep_stored_dtypes(model.diffusion_model, contents)
+    return _Opened(checkpoint, contents, model, dynamic)
+
+
+def _in_file(opened: _Opened) -> tuple[FileUnits, dict[str, tuple[str, ...]]]:
+    """The units of the model, to be read from the file whenever they run, and the keys there."""
+    root, contents = opened.model.diffusion_model, opened.contents
+    _fill_in_scales(root, contents)
     keys = file_keys(root, contents)
-    files = find_file_units(root, checkpoint, keys)
-    in_units = tuple(f"{name}." for name in files.names)
-    keep_file_weights(
-        model, contents, {label: k for label, k in keys.items() if label.startswith(in_units)}
-    )
-    _load_rest(root, contents, files)
-    patcher = host_checkpoints.new_patcher(model, dynamic=dynamic)
-    if checkpoint.in_gguf:
-        patcher = gguf_pack.patcher_of(checkpoint.label, patcher)
-    keep_file_units(model, files)
-    return swap_on_clone(patcher, wish)
+    files = find_file_units(root, opened.checkpoint, keys)
+    keep_file_units(opened.model, files)
+    return files, keys
 
 
-def _build(checkpoint: Checkpoint, contents: FileContents, weight_dtype: str) -> Any:
-    """ComfyUI's model for the checkpoint, its transformer on the meta device."""
+def _patcher(opened: _Opened) -> Any:
+    patcher = host_checkpoints.new_patcher(opened.model, dynamic=opened.dynamic)
+    if opened.checkpoint.in_gguf:
+        return gguf_pack.patcher_of(opened.checkpoint.label, patcher)
+    return patcher
+
+
+def _build(
+    checkpoint: Checkpoint, contents: FileContents, weight_dtype: str, *, any_model: bool
+) -> Any:
+    """ComfyUI's model for the checkpoint, its transformer on meta; one of Wan's, or any."""
     if module := module_of(checkpoint.tensors):
         raise ModelError(
             f"{checkpoint.label} is a module of {module} without the model that it goes onto, and "
@@ -73,7 +113,7 @@ def _build(checkpoint: Checkpoint, contents: FileContents, weight_dtype: str) ->
     packed = checkpoint.in_gguf
     metadata = {} if packed else checkpoint.metadata
     config = host_checkpoints.detect(contents.weights, metadata, weight_dtype)
-    if config is None or config.unet_config.get("image_model") != "wan2.1":
+    if config is None or not (any_model or config.unet_config.get("image_model") == "wan2.1"):
         raise ModelError(
             f"{checkpoint.label} is no Wan model that this ComfyUI knows: use a checkpoint in "
             "original names, as ComfyUI's own loader takes them"
@@ -125,10 +165,13 @@ def _keep_stored_dtypes(root: torch.nn.Module, contents: FileContents) -> None:
                 )
 
 
-def _load_rest(root: torch.nn.Module, contents: FileContents, files: FileUnits) -> None:
+def _load_rest(
+    root: torch.nn.Module,
+    contents: FileContents,
+    keys: dict[str, tuple[str, ...]],
+    units: tuple[str, ...],
+) -> None:
     """Loads what lies outside the units, cast to the model's dtypes, as ComfyUI's loader would."""
-    units = tuple(f"{name}." for name in files.names)
-    keys = file_keys(root, contents)
     with contents.reading() as read:
         for place in list(places_of(root)):
             tensor = place.table[place.name]

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import ModelError, PlanError
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
-from ..swap import FileUnits, plan_file_units, plan_units
+from ..swap import FileUnits, Mapped, plan_file_units, plan_units
 from . import host
 from .arrival import (
     as_loaded,
@@ -28,7 +28,7 @@ from .arrival import (
     patch_while_running,
     refuse_unnoted,
 )
-from .file_weights import with_mapped
+from .file_weights import refuse_to_save, with_mapped
 from .gguf import is_bytes, patches_aside
 from .holding import Claim, Holding, Immovable, holding_of
 from .lost_patches import none_lost
@@ -137,6 +137,9 @@ class Overrides:
         patcher = self._patcher
         for name in self.names:
             setattr(patcher, name, getattr(self, name))
+        if files_of(patcher.model) is not None:
+            # Before newer cores take the weights apart, which some types do not bear.
+            patcher.state_dict_for_saving = refuse_to_save
         wish = self._wish
         # How much of the model stays under an automatic plan is what the host answers by loading.
         self._size_to_ask = self._whole
@@ -147,11 +150,15 @@ class Overrides:
     def plan_text(self) -> str:
         """What will stay, what will be streamed and whether it fits, as far as is known now."""
         device = self._patcher.load_device
-        free = granted_by_host(device, 0)
+        free = self._granted(device)
         try:
             return plan_sentence(self._plan(device, free), free)
         except PlanError as error:  # other models may leave before this one is loaded
             return f"plan: {error}"
+
+    def _granted(self, device: Any) -> int:
+        """What the host lets weights take where it sets no limit."""
+        return granted_by_host(device, 0)
 
     def model_size(self) -> int:
         """The bytes the host is to find room for: weights that it or we put on the device."""
@@ -325,7 +332,12 @@ class Overrides:
         with patches_aside(root):
             if files is not None:
                 return plan_file_units(files, args, device=device, granted_bytes=granted)
-            return plan_units(root, args, device=device, granted_bytes=granted)
+            mapped = self._mapped(root)
+            return plan_units(root, args, device=device, granted_bytes=granted, mapped=mapped)
+
+    def _mapped(self, root: Any) -> Mapped | None:
+        """How weights that the host has mapped from their file arrive, where it maps them."""
+        return None
 
 
 def _settle_notes(holding: Holding, patcher: Any) -> None:

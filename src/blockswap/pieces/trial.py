@@ -39,16 +39,17 @@ def why_never(model: torch.nn.Module, family: Family = DIFFUSERS) -> str | None:
 def _try(name: str, small: Small, family: Family) -> str | None:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
-        model = small.make().eval()
-        whole = _run(small, model)
         said: list[str] = []
-        pieces = Pieces(model, _LEAST, said.append, family=family)
         try:
-            cut = _run(small, model)
+            model = small.make().eval()
+            whole = _run(small, model)
+            pieces = Pieces(model, _LEAST, said.append, family=family)
+            try:
+                cut = _run(small, model)
+            finally:
+                pieces.remove()
         except Exception as raised:  # noqa: BLE001 - a forward that is not known may do anything
             return f"a small {name} cannot run in pieces ({raised!r:.80})"
-        finally:
-            pieces.remove()
     if said:
         return said[0]
     most = float(whole.abs().max())

@@ -1,7 +1,7 @@
 """`open_transformer`: a model streamed from its file; checks, assumptions, order of opening."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,15 +21,14 @@ from ...layout.geometry.joined import joined
 from ...layout.geometry.stated import stated_by
 from ...layout.header import read_header
 from ...layout.model_folder import weight_files
-from ...lora.file import open_lora
+from ...lora.file import LoraFile, open_lora
 from ...lora.request import AnyLora, Lora, as_loras
 from ...paths import input_path
 from ...plan import SwapPlan
-from ...plan.choice.budgets import ram_room
 from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs
 from ...stream.device import Device, open_device
-from ..opening.found_model import FoundModel, open_found, plan_found
+from ..opening.found_model import FoundModel, open_planned, plan_found
 from ..opening.shared_file import share_file
 from ..plan_inputs.outlook import AnyWorkload
 from .arguments import as_args, refuse_dtype, refuse_swapped
@@ -93,10 +92,7 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
         return root
     wanted, where = as_args(args), open_device(device)
     asked = Request(dtype=dtype, skeleton=skeleton, workload=workload, loras=as_loras(loras))
-    found = find_model(source, wanted, where, asked)
-    plan = plan_found(found)
-    spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
-    return open_found(found, plan, where, spare_ram=spare)
+    return open_planned(find_model(source, wanted, where, asked), where)
 
 
 @undisturbed()
@@ -145,13 +141,26 @@ def find_model(source: Source, wanted: BlockSwapArgs, where: Device, asked: Requ
         refuse_swapped(asked.skeleton)
     files = [open_lora(lora) for lora in asked.loras]
     checkpoint, model, assumed = _weights(source, wanted, asked)
-    notes: tuple[str, ...] = ()
-    if files:
-        fitted = fit_model(model.live, files)
-        model, checkpoint = with_loras(model, checkpoint, fitted)
-        notes = fitted.sentences
-    found = found_in(checkpoint, model, wanted, where, asked.workload, notes)
-    return replace(found, assumed=assumed, loras=tuple(files))
+
+    def with_files(files: Sequence[LoraFile]) -> Callable[[], FoundModel]:
+        own, behind = model, checkpoint
+        notes: tuple[str, ...] = ()
+        if files:
+            fitted = fit_model(model.live, files)
+            own, behind = with_loras(model, checkpoint, fitted)
+            notes = fitted.sentences
+
+        def find() -> FoundModel:
+            hanging = replace(own, live=own.live.as_it_hangs())
+            found = found_in(behind, hanging, wanted, where, asked.workload, notes)
+            return replace(found, assumed=assumed, loras=tuple(files), with_loras=others)
+
+        return find
+
+    def others(loras: tuple[Lora, ...]) -> Callable[[], FoundModel]:
+        return with_files([open_lora(lora) for lora in loras])
+
+    return with_files(files)()
 
 
 def _weights(

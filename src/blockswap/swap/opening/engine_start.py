@@ -30,7 +30,7 @@ class Hosted:
     family: Family = DIFFUSERS
 
 
-def start_engine(
+def start_engine(  # noqa: PLR0913 - all but four by name
     parts: Parts,
     streamed: dict[str, StreamedUnit],
     residents: Mapping[str, Resident],
@@ -38,10 +38,12 @@ def start_engine(
     *,
     debug: bool,
     hosted: Hosted | None = None,
+    swap: Swap | None = None,
 ) -> tuple[Swap, Hooks]:
     """Connects the engine to the model; from here on a forward streams.
 
-    `hosted`: an application around it watches over moves, loading and memory instead.
+    `hosted`: an application around it watches over moves, loading and memory instead. `swap`: the
+    handle of a model that is opened anew.
     """
     live, undo = parts.live, parts.undo
     residency = None if freedom is None else Residency(parts, freedom, streamed)
@@ -49,7 +51,10 @@ def start_engine(
         undo.callback(residency.close)
     streamer = _streamer(parts, streamed, residents, residency)
     undo.callback(streamer.drain)
-    swap = Swap(live.root, parts.plan, parts.device, streamer)
+    if swap is None:
+        swap = Swap(live.root, parts.plan, parts.device, streamer)
+    else:
+        swap.begin(parts.plan, streamer)
     parts.sharing.add(swap)
     pieces = swap.pieces = _pieces(parts, swap, DIFFUSERS if hosted is None else hosted.family)
     hooks = Hooks(live.root)
@@ -62,10 +67,10 @@ def start_engine(
         hooks.guard(guarded, moves)
         hooks.refuse_loading(guarded, moves)
         if streamed or not parts.device.on_host:
+            LoraLoading(live, swap, hooks, parts.device.torch_device).install(undo)
             doors = Doors(parts, swap, debug=debug)
             doors.look()
             doors.close(undo)
-            LoraLoading(live, swap, hooks, parts.device.torch_device).install(undo)
     if pieces is not None:
         hooks.after_forward(_Compiled(pieces, swap).look)
     if debug:
