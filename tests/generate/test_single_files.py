@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from single_files import transformer, vae, vendor_vae, write
+from single_files import lora, transformer, vae, vendor_vae, write
 from tiny_pipelines import tokenizer
 from whole import NEGATIVE, PROMPT, by_us, request_for
 
@@ -53,14 +53,6 @@ def frames_of(pipe: Any, request: Any, device: Any) -> np.ndarray:
     )
     pipe.to("cpu")
     return np.asarray(frames[0])
-
-
-def lora(path: Path, seed: int) -> Path:
-    draw = torch.Generator().manual_seed(seed)
-    layer = "diffusion_model.blocks.1.self_attn.q"
-    down, up = (torch.randn(*s, generator=draw) for s in ((2, 128), (128, 2)))
-    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, path)
-    return path
 
 
 @pytest.mark.parametrize("kind", KINDS)

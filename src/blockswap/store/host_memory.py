@@ -51,6 +51,15 @@ def peak_host_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_host_bytes() -> int | None:
+    """Resident set size of this process now; its peak where only that is told."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return peak_host_bytes()
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def _installed() -> int | None:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
