@@ -19,7 +19,7 @@ POINTS = [
     ("files", "sample:2", "SIGKILL", 2, 0),  # experts in single files, a LoRA on each
     ("i2v", "sample:2", "SIGKILL", 2, 0),
 ]
-# The others; `make resume` runs them, too.
+# The others; `make every-point` runs them, too.
 FURTHER = [
     ("t2v", "encode:1", "SIGINT", 4, 1),
     ("t2v", "sample:2", "SIGKILL", 2, 0),

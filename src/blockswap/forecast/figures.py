@@ -1,11 +1,10 @@
-"""The byte counts of a model, from a published name or from a file's headers; no weights needed."""
+"""The byte counts of a Wan model, from a published name or a file's headers; no weights needed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import ArgsError
-from ..layout.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.dtypes import ITEM_BYTES
 from ..layout.formats import unpacked
 from ..layout.formats.main_dtype import HALVES, is_quantised, keeps_dtype, main_dtype
@@ -23,8 +22,8 @@ from ..layout.slab import pack
 from ..layout.values import Leaf, ModelLayout, UnitLayout, contiguous_stride
 from ..lora.file import LoraFile
 from ..lora.fit import Fitted, fit
-from ..paths import is_there
 from ..plan import UnitFacts
+from ..predict.subject import Subject, WanSubject
 from .tensor_bytes import TensorBytes
 from .unit_bytes import facts_of_unit
 
@@ -34,7 +33,7 @@ _FLOATING = frozenset(name for name in ITEM_BYTES if "float" in name)
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """A Wan transformer in byte counts; units in execution order, under diffusers' names.
+    """A transformer in byte counts; units in execution order, under diffusers' names.
 
     `dtype` is what most of its bytes are in after a cast that was asked for, `stored` what they are
     in the file, `path` the file (both None for a published name). `layout` names the units for a
@@ -42,7 +41,8 @@ class ModelFigures:
     """
 
     label: str
-    geometry: WanGeometry
+    subject: Subject
+    layout: ModelLayout
     dtype: str
     units: tuple[UnitFacts, ...]
     rest_bytes: int
@@ -50,28 +50,11 @@ class ModelFigures:
     stored: str | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def layout(self) -> ModelLayout:
-        units = []
-        for unit in self.units:
-            key = unit_of(f"{unit.name}.weight")
-            assert key is not None, "units are named by their keys"
-            units.append(UnitLayout(unit.name, unit.kind, key.index, ()))
-        return ModelLayout(self.label, tuple(units), ())
 
-
-def find_model(name: str, dtype: str | None = None, loras: Sequence[LoraFile] = ()) -> ModelFigures:
-    """A model by the path of its file or folder, or by its published name.
-
-    `dtype` is what it computes in; by default the file's own types, bfloat16 for a published name.
-    `loras` are merged when a block arrives, and their factors counted with it.
-    Raises ArgsError for a name that is neither, CheckpointError or GeometryError for the file.
-    """
-    path = Path(name)
-    if is_there(path):
-        return figures_of_file(open_checkpoint(path), dtype, path, loras)
-    if name.endswith(".safetensors") or "/" in name or "\\" in name:
-        raise ArgsError(f"{name} is not there: give a checkpoint's path or a published name")
+def figures_of_variant(
+    name: str, dtype: str | None = None, loras: Sequence[LoraFile] = ()
+) -> ModelFigures:
+    """One of Wan's models by its published name. Raises ArgsError."""
     geometry = replace(find_variant(name), naming="diffusers")
     shapes = file_names(geometry)
     leaves = {key: _leaf(shape, dtype or PUBLISHED_DTYPE) for key, shape in shapes.items()}
@@ -116,12 +99,23 @@ def _figures(label: str, geometry: WanGeometry, tensors: TensorBytes) -> ModelFi
     tables = [_leaf((geometry.rope_max_seq_len, geometry.head_dim), "float32")] * 2
     return ModelFigures(
         label=label,
-        geometry=geometry,
+        subject=WanSubject(geometry),
+        layout=_layout(label, units),
         dtype=_main_dtype(tensors.leaves.values()),
         units=units,
         rest_bytes=pack([*(tensors.leaves[key] for key in rest), *tables]).nbytes,
         notes=() if tensors.fitted is None else tensors.fitted.sentences,
     )
+
+
+def _layout(label: str, units: Sequence[UnitFacts]) -> ModelLayout:
+    """The units by their names and kinds, for a selection."""
+    named = []
+    for unit in units:
+        key = unit_of(f"{unit.name}.weight")
+        assert key is not None, "units are named by their keys"
+        named.append(UnitLayout(unit.name, unit.kind, key.index, ()))
+    return ModelLayout(label, tuple(named), ())
 
 
 def _leaf(shape: tuple[int, ...], dtype: str) -> Leaf:

@@ -10,17 +10,9 @@ from ..plan.inputs.foresight import speeds_of
 from ..plan.inputs.machine import Machine
 from ..plan.inputs.margin import MARGIN
 from ..plan.inputs.pieces import InPieces, sizes_below
-from ..plan.inputs.workload import Workload, token_count
+from ..plan.inputs.workload import Workload
 from ..plan.timing.forward_time import pipeline_of
-from ..predict import (
-    Companions,
-    Generation,
-    PhaseNeed,
-    carried_bytes,
-    predict_forward,
-    predict_generation,
-    predict_in_pieces,
-)
+from ..predict import Companions, Generation, PhaseNeed
 from ..selection import BlockSwapArgs, select
 from ..units import format_bytes
 from .advice import way_out
@@ -106,7 +98,7 @@ class Forecast:
         room, order = self.room_bytes, self.order
         return tuple(
             f"{phase.name} needs {format_bytes(phase.peak_bytes)}, there is {format_bytes(room)}: "
-            + way_out(phase, room, order.model.geometry, order.workload, order.companions)
+            + way_out(phase, room, order.model.subject, order.workload, order.companions)
             for phase in self.phases
             if room is not None and phase.peak_bytes > room and phase.name != "denoising"
         )
@@ -126,25 +118,27 @@ def forecast(order: Order) -> Forecast:
     plan = plan_of(order, foresight)
     if plan.chunk_tokens:
         foresight = foresight.cut(plan.chunk_tokens)
-    generation = predict_generation(order.model.geometry, order.workload, order.companions)
+    generation = order.model.subject.generation(order.workload, order.companions)
     return Forecast(order, plan, generation, foresight)
 
 
 def foresee(order: Order) -> Foresight:
     """What a forward needs and takes, whatever the plan: a pipeline's latents are counted."""
-    geometry, workload = order.model.geometry, order.workload
-    cost = predict_forward(geometry, workload)
-    carried = carried_bytes(geometry, workload, dtype=order.companions.text_encoder_dtype)
+    subject, workload = order.model.subject, order.workload
+    cost = subject.forward(workload)
+    carried = subject.carried_bytes(workload, order.companions.text_encoder_dtype)
     activations = cost.activation_bytes + carried
     margin = MARGIN if order.machine is None else order.machine.kept_free
     speeds = speeds_of(cost, order.machine, workload.dtype, facts_of(order).units)
-    tokens = token_count(geometry, workload)
+    tokens = subject.tokens(workload)
+    if not subject.cuts:
+        return Foresight(workload.words, activations, margin.of(activations), speeds)
 
     @cache
     def in_pieces(chunk_tokens: int) -> int:
         if chunk_tokens >= tokens:
             return activations
-        return predict_in_pieces(geometry, workload, chunk_tokens) + carried
+        return subject.in_pieces(workload, chunk_tokens) + carried
 
     pieces = InPieces(sizes_below(tokens), in_pieces, margin.of)
     return Foresight(workload.words, activations, margin.of(activations), speeds, pieces)

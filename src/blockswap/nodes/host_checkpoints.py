@@ -72,11 +72,16 @@ def _mark(config: Any, name: str) -> bool:
     return hasattr(type(config), name) and getattr(config, name) is not None
 
 
-def build(config: Any, weights: dict[str, torch.Tensor]) -> tuple[Any, list[str], list[str]]:
+def build(
+    config: Any, weights: dict[str, torch.Tensor], layers: Any = None
+) -> tuple[Any, list[str], list[str]]:
     """The host's model on meta tensors, as its own loading of `weights` (on meta) would leave it.
 
-    Returns it with the names that `weights` lack, and those that the model has no place for.
+    `layers`: another pack's, in place of the host's. Returns it with the names that `weights` lack,
+    and those that the model has no place for.
     """
+    if layers is not None:
+        config.custom_operations = layers
     with _plain_layers():
         model = config.get_model(weights, "", device=torch.device("meta"))
         offered = config.process_unet_state_dict(dict(weights))

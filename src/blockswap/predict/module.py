@@ -100,7 +100,7 @@ def record_call(
     kernels: KernelSet = "cuda",
 ) -> ForwardCost:
     """Runs `call` on meta copies of the inputs, which stay alive until the end as a caller's do."""
-    args, kwargs = map_to_meta(inputs)
+    args, kwargs = map_to_meta(inputs, recorder.known)
     for leaf in tree_iter((args, kwargs)):
         if isinstance(leaf, torch.Tensor):
             recorder.note(leaf)

@@ -37,7 +37,7 @@ from ..plan_inputs.outlook import AnyWorkload
 from ..running.handle import Swap
 from .arguments import as_args
 from .checkpoint_file import Request, find_model
-from .host_library import Source
+from .host_library import AnyPath, source_of
 from .loaded_model import find_loaded, swap_loaded
 
 
@@ -61,7 +61,7 @@ class Swaps(tuple[Swap, ...]):
 
 @undisturbed()
 def open_experts(  # noqa: PLR0913 - each is a word of the caller's
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[AnyPath],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
@@ -89,7 +89,7 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
     wanted, where = as_args(args), open_device(device)
     given: Sequence[torch.nn.Module | None] = skeletons or [None] * len(paths)
     found = [
-        find_model(Source(path), wanted, where, Request(dtype, skeleton, workload, own))
+        find_model(source_of(path), wanted, where, Request(dtype, skeleton, workload, own))
         for path, skeleton, own in zip(paths, given, _for_each(loras, len(paths)), strict=True)
     ]
     joint = _Joint([model.basis for model in found])
@@ -106,7 +106,7 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
 
 @undisturbed()
 def plan_experts(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[AnyPath],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
@@ -117,7 +117,7 @@ def plan_experts(
     _refuse_too_few(paths, "checkpoint", "open_transformer")
     wanted, where = as_args(args), open_device(device)
     found = [
-        find_model(Source(path), wanted, where, Request(workload=workload, loras=own))
+        find_model(source_of(path), wanted, where, Request(workload=workload, loras=own))
         for path, own in zip(paths, _for_each(loras, len(paths)), strict=True)
     ]
     return _Joint([model.basis for model in found]).plan
