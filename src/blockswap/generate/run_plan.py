@@ -214,7 +214,17 @@ def _sampling(job: Job, base: int, blocks: SwapPlan, carried: int) -> Phase:
     seconds = None if blocks.timing is None else blocks.timing.step_seconds * forwards
     host = base + blocks.pinned_bytes + staging + (peak if job.on_host else 0)
     read = files - min(files, streamed) + streamed * forwards
+    if job.request.preview_every:
+        host += _preview_bytes(job)
     return Phase("sample", 0 if job.on_host else peak, host, read, seconds)
+
+
+def _preview_bytes(job: Job) -> int:
+    """The VAE and the decoding of one frame, on the host beside the steps."""
+    if job.parts.vae.config.get("weightless"):
+        return 0
+    alone = replace(job, request=replace(job.request, frames=1), device=torch.device("cpu"))
+    return decode_cost(alone, tiled=job.tiled).peak_bytes
 
 
 def _decoding(job: Job, base: int, tiled: bool) -> Phase:
