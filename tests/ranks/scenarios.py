@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import blockswap
-from blockswap.ranks import group
+from blockswap.ranks import companions, group
 
 Scenario = Callable[..., Any]
 
@@ -37,14 +38,14 @@ class Wide(nn.Module):
         return x
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, **rates: float) -> torch.device:
     torch.set_num_threads(1)
     if name == "cpu":
         return torch.device("cpu")
     import simaccel
 
     assert simaccel.unavailable_reason() is None
-    simaccel.configure(mode=name.removeprefix("sim-"), races="raise", poison=True)
+    simaccel.configure(mode=name.removeprefix("sim-"), races="raise", poison=True, **rates)
     simaccel.reset()
     return torch.device("sim", 0)
 
@@ -238,6 +239,94 @@ def _pss() -> int:
     found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
     assert found
     return int(found.group(1)) << 10
+
+
+def in_parts(rank: int, mesh: DeviceMesh, device: str) -> list[dict[str, Any]]:
+    """Forwards on the simulated accelerator with gathers, for a list, a count and automatic."""
+    where = _linked(device)
+    found = []
+    for family, args in (
+        ("mini", {"blocks": "0,2-3", "prefetch_blocks": 1}),
+        ("original", {"blocks_to_swap": 4, "prefetch_blocks": 1}),
+        ("mini", {"vram_budget": 16 << 10}),
+    ):
+        with torch.no_grad():
+            expected = forward(fresh(family).to(where), family, where)
+            model = _given(rank, family, "meta")
+            with blockswap.swap_blocks(model, args, device=where, mesh=mesh) as swap:
+                outputs = [forward(model, family, where) for _ in range(3)]
+                counters, plan = swap.measured().counters, swap.plan
+                report = str(swap.report())
+        found.append(
+            {
+                "equal": [torch.equal(out, expected) for out in outputs],
+                "copied": counters.copied_bytes / plan.streamed_bytes / 3,
+                "gathers": counters.gathers,
+                "on_demand": counters.on_demand,
+                "planned": plan.copied_bytes_per_forward / plan.streamed_bytes,
+                "streamed": len(plan.streamed),
+                "said": "copies its part of a streamed block" in report,
+                "groups": len(dist.distributed_c10d._world.pg_map),
+            }
+        )
+    return found
+
+
+def _linked(device: str) -> torch.device:
+    """Shared memory is pageable there, so that is the link; gathers go by faster, pinned copies."""
+    import sim_group
+
+    where = _device(device, pageable_gb_s=5, h2d_gb_s=100, d2h_gb_s=100)
+    sim_group.register()
+    return where
+
+
+def apart(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
+    """Ranks that do not do the same: how each goes on, what it says, how long it waited."""
+    where = _linked("sim-eager")
+    companions.GATHER_SECONDS = 2.0
+    with torch.no_grad():
+        expected = forward(fresh("mini").to(where), "mini", where)
+    found = {}
+    for what in ("another order", "one forward less", "closes", "is killed"):
+        model = _given(rank, "mini", "meta")
+        with torch.no_grad(), warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            swap = blockswap.swap_blocks(model, {"blocks_to_swap": 5}, device=where, mesh=mesh)
+            outputs = [forward(model, "mini", where)]
+            gathers = swap.measured().counters.gathers
+            began = time.monotonic()
+            if rank == 1:
+                _misbehave(model, swap, what, where)
+            else:
+                outputs += [forward(model, "mini", where) for _ in range(2)]
+            seconds = time.monotonic() - began
+            if what != "is killed":
+                dist.barrier()
+            if rank == 1 and what != "closes":
+                outputs += [forward(model, "mini", where) for _ in range(2)]
+            sentences = swap.measured().sentences
+            swap.close()
+        found[what] = {
+            "equal": [torch.equal(out, expected) for out in outputs],
+            "gathers": gathers,
+            "waited": seconds,
+            "said": [s for s in sentences if "brings all of every block" in s],
+            "warned": len([w for w in warned if "brings all of every block" in str(w.message)]),
+        }
+    return found
+
+
+def _misbehave(model: Any, swap: Any, what: str, where: torch.device) -> None:
+    x = torch.zeros(2, 16, device=where)
+    if what == "another order":
+        for index in (4, 2, 0):
+            model.blocks[index](x)
+    elif what == "closes":
+        swap.close()
+    elif what == "is killed":
+        model.blocks[1].register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        forward(model, "mini", where)
 
 
 def _main() -> None:

@@ -1,7 +1,7 @@
 """`swap_blocks`: checks, plan and order of steps for a model already in host memory."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,13 +23,14 @@ from ...stream.model.hooks import Hooks
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import merged_leaves
-from ..assembly.parts import make_parts
+from ..assembly.parts import Parts, make_parts
 from ..assembly.pool_members import Sharing
 from ..assembly.table_rows import table_sentences
 from ..assembly.unit_store import HostMemory, OwnMemory, SharedMemory
 from ..guards.cuda_graphs import refuse_cuda_graphs
 from ..opening.engine_start import start_engine
 from ..opening.from_memory import pin_budget, place_residents, rehome
+from ..opening.rank_parts import agreed_basis, in_parts
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_module
 from ..plan_inputs.outlook import AnyWorkload, foresee
@@ -121,12 +122,17 @@ class Asked:
 def swap_shared(model: torch.nn.Module, ranks: Ranks, weights: SharedWeights, asked: Asked) -> Swap:
     """Swaps a model whose weights all ranks of the host share by now."""
     wanted, where = asked.wanted, asked.where
-    with ranks.together("plan"), undisturbed():
+    with ranks.together("find the blocks"), undisturbed():
         found = find_loaded(model, wanted, where, asked.workload)
-        basis = found.basis
+    basis = agreed_basis(ranks, found.basis)
+    with ranks.together("plan"), undisturbed():
         plan = basis.plan()
     host = SharedMemory(weights, where, pin_budget(wanted))
-    return swap_loaded(found, plan, where, host)
+
+    def with_others(parts: Parts) -> Parts:
+        return in_parts(parts, ranks, weights, basis)
+
+    return swap_loaded(replace(found, basis=basis), plan, where, host, with_others=with_others)
 
 
 def find_loaded(
@@ -163,19 +169,27 @@ def swap_loaded(
     where: Device,
     host: HostMemory,
     sharing: Sharing | None = None,
+    with_others: Callable[[Parts], Parts] | None = None,
 ) -> Swap:
-    """Carries out `plan` from the memory of `host`, with the slots of `sharing` if there are."""
+    """Carries out `plan` from the memory of `host`, with the slots of `sharing` if there are.
+
+    `with_others` is asked, once there are slots, how other ranks help to bring blocks.
+    """
     basis, loras = found.basis, found.loras
     with ExitStack() as undo, undisturbed():
         if not where.on_host:
             host.hold(undo)
         parts = make_parts(found.live, plan, where, undo, sharing)
+        if with_others is not None:
+            parts = with_others(parts)
         streamed: dict[str, StreamedUnit] = {}
         residents: dict[str, Resident] = {}
         if not where.on_host:
             residents = place_residents(parts, loras)
             streamed = rehome(parts, plan, host, loras)
-        freedom = freedom_of(basis, RamForms(parts, basis.facts, host, loras))
+        freedom = None
+        if parts.brought is None:  # ranks that bring blocks in parts stay with one plan
+            freedom = freedom_of(basis, RamForms(parts, basis.facts, host, loras))
         debug = basis.args.block_swap_debug
         swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug)
         _refuse_saving(found, hooks, swap)
