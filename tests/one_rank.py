@@ -88,5 +88,8 @@ def swapped(model: torch.nn.Module, args: BlockSwapArgs, others: Others) -> Swap
         assert gathers is not None
         return replace(parts, brought=_Cutting(gathers, gathers.number()))
 
-    plan = found.basis.plan()
-    return swap_loaded(found, plan, device, OwnMemory(device, UNLIMITED), with_others=beside)
+    basis = replace(found.basis, facts=replace(found.basis.facts, ranks=others.parts))
+    plan = basis.plan()
+    return swap_loaded(
+        replace(found, basis=basis), plan, device, OwnMemory(device, UNLIMITED), with_others=beside
+    )

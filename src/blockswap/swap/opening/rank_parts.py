@@ -27,7 +27,8 @@ def agreed_basis(ranks: Ranks, basis: Basis) -> Basis:
     told = ranks.agree("plan", basis.facts.device_free_bytes)
     known = [free for free in told.values() if free is not None]
     free = min(known) if len(known) == len(told) else None
-    return replace(basis, facts=replace(basis.facts, device_free_bytes=free))
+    ranks_here = 1 if basis.facts.on_host else len(ranks.neighbours)
+    return replace(basis, facts=replace(basis.facts, device_free_bytes=free, ranks=ranks_here))
 
 
 def in_parts(parts: Parts, ranks: Ranks, weights: SharedWeights, basis: Basis) -> Parts:
