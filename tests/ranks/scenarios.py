@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from cases import forward, fresh, skeleton
+from cases import forward, fresh, inputs, skeleton
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -175,27 +175,80 @@ def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
     return "accepted"
 
 
-def context_parallel(rank: int, mesh: DeviceMesh, kind: str, swapped: str) -> list[bool]:
-    """Ulysses over all ranks, beside the unswapped model under Ulysses and without it."""
-    from diffusers import ContextParallelConfig
+def context_parallel(rank: int, mesh: DeviceMesh, folder: str, cases: Any) -> dict[str, list[bool]]:
+    """diffusers' Ulysses or ring over all ranks, beside the unswapped model under the same.
 
+    A case: the model, what is parallel, when it is switched on, args, and whether from a file.
+    """
     # diffusers 0.42 divides by the number of accelerators when it sets up, and here is none.
     torch.accelerator.device_count = lambda: 1  # type: ignore[assignment]
-    here, family = torch.device("cpu"), kind
-    config = ContextParallelConfig(ulysses_degree=mesh.size())
-    with torch.no_grad():
-        alone = forward(_with_heads(kind), family, here)
-        plain = _with_heads(kind)
-        plain.enable_parallelism(config=config)
-        unswapped = forward(plain, family, here)
-        model = _with_heads(kind)
-        if swapped == "after":
-            model.enable_parallelism(config=config)
-        with blockswap.swap_blocks(model, {"blocks": "1-3"}, device="cpu", mesh=mesh):
-            if swapped == "before":
+    _ring_on_the_cpu()
+    found = {}
+    for kind, how, swapped, args, stored in cases:
+        family = "diffusers" if kind == "diffusers" else "diffusers-vace"
+        config = _parallel(how, mesh.size())
+        with torch.no_grad():
+            alone = _forward(_with_heads(kind), family, rank if config is None else 0)
+            plain = _with_heads(kind)
+            if config is not None:
+                plain.enable_parallelism(config=config)
+            unswapped = _forward(plain, family, rank if config is None else 0)
+            model = _brought(kind, args, mesh, Path(folder) / kind) if stored else _with_heads(kind)
+            if config is not None and swapped == "after" and not stored:
                 model.enable_parallelism(config=config)
-            outputs = [forward(model, family, here) for _ in range(2)]
-    return [torch.equal(out, unswapped) for out in outputs] + [torch.equal(unswapped, alone)]
+            if not stored:
+                blockswap.swap_blocks(model, args, device="cpu", mesh=mesh)
+            if config is not None and (swapped == "before" or stored):
+                model.enable_parallelism(config=config)
+            again = 2 if config is not None else 1 + rank  # data parallel: as many as each likes
+            outputs = [_forward(model, family, rank if config is None else 0) for _ in range(again)]
+            model.blockswap.close()
+        name = f"{kind}, {how}, {swapped}, {args}, {stored}"
+        found[name] = [torch.equal(out, unswapped) for out in outputs]
+        if how != "ring":  # which merges chunks in another order
+            found[name].append(torch.equal(unswapped, alone))
+    return found
+
+
+def _parallel(how: str, ranks: int) -> Any:
+    from diffusers import ContextParallelConfig
+
+    if how == "data":
+        return None
+    return ContextParallelConfig(**{f"{how}_degree": ranks})
+
+
+def _forward(model: Any, family: str, prompt: int) -> torch.Tensor:
+    """Of one of several prompts."""
+    given = inputs(family, torch.device("cpu"))
+    given["encoder_hidden_states"] = given["encoder_hidden_states"] * (1 + prompt)
+    out: torch.Tensor = model(**given, return_dict=False)[0]
+    return out
+
+
+def _brought(kind: str, args: Any, mesh: DeviceMesh, path: Path) -> Any:
+    """The model of a folder that one rank has saved."""
+    if mesh.get_rank() == 0:
+        _with_heads(kind).save_pretrained(path)
+    dist.barrier()
+    return blockswap.open_transformer(path, args, device="cpu", mesh=mesh)
+
+
+def _ring_on_the_cpu() -> None:
+    """Ring attention wants the logarithms of the sums, which diffusers does not give on the CPU."""
+    from diffusers.models import attention_dispatch
+
+    plain = attention_dispatch._native_attention_forward_op
+
+    def with_sums(ctx: Any, query: Any, key: Any, value: Any, *given: Any, **named: Any) -> Any:
+        if len(given) < 6 or not given[5]:
+            return plain(ctx, query, key, value, *given, **named)
+        turned = [x.permute(0, 2, 1, 3) for x in (query, key, value)]
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, sums = attend(*turned, scale=given[3])
+        return out.permute(0, 2, 1, 3), sums.permute(0, 2, 1)
+
+    attention_dispatch._native_attention_forward_op = with_sums
 
 
 def _with_heads(kind: str) -> Any:
@@ -279,6 +332,45 @@ def _linked(device: str) -> torch.device:
     where = _device(device, pageable_gb_s=5, h2d_gb_s=100, d2h_gb_s=100)
     sim_group.register()
     return where
+
+
+def experts(rank: int, mesh: DeviceMesh, device: str, folder: str) -> dict[str, Any]:
+    """Two experts in turn, from memory and from files; the weights once, the slots shared."""
+    from expert_pair import expected, expert, write_experts
+
+    where = _device("cpu") if device == "cpu" else _linked(device)
+    args = {"blocks_to_swap": 4, "prefetch_blocks": 1}
+    if rank == 0:
+        write_experts(Path(folder), "mini")
+    dist.barrier()
+    paths = [Path(folder) / f"mini-{number}.safetensors" for number in range(2)]
+    found: dict[str, Any] = {}
+    for source in ("memory", "file"):
+        if source == "memory":
+            models: Any = [expert(number, "mini") for number in range(2)]
+            blockswap.swap_experts(models, args, device=where, mesh=mesh)
+        else:
+            models = blockswap.open_experts(
+                paths, args, device=where, mesh=mesh, skeletons=[skeleton("mini") for _ in paths]
+            )
+        equal = []
+        with torch.no_grad():
+            for number in (0, 0, 1, 1, 0, 1):
+                out = forward(models[number], "mini", where)
+                equal.append(torch.equal(out, expected(number, "mini", where)))
+        counters = [model.blockswap.measured().counters for model in models]
+        plans = [model.blockswap.plan for model in models]
+        found[source] = {
+            "equal": equal,
+            "gathers": [c.gathers for c in counters],
+            "copied": [c.copied_bytes for c in counters],
+            "planned": [plan.copied_bytes_per_forward for plan in plans],
+            "slabs": [plan.streamed_bytes for plan in plans],
+            "said": [s for c in models for s in c.blockswap.measured().sentences if "brings" in s],
+        }
+        for model in models:
+            model.blockswap.close()
+    return found
 
 
 def apart(rank: int, mesh: DeviceMesh) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Ranks that bring blocks in parts: equal outputs, 1/N of the bytes, and what each does alone."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,21 @@ def test_each_rank_copies_its_part_and_computes_as_one_process(
             assert one["planned"] < 1 / count + 0.2
             assert one["copied"] < 1.7 * one["planned"]  # with what is brought ahead at the end
             assert one["groups"] == 3  # the caller's, and two of ours however often one opens
+
+
+@pytest.mark.parametrize("device", ["cpu", "sim-eager"])
+def test_two_experts_share_slots_and_gathers(sim_module: Any, device: str, tmp_path: Path) -> None:
+    found = values(run_ranks(2, "experts", device=device, folder=str(tmp_path)))
+    for one in (source for rank in found for source in rank.values()):
+        assert all(one["equal"])
+        assert not one["said"]
+        for number in range(2):
+            if device == "cpu":
+                assert one["gathers"][number] == one["copied"][number] == 0
+            else:
+                assert one["gathers"][number] >= 3 * 4
+                assert one["planned"][number] < 0.7 * one["slabs"][number]
+                assert one["copied"][number] >= 3 * one["planned"][number]
 
 
 def test_ranks_that_do_not_do_the_same_go_on_alone_and_say_so(sim_module: Any) -> None:

@@ -87,8 +87,42 @@ def test_a_rank_that_is_killed_takes_no_weights_with_it() -> None:
     assert other.value == [True, True]
 
 
-@pytest.mark.parametrize(("count", "swapped"), [(2, "before"), (4, "after")])
-def test_context_parallel_ranks_compute_as_unswapped_ones(count: int, swapped: str) -> None:
-    """diffusers' Ulysses, switched on before or after swapping, and one process without it."""
-    for one in values(run_ranks(count, "context_parallel", kind="diffusers", swapped=swapped)):
-        assert one == [True, True, True]
+LIST, COUNT, AUTOMATIC = {"blocks": "1-3"}, {"blocks_to_swap": 4}, None
+
+
+@pytest.mark.parametrize(
+    ("count", "cases"),
+    [
+        (
+            2,
+            [
+                ("diffusers", "ulysses", "before", LIST, False),
+                ("diffusers", "ulysses", "after", AUTOMATIC, False),
+                ("diffusers", "ring", "after", COUNT, False),
+                ("vace", "data", "", AUTOMATIC, False),
+                ("diffusers", "data", "", COUNT, False),
+                ("vace", "data", "", LIST, True),
+                ("diffusers", "ring", "before", AUTOMATIC, True),
+            ],
+        ),
+        (
+            4,
+            [
+                ("diffusers", "ulysses", "after", COUNT, False),
+                ("vace", "data", "", COUNT, True),
+                ("diffusers", "ring", "before", LIST, True),
+                ("diffusers", "data", "", AUTOMATIC, True),
+            ],
+        ),
+    ],
+)
+def test_parallel_ranks_compute_as_unswapped_ones(count: int, cases: Any, tmp_path: Path) -> None:
+    """diffusers' Ulysses and ring, and a prompt for each rank; from memory and from a folder.
+
+    Its VACE class has no plan for context parallelism (`_cp_plan`), so that is data parallel only.
+    """
+    found = values(run_ranks(count, "context_parallel", folder=str(tmp_path), cases=cases))
+    for one in found:
+        assert len(one) == len(cases)
+        for case, equal in one.items():
+            assert all(equal), case

@@ -231,7 +231,7 @@ def _merged_loras(
     return merged
 
 
-def refuse_loras_on_ranks(loras: Sequence[AnyLora] | None) -> None:
+def refuse_loras_on_ranks(loras: Sequence[Any] | None) -> None:
     """Raises ArgsError: ranks share the model's weights as they are."""
     if loras:
         raise ArgsError(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ...plan import SwapPlan
 from ...plan.timing.shared_link import RankRates, brought_alone, brought_in_parts
-from ...ranks.companions import CompanionRanks, make_companions
+from ...ranks.companions import make_companions
 from ...ranks.group import Ranks
 from ...ranks.rates import measure
 from ...ranks.shared_weights import SharedWeights
@@ -41,29 +41,35 @@ def in_parts(parts: Parts, ranks: Ranks, weights: SharedWeights, basis: Basis) -
         return parts  # nothing moves, on the CPU or because all of it stays
     if here[1:] != here[:-1]:
         return _alone(parts, NOT_EQUAL)
+    if parts.sharing.rates is None:
+        parts.sharing.rates = _begun(parts, ranks, weights)
+    rates, gathers = parts.sharing.rates, parts.pool.gathers
+    if rates is None:
+        return _alone(parts, NO_COLLECTIVES.format(device=parts.device.torch_device.type))
+    if gathers is None:
+        return replace(parts, plan=brought_alone(parts.plan, rates))
+    speeds = None if basis.foresight is None else basis.foresight.speeds
+    plan = brought_in_parts(parts.plan, rates, speeds)
+    return replace(parts, plan=plan, brought=BroughtParts(gathers, gathers.number()))
+
+
+def _begun(parts: Parts, ranks: Ranks, weights: SharedWeights) -> RankRates | None:
+    """What was measured, once for all models of a pool; where it pays, the pool's gathers begin."""
     companions = make_companions(ranks, parts.device.torch_device)
     if companions is None:
-        return _alone(parts, NO_COLLECTIVES.format(device=parts.device.torch_device.type))
+        return None
     try:
         target = parts.pool.slots[0].memory
         rates = measure(parts.device, ranks, companions, weights.memory, target)
-        if rates.pays:
-            return _brought(parts, companions, rates, basis)
     except BaseException:
         companions.close()
         raise
-    companions.close()
-    return replace(parts, plan=brought_alone(parts.plan, rates))
-
-
-def _brought(parts: Parts, companions: CompanionRanks, rates: RankRates, basis: Basis) -> Parts:
-    pool = parts.pool
-    companions.tell = pool.sentences.append
-    pool.fill_with(companions)
-    assert pool.gathers is not None, "made just now"
-    speeds = None if basis.foresight is None else basis.foresight.speeds
-    plan = brought_in_parts(parts.plan, rates, speeds)
-    return replace(parts, plan=plan, brought=BroughtParts(pool.gathers, pool.gathers.number()))
+    if rates.pays:
+        companions.tell = parts.pool.sentences.append
+        parts.pool.fill_with(companions)
+    else:
+        companions.close()
+    return rates
 
 
 def _alone(parts: Parts, sentence: str) -> Parts:
