@@ -18,9 +18,12 @@ from cases import forward, fresh, inputs, skeleton
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import blockswap
-from blockswap.ranks import companions, group
+from blockswap.ranks import companions, group, shared_weights
+from blockswap.stream.engine.streamer import Streamer
 
 Scenario = Callable[..., Any]
 
@@ -139,6 +142,53 @@ def memory(rank: int, mesh: DeviceMesh, gives: str) -> dict[str, Any]:
     }
 
 
+class _Gathered(TorchDispatchMode):
+    """Counts the bytes that gathers bring to this rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name().startswith("c10d::_allgather_base_"):
+            whole, part = args[0], args[1]
+            self.nbytes += (whole.numel() - part.numel()) * whole.element_size()
+        return func(*args, **(kwargs or {}))
+
+
+def beside_fsdp(rank: int, mesh: DeviceMesh, schedule: str) -> dict[str, Any]:
+    """The same model under FSDP2 with CPU offload, or ours: bytes of a forward and of the host."""
+    torch.manual_seed(7)
+    x = torch.linspace(-1, 1, 1024).expand(2, 1024)
+    model = Wide().requires_grad_(False)
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    with torch.no_grad():
+        expected = model(x)
+    dist.barrier()
+    before = _pss() - weights
+    if schedule == "fsdp":
+        policy = CPUOffloadPolicy(pin_memory=False)
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, offload_policy=policy)
+        fully_shard(model, mesh=mesh, offload_policy=policy)
+    else:
+        blockswap.swap_blocks(model, {"blocks_to_swap": 24}, device="cpu", mesh=mesh)
+    counted = _Gathered()
+    with torch.no_grad():
+        model(x)
+        with counted:
+            out = model(x)
+    dist.barrier()
+    held = _pss() - before
+    dist.barrier()
+    return {
+        "equal": torch.equal(out, expected),
+        "gathered": counted.nbytes,
+        "host": held,
+        "weights": weights,
+    }
+
+
 def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
     """One rank is at fault: what each of them says, and whether its model still computes."""
     group.WAIT_SECONDS = 3.0
@@ -154,6 +204,8 @@ def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
             args = {"blocks": "3-1"}
         elif fault == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "dies in opening":
+            shared_weights.map_segment = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         elif fault == "never comes":
             time.sleep(6)
             return "late"
@@ -271,8 +323,8 @@ def _with_heads(kind: str) -> Any:
     return WanVACETransformer3DModel(**sizes, vace_layers=[0, 2, 4], vace_in_channels=8).eval()
 
 
-def left_alone(rank: int, mesh: DeviceMesh) -> Any:
-    """The rank whose weights are shared is killed after opening: the others go on."""
+def left_alone(rank: int, mesh: DeviceMesh, when: str) -> Any:
+    """The rank whose weights are shared is killed after opening or in closing: others go on."""
     model = _given(rank, "mini", "meta")
     here = torch.device("cpu")
     with torch.no_grad():
@@ -280,6 +332,9 @@ def left_alone(rank: int, mesh: DeviceMesh) -> Any:
         swap = blockswap.swap_blocks(model, {"blocks_to_swap": 3}, device="cpu", mesh=mesh)
         dist.barrier()
         if rank == 0:
+            if when == "in closing":
+                Streamer.drain = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
+                swap.close()
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.5)
         equal_now = torch.equal(forward(model, "mini", here), expected)
@@ -421,12 +476,30 @@ def _misbehave(model: Any, swap: Any, what: str, where: torch.device) -> None:
         forward(model, "mini", where)
 
 
+def two_hosts(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
+    """Two ranks a host; the first of each has the weights: who shares with whom, and equality."""
+    here = torch.device("cpu")
+    with torch.no_grad():
+        expected = forward(fresh("mini"), "mini", here)
+        model = _given(rank % 2, "mini", "meta")
+        with blockswap.swap_blocks(model, {"blocks_to_swap": 3}, device="cpu", mesh=mesh) as swap:
+            outputs = [forward(model, "mini", here) for _ in range(2)]
+            sentences = swap.measured().sentences
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    segments = {line.split()[4] for line in maps if "blockswap weights" in line}
+    return {
+        "equal": [torch.equal(out, expected) for out in outputs],
+        "said": [s for s in sentences if "for the 2 ranks of this host" in s],
+        "segments": sorted(segments),
+        "host": group.ranks_of(mesh).neighbours,
+    }
+
+
 def _main() -> None:
     faulthandler.dump_traceback_later(100, exit=True)
     rank, count, folder, scenario, options = json.loads(sys.argv[1])
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count
-    )
+    store = folder if "://" in folder else f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
     mesh = init_device_mesh("cpu", (count,))
     value = globals()[scenario](rank, mesh, **options)
     sys.stdout.write("\n" + json.dumps(value) + "\n")

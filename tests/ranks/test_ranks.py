@@ -1,5 +1,6 @@
 """Several processes with one model: equal outputs, weights once a host, and what stops them all."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +70,27 @@ def test_weights_are_in_memory_once_for_all_ranks(gives: str) -> None:
         ("other model", "rank 1 has another model than rank 0 (5 units, not 6)"),
         ("args", "Invalid range: '3-1'"),
         ("dies", "ended or did not come within 3 s"),
+        ("dies in opening", "ended or did not come within 3 s"),
         ("never comes", "ended or did not come within 3 s"),
         ("nobody has weights", "none of ranks 0, 1 of this host has weights"),
     ],
 )
 def test_a_fault_of_one_rank_is_a_sentence_on_all_of_them(fault: str, said: str) -> None:
+    before = sorted(os.listdir("/dev/shm"))
     found = run_ranks(2, "refused", fault=fault)
-    alive = found[:1] if fault in ("dies", "never comes") else found
+    alive = found[:1] if fault.startswith(("dies", "never comes")) else found
+    assert [one.code for one in found[1:]] == [-9 if fault.startswith("dies") else 0]
+    assert sorted(os.listdir("/dev/shm")) == before
     for one in values(alive):
         assert said in one
         assert one.endswith("[]")
 
 
-def test_a_rank_that_is_killed_takes_no_weights_with_it() -> None:
-    killed, other = run_ranks(2, "left_alone")
+@pytest.mark.parametrize("when", ["in a pause", "in closing"])
+def test_a_rank_that_is_killed_takes_no_weights_with_it(when: str) -> None:
+    before = sorted(os.listdir("/dev/shm"))
+    killed, other = run_ranks(2, "left_alone", when=when)
+    assert sorted(os.listdir("/dev/shm")) == before
     assert killed.code == -9
     assert other.value == [True, True]
 
