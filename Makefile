@@ -5,12 +5,16 @@ BIN    := $(VENV)/bin
 # One thread a worker: two workers with two threads each would only get in each other's way.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b encoder-umt5 resume test-comfy test-formats test-any-model test-gpu comfy-env clean
+.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b disk-h3 encoder-umt5 every-point test-comfy test-formats test-any-model test-gpu comfy-env clean
 
 demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
 
 test: $(VENV)/.ready comfy-env
+	$(TEST) -n 2 --dist loadfile $(ARGS)
+
+# The same with line coverage, which takes half as long again.
+coverage: $(VENV)/.ready comfy-env
 	$(TEST) -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
 
 check: format lint types contracts fast
@@ -44,14 +48,20 @@ bench: $(VENV)/.ready
 disk-30: $(VENV)/.ready
 	BLOCKSWAP_STEADY_BLOCKS=30 $(TEST) -q -s -m root tests/full_size/test_steady_memory.py
 
-# A whole run ended at every point and gone on with; CI takes the half of them.
-resume: $(VENV)/.ready
-	BLOCKSWAP_EVERY_POINT=1 $(TEST) -q tests/generate/test_resume.py
+# Runs ended, interrupted and failed at every point that is known; CI takes some of them.
+every-point: $(VENV)/.ready
+	BLOCKSWAP_EVERY_POINT=1 $(TEST) -n 2 -q tests/generate/test_resume.py tests/engine/test_residency.py \
+		tests/engine/test_disk_faults.py tests/engine/test_opening_failures.py
 
 # A 14B checkpoint in 4 GB of memory: ten minutes, root and 30 GB of disk in FOLDER, or in a
 # temporary folder that is removed.
 disk-14b: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.disk_14b $(FOLDER)
+
+# MiniMax-H3's geometry (20 of 50 blocks, 27 GB) in 6 GB of memory: ten minutes and more, root and
+# 29 GB of disk in FOLDER, or in a temporary folder that is removed.
+disk-h3: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.disk_h3 $(FOLDER)
 
 # Every format x model x store x residency x device; CI runs a pairwise choice of them.
 test-formats: $(VENV)/.ready

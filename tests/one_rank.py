@@ -82,14 +82,13 @@ def swapped(model: torch.nn.Module, args: BlockSwapArgs, others: Others) -> Swap
     device = open_device("sim")
     found = find_loaded(model, args, device, None)
 
-    def beside(parts: Parts) -> Parts:
-        parts.pool.fill_with(others)
-        gathers = parts.pool.gathers
-        assert gathers is not None
-        return replace(parts, brought=_Cutting(gathers, gathers.number()))
+    class Beside(OwnMemory):
+        def with_others(self, parts: Parts) -> Parts:
+            parts.pool.fill_with(others)
+            gathers = parts.pool.gathers
+            assert gathers is not None
+            return replace(parts, brought=_Cutting(gathers, gathers.number()))
 
     basis = replace(found.basis, facts=replace(found.basis.facts, ranks=others.parts))
     plan = basis.plan()
-    return swap_loaded(
-        replace(found, basis=basis), plan, device, OwnMemory(device, UNLIMITED), with_others=beside
-    )
+    return swap_loaded(replace(found, basis=basis), plan, device, Beside(device, UNLIMITED))

@@ -7,7 +7,6 @@ streamed; its first block alone, whose weights are in their slot by then; and th
 by nothing but `os.preadv` with O_DIRECT.
 """
 
-import contextlib
 import itertools
 import json
 import sys
@@ -20,12 +19,12 @@ import torch
 from benchmarks.disk_14b.what import CLIPS, Clip
 from benchmarks.shared.forward import inputs_of, timed
 from benchmarks.shared.raw_read import Reader
+from benchmarks.shared.streamed_block import seconds_in_slot
 from blockswap import BlockSwapArgs, open_transformer
 from memory_group import MemoryGroup
 
 RAW_READERS = (1, 4)
 KEPT = 256 * 1024 * 1024  # more has no room under the limit
-BLOCK_RUNS = 3
 TEXT_TOKENS = 512  # as the official pipeline pads to
 
 
@@ -40,37 +39,8 @@ def forward_seconds(model: torch.nn.Module, clip: Clip) -> float:
     return seconds
 
 
-class Timed(Exception):
-    """Ends a forward at its first block: what was wanted is known."""
-
-
 def block_seconds(model: Any, clip: Clip) -> list[float]:
-    """Seconds of the first block with the inputs of a forward, while its weights are in their slot.
-
-    The block runs behind the engine's back, so nothing is fetched or evicted meanwhile, and reads
-    that are under way are waited for first.
-    """
-    swap, seconds = model.blockswap, []
-
-    def run(block: torch.nn.Module, given: Any) -> None:
-        for slot in swap._streamer._pool.slots:
-            assert slot.job is None or slot.job.wait(60)
-        before = swap.measured().counters.reads
-        for _ in range(BLOCK_RUNS):
-            began = time.perf_counter()
-            block.forward(*given)
-            seconds.append(time.perf_counter() - began)
-        assert swap.measured().counters.reads == before
-        raise Timed
-
-    # After the engine's own hook: the weights hang in the block by then.
-    handle = model.blocks[0].register_forward_pre_hook(run)
-    try:
-        with torch.inference_mode(), contextlib.suppress(Timed):
-            model(**inputs_for(clip))
-    finally:
-        handle.remove()
-    return seconds
+    return seconds_in_slot(model, model.blocks[0], inputs_for(clip))
 
 
 def measure(path: str, group: MemoryGroup, rounds: int) -> dict[str, Any]:

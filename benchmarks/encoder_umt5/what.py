@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 LIMIT = 2 * 10**9
-TOKENS = 64
+TOKENS = 512  # what Wan's pipelines pad a prompt to
+WORDS = 300
 ENCODES = 2
 CONFIG: dict[str, Any] = {
     "architectures": ["UMT5EncoderModel"],
@@ -30,11 +31,11 @@ _POOL, _WINDOW = 2**22, 2**18
 
 
 def prompt() -> dict[str, torch.Tensor]:
-    """A prompt of 40 tokens, padded to 64."""
+    """A prompt of `WORDS` tokens, padded."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(3, CONFIG["vocab_size"], (1, TOKENS), generator=draw)
     mask = torch.ones_like(ids)
-    ids[:, 40:], mask[:, 40:] = 0, 0
+    ids[:, WORDS:], mask[:, WORDS:] = 0, 0
     return {"input_ids": ids, "attention_mask": mask}
 
 

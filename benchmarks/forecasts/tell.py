@@ -25,9 +25,10 @@ def line(row: Row) -> str:
     plan, timing = told.plan, told.plan.timing
     assert plan.peak_bytes is not None, "a forecast knows its workload"
     assert timing is not None, "a card has a rate"
+    blocks = sum(unit.kind == "block" for unit in told.order.model.units)
     waits = timing.exposed_seconds / timing.step_seconds
     return (
-        f"{head}{told.blocks_to_swap} of {told.order.model.geometry.num_layers} blocks | "
+        f"{head}{told.blocks_to_swap} of {blocks} blocks | "
         f"{format_bytes(plan.peak_bytes)} | {format_bytes(plan.pinned_bytes)} | "
         f"{format_seconds(timing.step_seconds)}, {waits:.1%} waiting |"
     )

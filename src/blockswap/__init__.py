@@ -26,11 +26,13 @@ if TYPE_CHECKING:
         swap_blocks,
         swap_experts,
     )
+    from .turns import BlockSwapStrategy, swap_pipeline
 
 __version__ = "0.1.0"
 __all__ = [
     "BlockSwapArgs",
     "BlockSwapError",
+    "BlockSwapStrategy",
     "Lora",
     "Outlook",
     "Swap",
@@ -42,11 +44,17 @@ __all__ = [
     "open_transformer",
     "swap_blocks",
     "swap_experts",
+    "swap_pipeline",
 ]
+_TURNS = ("BlockSwapStrategy", "swap_pipeline")
 
 
 def __getattr__(name: str) -> Any:
     """Loads the torch side on first use, so that planning and the command line start quickly."""
+    if name in _TURNS:
+        from . import turns
+
+        return getattr(turns, name)
     if name in __all__:  # all that is not imported above
         from . import swap
 

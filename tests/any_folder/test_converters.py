@@ -94,6 +94,17 @@ COMPUTED = {
     "flip": lambda a, b: a.flip(0),
     "permute": lambda a, b: a.view(3, 4, 6).permute(1, 0, 2).reshape(12, 6),
     "with zeros": lambda a, b: torch.cat([a, torch.zeros(1, 6)]),
+    "bytes as another dtype": lambda a, b: a.view(torch.int32),
+    "bytes of another size": lambda a, b: a.view(torch.float16)[:, :6],
+    "repeat": lambda a, b: a[:6].repeat(2, 1),
+    "expand": lambda a, b: a[:1].expand(12, 6),
+    "roll": lambda a, b: a.roll(1, 0),
+    "where": lambda a, b: torch.where(a > 0, a, b),
+    "matmul": lambda a, b: a @ b[:6],
+    "as_strided": lambda a, b: a.as_strided((6, 12), (1, 6)),
+    "index": lambda a, b: a[torch.tensor([1, 0])],
+    "index_select": lambda a, b: a.index_select(0, torch.tensor([1, 0])),
+    "a transpose flattened": lambda a, b: a.t().reshape(-1),
     "a computed part": lambda a, b: torch.cat([a, b + 1]),
 }
 
@@ -117,6 +128,30 @@ def test_what_is_computed_says_so(name: str) -> None:
     found = COMPUTED[name](*rows)
     assert found.shape == COMPUTED[name](*data.values()).shape
     assert found.blockswap_origin.computed_by
+
+
+WRITES = {
+    "mul_": lambda a, b: a.mul_(2),
+    "zero_": lambda a, b: a.zero_(),
+    "copy_": lambda a, b: a.copy_(b),
+    "copy_ into a real one": lambda a, b: torch.zeros(12, 6).copy_(a),
+    "an item": lambda a, b: a.__setitem__(0, 1.0),
+    "rows of another": lambda a, b: a.__setitem__(slice(0, 2), b[:2]),
+    "rows into a real one": lambda a, b: torch.zeros(12, 6).__setitem__(slice(0, 2), b[:2]),
+    "augmented": lambda a, b: a.__iadd__(b),
+    "out=": lambda a, b: torch.add(a, b, out=torch.empty(12, 6)),
+    "a chunk in place": lambda a, b: a.chunk(3)[0].neg_(),
+    "t_": lambda a, b: a.t_(),
+    "data.add_": lambda a, b: a.data.add_(1),
+    "index_copy_": lambda a, b: a.index_copy_(0, torch.tensor([0]), b[:1]),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_is_written_in_place_is_refused(name: str) -> None:
+    """It would be lost: the tensor would go on saying that it is the file's."""
+    with pytest.raises(GeometryError, match="writes into tensors in place"):
+        WRITES[name](*_both()[1])
 
 
 def test_values_are_not_to_be_had() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from odder_models import ODDER
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -169,6 +170,9 @@ ODD: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "stages": (Stages, {"stages.0": 3, "stages.1": 3}),
     "wrapped": (Wrapped, {"wrapped.zweite": 4, "wrapped.inside.erste": 3, "wrapped.never": 2}),
 }
+
+
+ODD.update(ODDER)
 
 
 def odd(name: str) -> nn.Module:

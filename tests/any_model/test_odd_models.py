@@ -9,7 +9,7 @@ from odd_models import DIM, ODD, odd
 
 from blockswap import BlockSwapArgs, swap_blocks
 from blockswap.adapters.live import describe_module
-from blockswap.errors import ModelError, SelectionError
+from blockswap.errors import ModelError, SelectionError, StateError
 
 
 def run(model: torch.nn.Module, device: torch.device, forwards: int = 3) -> list[torch.Tensor]:
@@ -72,6 +72,47 @@ def test_the_order_is_learnt_and_what_never_runs_is_not_brought_again(
     called = [name for name in sizes if not name.startswith("never")]
     again = sizes["inside.erste.0"]  # two others ran since
     assert moved[-1] == moved[-2] == sum(sizes[name] for name in called) + again
+
+
+class ByItsOtherMethod(torch.nn.Module):
+    """Its blocks never run as modules: nothing of torch's sees them begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks_of_mine = torch.nn.ModuleList(Step() for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks_of_mine:
+            x = block.step(x)
+        return x
+
+
+class Step(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(DIM, DIM), torch.nn.Linear(DIM, DIM)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.step(x)
+
+    def step(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(self.first(x))
+
+
+def test_blocks_that_do_not_run_as_modules_are_told_by_name(sim_device: torch.device) -> None:
+    model = ByItsOtherMethod().eval().requires_grad_(False)
+    with swap_blocks(model, BlockSwapArgs(blocks="0"), device=sim_device):
+        with pytest.raises(StateError, match=r"blocks_of_mine.0.* outside the run of its block"):
+            run(model, sim_device, forwards=1)
+    assert run(model, torch.device("cpu"), forwards=1)[0].isfinite().all()
+
+
+def test_members_by_name_are_counted_in_their_order() -> None:
+    named = BlockSwapArgs(blocks="by_name:1-2")
+    with swap_blocks(odd("by name"), named, device="cpu") as swap:
+        assert swap.plan.streamed == ("by_name.middle", "by_name.in")
+    with pytest.raises(SelectionError, match="by_name has blocks 0-3"):
+        swap_blocks(odd("by name"), BlockSwapArgs(blocks="by_name:4"), device="cpu")
 
 
 def _alone(device: torch.device) -> torch.Tensor:

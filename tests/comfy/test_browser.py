@@ -123,9 +123,11 @@ def test_the_node_is_found_by_its_name_and_tells_what_its_slots_are(
 ):
     add_by_search(page, "WanVideo Block Swap", 500, 300)
     title, kind, widgets = page.evaluate(
-        "[app.graph._nodes[0].title, app.graph._nodes[0].type, app.graph._nodes[0].widgets ?? []]"
+        "(([node]) => [node.title, node.type, node.widgets.map(({name, type}) => ({name, type}))])"
+        "(app.graph._nodes)"
     )
-    assert (title, kind, widgets) == ("WanVideo Block Swap", OURS, [])
+    assert (title, kind) == ("WanVideo Block Swap", OURS)
+    assert [(w["name"], w["type"]) for w in widgets] == [("plan", "button")]
     tips = {name: options["tooltip"] for name, _, options in graphs.inputs_of(info[OURS])}
     for slot, name in enumerate(("model", "block_swap_args")):
         x, y = place_of(page, OURS, SLOT.format(is_input="true", slot=slot))
@@ -218,6 +220,20 @@ def test_a_run_shows_what_is_streamed_and_what_it_cost(page: Page, comfy: Client
     page.wait_for("app.graph._nodes.find(n => n.type == 'PreviewImage').imgs?.length == 1")
     page.evaluate("app.canvas.setDirty(true, true)")
     picture("run")
+
+
+@pytest.mark.parametrize("name", ["wan2.1_low_ram", "wan2.1_text_to_video"])
+def test_the_plan_is_told_before_anything_is_queued(name: str, page: Page, comfy: Client):
+    show(page, runnable(name))
+    before = set(comfy.get("/history"))
+    node = f"{OURS}Loader" if name == "wan2.1_low_ram" else OURS
+    page.click(*place_of(page, node, WIDGET.format(name="plan")))
+    find = f"app.graph._nodes.find(node => node.type == '{node}')"
+    line = f"{find}.widgets.find(w => w.name.includes('text-preview'))?.value ?? ''"
+    assert "units stay" in page.wait_for(line)
+    assert set(comfy.get("/history")) == before
+    saved = page.evaluate(f"app.graph.serialize().nodes.find(n => n.type == '{node}')")
+    assert "plan" not in json.dumps(saved.get("widgets_values"))
 
 
 def add_args(page: Page, blocks: str) -> None:

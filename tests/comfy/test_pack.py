@@ -1,6 +1,7 @@
 """What the pack shows beside its nodes: tooltips, languages, help pages, registry metadata."""
 
 import json
+import re
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import tomllib
 
 from comfy_host import graphs
 from comfy_host.client import Client
+from comfy_host.example_files import T2V
 from comfy_host.graphs import ObjectInfo
 from comfy_host.server import PACK, REPOSITORY
 
@@ -123,6 +125,29 @@ def help_page(comfy: Client, node: str, language: str) -> str:
         assert error.code == 404
         assert language == "en"
         return comfy.get_text(f"{folder}/{node}.md")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, r"plan: \d of 7 units stay, .* of weights and slots on cpu fit in the"),
+        ({"args": {"blocks": "0,2-4"}}, "plan: 3 of 7 units stay, 4 are streamed"),
+        ({"args": {"blocks": "3-1"}}, "plan: Invalid range: '3-1'"),
+        ({"args": {"blocks": "38-41"}}, "plan: Invalid range: '38-41': the model has blocks 0-5"),
+        ({"args": {"vram_budget": "8"}}, "plan: vram_budget='8' has no unit: write 8GiB"),
+        ({"file": "none.safetensors"}, "plan: none.safetensors is not in models/diffusion_models"),
+        ({"loader": None}, "plan: no loader was found in front of this node"),
+        ({"loader": "WanVideoModelLoader"}, "plan: which file the loader WanVideoModelLoader"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("loader", ["BlockSwapWanVideoLoader", "UNETLoader"])
+def test_the_page_is_told_the_plan_before_a_run(asked, said, loader, comfy: Client):
+    comfy.free()
+    question = {"node_id": "1", "loader": loader, "file": T2V, "weight_dtype": "default"}
+    question |= {"args_node": "BlockSwapWanVideoArgs", **asked}
+    told = comfy.post("/blockswap/plan", question)["text"]
+    assert re.match(said, told), told
 
 
 def test_the_templates_browser_lists_the_example_workflows(comfy: Client):

@@ -1,48 +1,36 @@
-"""Models that a GGUF pack has loaded, by its own tensors and layers, with block swap on them.
+"""GGUF models by their pack's own tensors and layers: behind its loader, and opened by ours.
 
 With a stand-in for the pack, and with the real one where `BLOCKSWAP_GGUF` names its folder.
 """
 
-import importlib.util
-import os
-import sys
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import comfy.model_base
 import comfy.sd
-import numpy as np
-import packed
+import gguf_packs
 import pytest
 import simulated
 import tiny
 import torch
+from comfy_extras.nodes_model_merging import ModelMergeSimple
+from gguf_packs import written
+from safetensors.torch import save_file
 from tiny import swapped
 
+from blockswap import BlockSwapArgs
+from blockswap.errors import BlockSwapError, HostError, ModelError
+from blockswap.nodes import gguf_pack
 from blockswap.nodes.holding import holding_of
+from blockswap.nodes.loading import load_streamed
+from blockswap.nodes.patcher import Wish
 
-PACK = os.environ.get("BLOCKSWAP_GGUF")
-KINDS = ["stand-in", *(["Q8_0", "Q4_0", "Q5_1"] if PACK else [])]
+KINDS = [("stand-in", "Q8_0")]
+if gguf_packs.REAL:
+    KINDS += [("real", kind) for kind in ("Q8_0", "Q4_0", "Q5_1", "BF16", "F16")]
+by_pack = pytest.mark.parametrize(("pack", "kind"), KINDS)
 pytestmark = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
-
-
-@lru_cache
-def real_pack() -> Any:
-    assert PACK is not None
-    home = Path(PACK)
-    for name, file in (("gguf_pack", "__init__.py"), ("gguf_pack.loader", "loader.py"),
-                       ("gguf_pack.ops", "ops.py"), ("gguf_pack.nodes", "nodes.py")):  # fmt: skip
-        spec: Any = importlib.util.spec_from_file_location(
-            name, home / file, submodule_search_locations=[str(home)] if "." not in name else None
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        if name != "gguf_pack":
-            spec.loader.exec_module(module)
-    return SimpleNamespace(**{n: sys.modules[f"gguf_pack.{n}"] for n in ("loader", "ops", "nodes")})
+ARGS: tuple[dict[str, Any], ...] = ({"blocks": "0,2-4"}, {"blocks_to_swap": 6}, {})
 
 
 @pytest.fixture(autouse=True)
@@ -50,62 +38,145 @@ def _on_sim(sim_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterat
     yield from simulated.computing_on(sim_device, monkeypatch)
 
 
-def written(path: Path, weights: dict[str, torch.Tensor], kind: str) -> str:
-    import gguf
-
-    quant = gguf.GGMLQuantizationType[kind]
-    writer = gguf.GGUFWriter(path, "wan")
-    for key, value in weights.items():
-        array = value.float().numpy()
-        if tiny._is_linear_of_a_block(key, value):
-            packed = gguf.quantize(array, quant)
-            writer.add_tensor(key, packed, raw_dtype=quant)
-        else:
-            writer.add_tensor(key, array.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return str(path)
+def opened(path: str, weight_dtype: str = "default", **args: Any) -> Any:
+    return load_streamed(path, Wish(BlockSwapArgs(**args)), weight_dtype)
 
 
-def loaded(kind: str, folder: Path) -> Any:
-    weights = tiny.state_dict("t2v")
-    if kind == "stand-in":
-        state: dict[str, Any] = {
-            key: packed.pack(value) if tiny._is_linear_of_a_block(key, value) else value
-            for key, value in weights.items()
-        }
-        ops, patcher = packed.Ops, packed.GGUFModelPatcher
-    else:
-        pack = real_pack()
-        state = pack.loader.gguf_sd_loader(written(folder / "wan.gguf", weights, kind))
-        state = state[0] if isinstance(state, tuple) else state
-        ops, patcher = pack.ops.GGMLOps(), pack.nodes.GGUFModelPatcher
-    options = {"custom_operations": ops}
-    return patcher.clone(comfy.sd.load_diffusion_model_state_dict(state, model_options=options))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_streamed_as_packed_with_and_without_a_lora(kind: str, tmp_path: Path) -> None:
-    plain = loaded(kind, tmp_path)
-    bare = tiny.sample(plain)
+def with_lora(patcher: Any, strength: float = 0.6, *, biases: bool = True) -> Any:
+    """A LoRA for packed weights, for plain ones, and for biases beside packed weights."""
     lora = tiny.lora_of(tiny.model("t2v"))  # a packed model does not tell its true shapes
+    draw = torch.Generator().manual_seed(4)
+    for at in range(tiny.BLOCKS) if biases else ():
+        for name, size in (("self_attn.q.diff_b", tiny.DIM), ("self_attn.norm_q.diff", tiny.DIM)):
+            key = f"diffusion_model.blocks.{at}.{name}"
+            lora[key] = torch.randn(size, generator=draw) * 0.1
+    return comfy.sd.load_lora_for_models(patcher, None, lora, strength, 0)[0]
 
-    def with_lora(patcher: Any) -> Any:
-        return comfy.sd.load_lora_for_models(patcher, None, lora, 0.6, 0)[0]
 
+def streamed_bytes(model: Any) -> int:
+    held = holding_of(model.model)
+    return sum(unit.slab_bytes for unit in held.plan.units if unit.tier != "resident")
+
+
+@by_pack
+def test_the_swap_node_behind_the_packs_loader(pack: str, kind: str, tmp_path: Path) -> None:
+    weights = tiny.state_dict("t2v")
+    plain = gguf_packs.loaded(pack, written(tmp_path / "wan.gguf", weights, kind))
+    bare = tiny.sample(plain)
     patched = with_lora(plain)
     expected = tiny.sample(patched)
     assert not torch.equal(bare, expected)
 
-    for args in ({"blocks": "0,2-4"}, {"blocks_to_swap": 6}, {}):
+    whole = sum(2 * value.numel() for key, value in weights.items() if "blocks." in key)
+    for args in ARGS:
         assert torch.equal(tiny.sample(swapped(plain, **args)), bare)
-        held = holding_of(plain.model)
-        streamed = [unit.slab_bytes for unit in held.plan.units if unit.tier != "resident"]
-        whole = 2 * sum(p.size().numel() for p in plain.model.diffusion_model.blocks.parameters())
-        assert sum(streamed) < whole
+        assert streamed_bytes(plain) < whole * 2
         assert torch.equal(tiny.sample(swapped(patched, **args)), expected)
         assert torch.equal(tiny.sample(with_lora(swapped(plain, **args))), expected)
     assert torch.equal(tiny.sample(plain), bare)
     assert torch.equal(tiny.sample(patched), expected)
+
+
+@by_pack
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_our_loader_streams_the_files_bytes(
+    pack: str, kind: str, prefix: str, tmp_path: Path
+) -> None:
+    weights = {prefix + key: value for key, value in tiny.state_dict("t2v").items()}
+    path = written(tmp_path / "wan.gguf", weights, kind)
+    plain = gguf_packs.loaded(pack, path)
+    bare, patched = tiny.sample(plain), with_lora(plain)
+    expected = [tiny.sample(with_lora(plain, strength)) for strength in (0.6, 1.0)]
+    for args in ARGS:
+        model = opened(path, **args)
+        assert torch.equal(tiny.sample(model), bare), args
+        held = holding_of(model.model)
+        if args:
+            assert 0 < held.plan.read_bytes_per_forward <= Path(path).stat().st_size
+        for one, strength in zip(expected, (0.6, 1.0), strict=True):
+            assert torch.equal(tiny.sample(with_lora(model, strength)), one), args
+        assert torch.equal(tiny.sample(model), bare), args
+        assert torch.equal(tiny.sample(model.clone()), bare), args
+    assert torch.equal(tiny.sample(patched), expected[0])
+
+
+@pytest.mark.parametrize("family", ["i2v", "vace", "ti2v-5b"])
+def test_other_families_on_a_small_device(family: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "wan.gguf", tiny.state_dict(family))
+    expected = tiny.sample(gguf_packs.loaded("stand-in", path))
+    model = opened(path, blocks_to_swap=4, vace_blocks_to_swap=1, prefetch_blocks=2)
+    assert torch.equal(tiny.sample(model), expected)
+
+
+@by_pack
+def test_merged_with_a_plain_model_in_a_file(pack: str, kind: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "wan.gguf", tiny.state_dict("t2v", seed=1), kind)
+    other = tiny.state_dict("t2v", seed=2)
+    save_file(other, tmp_path / "wan.safetensors")
+    plains = gguf_packs.loaded(pack, path), tiny.loaded(other)
+    models = opened(path, blocks="0-3"), opened(str(tmp_path / "wan.safetensors"), blocks="1-4")
+    merge = ModelMergeSimple().merge
+    expected = tiny.sample(merge(*plains, 0.3)[0])
+    assert not torch.equal(expected, tiny.sample(plains[0]))
+    for pair in (models, (plains[0], models[1]), (models[0], plains[1])):
+        assert torch.equal(tiny.sample(merge(*pair, 0.3)[0]), expected)
+    if (pack, kind) == ("real", "Q8_0"):  # it tells of weights that are not there
+        with pytest.raises(ModelError, match="as the second of a merge"):
+            merge(models[1], models[0], 0.3)
+    with pytest.raises(ModelError, match="load it with ComfyUI's own loader to save it"):
+        comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), models[0])
+
+
+def test_without_its_pack_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nodes
+
+    path = written(tmp_path / "wan.gguf", tiny.state_dict("t2v"))
+    gguf_packs.pack("stand-in")
+    with pytest.raises(ModelError, match=r"weight_dtype fp8_e5m2 .* set it to default"):
+        opened(path, "fp8_e5m2")
+    there = gguf_packs.pack("stand-in")
+    for name in gguf_pack.NAMES:
+        with monkeypatch.context() as patch:
+            patch.delattr(there, name)
+            with pytest.raises(HostError, match=f"ComfyUI-GGUF has no {name}, which a GGUF file"):
+                opened(path)
+    monkeypatch.delitem(nodes.NODE_CLASS_MAPPINGS, "UnetLoaderGGUF")
+    with pytest.raises(ModelError, match=r"wan is a GGUF file.*install that pack, or use a"):
+        opened(path)
+
+
+def _without(ending: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda weights: {k: v for k, v in weights.items() if not k.endswith(ending)}
+
+
+def _wrong_shape(weights: dict[str, Any]) -> dict[str, Any]:
+    return weights | {"blocks.2.ffn.0.weight": torch.randn(256, 64)}
+
+
+HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "no bias": (_without("blocks.3.ffn.0.bias"), r"lacks 1 tensors.* blocks\.3\.ffn\.0\.bias"),
+    "no weight": (_without("blocks.3.ffn.0.weight"), r"blocks\.3\.ffn\.0\.weight"),
+    "no norm": (_without("blocks.1.self_attn.norm_q.weight"), r"blocks\.1\.self_attn\.norm_q"),
+    "another shape": (_wrong_shape, r"blocks\.2\.ffn\.0\.weight"),
+    "a stranger": (
+        lambda w: w | {"blocks.0.adapter.weight": torch.randn(8, 32)},
+        r"does not use, such as blocks\.0\.adapter\.weight",
+    ),
+    "a stranger in a linear": (
+        lambda w: w | {"blocks.0.ffn.0.gate": torch.randn(32)},
+        r"does not use, such as blocks\.0\.ffn\.0\.gate",
+    ),
+    "no model of Wan's": (lambda w: {"double_blocks.0.weight": torch.randn(8, 32)}, "no Wan model"),
+}
+
+
+@pytest.mark.parametrize("pack", gguf_packs.HOMES)
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_what_is_not_the_model_is_refused(hostile: str, pack: str, tmp_path: Path) -> None:
+    gguf_packs.pack(pack)
+    change, said = HOSTILE[hostile]
+    path = written(tmp_path / "wan.gguf", change(tiny.state_dict("t2v")))
+    with pytest.raises(BlockSwapError, match=said):
+        opened(path)

@@ -43,6 +43,13 @@ def test_every_family(family: str, tmp_path: Path) -> None:
         assert torch.equal(tiny.sample(model), expected), args
 
 
+def test_a_module_without_its_model_is_said_to_be_one(tmp_path: Path) -> None:
+    weights = tiny.state_dict("vace")
+    module = {key: value for key, value in weights.items() if key.startswith("vace_")}
+    with pytest.raises(ModelError, match="a module of Wan VACE without the model"):
+        opened(saved(tmp_path, module))
+
+
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "fp8_scaled", "prefixed"])
 def test_forms_of_checkpoint_with_a_lora(kind: str, tmp_path: Path) -> None:
     weights = tiny.state_dict("t2v", torch.float16 if kind == "fp16" else torch.bfloat16)
@@ -102,11 +109,6 @@ def test_a_merge_of_two_models_in_files(tmp_path: Path) -> None:
     tiny.sample(models[1])  # some of its blocks are on the device now
     for pair in (models, (plains[0], models[1]), (models[0], plains[1])):
         assert torch.equal(tiny.sample(merge(*pair, 0.3)[0]), expected)
-
-
-def test_a_gguf_file_is_sent_to_its_own_loader(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"wan\.gguf is a GGUF file.*install it, load the file"):
-        opened(str(tmp_path / "wan.gguf"))
 
 
 def test_saving_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -149,6 +149,32 @@ def test_a_list_on_every_kind_of_model(
     assert own_moves == []
 
 
+@pytest.mark.parametrize("kind", ["plain", "gguf", "scaled lora"])
+@pytest.mark.parametrize("sampler", ["diffusion forcing", "windows"])
+def test_its_other_samplers(
+    sampler: str,
+    kind: str,
+    sim: torch.device,
+    files: Files,
+    own_moves: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def made(patcher: Any) -> torch.Tensor:
+        if sampler == "windows":
+            return real_wrapper.sample_windows(patcher, monkeypatch)
+        return real_wrapper.sample_diffusion_forcing(patcher)
+
+    plain = model(kind, files, monkeypatch)
+    expected = made(plain)
+    assert torch.isfinite(expected).all()
+    ours = swapped(plain, blocks="0,2,3-5,29")
+    assert torch.equal(made(ours), expected)
+    assert streamed(ours) == {f"blocks.{n}" for n in (0, 2, 3, 4, 5, 29)}
+    assert takeover_on(ours).swap.closed
+    assert torch.equal(made(plain), expected)
+    assert own_moves == []
+
+
 def test_counts_and_vace_blocks(
     sim: torch.device, files: Files, own_moves: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

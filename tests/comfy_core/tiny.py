@@ -9,6 +9,7 @@ import comfy.model_base
 import comfy.ops
 import comfy.sample
 import comfy.sd
+import comfy.utils
 import torch
 
 from blockswap import BlockSwapArgs
@@ -28,6 +29,8 @@ _MAKERS: dict[str, tuple[str, dict[str, Any]]] = {
     "camera-2.2": ("CameraWanModel", dict(model_type="camera_2.2", in_dim=36)),
 }
 FAMILIES = tuple(_MAKERS)
+# Newer cores read older quantised files as files of today.
+HAS_QUANT_CONFIG = hasattr(comfy.utils, "convert_old_quants")
 
 
 def state_dict(
@@ -36,7 +39,7 @@ def state_dict(
     """A checkpoint of the family with small random weights."""
     name, config = _MAKERS[family]
     config = {**config, "num_layers": blocks}
-    with torch.device("meta"), host_checkpoints._plain_layers():
+    with torch.device("meta"), host_checkpoints.plain_layers():
         cls: Any = getattr(wan, name)
         skeleton = cls(**{**_COMMON, **config}, operations=comfy.ops.disable_weight_init)
     draw = torch.Generator().manual_seed(seed)
@@ -112,22 +115,32 @@ def lora_of(patcher: Any, seed: int = 11) -> dict[str, Any]:
     return lora
 
 
-def noise_for(patcher: Any) -> torch.Tensor:
+def noise_for(patcher: Any, clip: tuple[int, ...] = (1, 3, 8, 8)) -> torch.Tensor:
+    """`clip`: batch, frames, height and width of the latents."""
     channels = patcher.get_model_object("latent_format").latent_channels
     draw = torch.Generator().manual_seed(3)
-    return torch.randn(1, channels, 3, 8, 8, generator=draw)
+    return torch.randn(clip[0], channels, *clip[1:], generator=draw)
 
 
 def sample(
-    patcher: Any, *, steps: int = 2, callback: Callable[..., None] | None = None, hooks: Any = None
+    patcher: Any,
+    *,
+    steps: int = 2,
+    callback: Callable[..., None] | None = None,
+    hooks: Any = None,
+    clip: tuple[int, ...] = (1, 3, 8, 8),
+    noise_mask: torch.Tensor | None = None,
+    image: Any = None,
 ) -> Any:
-    """Latents of two steps through ComfyUI's own sampler."""
-    noise = noise_for(patcher)
+    """Latents of two steps through ComfyUI's own sampler; `image` as CLIP sees it."""
+    noise = noise_for(patcher, clip)
     draw = torch.Generator().manual_seed(5)
     texts = [torch.randn(1, 7, 4096, generator=draw) for _ in range(2)]
     positive, negative = ([[text, {}]] for text in texts)
     if hooks is not None:
         positive[0][1]["hooks"] = hooks
+    if image is not None:
+        positive[0][1]["clip_vision_output"] = negative[0][1]["clip_vision_output"] = image
     return comfy.sample.sample(
         patcher,
         noise,
@@ -138,6 +151,7 @@ def sample(
         positive,
         negative,
         torch.zeros_like(noise),
+        noise_mask=noise_mask,
         callback=callback,
         disable_pbar=True,
         seed=3,

@@ -21,6 +21,8 @@ from blockswap.errors import ReadError
 from blockswap.store.disk import DiskStore
 
 ARGS = {"blocks_to_swap": 5}
+# Every so many lines an interrupt; `make every-point` strikes more of them.
+STRIDE = 29 if os.environ.get("BLOCKSWAP_EVERY_POINT") else 89
 
 
 @pytest.fixture
@@ -226,7 +228,7 @@ def test_ctrl_c_at_any_line_of_the_engine_is_survived(
         # Both tiers in one forward need more blocks: then copies wait for reads and behind them.
         args = {"blocks_to_swap": 5 if store == "file-both" else 3, "prefetch_blocks": 1}
         with opened(store, "mini", device, args, shelf=shelf) as (model, _), torch.no_grad():
-            for line in range(phase * 3, 4000, 29):
+            for line in range(phase * 3, 4000, STRIDE):
                 with InterruptAt(line) as interrupt:
                     try:
                         forward(model, "mini", device)
@@ -237,7 +239,7 @@ def test_ctrl_c_at_any_line_of_the_engine_is_survived(
                 if not interrupt.raised:
                     wait_for_readers(collected[-1])
                     break
-            assert line > 29 * 3
+            assert line > STRIDE * 3
             assert not any(staging.is_claimed for staging in collected[-1].staging), store
         if store in ("ram", "pageable"):
             for name, value in fresh("mini").named_parameters():

@@ -8,8 +8,8 @@ from cases import expect_refusal
 from lora_samples import adapter, forward, reference, saved, write
 from test_loras_merged import ARGS, BF16, opened
 
-from blockswap import BlockSwapArgs, open_experts, open_transformer, swap_blocks
-from blockswap.errors import ArgsError, StateError
+from blockswap import BlockSwapArgs, open_experts, open_transformer
+from blockswap.errors import StateError
 
 STRENGTHS = ((1.0, 0.0), (0.5, -0.25), (0.0, 0.0), (0.5, 0.5))
 
@@ -76,23 +76,3 @@ def test_of_one_expert(sim_device, sim, tmp_path, files):
         assert torch.equal(forward(low, sim_device, BF16), want[1])
     for model in (high, low):
         model.blockswap.close()
-
-
-def test_other_files_are_refused_and_nothing_changes(sim_device, sim, tmp_path, files):
-    made, paths = files
-    folder = saved(tmp_path / "model", BF16)
-    want = wanted(folder, made, sim_device)
-    model = opened("disk", folder, BF16, sim_device, list(zip(paths, STRENGTHS[1], strict=True)))
-    for given in ([], paths[:1], paths[::-1]):
-        expect_refusal(
-            lambda given=given: model.blockswap.set_loras(given),
-            ArgsError, "the model was opened with", "in their order",
-        )  # fmt: skip
-    assert torch.equal(forward(model, sim_device, BF16), want[1])
-    model.blockswap.close()
-
-
-def test_without_loras_it_says_what_to_do(sim_device, sim, tmp_path):
-    folder = saved(tmp_path / "model", BF16)
-    with swap_blocks(reference(folder, []), BlockSwapArgs(**ARGS), device=sim_device) as swap:
-        expect_refusal(lambda: swap.set_loras([]), StateError, "loras=", "load_lora_adapter")

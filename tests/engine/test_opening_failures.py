@@ -24,6 +24,7 @@ from blockswap.stream.model.hooks import Hooks
 from blockswap.stream.pool.pool import Pool
 
 ARGS = {"blocks_to_swap": 4, "offload_txt_emb": True}
+MOST = 40 if os.environ.get("BLOCKSWAP_EVERY_POINT") else 12  # calls of one kind that fail in turn
 
 
 class Snapshot:
@@ -85,7 +86,7 @@ def test_swap_blocks_that_fails_anywhere_leaves_the_model_as_it_was(
     owner, name = STEPS[step]
     gc.collect()
     before = sim.counters()
-    for count in range(40):
+    for count in range(MOST):
         model = fresh("mini")
         snapshot = Snapshot(model)
         with monkeypatch.context() as patch:
@@ -99,7 +100,7 @@ def test_swap_blocks_that_fails_anywhere_leaves_the_model_as_it_was(
         if not fail.raised:
             break
     else:
-        assert step == "making events"  # there are hundreds: the first forty are enough
+        assert step == "making events"  # there are hundreds: the first are enough
     assert count > 0
     del fail
     gc.collect()

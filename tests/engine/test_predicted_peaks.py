@@ -4,8 +4,6 @@ The whole model is resident. Peaks and FLOPs are compared for equality: nothing 
 nothing that the device allocates in a forward is unknown to the prediction.
 """
 
-import gc
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from types import ModuleType
@@ -14,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from cases import fresh, inputs
+from peaks import expect, loaded, measured, on_device
 from torch.nn import functional as F
 
 from blockswap.layout.geometry import WanGeometry
-from blockswap.plan.inputs.workload import ForwardCost, Workload
+from blockswap.plan.inputs.workload import Workload
 from blockswap.predict import predict_module
 from blockswap.predict.vae_chunks import record_vae
 from blockswap.predict.wan import follow_forward, forward_inputs, torch_dtype, typed_skeleton
@@ -47,52 +46,7 @@ WORKLOADS = {
     "per-token": replace(PLAIN, batch=2, per_token_timestep=True),
 }
 GRID = [pair for pair in product(GEOMETRIES, WORKLOADS) if pair != ("vace", "per-token")]
-RATE = 1e9  # FLOP/s of the simulated accelerator, so that its clock counts FLOPs
-
 eager = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
-
-
-def loaded(skeleton: torch.nn.Module) -> torch.nn.Module:
-    """The model with random weights; buffers that are real stay what they are."""
-    for name, parameter in list(skeleton.named_parameters()):
-        place = skeleton.get_submodule(name.rpartition(".")[0])
-        values = torch.randn(parameter.shape).mul(0.1).to(parameter.dtype)
-        place._parameters[name.rpartition(".")[2]] = torch.nn.Parameter(values, requires_grad=False)
-    return skeleton
-
-
-def on_device(given: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        name: torch.ones(value.shape, dtype=value.dtype).to(device)
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, value in given.items()
-    }
-
-
-def measured(
-    sim: ModuleType, call: Callable[..., object], given: Callable[[], dict[str, Any]]
-) -> tuple[int, float]:
-    """Peak bytes above the weights, and FLOPs by the clock, of one call with fresh inputs."""
-    gc.collect()
-    sim.configure(flops=RATE, h2d_gb_s=1e9, pageable_gb_s=1e9)
-    sim.reset()
-    weights = torch.accelerator.memory_allocated()
-    kwargs = given()
-    torch.accelerator.synchronize()
-    torch.accelerator.reset_peak_memory_stats()
-    start = sim.clock.device_end()
-    with torch.no_grad():
-        out = call(**kwargs)
-    torch.accelerator.synchronize()
-    peak = torch.accelerator.max_memory_allocated() - weights
-    del out
-    return peak, (sim.clock.device_end() - start) * RATE
-
-
-def expect(cost: ForwardCost, peak_bytes: int, flops: float) -> None:
-    assert cost.activation_bytes == peak_bytes
-    assert flops == pytest.approx(cost.flops, rel=1e-6)
 
 
 @eager

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import random
 from types import FrameType, ModuleType
 from typing import Any
@@ -15,6 +16,9 @@ from test_disk_faults import InterruptAt
 from blockswap import BlockSwapArgs, Swap, swap_blocks
 from blockswap.errors import StateError
 from blockswap.swap.running.residency import Residency
+
+# Every so many lines an interrupt; `make every-point` strikes more of them.
+STRIDE = 149 if os.environ.get("BLOCKSWAP_EVERY_POINT") else 311
 
 Sim = ModuleType
 
@@ -130,7 +134,7 @@ def test_ctrl_c_at_any_line_of_a_change_is_survived(
     ):
         residency = residencies[-1]
         assert len(swap.plan.residents) == stay + 1  # the text embedder stays
-        for line in range(stay * 11 + len(store), 6000, 149):  # each case strikes other lines
+        for line in range(stay * 11 + len(store), 6000, STRIDE):  # each case strikes other lines
             residents = [unit.name for unit in residency.units() if unit.resident]
             others = [unit.name for unit in residency.units() if not unit.resident]
             model.blocks[3].fault = torch.OutOfMemoryError("out of memory") if line % 2 else None  # type: ignore[index, union-attr]
@@ -152,7 +156,7 @@ def test_ctrl_c_at_any_line_of_a_change_is_survived(
                 break
             if not residents:
                 residency.promote(others[:3])
-        assert line > 149 * 3
+        assert line > STRIDE * 3
     if store in ("ram", "pageable"):
         for name, value in fresh("mini").named_parameters():
             assert torch.equal(model.get_parameter(name), value), name

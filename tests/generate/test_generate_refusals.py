@@ -47,11 +47,11 @@ def remove(name: str) -> Callable[[Path], Any]:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (remove("transformer"), "holds no folder with a transformer"),
-        (remove("text_encoder"), "holds no folder with a text encoder"),
-        (remove("tokenizer"), "holds no folder with a tokenizer"),
-        (remove("vae"), "holds no folder with a VAE"),
-        (remove("scheduler"), "holds no folder with a scheduler"),
+        (remove("transformer"), "holds no transformer"),
+        (remove("text_encoder"), "holds no text encoder"),
+        (remove("tokenizer"), "holds no tokenizer"),
+        (remove("vae"), "holds no VAE"),
+        (remove("scheduler"), "holds no scheduler"),
         (edit("vae/config.json", _class_name="AutoencoderKL"), "is an AutoencoderKL, and Wan's"),
         (edit("vae/config.json", z_dim=16), "makes latents of 4 channels, and the VAE"),
         (lambda f: (f / "vae/config.json").write_text("{"), "cannot be read"),

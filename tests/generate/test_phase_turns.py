@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_pipelines import text_encoder
 
-from blockswap.generate.on_device import turn_of
+from blockswap.turns.turn import turn_of
 
 ACTIVATIONS = 15 * 2**20  # more than 512 tokens of this encoder take
 eager = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)

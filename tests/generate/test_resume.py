@@ -18,7 +18,7 @@ POINTS = [
     ("two-experts", "sample:1", "SIGKILL", 3, 0),
     ("i2v", "sample:2", "SIGKILL", 2, 0),
 ]
-# The others; `make resume` runs them, too.
+# The others; `make every-point` runs them, too.
 FURTHER = [
     ("t2v", "encode:1", "SIGINT", 4, 1),
     ("t2v", "sample:2", "SIGKILL", 2, 0),

@@ -46,6 +46,7 @@ def test_on_an_accelerator_that_holds_one_model_at_most(
     expected = by_diffusers(kind, folder, request, sim_device)
     whole = planned(folder, request, sim_device, machine)
     budget = max(needed for name, needed in whole.items() if name != "sample")
+    budget = budget * 5 // 4 if kind == "vace" else budget  # its least beside the clip it follows
     assert whole["sample"] > budget, "the transformers alone do not fit whole"
     limit(budget)
     asked = replace(request, vram_budget=budget)

@@ -80,9 +80,47 @@ def test_bytes_and_flops() -> None:
 def test_a_model_that_asks_for_values() -> None:
     model = Model(asks=True)
     with pytest.raises(ModelError, match=r"cannot be followed without data .*item"):
-        predict_module(model, (torch.ones(4, 8),))
+        predict_module(model, (torch.empty(4, 8, device="meta"),))
     assert model.seen == []
     assert model.blocks[0].lin.weight.device.type == "cpu"
+    assert predict_module(model, (torch.ones(4, 8),)).flops == 0  # it returns at once
+    assert predict_module(model, (-torch.ones(4, 8),)).flops == 3 * 2 * 4 * 8 * 8
+
+
+class Choosing(nn.Module):
+    """Runs its blocks on the rows that a mask leaves, and on as many more as it counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        kept = mask.bool().clone()
+        kept[0] = True
+        rows = torch.cat([x[kept], x.new_zeros(int(kept.sum()), 8), x[(~kept).nonzero()[:, 0]]])
+        rows = rows.repeat_interleave(torch.tensor([kept.tolist().count(True)] * len(rows)), dim=0)
+        for block in self.blocks:
+            rows = block(rows)
+        return rows
+
+
+def test_values_that_follow_from_the_inputs_are_known() -> None:
+    """Three of five rows are chosen, three made up, two left over: eight, three times each."""
+    mask = torch.tensor([0, 1, 1, 0, 0])
+    cost = predict_module(Choosing(), (torch.empty(5, 8, device="meta"), mask))
+    assert cost.flops == 3 * 2 * (8 * 3) * 8 * 8
+    assert mask.tolist() == [0, 1, 1, 0, 0]
+
+
+def test_what_was_written_to_with_unknown_values_is_unknown() -> None:
+    class Writing(Choosing):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            view = mask[1:]
+            mask.add_(x[:, 0].to(mask.dtype))
+            return super().forward(x, torch.cat([view, view[:1]]))
+
+    with pytest.raises(ModelError, match="cannot be followed without data"):
+        predict_module(Writing(), (torch.empty(5, 8, device="meta"), torch.ones(5).long()))
 
 
 def test_wrong_inputs_are_named() -> None:

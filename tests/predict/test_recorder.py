@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from blockswap.predict.kernels import Kernels
+from blockswap.predict.known_values import KnownValues
 from blockswap.predict.recorder import Recorder, map_to_meta
 
 KIB = 1024
@@ -126,7 +127,7 @@ def test_flops_go_to_the_unit_that_runs() -> None:
 
 def test_map_to_meta_keeps_strides_and_all_that_is_no_tensor() -> None:
     x = torch.ones(4, 6).t()
-    (a, b), c = map_to_meta(((x, 3), {"k": None}))
+    (a, b), c = map_to_meta(((x, 3), {"k": None}), KnownValues())
     assert (a.shape, a.stride(), a.device.type) == (x.shape, x.stride(), "meta")
     assert (b, c) == (3, {"k": None})
 

@@ -23,6 +23,7 @@ from blockswap.layout.geometry import (
     tensor_names,
     to_diffusers_key,
     unit_of,
+    variants,
 )
 from blockswap.layout.shards import find_files
 from blockswap.layout.summary import describe
@@ -247,9 +248,7 @@ def test_progress_counts_up_to_all_bytes(tmp_path: Path) -> None:
 
 
 def test_a_variant_is_taken_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockswap.synth import write as write_module
-
-    monkeypatch.setattr(write_module, "find_variant", {"wan-tiny": TINY}.__getitem__)
+    monkeypatch.setattr(variants, "VARIANTS", {"wan-tiny": TINY})
     synth("wan-tiny", tmp_path / "f.safetensors")
     assert infer_geometry(open_checkpoint(tmp_path / "f.safetensors")) == TINY
 

@@ -2,13 +2,15 @@
 
 The members of a list are blocks when the model itself calls them repeated, or when two or more are
 of one class. Of lists inside each other the outermost counts, unless the model names what is in the
-inner one: a stage that nobody named is not a block where its layers are. A bare layer (a norm, a
-projection), a member that is never called and one far smaller than the largest are no blocks.
+inner one: a stage that nobody named is not a block where its layers are. Members by name (heads,
+modulations) are blocks only where lists hold less than half of the parameters. A bare layer (a
+norm, a projection), a member that is never called and one far smaller than the largest are no
+blocks.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import ModelError
@@ -16,16 +18,16 @@ from ..errors import ModelError
 # A member smaller than this share of the largest block saves nothing and costs a visit.
 LEAST_SHARE = 0.01
 
-Container = Literal["list", "sequence", ""]
+Container = Literal["list", "names", "sequence", ""]
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleNode:
     """A module: `path` from the root, parameter bytes with all that is below, each counted once.
 
-    `container` says whether it only holds members: a `list` is never called itself, a
-    `sequence` runs them one after the other. `layer`: one operation of torch, without children.
-    `table`: an embedding, of which a forward reads some rows.
+    `container` says whether it only holds members: a `list` is never called itself, nor is one that
+    holds them by `names`; a `sequence` runs them one after the other. `layer`: one operation of
+    torch, without children. `table`: an embedding, of which a forward reads some rows.
     """
 
     path: str
@@ -56,7 +58,19 @@ def find_block_lists(
     parameters, embeddings aside: then it is not known what the model's blocks are.
     """
     names = frozenset(repeated)
-    taken = list(_outermost(root, names, frozenset(known)))
+    found = _large_ones(root, names, frozenset(known))
+    if not _hold_most(root, found):
+        found = _large_ones(_by_name_as_lists(root), names, frozenset(known))
+    if not any(path in known for path, _ in found):
+        _refuse_few(root, found)
+    return tuple(FoundList(path, tuple(m.path for m in kept)) for path, kept in found)
+
+
+def _large_ones(
+    root: ModuleNode, names: frozenset[str], known: frozenset[str]
+) -> list[tuple[str, list[ModuleNode]]]:
+    """Each list with its blocks but those that are far smaller than the largest."""
+    taken = list(_outermost(root, names, known))
     largest = max((member.nbytes for _, members in taken for member in members), default=0)
     found = []
     for node, members in taken:
@@ -64,10 +78,13 @@ def find_block_lists(
         kept = [member for member in members if member.nbytes >= least]
         if kept:
             found.append((node.path, kept))
-    held = sum(member.nbytes for _, kept in found for member in kept)
-    if not any(path in known for path, _ in found):
-        _refuse_few(root, [path for path, _ in found], held)
-    return tuple(FoundList(path, tuple(m.path for m in kept)) for path, kept in found)
+    return found
+
+
+def _by_name_as_lists(node: ModuleNode) -> ModuleNode:
+    children = tuple(map(_by_name_as_lists, node.children))
+    container: Container = "list" if node.container == "names" else node.container
+    return replace(node, children=children, container=container)
 
 
 def given_block_lists(root: ModuleNode, paths: Collection[str]) -> tuple[FoundList, ...]:
@@ -75,6 +92,7 @@ def given_block_lists(root: ModuleNode, paths: Collection[str]) -> tuple[FoundLi
 
     Raises ModelError for a path that is no list, has no such member, or lies inside another's.
     """
+    root = _by_name_as_lists(root)
     nodes = {node.path: node for node in _walk(root)}
     found: list[FoundList] = []
     for path in dict.fromkeys(paths):
@@ -123,7 +141,7 @@ def _blocks_of(node: ModuleNode, names: frozenset[str], known: frozenset[str]) -
 
 def _members(node: ModuleNode) -> list[ModuleNode]:
     """What a list holds that runs; of a list of lists, what those hold."""
-    if not node.container:
+    if node.container in ("", "names"):
         return []
     members = [child for child in node.children if child.callable]
     if not members and all(child.container for child in node.children):
@@ -166,17 +184,28 @@ def _short(class_name: str) -> str:
     return class_name.rpartition(".")[2]
 
 
-def _refuse_few(root: ModuleNode, paths: list[str], held: int) -> None:
+def _hold_most(root: ModuleNode, found: list[tuple[str, list[ModuleNode]]]) -> bool:
+    """Whether blocks hold at least half of the parameters, embeddings aside."""
+    computed = root.nbytes - sum(node.nbytes for node in _walk(root) if node.table)
+    return bool(found) and _held(found) * 2 >= computed
+
+
+def _held(found: list[tuple[str, list[ModuleNode]]]) -> int:
+    return sum(member.nbytes for _, kept in found for member in kept)
+
+
+def _refuse_few(root: ModuleNode, found: list[tuple[str, list[ModuleNode]]]) -> None:
     name = _short(root.class_name)
-    if not paths:
+    if not found:
         raise ModelError(
             f"{name} has no transformer blocks (no list of modules that it calls repeated or that "
             'are of one class): name its lists with block_lists=("path.of.the.list",)'
         )
-    computed = root.nbytes - sum(node.nbytes for node in _walk(root) if node.table)
-    if held * 2 < computed:
+    if not _hold_most(root, found):
+        computed = root.nbytes - sum(node.nbytes for node in _walk(root) if node.table)
+        paths = ", ".join(path for path, _ in found)
         raise ModelError(
-            f"the blocks found in {name} ({', '.join(paths)}) hold {held} of {computed} bytes "
+            f"the blocks found in {name} ({paths}) hold {_held(found)} of {computed} bytes "
             'of its parameters, less than half: name the lists, block_lists=("path.of.the.list",)'
         )
 

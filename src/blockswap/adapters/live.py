@@ -7,7 +7,7 @@ the rest, large lookup tables are *tables*: a forward reads the rows that it ask
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -47,6 +47,16 @@ class LiveModel:
     rest: tuple[LiveTensor, ...]
     tables: tuple[LiveTensor, ...] = ()  # of the rest, what is read by rows
 
+    def as_it_hangs(self) -> "LiveModel":
+        """The same with buffers that were assigned anew since it was described."""
+        return replace(self, rest=tuple(map(_as_it_hangs, self.rest)))
+
+
+def _as_it_hangs(tensor: LiveTensor) -> LiveTensor:
+    place = tensor.places[0]
+    now = place.table.get(place.name)
+    return tensor if place.is_parameter or now is None else replace(tensor, tensor=now)
+
 
 def describe_module(model: torch.nn.Module, block_lists: Sequence[str] = ()) -> LiveModel:
     """The layout of a live model; `block_lists` as in `unit_modules`. Raises ModelError."""
@@ -81,7 +91,7 @@ def _tensors_by_owner(
     root: torch.nn.Module, units: Sequence[UnitModule]
 ) -> dict[int, list[tuple[Place, ...]]]:
     """Groups of places (one group a tensor) by the number of the unit that owns it; -1 is rest."""
-    unit_of = {module: n for n, unit in enumerate(units) for module in unit.module.modules()}
+    unit_of = _units_by_module(root, units)
     groups: dict[int, list[Place]] = {}
     for place in places_of(root):
         groups.setdefault(id(place.table[place.name]), []).append(place)
@@ -96,13 +106,29 @@ def _tensors_by_owner(
     return owned
 
 
+def _units_by_module(
+    root: torch.nn.Module, units: Sequence[UnitModule]
+) -> dict[torch.nn.Module, set[int]]:
+    """The units that each module hangs in, which may be several; -1 is a place outside of all."""
+    numbers = {unit.module: number for number, unit in enumerate(units)}
+    found: dict[torch.nn.Module, set[int]] = {}
+    left = [(root, -1)]
+    while left:
+        module, around = left.pop()
+        number = numbers.get(module, around)
+        if number not in found.setdefault(module, set()):
+            found[module].add(number)
+            left.extend((child, number) for child in module.children())
+    return found
+
+
 def _users_of_memory(
-    groups: dict[int, list[Place]], unit_of: dict[torch.nn.Module, int]
+    groups: dict[int, list[Place]], unit_of: dict[torch.nn.Module, set[int]]
 ) -> dict[tuple[int, int], set[int]]:
     """Which units use each piece of memory: different tensors may be views of the same bytes."""
     users: dict[tuple[int, int], set[int]] = {}
     for group in groups.values():
-        owners = {unit_of.get(place.module, -1) for place in group}
+        owners = set().union(*(unit_of[place.module] for place in group))
         for key in _memory_keys(group[0].table[group[0].name]):
             users.setdefault(key, set()).update(owners)
     return users

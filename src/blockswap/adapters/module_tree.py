@@ -55,6 +55,7 @@ def _node(
 def _is_layer(module: torch.nn.Module) -> bool:
     """Whether it is one operation of torch, or of a class made from one (hosts have their own).
 
+    So is a class of a host's own that has a weight, and nothing but a bias and scales beside it.
     PEFT hangs its parts beside the layer that it wraps, torch its parametrizations below it: what
     was a layer before stays one.
     """
@@ -63,13 +64,24 @@ def _is_layer(module: torch.nn.Module) -> bool:
         return _is_layer(wrapped)
     below = [name for name, _ in module.named_children() if name != "parametrizations"]
     classes = [kind for kind in type(module).__mro__ if kind is not torch.nn.Module]
-    return not below and any(kind.__module__.startswith("torch.") for kind in classes)
+    of_torch = any(kind.__module__.startswith("torch.") for kind in classes)
+    return not below and (of_torch or _has_one_weight(module))
+
+
+def _has_one_weight(module: torch.nn.Module) -> bool:
+    names = {name for name, _ in module.named_parameters(recurse=False)}
+    beside = {name for name in names if name == "bias" or "scale" in name}
+    return names - beside == {"weight"}
 
 
 def _container(module: torch.nn.Module) -> Container:
     if isinstance(module, torch.nn.Sequential):
         return "sequence"
-    return "list" if isinstance(module, torch.nn.ModuleList) and not runs(module) else ""
+    if runs(module):
+        return ""
+    if isinstance(module, torch.nn.ModuleDict):
+        return "names"
+    return "list" if isinstance(module, torch.nn.ModuleList) else ""
 
 
 def _nbytes(parameter: torch.nn.Parameter, counted: set[int]) -> int:

@@ -20,7 +20,7 @@ def build_skeleton(geometry: WanGeometry) -> torch.nn.Module:
     Raises ModelError where diffusers is not installed or too old for the model.
     """
     plain, vace = transformer_classes()
-    config = _config(geometry)
+    config = wan_config(geometry)
     wanted = vace if geometry.vace_layers else plain
     # A mode of this thread alone: other threads may be building models of their own.
     with torch.device("meta"):
@@ -44,7 +44,8 @@ def keeps_fp32(model: torch.nn.Module, name: str) -> bool:
     return any(part in name.split(".") for part in kept_in_fp32(model))
 
 
-def _config(geometry: WanGeometry) -> dict[str, Any]:
+def wan_config(geometry: WanGeometry) -> dict[str, Any]:
+    """The geometry in the words of diffusers' config."""
     config: dict[str, Any] = {
         "patch_size": geometry.patch_size,
         "num_attention_heads": geometry.num_heads,

@@ -124,10 +124,24 @@ def stored_form(found: StoredTensor, computed: Leaf) -> StoredForm:
 
 
 def _found_leaf(label: str, key: str, leaf: Leaf, by_key: dict[str, StoredTensor]) -> StoredTensor:
-    """The stored tensor of a leaf; bytes that stand for fp8 numbers are read as such."""
+    """The stored tensor of a leaf; bytes that stand for fp8 numbers are read as such.
+
+    A leaf of bytes takes what is stored there as it is, whatever it stands for.
+    """
+    stored = by_key.get(to_original_key(key))
+    if stored is not None and _holds(stored, leaf):
+        by_key[to_original_key(key)] = replace(
+            stored, dtype=leaf.dtype, shape=leaf.shape, packing=None
+        )
     found = _found(label, key, leaf.shape, by_key)
     packed = found.dtype == "uint8" and leaf.dtype.startswith("float8")
     return replace(found, dtype=leaf.dtype) if packed and leaf.path != () else found
+
+
+def _holds(stored: StoredTensor, leaf: Leaf) -> bool:
+    """Whether a leaf is the bytes of a stored tensor that is in one piece."""
+    whole = stored.packing is None or len(stored.packing.parts) == 1
+    return leaf.dtype == "uint8" and whole and leaf.nbytes == stored.nbytes
 
 
 def _found(

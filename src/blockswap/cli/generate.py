@@ -15,8 +15,11 @@ DOES_NOT_FIT = 1  # the exit code where a phase has no room; a refusal has 2
 
 def generate(  # noqa: PLR0913, PLR0917 - the options of a command
     model: Annotated[
-        str,
-        typer.Option(metavar="FOLDER|tiny", help="A diffusers folder, or the shipped small model."),
+        list[str],
+        typer.Option(
+            metavar="FOLDER|FILE|tiny",
+            help="A folder, or the files of its parts (once for each), or tiny.",
+        ),
     ],
     prompt: Annotated[str | None, typer.Option(help="What the clip shows.")] = None,
     prompts: Annotated[
@@ -29,12 +32,33 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         list[str] | None,
         typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA; may be given more than once."),
     ] = None,
+    lora_high: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA of the expert of high noise alone."),
+    ] = None,
+    lora_low: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA of the expert of low noise alone."),
+    ] = None,
+    high_noise: Annotated[
+        Path | None, typer.Option(help="Wan 2.2's expert of high noise, where no name says it.")
+    ] = None,
+    low_noise: Annotated[
+        Path | None, typer.Option(help="Wan 2.2's expert of low noise, where no name says it.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The tokenizer's folder, where no file carries it.")
+    ] = None,
     vram: Annotated[str | None, typer.Option(help="Bytes to use on the device, 8GiB.")] = None,
     ram: Annotated[str | None, typer.Option(help="Bytes of host memory to use, 12GiB.")] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="The clip's size.")] = "832x480",
     frames: Annotated[int, typer.Option(help="The clip's frames, 4n+1.")] = 81,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 30,
     guidance: Annotated[float, typer.Option(help="How closely to follow the prompt.")] = 5.0,
+    shift: Annotated[float | None, typer.Option(help="The scheduler's flow shift.")] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens that a part of a block runs at once; 0: all.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another clip.")] = 0,
     tiled: Annotated[
         bool | None,
@@ -49,6 +73,8 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
 
     What is done is on the disk after every step; --resume goes on with it, to the same frames.
     """
+    from ..generate.parts.find import ModelFiles
+    from ..generate.parts.tiny import TINY
     from ..generate.request import VideoRequest, parse_lora, read_prompts
 
     if (prompt is None) == (prompts is None):
@@ -70,12 +96,18 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         ram_budget=None if ram is None else parse_bytes(ram),
         tiled=tiled,
         loras=tuple(map(parse_lora, lora or ())),
+        loras_high=tuple(map(parse_lora, lora_high or ())),
+        loras_low=tuple(map(parse_lora, lora_low or ())),
+        chunk_tokens=chunk_tokens,
     )
-    _run(model, request, output, device, resume=resume, dry_run=dry_run)
+    files: Any = ModelFiles(tuple(map(Path, model)), high_noise, low_noise, tokenizer, shift)
+    if model == [TINY]:
+        files = TINY
+    _run(files, request, output, device, resume=resume, dry_run=dry_run)
 
 
 def _run(
-    model: str, request: Any, output: Path, device: str | None, *, resume: bool, dry_run: bool
+    model: Any, request: Any, output: Path, device: str | None, *, resume: bool, dry_run: bool
 ) -> None:
     from ..generate.run import make_videos, prepare
     from ..stream.device import best_device
@@ -118,7 +150,7 @@ def _print_plan(console: Any, plan: Any) -> None:
             "" if phase.seconds is None else format_seconds(phase.seconds),
         )
     console.print(table)
-    for sentence in plan.blocks.sentences:
+    for sentence in (*plan.notes, *plan.blocks.sentences):
         console.print(sentence, soft_wrap=True)
 
 

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from ..layout.checkpoint import open_checkpoint
+from ..layout.formats import unpacked
 from ..layout.geometry import WanGeometry
 from ..layout.geometry.families import saying_where_a_config_goes
+from ..layout.geometry.joined import joined
 from ..layout.summary import CheckpointSummary
 from ..report.words import count_of
 from ..units import format_bytes
@@ -29,6 +31,10 @@ def inspect(
             show_default=False,
         ),
     ],
+    module: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A module that goes onto the model, such as VACE's."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="Of a single file that is not Wan's: the folder of its config.json."),
@@ -39,12 +45,13 @@ def inspect(
 
     Only headers are read, so it takes no time however large the file is.
     """
-    folder = library_folder(path, config)
+    folder = library_folder(path, config, module or ())
     if folder is not None:
         print_library_model(path, folder, config, as_json=as_json)
         return
     with saying_where_a_config_goes("--config"):
-        found = inspect_checkpoint(open_checkpoint(path))
+        files = map(open_checkpoint, (path, *(module or ())))
+        found = inspect_checkpoint(joined([unpacked(file) for file in files]))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return

@@ -3,17 +3,20 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..layout.checkpoint import StoredTensor
+from ..errors import ArgsError, ModelError
+from ..layout.checkpoint import StoredTensor, open_checkpoint
+from ..layout.geometry.families import library_class_of
 from ..layout.model_folder import WAN_CLASSES, ModelFolder, model_folder
 from ..paths import input_path, is_there
 from ..plan.inputs.machine import Machine
+from ..published import family_of, with_parts_of
 from ..report.words import count_of, is_block, name_runs
 from ..selection import BlockSwapArgs
 from ..units import format_bytes
@@ -22,27 +25,42 @@ from .inspection import REST, Part, part_of
 from .part_table import print_parts
 
 if TYPE_CHECKING:
+    from ..forecast import ModelFigures
     from ..plan import SwapPlan
     from ..swap.opening.found_model import FoundModel
 
 TABLES = "tables read by rows"
-UNKNOWN = (
-    "what a forward adds and how long it takes is forecast for Wan's models only: leave room for "
-    "it with --vram"
-)
+UNKNOWN = "it is not known what a pipeline gives this model: only its weights are planned"
+LEAVE_ROOM = "leave room with --vram for what a forward adds, which is not forecast"
 
 
-def library_folder(path: Path | str, config: Path | None) -> ModelFolder | None:
+def library_folder(
+    path: Path | str, config: Path | None, modules: Sequence[Path] = ()
+) -> ModelFolder | None:
     """The folder that names a model's class, where it is another than Wan's; None for Wan's.
 
-    Of a pipeline's folder it is the transformer. Raises CheckpointError.
+    Of a pipeline's folder it is the transformer. A file of a model built on Wan shows its class
+    itself. `modules` go onto Wan's alone. Raises CheckpointError or ArgsError.
     """
+    found = _library_folder(path, config)
+    if found is not None and modules:
+        raise ArgsError(
+            f"--module {modules[0]} was given for a {found.class_name}, and modules go onto Wan's "
+            "own models: leave it out"
+        )
+    return found
+
+
+def _library_folder(path: Path | str, config: Path | None) -> ModelFolder | None:
     if config is not None:
         from ..swap.entry.host_library import Source
 
         return Source(path, config=config).config_folder("transformer")
-    if not is_there(path) or not input_path(path).is_dir():
+    if not is_there(path):
         return None
+    if not input_path(path).is_dir():
+        relative = library_class_of(open_checkpoint(path).tensors)
+        return None if relative is None else ModelFolder(Path(path), "diffusers", relative, {})
     folder = model_folder(path, "transformer")
     return None if folder is None or folder.class_name in WAN_CLASSES else folder
 
@@ -75,13 +93,62 @@ def print_library_model(
         )
 
 
-def tell_library_plan(  # noqa: PLR0913 - what a command line holds
+def figures_of_folder(
     path: str, folder: ModelFolder, config: Path | None, args: BlockSwapArgs, dtype: str | None,
-    elsewhere: tuple[Machine, Mapping[str, int | None]] | None, *, as_json: bool,
+    notes: list[str],
+) -> "tuple[ModelFigures | None, str]":  # fmt: skip
+    """The model as a forecast takes it, or None and why there is none; only headers are read.
+
+    `notes` gets what is assumed beside it.
+    """
+    from ..forecast import ModelFigures
+    from ..predict.subject import LibrarySubject
+    from ..swap.entry.other_model import find_library_model
+
+    family = family_of(folder.class_name) if folder.package == "diffusers" else None
+    if family is None:
+        return None, UNKNOWN
+    found = find_library_model(path, folder, args, config=config, dtype=dtype)
+    facts, sizes = found.basis.facts, _dtype_bytes(found.checkpoint.tensors.values())
+    family, said = with_parts_of(family, folder.path.parent)
+    stated = {name: one for name, one in folder.config.items() if not name.startswith("_")}
+    subject = LibrarySubject(family, stated)
+    try:
+        subject.forward(subject.least_clip())
+    except ModelError as error:
+        return None, f"{error}; only its weights are planned"
+    notes.extend((*found.assumed, *facts.notes, *said))
+    figures = ModelFigures(
+        label=found.checkpoint.label,
+        subject=subject,
+        layout=found.model.live.layout,
+        dtype=_computed(found),
+        units=facts.units,
+        rest_bytes=facts.rest_bytes,
+        loaded_units=tuple(unit.loaded() for unit in facts.units),
+        path=Path(path),
+        stored=next(iter(sizes)),
+    )
+    return figures, ""
+
+
+def _computed(found: "FoundModel") -> str:
+    """The dtype that most bytes of the blocks compute in."""
+    sizes: Counter[str] = Counter()
+    for unit in found.model.live.layout.units:
+        for leaf in unit.leaves:
+            sizes[leaf.dtype] += leaf.nbytes
+    return sizes.most_common(1)[0][0]
+
+
+def tell_library_plan(  # noqa: PLR0913, PLR0917 - what a command line holds
+    path: str, folder: ModelFolder, config: Path | None, args: BlockSwapArgs, dtype: str | None,
+    elsewhere: tuple[Machine, Mapping[str, int | None]] | None, unknown: str, *, as_json: bool,
 ) -> None:  # fmt: skip
     """What `blockswap plan` says of it: what streams, the bytes of weights and slots, and why.
 
-    `elsewhere`: a machine that is not at hand, with its free memory.
+    `elsewhere`: a machine that is not at hand, with its free memory; `unknown`: why no forward is
+    forecast.
     """
     from ..swap.entry.other_model import Elsewhere, find_library_model, plan_library_model
 
@@ -90,13 +157,15 @@ def tell_library_plan(  # noqa: PLR0913 - what a command line holds
     plan = plan_library_model(found, where)
     if as_json:
         planned = asdict(plan) | {"block_map": plan.block_map()}
-        told = {**_head(found, folder), "plan": planned, "notes": [UNKNOWN]}
+        told = {**_head(found, folder), "plan": planned, "notes": [unknown, LEAVE_ROOM]}
         typer.echo(json.dumps(told, indent=2))
     else:
-        _print_plan(found, folder, plan)
+        _print_plan(found, folder, plan, (unknown, LEAVE_ROOM))
 
 
-def _print_plan(found: "FoundModel", folder: ModelFolder, plan: "SwapPlan") -> None:
+def _print_plan(
+    found: "FoundModel", folder: ModelFolder, plan: "SwapPlan", notes: tuple[str, ...]
+) -> None:
     console = new_console()
     pinned = plan.pinned_bytes + plan.staging_buffers * plan.staging_bytes
     streamed = f"{len(plan.streamed)} of {len(plan.units)}"
@@ -111,7 +180,7 @@ def _print_plan(found: "FoundModel", folder: ModelFolder, plan: "SwapPlan") -> N
         ("pinned", format_bytes(pinned)),
     )
     print_facts(console, found.checkpoint.label, facts)
-    for sentence in (*plan.sentences, UNKNOWN):
+    for sentence in (*plan.sentences, *notes):
         console.print(f"- {sentence}", soft_wrap=True)
 
 

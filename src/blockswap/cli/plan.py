@@ -13,13 +13,13 @@ from ..errors import ArgsError, PlanError
 from ..layout.geometry.families import saying_where_a_config_goes
 from ..paths import is_there
 from ..plan.inputs.machine import DiskFigures, Machine
-from ..plan.inputs.workload import ComputeDtype, Workload, has_token_timesteps
+from ..plan.inputs.workload import ComputeDtype, KernelSet, Workload
 from ..report.curve import Curve, Dot, draw_curve
 from ..report.timeline import draw_timeline
 from ..selection import BlockSwapArgs
 from ..units import format_rate, parse_bytes
 from .console import new_console
-from .other_models import library_folder, tell_library_plan
+from .other_models import figures_of_folder, library_folder, tell_library_plan
 from .plan_options import Numbers, card_machine, companions_of, lora_of
 
 if TYPE_CHECKING:  # torch comes with forecasts, and `--help` does without
@@ -29,8 +29,8 @@ if TYPE_CHECKING:  # torch comes with forecasts, and `--help` does without
 # promise, about all that PCIe 3.0 drives do.
 ASSUMED_DISK_RATE = 3.5e9
 DOES_NOT_FIT = 1  # the exit code of a plan with a phase that has no room; a refusal has 2
-# What a clip, and the models beside the transformer, are where nothing is said.
-_CLIP, _BESIDE = ("1280x720", 81, 1), ("bfloat16", "float32", False)
+# What the models beside the transformer are where nothing is said.
+_BESIDE = ("bfloat16", None, False)
 _READERS, _CHUNK_BYTES = 4, 16 * 2**20
 _COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
@@ -44,9 +44,20 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
             show_default=False,
         ),
     ],
-    size: Annotated[str, typer.Option(metavar="WxH", help="The clip's size.")] = "1280x720",
-    frames: Annotated[int, typer.Option(help="The clip's frames, 4k+1.")] = 81,
-    batch: Annotated[int, typer.Option(help="2 where guidance goes through one forward.")] = 1,
+    module: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A module that goes onto the model, such as VACE's."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="The clip's or picture's size; 1280x720 for Wan."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="The clip's frames, for Wan 4k+1 and 81 by default.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="2 where guidance goes through one forward.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="What weights compute in; the file's own by default.")
     ] = None,
@@ -84,9 +95,13 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     ] = None,
     vae_tiled: Annotated[bool, typer.Option("--vae-tiled", help="The VAE works in tiles.")] = False,
     text_encoder: Annotated[
-        str, typer.Option(help="Text encoder: bfloat16, float16, float32, float8, or cpu.")
+        str,
+        typer.Option(help="Text encoder: bfloat16, float16, float32, float8, streamed, or cpu."),
     ] = "bfloat16",
-    vae: Annotated[str, typer.Option(help="VAE: float32, bfloat16, float16, or cpu.")] = "float32",
+    vae: Annotated[
+        str | None,
+        typer.Option(help="VAE: float32 (Wan's default), bfloat16 (others'), float16, or cpu."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="Of a single file that is not Wan's: the folder of its config.json."),
@@ -103,8 +118,8 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
 
     Says first whether the whole run fits (exit code 0; 1 where it does not, 2 for a refusal), then
     what stays, what is streamed and why, the peak of every phase, the time of a step, and the count
-    to give to other packs. Of a model of diffusers or transformers that is not Wan's: what streams,
-    and the bytes of weights and slots.
+    to give to other packs. Of a class of diffusers or transformers whose inputs are not known: what
+    streams, and the bytes of weights and slots.
     """
     numbers = Numbers(gpu_memory, gpu_tflops, link)
     elsewhere = gpu is not None or numbers != Numbers()
@@ -117,34 +132,48 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         ram_budget=ram,
         chunk_tokens=chunk_tokens,
     )
-    folder = library_folder(model, config) if is_there(model) else None
+    modules = tuple(module or ())
+    folder = library_folder(model, config, modules) if is_there(model) else None
+    clip, beside = (size, frames, batch), (text_encoder, vae, vae_tiled)
+    figures, unknown = None, ""
     if folder is not None:
-        clip, beside = (size, frames, batch), (text_encoder, vae, vae_tiled)
-        _refuse_wans({
-            "--size, --frames and --batch": clip != _CLIP,
+        figures, unknown = figures_of_folder(model, folder, config, args, dtype, notes)
+    if folder is not None and figures is None:
+        _refuse_forecasts({
+            "--size, --frames and --batch": any(one is not None for one in clip),
             "--text-encoder, --vae and --vae-tiled": beside != _BESIDE,
             "--lora": lora, "--disk": disk, "--chunk-tokens": chunk_tokens is not None,
             "--compare": compare, "--png": png,
-        })  # fmt: skip
+        }, unknown)  # fmt: skip
         free = _free(machine, host_memory, elsewhere=elsewhere)
         where = (machine, free) if elsewhere else None
-        tell_library_plan(model, folder, config, args, dtype, where, as_json=as_json)
+        tell_library_plan(model, folder, config, args, dtype, where, unknown, as_json=as_json)
         return
     from ..forecast import Order, find_model, verdict_of
     from ..lora.file import open_lora
     from .plan_tables import as_dict, print_forecast
 
-    loras = [open_lora(lora_of(text)) for text in lora or ()]
-    with saying_where_a_config_goes("--config"):
-        figures = find_model(model, dtype or _published_dtype(model, machine, notes), loras)
+    if figures is None:
+        loras = [open_lora(lora_of(text)) for text in lora or ()]
+        with saying_where_a_config_goes("--config"):
+            asked = dtype or _published_dtype(model, machine, notes)
+            figures = find_model(model, asked, loras, modules)
+    elif lora:
+        raise ArgsError("--lora: LoRAs are counted for Wan's models only: leave it out")
+    if chunk_tokens and not figures.subject.cuts:
+        raise ArgsError(
+            "--chunk-tokens: only blocks of Wan's models run in pieces of tokens: leave it out"
+        )
     if compare and vram is not None:
         notes.append(f"--compare tries budgets of its own: --vram {vram} is not used")
     order = Order(
         model=figures,
-        workload=_workload(figures, (size, frames, batch), on_host=machine.on_host),
+        workload=_workload(figures, clip, on_host=machine.on_host),
         machine=machine,
         args=args,
-        companions=companions_of(text_encoder, vae, tiled=vae_tiled),
+        companions=companions_of(
+            text_encoder, figures.subject.vae_dtype if vae is None else vae, tiled=vae_tiled
+        ),
         **_free(machine, host_memory, elsewhere=elsewhere),
     )
     if compare:
@@ -162,14 +191,11 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         raise typer.Exit(DOES_NOT_FIT)
 
 
-def _refuse_wans(given: Mapping[str, object]) -> None:
-    """Raises ArgsError for options of a forecast that is made for Wan's models only."""
+def _refuse_forecasts(given: Mapping[str, object], unknown: str) -> None:
+    """Raises ArgsError for options of a forecast where none can be made."""
     unused = [option for option, said in given.items() if said]
     if unused:
-        raise ArgsError(
-            f"{unused[0]}: activations and seconds are forecast for Wan's models only, of any "
-            "other its weights are planned: leave it out"
-        )
+        raise ArgsError(f"{unused[0]} was given, and {unknown}")
 
 
 def _exit_as_a_plan(order: "Order") -> None:
@@ -212,21 +238,25 @@ def _check(dtype: str | None, disk: str | None, *, elsewhere: bool) -> None:
         raise ArgsError(f"--disk {disk} reads nothing: give bytes a second, as in 3.5GB")
 
 
-def _workload(figures: "ModelFigures", clip: tuple[str, int, int], *, on_host: bool) -> Workload:
+def _workload(
+    figures: "ModelFigures", clip: tuple[str | None, int | None, int | None], *, on_host: bool
+) -> Workload:
     """The clip (size, frames, batch) as this model computes it; quantised ones do in bfloat16."""
+    from ..predict.subject import Wish
+
     size, frames, batch = clip
-    match = re.fullmatch(r"\s*(\d{1,9})\s*[x×*]\s*(\d{1,9})\s*", size, re.ASCII | re.IGNORECASE)
+    dtype: ComputeDtype = next((d for d in _COMPUTE_DTYPES if d == figures.dtype), "bfloat16")
+    kernels: KernelSet = "portable" if on_host else "cuda"
+    return figures.subject.clip(Wish(_size(size), frames, batch, dtype, kernels))
+
+
+def _size(said: str | None) -> tuple[int, int] | None:
+    if said is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,9})\s*[x×*]\s*(\d{1,9})\s*", said, re.ASCII | re.IGNORECASE)
     if match is None:
-        raise ArgsError(f"--size {size!r} is no size: give width and height, as in 832x480")
-    return Workload(
-        int(match[1]),
-        int(match[2]),
-        frames,
-        batch=batch,
-        dtype=next((d for d in _COMPUTE_DTYPES if d == figures.dtype), "bfloat16"),
-        kernels="portable" if on_host else "cuda",
-        per_token_timestep=has_token_timesteps(figures.geometry),
-    )
+        raise ArgsError(f"--size {said!r} is no size: give width and height, as in 832x480")
+    return int(match[1]), int(match[2])
 
 
 def _published_dtype(model: str, machine: Machine, notes: list[str]) -> str | None:

@@ -7,6 +7,7 @@ import typer
 
 from ..errors import ArgsError
 from ..layout.geometry import VARIANTS, parameter_count
+from ..published import PUBLISHED
 from ..report.words import count_of
 from ..units import format_bytes, parse_bytes
 from .console import new_console, new_progress, new_table
@@ -22,21 +23,27 @@ def synth(  # noqa: PLR0913, PLR0917
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Argument(help="A .safetensors file; with --shards a folder.", show_default=False),
+        typer.Argument(
+            help="A .safetensors file; with --shards, or for a model that is not Wan's, a folder.",
+            show_default=False,
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32 or fp8.")] = "bf16",
     mixed: Annotated[bool, typer.Option("--mixed", help="Norms stay in fp32.")] = False,
     shards: Annotated[
         str | None, typer.Option(help="Largest shard, as 10GB.", show_default=False)
     ] = None,
-    naming: Annotated[str, typer.Option(help="original or diffusers tensor names.")] = "original",
+    naming: Annotated[
+        str | None,
+        typer.Option(help="original (Wan's by default) or diffusers tensor names."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", "--force", help="Replace what is there.")
     ] = False,
     list_variants: Annotated[bool, typer.Option("--list", help="Show the models.")] = False,
 ) -> None:
-    """Write a checkpoint with random weights in a Wan model's true geometry and dtype."""
+    """Write a checkpoint with random weights in a published model's true geometry and dtype."""
     if list_variants:
         _print_variants()
         return
@@ -47,7 +54,7 @@ def synth(  # noqa: PLR0913, PLR0917
         )
     options: dict[str, Any] = {
         "dtype": _chosen("--dtype", dtype, _DTYPES),
-        "naming": _chosen("--naming", naming, {name: name for name in _NAMINGS}),
+        "naming": naming and _chosen("--naming", naming, {name: name for name in _NAMINGS}),
         "mixed": mixed,
         "shard_bytes": None if shards is None else parse_bytes(shards, name="--shards"),
         "seed": seed,
@@ -94,4 +101,6 @@ def _print_variants() -> None:
             f"{count / 1e9:.2f} x 10^9",
             format_bytes(2 * count),
         )
-    new_console().print(table)
+    console = new_console()
+    console.print(table)
+    console.print(f"As folders of diffusers: {', '.join(PUBLISHED)}.", soft_wrap=True)

@@ -1,7 +1,8 @@
 """Forecasts: plans for models that are not loaded, on machines that need not be at hand."""
 
 from .clip import largest_clip
-from .figures import ModelFigures, find_model
+from .figures import ModelFigures
+from .find import find_model
 from .forecast import Forecast, Order, forecast
 from .sweep import Point, sweep
 from .verdict import Verdict, host_bytes, host_parts, verdict_of

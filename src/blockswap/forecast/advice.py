@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..layout.geometry import WanGeometry
 from ..plan.inputs.workload import Workload
-from ..predict import Companions, PhaseNeed, predict_generation
+from ..predict import Companions, PhaseNeed
+from ..predict.subject import Subject
 
 _TEXT = "text encoding"
 
@@ -13,13 +13,13 @@ _TEXT = "text encoding"
 def way_out(
     phase: PhaseNeed,
     room_bytes: int,
-    geometry: WanGeometry,
+    subject: Subject,
     workload: Workload,
     companions: Companions,
 ) -> str:
     """What to do about `phase`, which needs more than `room_bytes`: the least change that fits."""
     for words, other in _changes(phase.name, companions):
-        generation = predict_generation(geometry, workload, other)
+        generation = subject.generation(workload, other)
         needs = {need.name: need for need in generation.phases(0)}
         if needs[phase.name].peak_bytes <= room_bytes:
             return words
@@ -30,9 +30,9 @@ def way_out(
 
 def _changes(name: str, companions: Companions) -> Iterator[tuple[str, Companions]]:
     if name == _TEXT:
-        if companions.text_encoder_dtype != "float8":
-            said = "run the text encoder in fp8 (--text-encoder float8) or on the CPU"
-            yield said, replace(companions, text_encoder_dtype="float8")
+        if not companions.text_encoder_streamed:
+            said = "stream the text encoder's blocks (--text-encoder streamed)"
+            yield said, replace(companions, text_encoder_streamed=True)
         return
     tiled = replace(companions, vae_tiled=True)
     if not companions.vae_tiled:

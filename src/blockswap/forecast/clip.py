@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..plan.inputs.workload import FRAMES, Workload
+from ..plan.inputs.workload import Workload
 from .forecast import Order, foresee, has_plan
 
 
@@ -11,7 +11,8 @@ def largest_clip(order: Order) -> Workload | None:
 
     What a forward needs grows with its frames, so the number is found by halving.
     """
-    low, high = 0, order.workload.latent_frames
+    grid = order.workload.grid
+    low, high = 0, grid.clips(order.workload.frames)
     while low < high:
         middle = (low + high + 1) // 2
         shorter = replace(order, workload=_with(order.workload, middle))
@@ -22,5 +23,7 @@ def largest_clip(order: Order) -> Workload | None:
     return _with(order.workload, low) if low else None
 
 
-def _with(workload: Workload, latent_frames: int) -> Workload:
-    return replace(workload, frames=(latent_frames - 1) * FRAMES + 1)
+def _with(workload: Workload, number: int) -> Workload:
+    """The clip with the `number`th count of frames that there is, from 1."""
+    grid = workload.grid
+    return replace(workload, frames=grid.step * (number - 1) + grid.first)

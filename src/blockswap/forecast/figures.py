@@ -1,14 +1,12 @@
-"""The byte counts of a model, from a published name or from a file's headers; no weights needed."""
+"""The byte counts of a Wan model, from a published name or a file's headers; no weights needed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import ArgsError
-from ..layout.checkpoint import Checkpoint, StoredTensor, open_checkpoint
-from ..layout.dtypes import ITEM_BYTES
+from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.formats import unpacked
-from ..layout.formats.main_dtype import HALVES, is_quantised, keeps_dtype, main_dtype
+from ..layout.formats.main_dtype import computed_dtype, keeps_dtype, main_dtype
 from ..layout.geometry import (
     WanGeometry,
     file_names,
@@ -23,58 +21,47 @@ from ..layout.slab import pack
 from ..layout.values import Leaf, ModelLayout, UnitLayout, contiguous_stride
 from ..lora.file import LoraFile
 from ..lora.fit import Fitted, fit
-from ..paths import is_there
 from ..plan import UnitFacts
+from ..predict.subject import Subject, WanSubject
 from .tensor_bytes import TensorBytes
 from .unit_bytes import facts_of_unit
 
 PUBLISHED_DTYPE = "bfloat16"
-_FLOATING = frozenset(name for name in ITEM_BYTES if "float" in name)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """A Wan transformer in byte counts; units in execution order, under diffusers' names.
+    """A transformer in byte counts; units in execution order, under diffusers' names.
 
     `dtype` is what most of its bytes are in after a cast that was asked for, `stored` what they are
-    in the file, `path` the file (both None for a published name). `layout` names the units for a
-    selection; it has no tensors. `notes`: what its plan says of its LoRAs.
+    in the file, `path` the file (both None for a published name). `loaded_units` are the same units
+    of the model in host memory, where they rest as they compute, LoRAs behind them. `layout` names
+    the units for a selection; it has no tensors. `notes`: what its plan says of its LoRAs.
     """
 
     label: str
-    geometry: WanGeometry
+    subject: Subject
+    layout: ModelLayout
     dtype: str
     units: tuple[UnitFacts, ...]
     rest_bytes: int
+    loaded_units: tuple[UnitFacts, ...]
     path: Path | None = None
     stored: str | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def layout(self) -> ModelLayout:
-        units = []
-        for unit in self.units:
-            key = unit_of(f"{unit.name}.weight")
-            assert key is not None, "units are named by their keys"
-            units.append(UnitLayout(unit.name, unit.kind, key.index, ()))
-        return ModelLayout(self.label, tuple(units), ())
 
-
-def find_model(name: str, dtype: str | None = None, loras: Sequence[LoraFile] = ()) -> ModelFigures:
-    """A model by the path of its file or folder, or by its published name.
-
-    `dtype` is what it computes in; by default the file's own types, bfloat16 for a published name.
-    `loras` are merged when a block arrives, and their factors counted with it.
-    Raises ArgsError for a name that is neither, CheckpointError or GeometryError for the file.
-    """
-    path = Path(name)
-    if is_there(path):
-        return figures_of_file(open_checkpoint(path), dtype, path, loras)
-    if name.endswith(".safetensors") or "/" in name or "\\" in name:
-        raise ArgsError(f"{name} is not there: give a checkpoint's path or a published name")
+def figures_of_variant(
+    name: str, dtype: str | None = None, loras: Sequence[LoraFile] = ()
+) -> ModelFigures:
+    """One of Wan's models by its published name. Raises ArgsError."""
     geometry = replace(find_variant(name), naming="diffusers")
     shapes = file_names(geometry)
-    leaves = {key: _leaf(shape, dtype or PUBLISHED_DTYPE) for key, shape in shapes.items()}
+    held = dtype or PUBLISHED_DTYPE
+    leaves = {
+        key: _leaf(shape, _computed(key, _as_stored(key, shape, held), None, held))
+        for key, shape in shapes.items()
+    }
     label = name.strip().lower()
     return _figures(label, geometry, TensorBytes(leaves, fitted=_fitted(loras, leaves, label)))
 
@@ -85,8 +72,7 @@ def figures_of_file(
     """The same for an opened checkpoint, with the exact sizes of what is read from it."""
     checkpoint = unpacked(checkpoint)
     geometry = replace(infer_geometry(checkpoint), naming="diffusers")
-    quantised = any(map(is_quantised, checkpoint.tensors.values()))
-    main = main_dtype(checkpoint.tensors.values()) if quantised else None
+    main = main_dtype(checkpoint.tensors.values())
     stored = {to_diffusers_key(tensor.key): tensor for tensor in checkpoint.tensors.values()}
     leaves = {
         key: _leaf(tensor.shape, _computed(key, tensor, dtype, main))
@@ -112,16 +98,34 @@ def _figures(label: str, geometry: WanGeometry, tensors: TensorBytes) -> ModelFi
     units = tuple(
         facts_of_unit(name, parts[name], tensors) for name in units_in_order(tensors.leaves)
     )
+    in_memory = replace(tensors, stored=None)
+    loaded = tuple(
+        replace(facts_of_unit(unit.name, parts[unit.name], in_memory),
+                disk_slab_bytes=None, decode_bytes=0)
+        for unit in units
+    )  # fmt: skip
     # Cosines and sines, which diffusers' class keeps as buffers.
     tables = [_leaf((geometry.rope_max_seq_len, geometry.head_dim), "float32")] * 2
     return ModelFigures(
         label=label,
-        geometry=geometry,
+        subject=WanSubject(geometry),
+        layout=_layout(label, units),
         dtype=_main_dtype(tensors.leaves.values()),
         units=units,
         rest_bytes=pack([*(tensors.leaves[key] for key in rest), *tables]).nbytes,
+        loaded_units=loaded,
         notes=() if tensors.fitted is None else tensors.fitted.sentences,
     )
+
+
+def _layout(label: str, units: Sequence[UnitFacts]) -> ModelLayout:
+    """The units by their names and kinds, for a selection."""
+    named = []
+    for unit in units:
+        key = unit_of(f"{unit.name}.weight")
+        assert key is not None, "units are named by their keys"
+        named.append(UnitLayout(unit.name, unit.kind, key.index, ()))
+    return ModelLayout(label, tuple(named), ())
 
 
 def _leaf(shape: tuple[int, ...], dtype: str) -> Leaf:
@@ -129,18 +133,14 @@ def _leaf(shape: tuple[int, ...], dtype: str) -> Leaf:
 
 
 def _computed(key: str, stored: StoredTensor, asked: str | None, main: str | None) -> str:
-    """What a tensor computes in: as asked, else as stored.
+    """What a tensor computes in, as `open_transformer` has it."""
+    inside = unit_of(key) is not None
+    return computed_dtype(stored, asked, main, kept=keeps_dtype(key), inside=inside)
 
-    In a quantised file, of which `main` is the dtype, it is as `open_transformer` has it.
-    """
-    if asked is not None and (is_quantised(stored) or stored.dtype in _FLOATING):
-        return asked
-    if main is None or asked is not None:
-        return stored.dtype
-    if not keeps_dtype(key):
-        return main
-    kept = stored.dtype in HALVES and unit_of(key) is not None
-    return stored.dtype if kept else "float32"
+
+def _as_stored(key: str, shape: tuple[int, ...], dtype: str) -> StoredTensor:
+    """A tensor of a published model, as its file of one dtype holds it."""
+    return StoredTensor(key, key, 0, dtype, shape, 0, 0)
 
 
 def _held(stored: Iterable[StoredTensor]) -> str:

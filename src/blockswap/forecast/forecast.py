@@ -5,22 +5,14 @@ from functools import cache
 
 from ..errors import PlanError
 from ..events import Counters, Measured
-from ..plan import Facts, Foresight, SwapPlan, UnitFacts, make_plan
+from ..plan import Facts, Foresight, SwapPlan, make_plan
 from ..plan.inputs.foresight import speeds_of
 from ..plan.inputs.machine import Machine
 from ..plan.inputs.margin import MARGIN
 from ..plan.inputs.pieces import InPieces, sizes_below
-from ..plan.inputs.workload import Workload, token_count
+from ..plan.inputs.workload import Workload
 from ..plan.timing.forward_time import pipeline_of
-from ..predict import (
-    Companions,
-    Generation,
-    PhaseNeed,
-    carried_bytes,
-    predict_forward,
-    predict_generation,
-    predict_in_pieces,
-)
+from ..predict import Companions, Generation, PhaseNeed
 from ..selection import BlockSwapArgs, select
 from ..units import format_bytes
 from .advice import way_out
@@ -106,7 +98,7 @@ class Forecast:
         room, order = self.room_bytes, self.order
         return tuple(
             f"{phase.name} needs {format_bytes(phase.peak_bytes)}, there is {format_bytes(room)}: "
-            + way_out(phase, room, order.model.geometry, order.workload, order.companions)
+            + way_out(phase, room, order.model.subject, order.workload, order.companions)
             for phase in self.phases
             if room is not None and phase.peak_bytes > room and phase.name != "denoising"
         )
@@ -126,25 +118,27 @@ def forecast(order: Order) -> Forecast:
     plan = plan_of(order, foresight)
     if plan.chunk_tokens:
         foresight = foresight.cut(plan.chunk_tokens)
-    generation = predict_generation(order.model.geometry, order.workload, order.companions)
+    generation = order.model.subject.generation(order.workload, order.companions)
     return Forecast(order, plan, generation, foresight)
 
 
 def foresee(order: Order) -> Foresight:
     """What a forward needs and takes, whatever the plan: a pipeline's latents are counted."""
-    geometry, workload = order.model.geometry, order.workload
-    cost = predict_forward(geometry, workload)
-    carried = carried_bytes(geometry, workload, dtype=order.companions.text_encoder_dtype)
+    subject, workload = order.model.subject, order.workload
+    cost = subject.forward(workload)
+    carried = subject.carried_bytes(workload, order.companions.text_encoder_dtype)
     activations = cost.activation_bytes + carried
     margin = MARGIN if order.machine is None else order.machine.kept_free
     speeds = speeds_of(cost, order.machine, workload.dtype, facts_of(order).units)
-    tokens = token_count(geometry, workload)
+    tokens = subject.tokens(workload)
+    if not subject.cuts:
+        return Foresight(workload.words, activations, margin.of(activations), speeds)
 
     @cache
     def in_pieces(chunk_tokens: int) -> int:
         if chunk_tokens >= tokens:
             return activations
-        return predict_in_pieces(geometry, workload, chunk_tokens) + carried
+        return subject.in_pieces(workload, chunk_tokens) + carried
 
     pieces = InPieces(sizes_below(tokens), in_pieces, margin.of)
     return Foresight(workload.words, activations, margin.of(activations), speeds, pieces)
@@ -165,29 +159,16 @@ def has_plan(order: Order, foresight: Foresight) -> bool:
     return True
 
 
-def _loaded(unit: UnitFacts) -> UnitFacts:
-    """The unit of a model in host memory: it rests there as it computes."""
-    return UnitFacts(unit.name, unit.kind, unit.resident_bytes, unit.resident_bytes)
-
-
-def _adapted(unit: UnitFacts) -> UnitFacts:
-    """The same with LoRAs: it rests there with their factors, and is merged at each visit."""
-    return replace(unit, disk_slab_bytes=None, decode_bytes=0)
-
-
 def facts_of(order: Order) -> Facts:
     """The model and the machine as the planner takes them."""
     model, machine = order.model, order.machine
     known_host = order.host_free_bytes is not None
     from_file = order.on_host or known_host or order.args.ram_budget is not None
-    units = model.units
-    if not from_file:
-        units = tuple(map(_adapted if model.notes else _loaded, units))
     return Facts(
         label=model.label,
         device="the device" if machine is None else machine.name,
         on_host=order.on_host,
-        units=units,
+        units=model.units if from_file else model.loaded_units,
         rest_bytes=model.rest_bytes,
         device_free_bytes=order.device_free_bytes,
         host_free_bytes=order.host_free_bytes,

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from ..adapters.families import unit_modules
 from ..errors import ModelError
 from ..predict.cache import counts, library_versions, remembered
 from ..predict.module import record_call
@@ -15,9 +14,9 @@ from ..predict.phase import PhaseCost
 from ..predict.recorder import Recorder
 from ..predict.text_encoder import TextEncoderGeometry, predict_text_encoder
 from ..predict.vae_chunks import LikeChunks, record_vae
-from .components import Part
-from .host_pipelines import build_empty
 from .job import Job
+from .parts.components import Part
+from .parts.load import build_empty
 from .request import TEXT_TOKENS
 
 _ALLOCATION = 512  # what the device's allocator rounds a tensor up to
@@ -74,19 +73,6 @@ def _follow_text(job: Job) -> PhaseCost:
     except ModelError:
         return _by_formula(part, dtype)
     return PhaseCost(weights, cost.activation_bytes, cost.output_bytes, cost.flops)
-
-
-def least_encoder_bytes(job: Job) -> int:
-    """The least of the encoder that is on the device while its blocks are streamed: two of them,
-    and all that is no block. Where the rule finds no blocks, all of it."""
-    part = job.parts.text_encoder
-    encoder = build_empty(part).to(_stated_dtype(part))
-    whole = _weight_bytes(encoder)
-    try:
-        blocks = [_weight_bytes(unit.module) for unit in unit_modules(encoder)]
-    except ModelError:
-        return whole
-    return whole - sum(blocks) + 2 * max(blocks, default=0)
 
 
 def _by_formula(part: Part, dtype: torch.dtype) -> PhaseCost:
@@ -171,6 +157,14 @@ def condition_cost(job: Job, *, tiled: bool) -> PhaseCost:
     return replace(cost, activation_bytes=cost.activation_bytes + held)
 
 
+def _followed_bytes(job: Job) -> int:
+    """The video that a clip follows, in fp32, which the pipelines keep: VACE with its mask."""
+    copies = {"WanVideoToVideoPipeline": 1, "WanVACEPipeline": 2}.get(job.pipeline, 0)
+    reference = 1 if job.pipeline == "WanVACEPipeline" and job.request.image is not None else 0
+    frames = copies * job.request.frames + reference
+    return 4 * frames * job.request.raw_frame_bytes // job.request.frames
+
+
 def carried_bytes(job: Job, item_bytes: int, text_dim: int) -> int:
     """What a pipeline and its scheduler hold on the device beside a forward's own tensors.
 
@@ -182,7 +176,7 @@ def carried_bytes(job: Job, item_bytes: int, text_dim: int) -> int:
     history = int(config.get("solver_order", 0)) + 1 if "solver_order" in config else 0
     masks = 1 if job.pipeline == "WanPipeline" else 0
     sample = 0 if item_bytes == 4 and not job.conditioned else 1  # else it is the forward's input
-    held = (sample + masks + history) * latent
+    held = (sample + masks + history) * latent + _followed_bytes(job)
     if job.request.guided:
         held += latent * item_bytes // 4 + TEXT_TOKENS * text_dim * item_bytes
     return held

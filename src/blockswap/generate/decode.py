@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from ..swap.entry.checkpoint_file import empty_transformer
+from ..turns.turn import turn_of
 from .encode import Encoded
-from .host_pipelines import Steering, build_pipeline, load_part, steered
+from .host_pipelines import Steering, build_pipeline, steered
 from .job import Job, Progress
-from .on_device import turn_of
+from .parts.load import load_part
 from .sample import call_arguments, sampling_models
 from .state import RunState, state_path
 from .video import write_video
@@ -27,7 +28,7 @@ def decode_all(
     The whole pipeline is called with all of its steps skipped: what comes before and after the
     decoder is then diffusers' own code for each kind.
     """
-    folders = [part.folder for part in job.parts.transformers]
+    folders = [part.path for part in job.parts.transformers]
     empty = [empty_transformer(folder, device=job.device) for folder in folders]
     vae = load_part(job.parts.vae)
     if job.tiled:

@@ -1,15 +1,18 @@
 """The phase of the text encoder: which prompts are encoded now, and which are kept from before."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .costs import text_cost
+from ..errors import CheckpointError
+from ..selection import BlockSwapArgs
+from ..turns.turn import settle, turn_of, turn_of_encoder
 from .embeddings import keep_embedding, kept_embedding
-from .host_pipelines import Steering, build_pipeline, load_part, steered
+from .host_pipelines import Steering, build_pipeline, steered
 from .job import Job, Progress
-from .on_device import settle, turn_of
+from .parts.load import load_part
 from .request import TEXT_TOKENS
 
 
@@ -42,28 +45,25 @@ def to_encode(job: Job) -> tuple[str, ...]:
     return tuple(text for text in texts_of(job) if kept_embedding(question(job, text)) is None)
 
 
-def encode(job: Job, progress: Progress) -> Encoded:
+def encode(job: Job, args: BlockSwapArgs, progress: Progress) -> Encoded:
     """Embeds every text of the run; the encoder is read only where one of them is not kept."""
     known = {text: kept_embedding(question(job, text)) for text in texts_of(job)}
     missing = [text for text, embedding in known.items() if embedding is None]
     if missing:
-        known |= _encode(job, missing, progress)
+        known |= _encode(job, args, missing, progress)
     found = {text: embedding for text, embedding in known.items() if embedding is not None}
     negative = found[job.request.negative] if job.request.guided else None
     prompts = tuple(found[prompt] for prompt in job.request.prompts)
     return Encoded(prompts, negative, _see_image(job), len(missing))
 
 
-def _encode(job: Job, texts: list[str], progress: Progress) -> dict[str, torch.Tensor]:
-    parts = job.parts
-    models = {
-        "tokenizer": load_part(parts.tokenizer),
-        "text_encoder": load_part(parts.text_encoder),
-    }
-    encoder, embeddings = models["text_encoder"], {}
-    cost = text_cost(job).activation_bytes
-    budget = job.request.vram_budget
-    with torch.no_grad(), turn_of(encoder, job.device, budget=budget, activation_bytes=cost):
+def _encode(
+    job: Job, args: BlockSwapArgs, texts: list[str], progress: Progress
+) -> dict[str, torch.Tensor]:
+    parts, embeddings = job.parts, {}
+    tokenizer = load_part(parts.tokenizer)
+    with torch.no_grad(), _encoder(job, args) as encoder:
+        models = {"tokenizer": tokenizer, "text_encoder": encoder}
         pipe = build_pipeline(job.pipeline, job.parts, models)
         steered(pipe, Steering(job.device))
         for done, text in enumerate(texts, 1):
@@ -77,8 +77,16 @@ def _encode(job: Job, texts: list[str], progress: Progress) -> dict[str, torch.T
             keep_embedding(question(job, text), embeddings[text])
             progress("encode", done, len(texts))
             del embedding
-        del pipe
+        del pipe, models, encoder
     return embeddings
+
+
+def _encoder(job: Job, args: BlockSwapArgs) -> AbstractContextManager[Any]:
+    """The text encoder on the device: its blocks come from its files as they are needed."""
+    part = job.parts.text_encoder
+    if part.config.get("weightless"):
+        return turn_of(load_part(part), job.device, budget=None, activation_bytes=0)
+    return turn_of_encoder(part.path, job.device, args)
 
 
 def _see_image(job: Job) -> torch.Tensor | None:
@@ -88,8 +96,6 @@ def _see_image(job: Job) -> torch.Tensor | None:
         return None
     encoder_part, processor = job.parts.image_encoder, job.parts.image_processor
     if encoder_part is None or processor is None:
-        from ..errors import CheckpointError
-
         raise CheckpointError(
             f"{job.parts.folder} has a transformer that reads CLIP's features of the image, and no "
             "image encoder with its image processor: put both there"

@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 
-from ..ambient import as_at_start
-from ..errors import ArgsError, ModelError
-from .components import Components, Part
+from ..errors import ArgsError
+from .parts.components import Components
+from .parts.load import class_named
 from .request import VideoRequest
 
 _STEERING = "blockswap_steering"
 # Attributes of diffusers' schedulers that are their config, which the run does not change.
 _SCHEDULER_CONFIG = ("_internal_dict",)
-_ALIGNMENT = 64
 
 
 @dataclass
@@ -41,35 +40,6 @@ class Steering:
         if self.asked == self.skip + 1:
             self.before_steps()
         return False
-
-
-def hosts() -> Any:
-    """The diffusers module. Raises ModelError where it or transformers is not installed."""
-    try:
-        import diffusers
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise ModelError(
-            f"a whole video needs diffusers and transformers, and one could not be imported "
-            f'({error}): pip install "wanvideo-blockswap[generate]"'
-        ) from error
-    return diffusers
-
-
-def class_named(name: str) -> Any:
-    """A class of diffusers, of transformers or of the shipped model. Raises ModelError."""
-    diffusers = hosts()
-    import transformers
-
-    from ..demo import pipeline
-
-    for home in (diffusers, transformers, pipeline):
-        if hasattr(home, name):
-            return getattr(home, name)
-    raise ModelError(
-        f"{name} is named by the model, and neither the installed diffusers nor transformers has "
-        "it: install the versions that the model was saved with"
-    )
 
 
 def pipeline_name(parts: Components, request: VideoRequest) -> str:
@@ -140,37 +110,6 @@ def build_pipeline(name: str, parts: Components, models: Mapping[str, Any]) -> A
     pipe = kind(**given)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def load_part(part: Part) -> Any:
-    """A component from its folder, in host memory, in the dtypes of its files; nothing is fetched.
-
-    The VAE computes in fp32, as diffusers loads it.
-    """
-    kind = class_named(part.class_name)
-    how: dict[str, Any] = {"local_files_only": True}
-    loaded = kind.from_pretrained(part.folder, **how)
-    if not isinstance(loaded, torch.nn.Module):
-        return loaded
-    for tensor in [*loaded.parameters(), *loaded.buffers()]:
-        # A view of the mapped file lies at any offset, and kernels of the CPU round by alignment:
-        # weights get memory of their own, as streamed ones have.
-        if tensor.data_ptr() % _ALIGNMENT:
-            tensor.data = tensor.data.clone()
-    return loaded.eval()
-
-
-@as_at_start()
-def build_empty(part: Part) -> torch.nn.Module:
-    """A component on the meta device, of its config alone: nothing is read."""
-    kind = class_named(part.class_name)
-    with torch.device("meta"):
-        if hasattr(kind, "from_config"):
-            model = kind.from_config(dict(part.config))
-        else:
-            model = kind(kind.config_class.from_dict(dict(part.config)))
-    built: torch.nn.Module = model.eval()
-    return built
 
 
 def scheduler_state(scheduler: Any) -> dict[str, Any]:

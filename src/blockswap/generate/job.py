@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..plan.inputs.machine import Machine
-from .components import Components
+from .parts.components import Components
 from .request import VideoRequest
 
 # Told what is being done: the phase, how many parts of it are done, of how many.
@@ -64,7 +64,7 @@ class Job:
             "steps": str(request.steps),
             "guidance": repr(request.guidance),
             "seed": str(request.seed),
-            "LoRAs": " ".join(f"{_stamp(path)} {s!r}" for path, s in request.loras),
+            "LoRAs": _loras(request.loras_for(len(parts.transformers))),
             "image": _digest(request.image),
             "video": _digest(request.video),
             "tiles": str(self.tiled),
@@ -74,23 +74,26 @@ class Job:
         }
         models = {f"transformer {n}": part for n, part in enumerate(parts.transformers, 1)}
         models |= {"VAE": parts.vae, "scheduler": parts.scheduler}
-        told |= {name: f"{part.folder} {part.stamp}" for name, part in models.items()}
+        told |= {name: f"{part.path} {part.stamp}" for name, part in models.items()}
         return told | self.encoder_asked()
 
     def encoder_asked(self) -> dict[str, str]:
         """What a prompt's embedding depends on beside the prompt."""
         encoder, tokenizer = self.parts.text_encoder, self.parts.tokenizer
         return {
-            "text encoder": f"{encoder.folder} {encoder.stamp}",
-            "tokenizer": f"{tokenizer.folder} {tokenizer.stamp}",
+            "text encoder": f"{encoder.path} {encoder.stamp}",
+            "tokenizer": f"{tokenizer.path} {tokenizer.stamp}",
             "encoded on": self.device.type,
             "libraries": " ".join(f"{n} {version(n)}" for n in ("torch", "diffusers")),
         }
 
 
-def _stamp(path: Path | None) -> str:
-    if path is None:
-        return ""
+def _loras(each: list[list[tuple[Path, float]]]) -> str:
+    """Those of each transformer, in words."""
+    return " | ".join(" ".join(f"{_stamp(path)} {s!r}" for path, s in own) for own in each)
+
+
+def _stamp(path: Path) -> str:
     status = path.stat()
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 

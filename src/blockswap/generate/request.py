@@ -23,7 +23,8 @@ class VideoRequest:
 
     `vram_budget` and `ram_budget` are bytes, None for what is there. `image` starts the clip (or
     is a reference for VACE), `video` is what it follows. `tiled` asks for the VAE's tiles; None
-    leaves that to the budget. `loras` are files and strengths, for every transformer. Raises
+    leaves that to the budget. `loras` are files and strengths, for every transformer; `loras_high`
+    and `loras_low` those of one expert alone. `chunk_tokens` is that of `BlockSwapArgs`. Raises
     ArgsError.
     """
 
@@ -41,6 +42,9 @@ class VideoRequest:
     ram_budget: int | None = None
     tiled: bool | None = None
     loras: tuple[tuple[Path, float], ...] = ()
+    loras_high: tuple[tuple[Path, float], ...] = ()
+    loras_low: tuple[tuple[Path, float], ...] = ()
+    chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
         Workload(self.width, self.height, self.frames)  # says which sizes and counts there are
@@ -52,7 +56,8 @@ class VideoRequest:
             raise ArgsError(f"guidance={self.guidance} was asked: give a number from 0 on, as 5")
         if not 0 <= self.seed < 2**63:
             raise ArgsError(f"seed={self.seed} was asked: give a whole number from 0 to 2^63-1")
-        for given in (self.image, self.video, *(path for path, _ in self.loras)):
+        loras = (*self.loras, *self.loras_high, *self.loras_low)
+        for given in (self.image, self.video, *(path for path, _ in loras)):
             if given is not None and not is_there(given):
                 raise ArgsError(f"{given} was given, and it is not there: check the path")
 
@@ -72,6 +77,16 @@ class VideoRequest:
             per_token_timestep=per_token,
             text_tokens=TEXT_TOKENS,
         )
+
+    def loras_for(self, transformers: int) -> list[list[tuple[Path, float]]]:
+        """The LoRAs of each transformer. Raises ArgsError where one is for an expert of none."""
+        if transformers == 1 and (self.loras_high or self.loras_low):
+            raise ArgsError(
+                "a LoRA for one of two experts was given, and this model has one transformer: give "
+                "it by --lora"
+            )
+        own = (self.loras_high, self.loras_low)
+        return [[*self.loras, *more] for more in own[:transformers]]
 
     @property
     def raw_frame_bytes(self) -> int:

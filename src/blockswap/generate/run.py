@@ -11,17 +11,17 @@ from ..errors import StateError
 from ..plan.inputs.machine import Machine
 from ..store.host_memory import peak_host_bytes
 from ..stream.device import open_device
-from .components import find_components
 from .costs import latent_shape
 from .decode import OnFrames, decode_all
 from .encode import encode
 from .host_pipelines import pipeline_name
 from .job import Job, Progress, silent
+from .parts.find import ModelFiles, find_components
+from .parts.tiny import TINY, tiny_components
 from .request import VideoRequest, check_room, output_paths
 from .run_plan import RunPlan, plan_run, refuse_unfit
 from .sample import sample_all
 from .state import state_path
-from .tiny import TINY, tiny_components
 from .video import require_writer
 
 
@@ -44,7 +44,7 @@ class Made:
 
 
 def prepare(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | ModelFiles,
     request: VideoRequest,
     output: str | os.PathLike[str],
     *,
@@ -58,7 +58,9 @@ def prepare(
     require_writer()
     outputs = output_paths(output, len(request.prompts))
     where = open_device(device).torch_device
-    parts = tiny_components() if str(model) == TINY else find_components(model)
+    pixels = request.width * request.height
+    tiny = not isinstance(model, ModelFiles) and str(model) == TINY
+    parts = tiny_components() if tiny else find_components(model, pixels=pixels)
     job = Job(parts, request, where, outputs, pipeline_name(parts, request), machine=machine)
     latents = torch.Size(latent_shape(job)).numel()
     # The state holds the latents and the scheduler's history; twice while it is replaced.
@@ -85,7 +87,7 @@ def make_videos(
     if not resume:
         _refuse_unfinished(job)
     peaks = _Peaks(job)
-    encoded = peaks.of("encode", lambda: encode(job, progress))
+    encoded = peaks.of("encode", lambda: encode(job, plan.encoder_args, progress))
     states, computed = peaks.of(
         "sample",
         lambda: sample_all(job, encoded, plan.args, resume=resume, progress=progress),

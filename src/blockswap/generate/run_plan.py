@@ -1,5 +1,6 @@
 """What a run will take, phase by phase, and whether it fits, before anything is loaded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +13,12 @@ from ..store.host_memory import free_host_bytes, peak_host_bytes
 from ..stream.device import open_device
 from ..swap.entry.checkpoint_file import empty_transformer, plan_transformer
 from ..swap.entry.experts import plan_experts
+from ..swap.entry.text_encoder import plan_text_encoder
 from ..units import format_bytes
-from .costs import carried_bytes, condition_cost, decode_cost, least_encoder_bytes, text_cost
+from .costs import carried_bytes, condition_cost, decode_cost, text_cost
 from .encode import to_encode
-from .host_pipelines import class_named
 from .job import Job
+from .parts.load import class_named
 from .sample import loras_of, workload_of
 
 
@@ -44,6 +46,8 @@ class RunPlan:
     tiled: bool
     blocks: SwapPlan
     args: BlockSwapArgs
+    encoder_args: BlockSwapArgs
+    notes: tuple[str, ...] = ()
 
     @property
     def device_peak_bytes(self) -> int:
@@ -65,15 +69,16 @@ def plan_run(job: Job) -> RunPlan:
     tiled = _tiles(job, limit)
     job = replace(job, tiled=tiled)
     args, blocks, carried = _blocks(job, base)
-    beside: list[Phase] = [_encoding(job, base), *_conditioning(job, base)]
+    encoder_args = _encoder_args(job, base, limit)
     phases = (
-        *beside,
+        _encoding(job, base, encoder_args),
+        *_conditioning(job, base),
         _sampling(job, base, blocks, carried),
         _decoding(job, base, tiled),
         _writing(job, base),
     )
     fits, verdict = _verdict(job, phases, limit)
-    return RunPlan(phases, fits, verdict, tiled, blocks, args)
+    return RunPlan(phases, fits, verdict, tiled, blocks, args, encoder_args, parts.notes)
 
 
 def _device_limit(job: Job) -> int | None:
@@ -92,35 +97,79 @@ def _tiles(job: Job, limit: int | None) -> bool:
 
 def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, SwapPlan, int]:
     request = job.request
-    folders = [part.folder for part in job.parts.transformers]
+    folders = [part.path for part in job.parts.transformers]
     model: Any = empty_transformer(folders[0], device=job.device)
     item = torch.empty((), dtype=model.dtype).element_size()
     carried = carried_bytes(job, item, int(model.config.text_dim))
-    given: dict[str, Any] = {}
+    given = _ram(job, base)
+    if request.chunk_tokens is not None:
+        given["chunk_tokens"] = request.chunk_tokens
     if request.vram_budget is not None and not job.on_host:
         given["vram_budget"] = max(0, request.vram_budget - carried)
-    if request.ram_budget is not None and not job.on_host:
-        given["ram_budget"] = max(0, request.ram_budget - base)
+    elif "vram_budget" in given:
+        given["vram_budget"] = max(0, given["vram_budget"] - carried)
     args = BlockSwapArgs(**given)
     how: dict[str, Any] = {"device": job.device, "workload": workload_of(job, model.dtype)}
     how |= loras_of(job)
-    if len(folders) == 1:
-        return args, plan_transformer(folders[0], args, **how), carried
-    return args, plan_experts(folders, args, **how), carried
+
+    def plan(args: BlockSwapArgs) -> SwapPlan:
+        if len(folders) == 1:
+            return plan_transformer(folders[0], args, **how)
+        return plan_experts(folders, args, **how)
+
+    return *_planned(job, args, plan), carried
 
 
-def _encoding(job: Job, base: int) -> Phase:
-    texts = to_encode(job)
+def _planned(
+    job: Job, args: BlockSwapArgs, plan: Callable[[BlockSwapArgs], SwapPlan]
+) -> tuple[BlockSwapArgs, SwapPlan]:
+    """The plan under `args`; on the host one without a budget where nothing fits it.
+
+    The verdict says then what is missing. On a device the plan's own sentence does.
+    """
+    try:
+        return args, plan(args)
+    except PlanError:
+        if not job.on_host or args.vram_budget is None:
+            raise
+        args = replace(args, vram_budget=None)
+        return args, plan(args)
+
+
+def _encoder_args(job: Job, base: int, limit: int | None) -> BlockSwapArgs:
+    """How much of the text encoder may be on the device, and in pinned memory, beside a prompt."""
+    if job.parts.text_encoder.config.get("weightless"):
+        return BlockSwapArgs()
+    needed, given = text_cost(job).activation_bytes, _ram(job, base)
+    if limit is not None:
+        given["vram_budget"] = max(0, limit - needed)
+    elif "vram_budget" in given:
+        given["vram_budget"] = max(0, given["vram_budget"] - needed)
+    return BlockSwapArgs(**given)
+
+
+def _ram(job: Job, base: int) -> dict[str, Any]:
+    """What of the host memory that was named a swap may take: to pin, or on the CPU to be in."""
+    if job.request.ram_budget is None:
+        return {}
+    left = max(0, job.request.ram_budget - base)
+    return {"vram_budget": left} if job.on_host else {"ram_budget": left}
+
+
+def _encoding(job: Job, base: int, args: BlockSwapArgs) -> Phase:
+    part, texts = job.parts.text_encoder, to_encode(job)
     if not texts:
         return Phase("encode", 0, base, 0)
-    cost, files = text_cost(job), job.parts.text_encoder.weight_bytes
+    if part.config.get("weightless"):
+        return Phase("encode", 0, base, part.weight_bytes)
+    _, plan = _planned(job, args, lambda a: plan_text_encoder(part.path, a, device=job.device))
+    needed = plan.device_bytes + text_cost(job).activation_bytes
+    host = base + plan.pinned_bytes + plan.staging_buffers * plan.staging_bytes
+    streamed = plan.read_bytes_per_forward
+    read = part.weight_bytes - min(part.weight_bytes, streamed) + streamed * len(texts)
     if job.on_host:
-        return Phase("encode", 0, base + cost.peak_bytes, files)
-    limit, least = _device_limit(job), cost.activation_bytes + least_encoder_bytes(job)
-    needed = cost.peak_bytes
-    if limit is not None and needed > limit:  # its blocks are streamed then
-        needed = max(least, limit)
-    return Phase("encode", needed, base + cost.weight_bytes, files)
+        return Phase("encode", 0, host + needed, read)
+    return Phase("encode", needed, host, read)
 
 
 def _conditioning(job: Job, base: int) -> list[Phase]:

@@ -9,18 +9,11 @@ import torch
 from ..selection import BlockSwapArgs
 from ..swap import Outlook, open_experts, open_transformer
 from ..swap.entry.checkpoint_file import empty_transformer
+from ..turns.turn import leave, settle
 from .encode import Encoded, open_image
-from .host_pipelines import (
-    Steering,
-    build_empty,
-    build_pipeline,
-    load_part,
-    restore_scheduler,
-    scheduler_state,
-    steered,
-)
+from .host_pipelines import Steering, build_pipeline, restore_scheduler, scheduler_state, steered
 from .job import Job, Progress
-from .on_device import leave, settle
+from .parts.load import build_empty, load_part
 from .state import RunState, read_state, state_path, write_state
 from .video import read_frames
 
@@ -33,7 +26,7 @@ class Stage:
 
     def __init__(self, job: Job, args: BlockSwapArgs) -> None:
         self._job, self._args = job, args
-        folders = [part.folder for part in job.parts.transformers]
+        folders = [part.path for part in job.parts.transformers]
         self.models = [empty_transformer(folder, device=job.device) for folder in folders]
         self._folders = folders
         self._closing = ExitStack()
@@ -96,11 +89,10 @@ def workload_of(job: Job, dtype: torch.dtype) -> Any:
 
 def loras_of(job: Job) -> dict[str, Any]:
     """The LoRAs as the ways in take them: a list, or one for each of two experts."""
-    loras = list(job.request.loras)
-    if not loras:
+    loras = job.request.loras_for(len(job.parts.transformers))
+    if not any(loras):
         return {}
-    experts = len(job.parts.transformers)
-    return {"loras": loras if experts == 1 else [loras] * experts}
+    return {"loras": loras if len(loras) > 1 else loras[0]}
 
 
 def call_arguments(job: Job, encoded: Encoded, clip: int, where: torch.device) -> dict[str, Any]:

@@ -40,9 +40,10 @@ class BlockSwapArgsNode(io.ComfyNode):
         blocks_to_swap: int = _AUTOMATIC,
         vram_budget: str = "",
         ram_budget: str = "",
+        chunk_tokens: int = _AUTOMATIC,
     ) -> bool | str:
         """Called before the prompt runs; a wired input is not known yet and keeps its default."""
-        asked = {"blocks": blocks, "blocks_to_swap": blocks_to_swap}
+        asked = {"blocks": blocks, "blocks_to_swap": blocks_to_swap, "chunk_tokens": chunk_tokens}
         try:
             args_from(asked | {"vram_budget": vram_budget, "ram_budget": ram_budget})
         except BlockSwapError as error:
@@ -78,7 +79,7 @@ def _refuse_bare_number(key: str, value: Any) -> None:
 
 
 def _is_count(key: str) -> bool:
-    return key in ("blocks_to_swap", "prefetch_blocks", "vace_blocks_to_swap")
+    return key in ("blocks_to_swap", "prefetch_blocks", "vace_blocks_to_swap", "chunk_tokens")
 
 
 def _count(name: str, most: int, tooltip: str, **more: Any) -> Any:
@@ -150,6 +151,15 @@ def _how() -> list[Any]:
             9999,
             "How many of the VACE blocks to stream. -1: the plan decides, or none where blocks or "
             "a count is given.",
+            **rarely_used(),
+        ),
+        _count(
+            "chunk_tokens",
+            1_000_000,
+            "Most tokens that a block of a Wan model computes at once: smaller pieces need less "
+            "memory for activations, for the same latents. -1: all together where that fits, else "
+            "the largest pieces that do. 0: always all together. At least 64; below 2048 it gets "
+            "slower.",
             **rarely_used(),
         ),
         io.Boolean.Input(

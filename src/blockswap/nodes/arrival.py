@@ -73,9 +73,9 @@ def patch_while_running(module: torch.nn.Module, patches: Patches) -> None:
     vars(module)[_HOOKS] = _PatchedWhileRunning(module, patches)
 
 
-def as_loaded(noted: Any) -> Callable[[torch.Tensor, Any], torch.Tensor]:
-    """A patch that makes what the host's loading would have made of the weight."""
-    return lambda arrived, _: host.patched(noted, arrived)
+def as_loaded(noted: Any, patcher: type | None = None) -> Callable[[torch.Tensor, Any], Any]:
+    """A patch that makes what the loading of a patcher (the host's) would have made of a weight."""
+    return lambda arrived, _: host.patched(noted, arrived, patcher)
 
 
 def patch_on_arrival(module: torch.nn.Module) -> None:

@@ -18,7 +18,8 @@ from ..layout.checkpoint import Checkpoint
 from ..layout.prefix import is_meaningless
 from ..layout.values import Leaf
 from ..store.leaves import leaf_tensors, torch_dtype
-from . import host_checkpoints
+from . import gguf_pack, host_checkpoints
+from .gguf import on_meta
 
 # What the host reads while it decides; everything else is seen by its shape alone.
 _READ = (".comfy_quant", ".scale_input")
@@ -41,6 +42,9 @@ class FileContents:
         from safetensors import safe_open
 
         checkpoint = self.checkpoint
+        if checkpoint.in_gguf:
+            yield _mapped_reader(checkpoint)
+            return
         with safe_open(checkpoint.paths[0], framework="pt") as file:
 
             def read(key: str, leaf: Leaf) -> torch.Tensor:
@@ -54,7 +58,12 @@ class FileContents:
 
 
 def contents_of(checkpoint: Checkpoint) -> FileContents:
-    """The file as the host sees it. Reads the header and the words on quantisation."""
+    """The file as the host sees it. Reads the header and the words on quantisation.
+
+    Raises ModelError for a GGUF file without the pack that ComfyUI has them from.
+    """
+    if checkpoint.in_gguf:
+        return _contents_of_gguf(checkpoint)
     named, prefix = _named(checkpoint), checkpoint.prefix
     file_key = {id(tensor): name.removeprefix(prefix) for name, tensor in named.items()}
     kept = list(named.values())  # an identity is one for as long as its tensor lives
@@ -69,6 +78,41 @@ def contents_of(checkpoint: Checkpoint) -> FileContents:
     }
     del kept
     return FileContents(checkpoint, weights, origins)
+
+
+def _contents_of_gguf(checkpoint: Checkpoint) -> FileContents:
+    """A GGUF file as its pack reads it: which tensors, of which type and shape, is the pack's."""
+    weights = {}
+    for name, tensor in gguf_pack.read(checkpoint).items():
+        key = name.removeprefix(checkpoint.prefix)
+        if not is_meaningless(key):
+            weights[key] = on_meta(tensor)
+    unread = [tensor.name for key, tensor in checkpoint.tensors.items() if key not in weights]
+    unknown = [key for key in weights if key not in checkpoint.tensors]
+    for names, fact in ((unread, "that its pack does not read"), (unknown, "under other names")):
+        if names:
+            raise ModelError(
+                f"{checkpoint.label} holds {len(names)} tensors {fact}, such as {names[0]}: "
+                f"use {gguf_pack.LOADER} with WanVideo Block Swap behind it"
+            )
+    return FileContents(checkpoint, weights, {key: key for key in weights})
+
+
+def _mapped_reader(checkpoint: Checkpoint) -> Callable[[str, Leaf], torch.Tensor]:
+    """Reads tensors of a GGUF file: the bytes of packed ones, numbers of any other."""
+    (header,) = checkpoint.headers
+    size = header.file_bytes
+    mapped = torch.from_file(str(header.path), shared=False, size=size, dtype=torch.uint8)
+
+    def read(key: str, leaf: Leaf) -> torch.Tensor:
+        stored = checkpoint.tensors[key]
+        found = mapped[stored.offset : stored.offset + stored.nbytes]
+        wanted = torch_dtype(leaf.dtype)
+        if wanted != torch.uint8:
+            found = found.view(torch_dtype(stored.dtype))
+        return found.to(wanted, copy=True).reshape(leaf.shape)
+
+    return read
 
 
 def _named(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

@@ -13,8 +13,7 @@ The host's own loading prepares everything but the streamed blocks, which it doe
 
 from typing import Any
 
-from ..plan import SwapPlan
-from ..swap import Mapped, plan_units
+from ..swap import Mapped
 from . import host_dynamic
 from .dynamic_holding import DynamicHolding
 from .holding import Holding, holding_of
@@ -86,27 +85,19 @@ class DynamicOverrides(Overrides):
 
     def _take(self, device: Any, granted: int) -> Holding:
         patcher = self._patcher
-        free = host_dynamic.free_bytes(patcher, device)
-        plan = self._plan(device, granted_of(free))
+        plan = self._plan(device, self._granted(device))
         files = files_of(patcher.model)
         holding = DynamicHolding(patcher, self._claim(device), plan, files)
         holding.hold(patcher, self._wish.node_id)
         holding.take(patcher)
         return holding
 
-    def _plan(self, device: Any, granted: int | None) -> SwapPlan:
-        patcher = self._patcher
-        if files_of(patcher.model) is not None:
-            return super()._plan(device, granted)
-        root = transformer_of(patcher)
-        dtypes = host_dynamic.arriving_dtypes(patcher, frozenset(root.modules()))
-        return plan_units(
-            root,
-            self._wish.args,
-            device=device,
-            granted_bytes=granted,
-            mapped=Mapped(dtypes, 0, lambda _: None),
-        )
+    def _granted(self, device: Any) -> int:
+        return granted_of(host_dynamic.free_bytes(self._patcher, device))
+
+    def _mapped(self, root: Any) -> Mapped:
+        dtypes = host_dynamic.arriving_dtypes(self._patcher, frozenset(root.modules()))
+        return Mapped(dtypes, 0, lambda _: None)
 
     def _pinned_bytes(self) -> int:
         holding = holding_of(self._patcher.model)
@@ -114,11 +105,6 @@ class DynamicOverrides(Overrides):
 
     def _runs(self) -> bool:
         return host_dynamic.is_active(self._patcher)
-
-    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> Any:
-        if unpatch_weights:
-            release(self._patcher.model)
-        return self._host.unpatch_model(self._patcher, device_to, unpatch_weights)
 
     def partially_unload(self, device_to: Any, memory_to_free: float = 0, **kwargs: Any) -> Any:
         freed = self._host.partially_unload(self._patcher, device_to, memory_to_free, **kwargs)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from ..plan import SwapPlan
-from ..swap import FileUnits, Mapped, Swap, stream_units
+from ..swap import FileUnits, Hosted, Mapped, Swap, stream_units
 from . import host_dynamic
 from .arrival import forget_patches
 from .dynamic_patches import attach_patches
 from .holding import Claim, Holding
+from .wan_pieces import WAN
 
 
 class DynamicHolding(Holding):
@@ -50,7 +51,7 @@ class DynamicHolding(Holding):
             self.plan,
             self.claim.args,
             device=self.claim.device,
-            after_forward=told,
+            hosted=Hosted(told, WAN),
             mapped=Mapped(self._dtypes, pin_bytes, self._count_pinned),
         )
 

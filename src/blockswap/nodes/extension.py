@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host
+from . import host, plan_route
 from .args_node import BlockSwapArgsNode
 from .loader_node import BlockSwapLoaderNode
 from .report_node import BlockSwapReportNode
@@ -20,4 +20,5 @@ class BlockSwapExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ComfyExtension:
+    plan_route.offer()
     return BlockSwapExtension()

@@ -16,6 +16,7 @@ from ..errors import ModelError
 from ..layout.values import TensorSpec
 from ..store.leaves import rebuild, spec_of
 from .contents import FileContents
+from .gguf import is_packed
 
 _ATTRIBUTE = "blockswap_file_weights"
 _PREFIX = "diffusion_model."
@@ -27,25 +28,30 @@ class FileWeights:
 
     contents: FileContents
     specs: Mapping[str, tuple[TensorSpec, Sequence[str]]]
+    notes: Mapping[str, Mapping[str, Any]]  # what a pack has noted on its own tensors
 
     def mapped(self, label: str) -> torch.Tensor:
         """The weight in the dtype that it computes in; where the file has that, mapped from it."""
         spec, keys = self.specs[label]
         with self.contents.reading() as read:
-            return rebuild(spec, [read(k, leaf) for k, leaf in zip(keys, spec.leaves, strict=True)])
+            leaves = [read(k, leaf) for k, leaf in zip(keys, spec.leaves, strict=True)]
+        made = rebuild(spec, leaves)
+        vars(made).update(self.notes[label])
+        return made
 
 
 def keep_file_weights(
     model: Any, contents: FileContents, keys: Mapping[str, Sequence[str]]
 ) -> None:
     """Notes on a shared model object where its weights are, all of which are on meta now."""
-    specs = {
-        place.label: (spec_of(place.name, place.table[place.name], label=place.label), found)
-        for place in places_of(model.diffusion_model)
-        if (found := keys.get(place.label)) is not None
-    }
-    setattr(model, _ATTRIBUTE, FileWeights(contents, specs))
-    model.state_dict_for_saving = _refuse_to_save
+    specs, notes = {}, {}
+    for place in places_of(model.diffusion_model):
+        found, tensor = keys.get(place.label), place.table[place.name]
+        if found is not None:
+            specs[place.label] = spec_of(place.name, tensor, label=place.label), found
+            notes[place.label] = dict(vars(tensor)) if is_packed(tensor) else {}
+    setattr(model, _ATTRIBUTE, FileWeights(contents, specs, notes))
+    model.state_dict_for_saving = refuse_to_save
 
 
 def with_mapped(model: Any, patches: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -63,7 +69,7 @@ def with_mapped(model: Any, patches: dict[str, list[Any]]) -> dict[str, list[Any
     return patches
 
 
-def _refuse_to_save(*_: Any, **__: Any) -> Any:
+def refuse_to_save(*_: Any, **__: Any) -> Any:
     raise ModelError(
         "this model is streamed from its file, and what would be saved is that file without its "
         "patches (LoRA, merges): load it with ComfyUI's own loader to save it"

@@ -20,6 +20,21 @@ def is_packed(tensor: torch.Tensor) -> bool:
     return type(tensor).__name__.startswith(_NAME)
 
 
+def is_bytes(tensor: torch.Tensor) -> bool:
+    """Whether it is packed and its pack patches it at each use; others it patches as they load."""
+    return is_packed(tensor) and not tensor.is_floating_point()
+
+
+def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without data like one of the pack's, with its notes, and no patches yet."""
+    if not is_packed(tensor):
+        return torch.empty_like(tensor, device="meta")
+    bare = torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
+    made: Any = torch.Tensor._make_subclass(type(tensor), bare)
+    vars(made).update(vars(tensor) | {"patches": []})
+    return made  # type: ignore[no-any-return]
+
+
 @contextmanager
 def patches_aside(root: torch.nn.Module) -> Iterator[None]:
     """Empties the packed tensors' lists of patches, in place: who has taken a list over has it yet.

@@ -21,11 +21,12 @@ import torch
 from ..ambient import undisturbed
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
-from ..swap import FileUnits, Swap, stream_file_units, stream_units
+from ..swap import FileUnits, Hosted, Swap, stream_file_units, stream_units
 from . import host
 from .arrival import forget_patches
 from .gguf import patches_aside
 from .status import StatusLine
+from .wan_pieces import WAN
 
 _ATTRIBUTE = "blockswap_holding"
 
@@ -52,6 +53,8 @@ class Holding:
         self.swap: Swap | None = None
         self.loading = False  # the host is at work on behalf of the clone that holds
         self.taking = False  # ... and on the streamed units' turn of it
+        # Weights in the file whose patches their pack keeps itself, or that are patched on arrival.
+        self.noted: dict[str, Any] = {}
         self._model = weakref.ref(model)
         self._owner: weakref.ref[Any] | None = None
         self._parked: Any = None
@@ -99,10 +102,11 @@ class Holding:
     def _start(self, root: torch.nn.Module, told: Callable[[], None]) -> Swap:
         """Opens the engine; `told` is to be called after each forward."""
         args, device = self.claim.args, self.claim.device
-        if self.files is None:
-            with patches_aside(root):
-                return stream_units(root, self.plan, args, device=device, after_forward=told)
-        return stream_file_units(self.files, self.plan, args, device=device, after_forward=told)
+        hosted = Hosted(told, WAN)
+        with patches_aside(root):
+            if self.files is None:
+                return stream_units(root, self.plan, args, device=device, hosted=hosted)
+            return stream_file_units(self.files, self.plan, args, device=device, hosted=hosted)
 
     def _status_line(self) -> str:
         return "" if self.swap is None else self.swap.status_line()

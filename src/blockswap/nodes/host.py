@@ -6,6 +6,7 @@ has no promise behind it, and a new ComfyUI may rename it: `host_names` lists ea
 to be importable without a ComfyUI around it.
 """
 
+import importlib
 import inspect
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
+from ..errors import HostError, ModelError
 from .lost_patches import none_lost
 
 # Methods of a model patcher that a clone with block swap stands in front of.
@@ -111,12 +112,19 @@ def has_hooks(patcher: Any) -> bool:
     return bool(patcher.hook_backup)
 
 
-def around_forward(patcher: Any, key: str, call: Callable[..., Any]) -> None:
-    """Has `call(executor, *args, **kwargs)` run the model's forward, in place of an earlier one."""
+def around_forward(
+    patcher: Any, key: str, model: Callable[..., Any], transformer: Callable[..., Any]
+) -> None:
+    """Has calls (`call(executor, *args, **kwargs)`) run the forwards of the model and of the
+    transformer in it, in place of earlier ones."""
     from comfy.patcher_extension import WrappersMP
 
-    patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
-    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, call)
+    for kind, call in (
+        (WrappersMP.APPLY_MODEL, model),
+        (WrappersMP.DIFFUSION_MODEL, transformer),
+    ):
+        patcher.remove_wrappers_with_key(kind, key)
+        patcher.add_wrapper_with_key(kind, key, call)
 
 
 # Dynamic VRAM.
@@ -225,17 +233,18 @@ def noted_keys(module: torch.nn.Module) -> list[str]:
     return [function.key for function in functions if is_noted_patch(function)]
 
 
-def patched(patch: Any, weight: torch.Tensor) -> torch.Tensor:
+def patched(patch: Any, weight: torch.Tensor, patcher: type | None = None) -> torch.Tensor:
     """A weight with the patch that was noted for it, as the host's own loading would make it.
 
-    With the host's dtype for the arithmetic, its rounding and its seeds.
+    With the dtype for the arithmetic of the `patcher` (the host's plain one), and the host's
+    rounding and seeds.
     """
     import comfy.float
     import comfy.lora
     import comfy.model_management as management
 
     seed, patches = _seed(patch.key), patch.patches.get(patch.key)
-    dtype = None if patches is None else _patching_dtype(weight.device)
+    dtype = None if patches is None else _patching_dtype(weight.device, patcher)
     full = management.cast_to_device(weight, weight.device, dtype, copy=True)
     if patch.convert_func is not None:
         full = patch.convert_func(full, inplace=True)
@@ -247,6 +256,20 @@ def patched(patch: Any, weight: torch.Tensor) -> torch.Tensor:
         return made
     rounded: torch.Tensor = comfy.float.stochastic_rounding(full, weight.dtype, seed=seed)
     return rounded
+
+
+def note_patch(patcher: Any, key: str) -> Any:
+    """What the host would note to make a weight as its loading does."""
+    from comfy.model_patcher import LowVramPatch
+
+    return LowVramPatch(key, patcher.patches, None, None)
+
+
+def weight_of(model: Any, key: str) -> Any:
+    """A weight of a model by its name."""
+    import comfy.utils
+
+    return comfy.utils.get_attr(model, key)
 
 
 def patch_of_loading(patcher: Any, key: str, module: torch.nn.Module, name: str) -> Any:
@@ -271,25 +294,27 @@ def _seed(key: str) -> int:
     return int(place.string_to_seed(key))
 
 
-def _patching_dtype(device: torch.device) -> torch.dtype:
+def _patching_dtype(device: torch.device, patcher: type | None = None) -> torch.dtype:
     """The dtype in which the host's own loading computes patches: newer cores ask the device."""
     import comfy.model_management as management
 
-    if asks_the_device():
+    if asks_the_device(patcher):
         dtype: torch.dtype = management.lora_compute_dtype(device)
         return dtype
     return torch.float32
 
 
-def asks_the_device() -> bool:
-    """Whether the host's own loading asks the device in which dtype to patch, by its code.
+def asks_the_device(patcher: type | None = None) -> bool:
+    """Whether the loading of a patcher (the host's own) asks the device in which dtype to patch.
 
-    Where another pack has put itself around that method, whether the question is there decides.
+    By its code. Where another pack has put itself around that method, whether the question is
+    there decides.
     """
     import comfy.model_management as management
     from comfy.model_patcher import ModelPatcher
 
-    method = inspect.unwrap(ModelPatcher.patch_weight_to_device)
+    kind: Any = patcher or ModelPatcher
+    method = inspect.unwrap(kind.patch_weight_to_device)
     read = getattr(getattr(method, "__code__", None), "co_names", ())
     if "calculate_weight" in read:
         return "lora_compute_dtype" in read
@@ -306,15 +331,50 @@ def forget_noted(module: torch.nn.Module) -> None:
 # The page.
 
 
-def show_text(node_id: str, text: str) -> None:
-    """Shows `text` on a node, where this ComfyUI has a page to show it and a way to do so."""
+def page_server() -> Any:
+    """The server of the page; None for the package without it."""
     try:
         from server import PromptServer
     except ImportError:
-        return  # the package without its server
-    server: Any = getattr(PromptServer, "instance", None)
+        return None
+    return getattr(PromptServer, "instance", None)
+
+
+def show_text(node_id: str, text: str, page: str | None = None) -> None:
+    """Shows `text` on a node, where this ComfyUI has a page to show it and a way to do so.
+
+    `page`: the one that asked, where it is not the one whose prompt runs.
+    """
+    server = page_server()
     if server is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node_id)
+        server.send_progress_text(text, node_id, page)
+
+
+@contextmanager
+def between_prompts() -> Any:
+    """While nothing runs, and nothing starts. Raises HostError while a prompt runs."""
+    queue: Any = getattr(page_server(), "prompt_queue", None)
+    if not hasattr(queue, "mutex") or not hasattr(queue, "currently_running"):
+        raise HostError(
+            "this ComfyUI does not say whether a prompt runs: the plan is told when the node runs"
+        )
+    with queue.mutex:
+        if queue.currently_running:
+            raise HostError("a prompt is running: ask again when it has ended")
+        yield
+
+
+def answer(path: str, call: Callable[[dict[str, Any]], Any]) -> None:
+    """Has the page's server answer what is posted to `path`, JSON with JSON, where there is one."""
+    server = page_server()
+    if not hasattr(server, "routes"):
+        return
+    web: Any = importlib.import_module("aiohttp.web")
+
+    async def reply(request: Any) -> Any:
+        return web.json_response(await call(await request.json()))
+
+    server.routes.post(path)(reply)
 
 
 def is_taken(node_id: str) -> bool:

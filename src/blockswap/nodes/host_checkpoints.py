@@ -72,12 +72,17 @@ def _mark(config: Any, name: str) -> bool:
     return hasattr(type(config), name) and getattr(config, name) is not None
 
 
-def build(config: Any, weights: dict[str, torch.Tensor]) -> tuple[Any, list[str], list[str]]:
+def build(
+    config: Any, weights: dict[str, torch.Tensor], layers: Any = None
+) -> tuple[Any, list[str], list[str]]:
     """The host's model on meta tensors, as its own loading of `weights` (on meta) would leave it.
 
-    Returns it with the names that `weights` lack, and those that the model has no place for.
+    `layers`: another pack's, in place of the host's. Returns it with the names that `weights` lack,
+    and those that the model has no place for.
     """
-    with _plain_layers():
+    if layers is not None:
+        config.custom_operations = layers
+    with plain_layers():
         model = config.get_model(weights, "", device=torch.device("meta"))
         offered = config.process_unet_state_dict(dict(weights))
         missing, unexpected = model.diffusion_model.load_state_dict(offered, strict=False)
@@ -88,7 +93,7 @@ def build(config: Any, weights: dict[str, torch.Tensor]) -> tuple[Any, list[str]
 
 
 @contextmanager
-def _plain_layers() -> Iterator[None]:
+def plain_layers() -> Iterator[None]:
     """Under dynamic VRAM layers are made without weights; a model in a file needs them on meta."""
     try:
         memory: Any = importlib.import_module("comfy.memory_management")

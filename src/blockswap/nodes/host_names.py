@@ -38,6 +38,7 @@ NAMES = (
     "comfy.patcher_extension.CallbacksMP.ON_DETACH",
     "comfy.patcher_extension.WrappersMP",
     "comfy.patcher_extension.WrappersMP.APPLY_MODEL",
+    "comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL",
     "comfy.supported_models_base.BASE.get_model",
     "comfy.supported_models_base.BASE.process_unet_state_dict",
     "comfy.supported_models_base.BASE.set_inference_dtype",

@@ -1,5 +1,6 @@
 """The node *Load Wan Model (Block Swap)*: a checkpoint whose blocks are streamed from its file."""
 
+import os
 from typing import Any
 
 import folder_paths
@@ -12,6 +13,17 @@ from .overrides import plan_text
 from .patcher import Wish
 from .status import send_text
 from .types import CATEGORY, args_input, found_by, rarely_used
+
+
+def _files() -> list[str]:
+    """What ComfyUI lists as diffusion models, and the GGUF files beside them, which it does not."""
+    named: list[str] = folder_paths.get_filename_list("diffusion_models")
+    packed: set[str] = set()
+    for folder in folder_paths.get_folder_paths("diffusion_models"):
+        if os.path.isdir(folder):
+            files, _ = folder_paths.recursive_search(folder, excluded_dir_names=[".git"])
+            packed |= set(folder_paths.filter_files_extensions(files, {".gguf"}))
+    return [*named, *sorted(packed - set(named))]
 
 
 class BlockSwapLoaderNode(io.ComfyNode):
@@ -29,8 +41,9 @@ class BlockSwapLoaderNode(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "unet_name",
-                    options=folder_paths.get_filename_list("diffusion_models"),
-                    tooltip="A .safetensors file in models/diffusion_models.",
+                    options=_files(),
+                    tooltip="A .safetensors file in models/diffusion_models, or a .gguf file where "
+                    "the pack ComfyUI-GGUF is installed.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",

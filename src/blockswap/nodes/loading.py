@@ -6,7 +6,7 @@ meta tensors for good: they are read from the file when they run. The little tha
 is loaded as ever and is ComfyUI's.
 """
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,13 +14,15 @@ import torch
 from ..adapters.live import places_of
 from ..errors import ModelError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
+from ..layout.geometry.infer import module_of
 from ..store.leaves import rebuild, spec_of
 from ..stream.units.binding import as_value
 from ..swap import FileUnits, find_file_units
-from . import host_checkpoints, host_dynamic
+from . import gguf_pack, host_checkpoints, host_dynamic
 from .contents import FileContents, contents_of, file_keys, refuse_unused
 from .file_weights import keep_file_weights
 from .host_names import require
+from .overrides import plan_text
 from .patcher import Wish, keep_file_units, swap_on_clone
 
 _OTHERWISE = "use ComfyUI's own loader with WanVideo Block Swap behind it"
@@ -30,51 +32,95 @@ def load_streamed(path: str, wish: Wish, weight_dtype: str = "default") -> Any:
     """A patcher for the checkpoint at `path`, with block swap on it.
 
     `weight_dtype`: as the host's own loader has it, one of `host_checkpoints.WEIGHT_DTYPES`.
-    Raises CheckpointError for what is no usable safetensors file, ModelError for a model that
-    ComfyUI does not know or that cannot be streamed from its file, HostError in a ComfyUI that is
-    not as expected.
+    Raises CheckpointError for what is no usable safetensors or GGUF file, ModelError for a model
+    that ComfyUI does not know or that cannot be streamed from its file, HostError in a ComfyUI that
+    is not as expected.
     """
+    opened = _opened(path, weight_dtype)
+    model, contents = opened.model, opened.contents
+    files, keys = _in_file(opened)
+    in_units = tuple(f"{name}." for name in files.names)
+    inside = {label: k for label, k in keys.items() if label.startswith(in_units)}
+    keep_file_weights(model, contents, inside)
+    _load_rest(model.diffusion_model, contents, keys, in_units)
+    return swap_on_clone(_patcher(opened), wish)
+
+
+def plan_for_file(path: str, wish: Wish, weight_dtype: str, *, streamed: bool) -> str:
+    """The plan of `load_streamed`, or of the swap node behind the host's own loading of the file.
+
+    From its header: nothing is loaded. Raises as `load_streamed`.
+    """
+    opened = _opened(path, weight_dtype, any_model=not streamed)
+    if streamed:
+        _in_file(opened)
+    return plan_text(swap_on_clone(_patcher(opened), wish))
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """The host's model on meta in front of a checkpoint."""
+
+    checkpoint: Checkpoint
+    contents: FileContents
+    model: Any
+    dynamic: bool
+
+
+def _opened(path: str, weight_dtype: str, *, any_model: bool = False) -> _Opened:
     require()
-    if str(path).lower().endswith(".gguf"):
-        raise ModelError(
-            f"{Path(path).name} is a GGUF file, whose layers belong to the pack ComfyUI-GGUF: "
-            "install it, load the file with its loader, and put WanVideo Block Swap behind it"
-        )
     checkpoint = open_checkpoint(path)
-    if checkpoint.in_gguf:
+    if checkpoint.in_gguf and weight_dtype != "default":
         raise ModelError(
-            f"{checkpoint.label} is a GGUF file, for which ComfyUI has no weights of its own: use "
-            "the loader of its pack, or a bf16, fp16, fp8 or fp8_scaled checkpoint"
+            f"weight_dtype {weight_dtype} was asked of {checkpoint.label}, a GGUF file, whose "
+            "weights stay packed as they are: set it to default"
         )
     contents = contents_of(checkpoint)
-    model = _build(checkpoint, contents, weight_dtype)
-    root = model.diffusion_model
-    _fill_in_scales(root, contents)
-    dynamic = host_dynamic.is_on()
+    model = _build(checkpoint, contents, weight_dtype, any_model=any_model)
+    dynamic = host_dynamic.is_on() and not checkpoint.in_gguf
     if dynamic:
-        _keep_stored_dtypes(root, contents)
+        _keep_stored_dtypes(model.diffusion_model, contents)
+    return _Opened(checkpoint, contents, model, dynamic)
+
+
+def _in_file(opened: _Opened) -> tuple[FileUnits, dict[str, tuple[str, ...]]]:
+    """The units of the model, to be read from the file whenever they run, and the keys there."""
+    root, contents = opened.model.diffusion_model, opened.contents
+    _fill_in_scales(root, contents)
     keys = file_keys(root, contents)
-    files = find_file_units(root, path, keys)
-    in_units = tuple(f"{name}." for name in files.names)
-    keep_file_weights(
-        model, contents, {label: k for label, k in keys.items() if label.startswith(in_units)}
-    )
-    _load_rest(root, contents, files)
-    patcher = host_checkpoints.new_patcher(model, dynamic=dynamic)
-    keep_file_units(model, files)
-    return swap_on_clone(patcher, wish)
+    files = find_file_units(root, opened.checkpoint, keys)
+    keep_file_units(opened.model, files)
+    return files, keys
 
 
-def _build(checkpoint: Checkpoint, contents: FileContents, weight_dtype: str) -> Any:
-    """ComfyUI's model for the checkpoint, its transformer on the meta device."""
-    config = host_checkpoints.detect(contents.weights, checkpoint.metadata, weight_dtype)
-    if config is None or config.unet_config.get("image_model") != "wan2.1":
+def _patcher(opened: _Opened) -> Any:
+    patcher = host_checkpoints.new_patcher(opened.model, dynamic=opened.dynamic)
+    if opened.checkpoint.in_gguf:
+        return gguf_pack.patcher_of(opened.checkpoint.label, patcher)
+    return patcher
+
+
+def _build(
+    checkpoint: Checkpoint, contents: FileContents, weight_dtype: str, *, any_model: bool
+) -> Any:
+    """ComfyUI's model for the checkpoint, its transformer on meta; one of Wan's, or any."""
+    if module := module_of(checkpoint.tensors):
+        raise ModelError(
+            f"{checkpoint.label} is a module of {module} without the model that it goes onto, and "
+            "this node reads whole models: give a file that holds both, or use a pack whose loader "
+            "takes modules, with WanVideo Block Swap behind it"
+        )
+    packed = checkpoint.in_gguf
+    metadata = {} if packed else checkpoint.metadata
+    config = host_checkpoints.detect(contents.weights, metadata, weight_dtype)
+    if config is None or not (any_model or config.unet_config.get("image_model") == "wan2.1"):
         raise ModelError(
             f"{checkpoint.label} is no Wan model that this ComfyUI knows: use a checkpoint in "
             "original names, as ComfyUI's own loader takes them"
         )
     try:
-        model, missing, unexpected = host_checkpoints.build(config, contents.weights)
+        layers = gguf_pack.layers(checkpoint.label) if packed else None
+        model, missing, unexpected = host_checkpoints.build(config, contents.weights, layers)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{checkpoint.label} could not be laid out by this ComfyUI ({_first_line(error)}): "
@@ -83,6 +129,7 @@ def _build(checkpoint: Checkpoint, contents: FileContents, weight_dtype: str) ->
     refuse_unused(checkpoint, contents, unexpected)
     scales = (".scale_weight", ".scale_input")
     lost = [key for key in missing if not key.endswith(scales)]
+    lost += gguf_pack.lacking(model.diffusion_model) if packed else []
     if lost:
         raise ModelError(
             f"{checkpoint.label} lacks {len(lost)} tensors of the model, such as {lost[0]}: "
@@ -118,10 +165,13 @@ def _keep_stored_dtypes(root: torch.nn.Module, contents: FileContents) -> None:
                 )
 
 
-def _load_rest(root: torch.nn.Module, contents: FileContents, files: FileUnits) -> None:
+def _load_rest(
+    root: torch.nn.Module,
+    contents: FileContents,
+    keys: dict[str, tuple[str, ...]],
+    units: tuple[str, ...],
+) -> None:
     """Loads what lies outside the units, cast to the model's dtypes, as ComfyUI's loader would."""
-    units = tuple(f"{name}." for name in files.names)
-    keys = file_keys(root, contents)
     with contents.reading() as read:
         for place in list(places_of(root)):
             tensor = place.table[place.name]

@@ -1,7 +1,8 @@
 """What happens when a sampled forward runs out of memory: who leaves the device, and when it fails.
 
-The failed attempt's tensors go first, with what the host keeps of other models. Then blocks that
-stay leave: where the plan chose them the model is loaded again with fewer, so that every weight is
+The failed attempt's tensors go first. Then blocks run in smaller pieces of tokens, where they can:
+no weight moves for that. Then what the host keeps of other models goes, and then blocks that stay
+leave: where the plan chose them the model is loaded again with fewer, so that every weight is
 patched as ever; where the user chose them, the host takes its own weights off. The random state is
 put back, so the output is that of a forward that never failed.
 """
@@ -18,6 +19,7 @@ from ..units import format_bytes
 from . import host, host_dynamic
 from .holding import Holding, holding_of
 from .overrides import KEY, release, transformer_of, wish_of
+from .piece_size import cut_smaller, run_in_pieces
 
 _ALL = 1e30
 # Failures after which a forward is run again: dropped, others all gone, half of ours, all of ours.
@@ -26,7 +28,7 @@ _MOST = 4
 
 def survive(patcher: Any) -> None:
     """Has the forwards of a clone with block swap run again when they run out of memory."""
-    host.around_forward(patcher, KEY, _run)
+    host.around_forward(patcher, KEY, _run, run_in_pieces)
 
 
 def _run(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -48,9 +50,19 @@ def _run(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
                 raise
         # Here and not in the clause above, where the interpreter still holds the error.
         attempt.drop()
-        said = _make_room(model, attempt.wanted(), count)
+        said = _cut_smaller(model)
+        if said is None:
+            said = _make_room(model, attempt.wanted(), count)
+        else:
+            count -= 1  # what was tried before says nothing of smaller pieces
         _tell(model, attempt.asked, said)
         attempt.restore()
+
+
+def _cut_smaller(model: Any) -> str | None:
+    """Smaller pieces before anything leaves: no weight moves for them."""
+    holding = holding_of(model)
+    return None if holding is None else cut_smaller(holding.swap)
 
 
 def _may_go_on(model: Any, count: int) -> bool:

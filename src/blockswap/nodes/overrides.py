@@ -13,16 +13,23 @@ do the work, seen through these:
 
 import weakref
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from ..errors import ModelError, PlanError
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
-from ..swap import FileUnits, plan_file_units, plan_units
+from ..swap import FileUnits, Mapped, plan_file_units, plan_units
 from . import host
-from .arrival import forget_patches, patch_on_arrival, refuse_unnoted
-from .file_weights import with_mapped
-from .gguf import patches_aside
+from .arrival import (
+    as_loaded,
+    forget_patches,
+    patch_on_arrival,
+    patch_while_running,
+    refuse_unnoted,
+)
+from .file_weights import refuse_to_save, with_mapped
+from .gguf import is_bytes, patches_aside
 from .holding import Claim, Holding, Immovable, holding_of
 from .lost_patches import none_lost
 from .room import granted_by_host, plan_sentence, size_with, whole_size
@@ -130,6 +137,9 @@ class Overrides:
         patcher = self._patcher
         for name in self.names:
             setattr(patcher, name, getattr(self, name))
+        if files_of(patcher.model) is not None:
+            # Before newer cores take the weights apart, which some types do not bear.
+            patcher.state_dict_for_saving = refuse_to_save
         wish = self._wish
         # How much of the model stays under an automatic plan is what the host answers by loading.
         self._size_to_ask = self._whole
@@ -140,11 +150,15 @@ class Overrides:
     def plan_text(self) -> str:
         """What will stay, what will be streamed and whether it fits, as far as is known now."""
         device = self._patcher.load_device
-        free = granted_by_host(device, 0)
+        free = self._granted(device)
         try:
             return plan_sentence(self._plan(device, free), free)
         except PlanError as error:  # other models may leave before this one is loaded
             return f"plan: {error}"
+
+    def _granted(self, device: Any) -> int:
+        """What the host lets weights take where it sets no limit."""
+        return granted_by_host(device, 0)
 
     def model_size(self) -> int:
         """The bytes the host is to find room for: weights that it or we put on the device."""
@@ -157,7 +171,15 @@ class Overrides:
     def get_key_patches(self, *args: Any, **kwargs: Any) -> dict[str, list[Any]]:
         """Weights for a merge into another model; those in a file are on meta between runs."""
         patcher = self._patcher
-        found = self._host.get_key_patches(patcher, *args, **kwargs)
+        try:
+            found = self._host.get_key_patches(patcher, *args, **kwargs)
+        except AttributeError as error:
+            if not any(map(is_bytes, patcher.model.parameters())):
+                raise
+            raise ModelError(
+                f"a GGUF model was given as the second of a merge, and its pack does not hand its "
+                f"weights out ({error}): make it the first, or load the second from another format"
+            ) from error
         return with_mapped(patcher.model, found)
 
     def get_ram_usage(self) -> int:
@@ -174,12 +196,25 @@ class Overrides:
 
     def patch_weight_to_device(self, key: str, *args: Any, **kwargs: Any) -> Any:
         patcher = self._patcher
-        result = self._host.patch_weight_to_device(patcher, key, *args, **kwargs)
         holding = holding_of(patcher.model)
+        if holding is not None and holding.taking and holding.files is not None:
+            return self._note(holding, key, *args, **kwargs)
+        result = self._host.patch_weight_to_device(patcher, key, *args, **kwargs)
         if holding is not None and holding.taking:
             # The host patches on the compute device; weights of streamed units rest in RAM.
             host.bring_to_host_memory(patcher, key)
         return result
+
+    def _note(self, holding: Holding, key: str, *args: Any, **kwargs: Any) -> Any:
+        """A weight in the file that the host would patch at once."""
+        patcher = self._patcher
+        if key not in patcher.patches:
+            return None
+        if is_bytes(host.weight_of(patcher.model, key)):
+            holding.noted[key] = None  # its pack notes the patches on it
+            return self._host.patch_weight_to_device(patcher, key, *args, **kwargs)
+        holding.noted[key] = host.note_patch(patcher, key)
+        return None
 
     def patch_hooks(self, hooks: Any) -> Any:
         """Scheduled patches (hooks) are written to the weights between two calls of the model."""
@@ -293,27 +328,37 @@ class Overrides:
     def _plan(self, device: Any, granted: int | None) -> SwapPlan:
         patcher = self._patcher
         args, granted = self._wish.within(granted)
-        files = files_of(patcher.model)
-        if files is not None:
-            return plan_file_units(files, args, device=device, granted_bytes=granted)
-        root = transformer_of(patcher)
+        files, root = files_of(patcher.model), transformer_of(patcher)
         with patches_aside(root):
-            return plan_units(root, args, device=device, granted_bytes=granted)
+            if files is not None:
+                return plan_file_units(files, args, device=device, granted_bytes=granted)
+            mapped = self._mapped(root)
+            return plan_units(root, args, device=device, granted_bytes=granted, mapped=mapped)
+
+    def _mapped(self, root: Any) -> Mapped | None:
+        """How weights that the host has mapped from their file arrive, where it maps them."""
+        return None
 
 
 def _settle_notes(holding: Holding, patcher: Any) -> None:
     """What the host has noted on modules in a file is applied on arrival."""
-    asked, noted = set(), set()
+    asked, noted, now = set(), set(holding.noted), {}
     for path, module in patcher.model.named_modules():
         if module in holding.modules:
             asked.update({f"{path}.weight", f"{path}.bias"} & patcher.patches.keys())
             noted.update(host.noted_keys(module))
+            now[path] = module
     refuse_unnoted(asked, noted)
     for module in holding.modules:
         if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
             patch_on_arrival(module)
         elif not patcher.force_cast_weights:
             forget_patches(module)
+    for path, patches in groupby(sorted(holding.noted), lambda key: key.rpartition(".")[0]):
+        found = {key.rpartition(".")[2]: holding.noted[key] for key in patches}
+        hung = {name: as_loaded(patch, type(patcher)) for name, patch in found.items() if patch}
+        if hung:
+            patch_while_running(now[path], hung)
 
 
 def plan_text(patcher: Any) -> str:

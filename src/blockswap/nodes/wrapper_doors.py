@@ -21,8 +21,8 @@ from .wrapper_takeover import Takeover, takeover_of
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What the node asked for, as it travels with the clones of a patcher."""
+class Asked:
+    """What the node asked for, as the counts of a clone carry it to the pack's functions."""
 
     args: BlockSwapArgs
     node_id: str | None = None
@@ -31,9 +31,9 @@ class Wish:
 class Count(int):
     """A count for the pack, and whose wish is behind it."""
 
-    wish: Wish
+    wish: Asked
 
-    def __new__(cls, value: int, wish: Wish) -> "Count":
+    def __new__(cls, value: int, wish: Asked) -> "Count":
         made = super().__new__(cls, value)
         made.wish = wish
         return made
@@ -48,7 +48,7 @@ class Count(int):
 _ours: set[Callable[..., Any]] = set()  # what stands in front, in all versions that are loaded
 
 
-def wish_in(args: Any) -> Wish | None:
+def wish_in(args: Any) -> Asked | None:
     """The wish in arguments of the pack, if they are ours."""
     count = args.get("blocks_to_swap") if isinstance(args, dict) else None
     return count.wish if isinstance(count, Count) else None

@@ -16,7 +16,7 @@ from ..errors import ArgsError, ModelError
 from ..layout.values import ModelLayout, UnitLayout
 from ..selection import BlockSwapArgs, select
 from ..selection.grammar import MOST_INDEX
-from .wrapper_doors import Count, Wish, take_over
+from .wrapper_doors import Asked, Count, take_over
 from .wrapper_names import COUNTS, SETTINGS, bare_transformer, missing, pack_of, pipeline_of
 from .wrapper_takeover import Takeover, takeover_of
 
@@ -43,7 +43,7 @@ def swap_on_wrappers(model: Any, args: BlockSwapArgs, node_id: str | None) -> tu
     transformer = bare_transformer(model)
     select(args, _layout(transformer))
     take_over(transformer, pack)
-    wish = Wish(args, node_id)
+    wish = Asked(args, node_id)
     asked = dict.fromkeys(SETTINGS, False) | {"prefetch_blocks": 0}
     asked |= {key: Count(MOST_INDEX, wish) for key in COUNTS}
     said = "this is a model of WanVideoWrapper: its blocks are streamed here, its own swap is off"

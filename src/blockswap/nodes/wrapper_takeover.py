@@ -16,7 +16,7 @@ from ..adapters.live import describe_module
 from ..ambient import undisturbed
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
-from ..swap import Swap, plan_units, stream_units
+from ..swap import Hosted, Swap, plan_units, stream_units
 from . import host
 from .status import StatusLine
 from .wrapper_forms import (
@@ -86,7 +86,7 @@ class Takeover:
             plan = self._plan(args, device)
             self._place(undo, plan, weights, device)
             self.swap = stream_units(
-                transformer, plan, args, device=device, after_forward=self._status
+                transformer, plan, args, device=device, hosted=Hosted(self._status)
             )
             self._undo = undo.pop_all()
         for name in COUNTS:

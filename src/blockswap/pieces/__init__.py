@@ -1,7 +1,22 @@
 """Pieces: the forward of a block for some tokens after others, so that a clip needs less memory."""
 
+from .diffusers_family import DIFFUSERS
+from .family import LAYERS, Family, Loan, Small
 from .install import Pieces
-from .onlookers import is_known
 from .trial import why_never
+from .visit import Keys, Piece, Visit, run, run_between
 
-__all__ = ["Pieces", "is_known", "why_never"]
+__all__ = [
+    "DIFFUSERS",
+    "LAYERS",
+    "Family",
+    "Keys",
+    "Loan",
+    "Piece",
+    "Pieces",
+    "Small",
+    "Visit",
+    "run",
+    "run_between",
+    "why_never",
+]

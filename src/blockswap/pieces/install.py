@@ -14,11 +14,11 @@ import torch
 
 from ..adapters.families import bare, unit_modules
 from ..plan.inputs.pieces import sizes_below
-from .block import Piece, run, visit_of
 from .cutting import cut, two_of_each_size
-from .model import run_model
-from .onlookers import is_known, mark, onlookers, why_before, why_parts, why_whole
-from .vace_block import run_vace
+from .diffusers_family import DIFFUSERS
+from .family import Family, Loan
+from .onlookers import mark, onlookers, why_before, why_parts, why_whole
+from .visit import Piece
 
 Tell = Callable[[str], None]
 
@@ -38,9 +38,12 @@ class Pieces:
         chunk_tokens: int,
         tell: Tell,
         *,
+        family: Family = DIFFUSERS,
         samples: bool = False,
     ) -> None:
         """`samples`: only two pieces of each size run, for who follows it without data."""
+        self.family = family
+        self.asked = bool(chunk_tokens)  # whoever made it said how many
         self.chunk_tokens = chunk_tokens
         self._samples = samples
         self._on_blocks = False
@@ -49,10 +52,10 @@ class Pieces:
         self._blocks = {unit.name: unit.module for unit in units}
         self._tell, self._told = tell, set[str]()
         self._tokens = 0  # of the last forward of the model that was seen
-        self._lent: torch.Tensor | None = None
+        self.loan = Loan()
         self._cleared = False  # in a forward of ours, in which every block was looked at
         self._installed: list[tuple[torch.nn.Module, Any]] = []
-        if is_known(self._root):
+        if family.has_model(self._root):
             self._install(self._root, _ModelForward(self, self._root, self._root.forward))
         if chunk_tokens:
             self._install_on_blocks()
@@ -72,9 +75,14 @@ class Pieces:
         smaller = sizes_below(now)
         if not smaller:
             return None
-        self.chunk_tokens = smaller[0]
-        self._install_on_blocks()
+        self.resize(smaller[0])
         return self.chunk_tokens
+
+    def resize(self, chunk_tokens: int) -> None:
+        """The next forward runs in pieces of at most so many tokens; 0: whole."""
+        self.chunk_tokens = chunk_tokens
+        if chunk_tokens:
+            self._install_on_blocks()
 
     def _install(self, module: Any, forward: Any) -> None:
         before = vars(module).get("forward")
@@ -95,20 +103,6 @@ class Pieces:
         pieces = cut(tokens, self.chunk_tokens)
         return two_of_each_size(pieces) if self._samples else pieces
 
-    def lend(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The block that is called next may write into `tensor`; nobody else can hold it."""
-        self._lent = tensor
-        return tensor
-
-    def take(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Where the block's result is to be written: the tensor itself if lent, or a new one."""
-        lent, self._lent = self._lent, None
-        return (
-            tensor
-            if lent is tensor
-            else torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        )
-
     def cuts(self, tokens: int) -> bool:
         """Whether so many tokens are cut at all, here and now."""
         if not self.chunk_tokens or torch.compiler.is_compiling() or torch.is_grad_enabled():
@@ -120,11 +114,12 @@ class Pieces:
         self._tokens = tokens
         return self.cuts(tokens)
 
-    def may_cut(self, name: str, block: torch.nn.Module) -> bool:
-        return self._cleared or self._may_be_cut(name, block)
+    def may_cut(self, name: str, block: torch.nn.Module, why: str | None) -> bool:
+        """`why`: what of this very call keeps it from being cut."""
+        return (self._cleared and why is None) or self._may_be_cut(name, block, why)
 
     def _may_be_cut(self, name: str, block: torch.nn.Module, why: str | None = None) -> bool:
-        why = why or why_whole(block)
+        why = why or why_whole(block, self.family)
         if why is not None:
             self.say(f"{name} runs whole and not in pieces: {why}")
         return why is None
@@ -152,9 +147,10 @@ class Pieces:
     def run_model(self, given: dict[str, Any]) -> Any:
         self._cleared = True
         try:
-            return run_model(self._root, given, self.cut, self.lend)
+            return self.family.run_model(self._root, given, self.cut, self.loan)
         finally:
-            self._cleared, self._lent = False, None
+            self._cleared = False
+            self.loan.end()
 
     def say(self, sentence: str) -> None:
         if sentence not in self._told:
@@ -169,6 +165,8 @@ class _Forward(ABC):
         self.original = original
         self._owner = owner
         self._signature = inspect.signature(original)
+        kinds = self._signature.parameters.values()
+        self._rest = next((p.name for p in kinds if p.kind is p.VAR_KEYWORD), "")
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -176,12 +174,18 @@ class _Forward(ABC):
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not torch.compiler.is_compiling():
-                given = self._signature.bind(*args, **kwargs).arguments
+                given = self._named(args, kwargs)
                 if self.serves(given):
                     return self.run(given)
             return original(*args, **kwargs)
 
         return forward
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments by name, also those that a forward only hands on."""
+        given = self._signature.bind(*args, **kwargs).arguments
+        handed_on = given.pop(self._rest, {})
+        return {**given, **handed_on}
 
     @abstractmethod
     def serves(self, given: dict[str, Any]) -> bool:
@@ -192,31 +196,26 @@ class _Forward(ABC):
         """What the forward returns."""
 
 
-_BLOCK_INPUTS = {"hidden_states", "encoder_hidden_states", "temb", "rotary_emb"}
-
-
 class _BlockForward(_Forward):
     """Stands in for the forward of one block."""
 
     def __init__(self, owner: Pieces, name: str, block: Any, original: Any) -> None:
         super().__init__(owner, original)
         self._name, self._block = name, block
-        self._is_vace = hasattr(block, "proj_out")
 
     def serves(self, given: dict[str, Any]) -> bool:
-        if not given.keys() >= _BLOCK_INPUTS:
+        family, owner = self._owner.family, self._owner
+        tokens = family.tokens(given)
+        if tokens is None or not owner.cuts(tokens):
             return False
-        cuts = self._owner.cuts(given["hidden_states"].shape[1])
-        return cuts and self._owner.may_cut(self._name, self._block)
+        why = family.why_call(self._block, given)
+        return owner.may_cut(self._name, self._block, why)
 
     def run(self, given: dict[str, Any]) -> Any:
-        hidden = given["hidden_states"]
-        shared = given["encoder_hidden_states"], given["temb"], given["rotary_emb"]
-        visit = visit_of(self._block, shared, self._owner.cut(hidden.shape[1]))
-        if self._is_vace:
-            control = given["control_hidden_states"]
-            return run_vace(visit, hidden, control, self._owner.take(control))
-        return run(visit, hidden, self._owner.take(hidden))
+        family, owner = self._owner.family, self._owner
+        tokens = family.tokens(given)
+        assert tokens is not None, "asked before"
+        return family.run_block(self._block, given, owner.cut(tokens), owner.loan)
 
 
 class _ModelForward(_Forward):
@@ -227,15 +226,10 @@ class _ModelForward(_Forward):
         self._root = root
 
     def serves(self, given: dict[str, Any]) -> bool:
-        return self._is_usual(given) and self._owner.nobody_looks_on()
+        tokens = self._owner.family.model_tokens(self._root, given)
+        if tokens is None or not self._owner.expects(tokens):
+            return False
+        return self._owner.nobody_looks_on()
 
     def run(self, given: dict[str, Any]) -> Any:
         return self._owner.run_model(given)
-
-    def _is_usual(self, given: dict[str, Any]) -> bool:
-        """Not where a LoRA is scaled for one forward: the host does that around its own."""
-        sizes = zip(given["hidden_states"].shape[2:], self._root.config.patch_size, strict=True)
-        tokens = 1
-        for size, patch in sizes:
-            tokens *= size // patch
-        return given.get("attention_kwargs") is None and self._owner.expects(tokens)

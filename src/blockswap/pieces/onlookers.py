@@ -11,37 +11,23 @@ from typing import Any
 
 import torch
 
-from ..adapters.diffusers_seam import cut_classes, is_parallel
+from .family import Family
 
 _OWN = "blockswap."
 _MARK = "_in_pieces_of"
 _TABLES = ("_forward_hooks", "_forward_pre_hooks")
 _GLOBAL_TABLES = ("_global_forward_hooks", "_global_forward_pre_hooks")
-# Layers that give each token its own result whatever is beside it, in the packages that have them.
-_LAYERS = frozenset(
-    {
-        *("Linear", "RMSNorm", "LayerNorm", "Identity", "Dropout", "GELU", "FP32LayerNorm"),
-        *("FeedForward", "WanAttention", "ModuleList", "ModuleDict", "ParameterDict"),
-    }
-)
 
 
-def is_known(root: torch.nn.Module) -> bool:
-    """Whether the class of the model is one whose forward we know."""
-    classes = cut_classes()
-    return type(root) in (*classes.get("model", ()), *classes.get("vace_model", ()))
-
-
-def why_whole(block: torch.nn.Module) -> str | None:
-    """Why a block of a known class must run whole at this moment; None where pieces serve."""
-    classes = cut_classes()
-    if type(block) not in (*classes.get("block", ()), *classes.get("vace_block", ())):
+def why_whole(block: torch.nn.Module, family: Family) -> str | None:
+    """Why a block must run whole at this moment; None where pieces serve."""
+    if not family.is_block(block):
         return f"{type(block).__name__} is no block that is known in pieces"
     if getattr(block, "_compiled_call_impl", None) is not None:
         return "it is compiled"
     for name, module in block.named_modules():
         said = _why_part(name, module) if name else None
-        said = said or _why_layer(name, module, classes["processor"])
+        said = said or _why_layer(name, module, family)
         if said is not None:
             return said
     return None
@@ -69,34 +55,25 @@ def _why_part(name: str, module: torch.nn.Module) -> str | None:
     return None
 
 
-def _why_layer(name: str, module: Any, processors: tuple[type, ...]) -> str | None:
+def _why_layer(name: str, module: Any, family: Family) -> str | None:
     kind = type(module)
-    if hasattr(module, "processor") and (why := _why_attention(name, module, processors)):
+    if why := family.why_part(name, module):
         return why
     if isinstance(module, torch.nn.Dropout) and module.training and module.p > 0:
         return f"its {name} drops at random"
     of_peft = kind.__module__.startswith("peft.tuners.lora.")
-    if name and kind.__name__ not in _LAYERS and not of_peft:
+    if name and kind.__name__ not in family.layers and not of_peft:
         return f"its {name} is a {kind.__name__}, which may look at all tokens together"
     weight = module._parameters.get("weight")
-    if weight is not None and not _is_plain(weight):
+    if weight is not None and not _is_plain(weight, family.packed_weights):
         return f"the weight of its {name} is a {type(weight.data).__name__}"
     return None
 
 
-def _why_attention(name: str, module: Any, processors: tuple[type, ...]) -> str | None:
-    if type(module.processor) not in processors:
-        return f"the processor of its {name} is {type(module.processor).__name__}"
-    if is_parallel(module.processor):
-        return f"its {name} shares tokens out among devices"
-    if getattr(module, "fused_projections", False):
-        return f"the projections of its {name} are fused"
-    return None
-
-
-def _is_plain(weight: torch.Tensor) -> bool:
+def _is_plain(weight: torch.Tensor, packed: frozenset[str]) -> bool:
     kind = type(weight.data)
-    return kind in (torch.Tensor, torch.nn.Parameter) or kind.__module__.startswith(_OWN)
+    plain = kind in (torch.Tensor, torch.nn.Parameter) or kind.__module__.startswith(_OWN)
+    return plain or kind.__name__ in packed
 
 
 def onlookers(blocks: Iterable[torch.nn.Module]) -> str | None:

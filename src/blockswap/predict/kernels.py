@@ -22,6 +22,7 @@ from ..plan.inputs.workload import AttentionKind, KernelSet
 from .recorder import Recorder
 
 _DEVICE_NAME = re.compile(r"(cuda|xpu|mps|hpu|npu|xla|privateuseone)(:\d+)?")
+_READ = frozenset({torch.Tensor.tolist, torch.Tensor.numpy})
 _RMS_NORMS = frozenset({F.rms_norm, torch.rms_norm})
 
 
@@ -43,6 +44,8 @@ class Kernels(TorchFunctionMode):
         kwargs = {name: _without_device(value) for name, value in (kwargs or {}).items()}
         if func is torch.Tensor.cuda:
             return args[0].to("meta")
+        if func in _READ and (value := self._recorder.known.of(args[0])) is not None:
+            return func(value, *args[1:], **kwargs)
         if func is torch.Tensor.to:
             args = tuple(map(_without_device, args))
         if func is F.scaled_dot_product_attention:
@@ -54,17 +57,29 @@ class Kernels(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        *_: Any,
+        **__: Any,
     ) -> torch.Tensor:
-        """`[batch, heads, tokens, head_dim]` each -> the same as `query`."""
+        """`[batch, heads, tokens, head_dim]` each -> the same as `query`.
+
+        A mask of yes and no becomes one that is added, in the query's dtype, before the kernel.
+        """
         self._recorder.add_attention_flops(_attention_flops(query, key, value))
+        added = None
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            added = torch.empty(attn_mask.shape, dtype=query.dtype, device=query.device)
         if value.shape[-1] == query.shape[-1]:
             output = torch.empty_like(query)
         else:
             output = query.new_empty((*query.shape[:-1], value.shape[-1]))
         # Alive beside the output until the kernel is done.
         logsumexp = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
-        del logsumexp
+        del logsumexp, added
         return output
 
 

@@ -45,7 +45,7 @@ def predict_module(
         return functional_call(root, state, given, named)
 
     recorder = Recorder(state.values())
-    with _attributes_kept(root), recorder.watching(units):
+    with attributes_kept(root), recorder.watching(units):
         return record_call(
             recorder,
             forward,
@@ -56,18 +56,28 @@ def predict_module(
         )
 
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
+
 @contextmanager
-def _attributes_kept(root: torch.nn.Module) -> Iterator[None]:
+def attributes_kept(root: torch.nn.Module) -> Iterator[None]:
     """Gives every module back the attributes it had: a forward may keep tensors, which are meta.
 
-    Lists and dictionaries that are attributes get their contents back, too.
+    Lists and dictionaries that are attributes get their contents back, too, and so do hooks: a
+    library may install its own in a first forward, and notes in an attribute that it did.
     """
     kept = [(module, dict(vars(module))) for module in root.modules()]
     contents = [
         (value, copy(value))
         for _, attributes in kept
         for name, value in attributes.items()
-        if type(value) in (list, dict) and not name.startswith("_")
+        if (type(value) in (list, dict) and not name.startswith("_")) or name in _HOOKS
     ]
     try:
         yield
@@ -90,7 +100,7 @@ def record_call(
     kernels: KernelSet = "cuda",
 ) -> ForwardCost:
     """Runs `call` on meta copies of the inputs, which stay alive until the end as a caller's do."""
-    args, kwargs = map_to_meta(inputs)
+    args, kwargs = map_to_meta(inputs, recorder.known)
     for leaf in tree_iter((args, kwargs)):
         if isinstance(leaf, torch.Tensor):
             recorder.note(leaf)

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatte
 from torch.utils.flop_counter import flop_registry
 
 from ..layout.slab import align_up
+from .known_values import KnownValues
 
 # Made of several operations on every device, and their results are as large as its input.
 _TAKEN_APART = frozenset({torch.ops.aten._safe_softmax.default})
@@ -42,6 +43,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.unit_flops: dict[str, int] = {}
         self.rest_flops = 0
         self.attention_flops: dict[str, int] = {}  # what of `unit_flops` one kernel does
+        self.known = KnownValues()
         self._units: list[str] = []
         self._live: dict[int, weakref.ref[Any]] = {}
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -131,7 +133,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in _TAKEN_APART:
             with self:
                 return func._op_dk(DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
-        out = func(*args, **kwargs)
+        out = self.known.run(func, args, kwargs)
         for leaf in (out,) if isinstance(out, torch.Tensor) else tree_iter(out):
             if isinstance(leaf, torch.Tensor):
                 self.note(leaf)
@@ -167,6 +169,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage = meta.untyped_storage()
             self._weights[storage._cdata] = storage
             self._twins[id(tensor)] = tensor, meta
+            self.known.learn(meta, tensor)
         return self._twins[id(tensor)][1]
 
 
@@ -184,9 +187,21 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def map_to_meta(tree: Any) -> Any:
-    """All tensors of a nest of lists, tuples and dictionaries on meta; the rest as it is."""
-    return tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
+def map_to_meta(tree: Any, known: KnownValues) -> Any:
+    """All tensors of a nest of lists, tuples and dictionaries on meta; the rest as it is.
+
+    Their values are `known` from now on, where there are values and they are few.
+    """
+
+    def on_meta(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        meta = to_meta(leaf)
+        if type(leaf) in (torch.Tensor, torch.nn.Parameter):
+            known.learn(meta, leaf)
+        return meta
+
+    return tree_map(on_meta, tree)
 
 
 def _is_settled(argument: Any) -> bool:

@@ -135,6 +135,34 @@ class LikeChunks(torch.nn.Module):
         return chunk.result.fresh()
 
 
+def like_calls(inner: torch.nn.Module, recorder: Recorder) -> torch.nn.Module:
+    """The same for a decoder that keeps nothing between tiles: equal shapes are run once."""
+    return _LikeCalls(inner, recorder)
+
+
+class _LikeCalls(torch.nn.Module):
+    def __init__(self, inner: torch.nn.Module, recorder: Recorder) -> None:
+        super().__init__()
+        self.inner = inner
+        self._recorder = recorder
+        self._known: dict[Any, _Chunk] = {}
+
+    def forward(self, x: torch.Tensor, *args: Any, **named: Any) -> Any:
+        key = (x.shape, x.dtype, tuple(map(_shape, args)), tuple(named.items()))
+        if (known := self._known.get(key)) is not None:
+            self._recorder.spike(known.peak_bytes)
+            self._recorder.add_flops(known.flops)
+            return known.result.fresh()
+        flops = self._recorder.rest_flops
+        with self._recorder.own_peak() as peak:
+            result: torch.Tensor = self.inner(x, *args, **named)
+            peak_bytes = peak()
+        if result.untyped_storage().nbytes() == result.nbytes:
+            flops = self._recorder.rest_flops - flops
+            self._known[key] = _Chunk(peak_bytes, flops, _form(result), (), 0)
+        return result
+
+
 def _shape(feature: Any) -> Any:
     """Of a tensor; marks that are no tensors (None, "Rep") stand for themselves."""
     return tuple(feature.shape) if isinstance(feature, torch.Tensor) else feature

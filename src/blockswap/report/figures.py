@@ -31,7 +31,8 @@ class Placement:
     """Where the plan put everything. Sizes in bytes.
 
     `kept_off_bytes` is what the device does not hold because blocks are streamed: their slabs
-    less the slots. On the CPU only blocks on disk count, for RAM is the device.
+    less the slots. On the CPU only blocks on disk count, for RAM is the device. `chunk_tokens`: the
+    most tokens in a piece of a block's forward; None: blocks run whole.
     """
 
     device: str
@@ -44,6 +45,7 @@ class Placement:
     prefetch: int
     kept_off_bytes: int
     map_words: str
+    chunk_tokens: int | None
 
     @property
     def on_host(self) -> bool:
@@ -136,6 +138,7 @@ def placement_of(plan: SwapPlan) -> Placement:
         prefetch=plan.prefetch,
         kept_off_bytes=max(0, off - plan.slots * plan.slot_bytes),
         map_words=plan.map_words(),
+        chunk_tokens=plan.chunk_tokens or None,
     )
 
 

@@ -46,17 +46,22 @@ class Summary:
     measured_sentences: tuple[str, ...]
 
     def status_line(self) -> str:
-        """One line: `30 of 40 blocks streamed · 8.1 GiB kept off the device · 0.3 % waiting`."""
+        """One line: `30 of 40 blocks streamed · 8.1 GiB kept off the device · 0.3 % waiting`.
+
+        Where blocks run in pieces, it ends with ` · in pieces of 4,096 tokens`.
+        """
         place = self.placement
+        pieces = place.chunk_tokens
+        cut = f" · in pieces of {pieces:,} tokens" if pieces else ""
         if place.on_host and not place.streamed:
             where = "on the CPU the weights are used where they lie in RAM"
-            return f"{_streamed_words(place)} streamed: {where}"
+            return f"{_streamed_words(place)} streamed: {where}{cut}"
         # The blocks on disk less the slots they come through: more is on disk than is saved.
         kept = "of RAM saved" if place.on_host else "kept off the device"
         share = self.times.waiting_share
         waiting = "waiting not measured" if share is None else f"{say_share(share)} waiting"
         kept_off = f"{say_bytes(place.kept_off_bytes)} {kept}"
-        return f"{_streamed_words(place)} streamed · {kept_off} · {waiting}"
+        return f"{_streamed_words(place)} streamed · {kept_off} · {waiting}{cut}"
 
     def rows(self) -> tuple[tuple[str, str], ...]:
         """Pairs of (what, figures), the same that `text` prints; a table can be made of them."""

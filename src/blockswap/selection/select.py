@@ -79,12 +79,17 @@ def _blocks(args: BlockSwapArgs, layout: ModelLayout) -> _Chosen:
 
 
 def _by_list(asked: BlockList, layout: ModelLayout) -> _Chosen:
-    """The blocks of the lists that are named."""
+    """The blocks of the lists that are named; where members have names, they count in order."""
     lists = _lists(unit for unit in layout.units if unit.kind in ("block", "vace"))
+    numbers = {
+        unit.name: number if unit.place is None else unit.place
+        for units in lists.values()
+        for number, unit in enumerate(units)
+    }
     asked.check_against_lists(
-        {name: [u.place for u in units if u.place is not None] for name, units in lists.items()}
+        {name: [numbers[unit.name] for unit in units] for name, units in lists.items()}
     )
-    units = tuple(u for u in layout.units if (u.list_name, u.place) in asked.named)
+    units = tuple(u for u in layout.units if (u.list_name, numbers.get(u.name)) in asked.named)
     total = sum(len(lists[name]) for name in {name for name, _ in asked.named})
     return _Chosen(units, (f"blocks='{asked.text}' names {len(units)} of {total} blocks",))
 

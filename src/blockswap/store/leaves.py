@@ -116,7 +116,9 @@ def _leaf_of(name: str, path: tuple[str, ...], leaf: torch.Tensor) -> Leaf:
         )
     shape = tuple(leaf.size())  # `shape` may be told otherwise by a subclass
     # The strides that a clone would have: dense tensors keep theirs, so that the same kernels run.
-    stride = tuple(torch.empty_like(leaf, device="meta").stride())
+    # Asked of a plain tensor like it: on meta torch asks a subclass for its `shape`.
+    alike = torch.empty_strided(shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+    stride = tuple(torch.empty_like(alike).stride())
     return Leaf(
         path=path,
         dtype=dtype,

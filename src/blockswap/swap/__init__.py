@@ -14,6 +14,7 @@ from .entry.host_application import (
 )
 from .entry.loaded_model import swap_blocks
 from .entry.text_encoder import open_text_encoder
+from .opening.engine_start import Hosted
 from .plan_inputs.outlook import Outlook
 from .running.handle import Swap
 from .running.out_of_memory import Attempt
@@ -21,6 +22,7 @@ from .running.out_of_memory import Attempt
 __all__ = [
     "Attempt",
     "FileUnits",
+    "Hosted",
     "Mapped",
     "Outlook",
     "Swap",

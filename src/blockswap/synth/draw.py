@@ -18,7 +18,7 @@ from hashlib import blake2b
 
 import torch
 
-from .spec import SynthSpec, is_norm
+from .spec import Spec
 
 WINDOW = 2**18  # elements
 POOL = 2**22  # elements
@@ -30,7 +30,7 @@ _BIAS_EXPONENT = -6
 class Drawer:
     """Draws the tensors of one specification. Holds at most a pool for each dtype and scale."""
 
-    def __init__(self, spec: SynthSpec) -> None:
+    def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._pools: dict[tuple[str, int], memoryview] = {}
 
@@ -42,7 +42,8 @@ class Drawer:
         dtype, count = self._spec.dtype_of(key), math.prod(shape)
         number = _number(f"{self._spec.seed}/{key}")
         if count <= WINDOW:
-            yield _packed(_small(key, shape, number), dtype)
+            norm = self._spec.is_norm(key)
+            yield _packed(_small(key, shape, number, norm=norm), dtype)
             return
         pool = self._pool(dtype, _exponent(shape))
         item_bytes = len(pool) // POOL
@@ -60,9 +61,9 @@ class Drawer:
         return self._pools[where]
 
 
-def _small(key: str, shape: tuple[int, ...], number: int) -> torch.Tensor:
+def _small(key: str, shape: tuple[int, ...], number: int, *, norm: bool) -> torch.Tensor:
     drawn = _uniform(math.prod(shape), number)
-    if is_norm(key) and key.endswith(".weight"):
+    if norm and key.endswith(".weight"):
         return drawn.mul_(_NORM_SPREAD).add_(1.0)
     if key.endswith("modulation"):
         return drawn.mul_(2.0 ** _exponent((shape[-1],)))
@@ -71,7 +72,7 @@ def _small(key: str, shape: tuple[int, ...], number: int) -> torch.Tensor:
 
 def _exponent(shape: tuple[int, ...]) -> int:
     """The power of two nearest to 1 / sqrt(inputs)."""
-    inputs = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
+    inputs = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
     return -round(math.log2(max(inputs, 1)) / 2)
 
 

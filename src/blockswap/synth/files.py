@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..layout.dtypes import ITEM_BYTES
-from ..layout.geometry import tensor_names
-from ..layout.geometry.restated import all_statements
 from ..layout.shards import DIFFUSERS_STEM, SUFFIX
 from ..layout.writing import header_bytes
-from .spec import SynthSpec
+from .spec import Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +42,14 @@ class NewFile:
         return len(self.header) + sum(tensor.nbytes for tensor in self.tensors)
 
 
-def plan_files(spec: SynthSpec, name: str, shard_bytes: int | None) -> tuple[NewFile, ...]:
+def plan_files(spec: Spec, name: str, shard_bytes: int | None) -> tuple[NewFile, ...]:
     """One file called `name`, or shards of at most `shard_bytes` of tensors, named officially.
 
     A tensor larger than `shard_bytes` has a shard of its own.
     """
     tensors = [
         NewTensor(key, spec.name_of(key), spec.dtype_of(key), shape)
-        for key, shape in tensor_names(spec.geometry).items()
+        for key, shape in spec.shapes().items()
     ]
     if shard_bytes is None:
         return (_new_file(spec, name, tensors),)
@@ -86,11 +84,6 @@ def _grouped(tensors: Sequence[NewTensor], shard_bytes: int) -> list[list[NewTen
     return groups
 
 
-def _new_file(spec: SynthSpec, name: str, tensors: Sequence[NewTensor]) -> NewFile:
+def _new_file(spec: Spec, name: str, tensors: Sequence[NewTensor]) -> NewFile:
     laid = sorted(tensors, key=lambda tensor: (-ITEM_BYTES[tensor.dtype], tensor.name))
-    return NewFile(name, header_bytes(_metadata(spec), laid), tuple(laid))
-
-
-def _metadata(spec: SynthSpec) -> dict[str, str]:
-    """What shapes do not show, so that any geometry can be read back from its file."""
-    return {"format": "pt", **all_statements(spec.geometry)}
+    return NewFile(name, header_bytes(spec.metadata(), laid), tuple(laid))

@@ -1,18 +1,47 @@
 """What to synthesise: this module owns the request, checked, as one value."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from ..errors import ArgsError
-from ..layout.geometry import Naming, WanGeometry, to_diffusers_key
+from ..layout.geometry import Naming, WanGeometry, tensor_names, to_diffusers_key
+from ..layout.geometry.restated import all_statements
 from ..layout.prefix import PREFIXES
 
 # the element types that Wan checkpoints come in
 DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
+class Spec(Protocol):
+    """A checkpoint to be: tensors under keys of their own, and how the file spells them."""
+
+    @property
+    def seed(self) -> int:
+        """Equal seeds give equal weights."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of every tensor, in the order of the model's `state_dict`."""
+
+    def name_of(self, key: str) -> str:
+        """How the file spells a key."""
+
+    def dtype_of(self, key: str) -> str:
+        """The element type of the tensor with this key."""
+
+    def is_norm(self, key: str) -> bool:
+        """Whether the tensor with this key belongs to a normalisation layer."""
+
+    def metadata(self) -> dict[str, str]:
+        """What stands in the header of each file."""
+
+    def config(self) -> Mapping[str, Any] | None:
+        """The config.json of a model that is a folder; None for one that is a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class SynthSpec:
-    """A checkpoint to be: geometry, spelling and element types of its tensors.
+    """A Wan checkpoint to be: geometry, spelling and element types of its tensors.
 
     `mixed` keeps norms and modulation in float32, as many repackaged files do. Raises ArgsError
     for a dtype, naming or prefix that no Wan checkpoint has.
@@ -40,6 +69,20 @@ class SynthSpec:
     def dtype_of(self, key: str) -> str:
         """The element type of the tensor with this original key."""
         return "float32" if self.mixed and stays_float32(key) else self.dtype
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Under original keys."""
+        return tensor_names(self.geometry)
+
+    def is_norm(self, key: str) -> bool:
+        return is_norm(key)
+
+    def metadata(self) -> dict[str, str]:
+        """What shapes do not show, so that any geometry can be read back from its file."""
+        return {"format": "pt", **all_statements(self.geometry)}
+
+    def config(self) -> None:
+        return None
 
 
 def stays_float32(key: str) -> bool:

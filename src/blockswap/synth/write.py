@@ -4,17 +4,18 @@ Everything is written under temporary names beside its destination and put in pl
 end, shards first and their index last. Memory stays under 150 MB whatever the model's size.
 """
 
+import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ArgsError, OutputError
 from ..layout.geometry import Naming, WanGeometry, find_variant
-from ..layout.shards import DIFFUSERS_STEM, INDEX_SUFFIX, SUFFIX
+from ..layout.shards import CONFIG_NAME, DIFFUSERS_STEM, INDEX_SUFFIX, SUFFIX
 from ..layout.writing import (
     Meter,
     Progress,
@@ -24,11 +25,13 @@ from ..layout.writing import (
     refuse_occupied,
 )
 from ..paths import output_path
+from ..published import Published, find_published
 from .draw import Drawer
 from .files import NewFile, index_json, plan_files
-from .spec import SynthSpec
+from .spec import Spec, SynthSpec
 
 INDEX_NAME = DIFFUSERS_STEM + INDEX_SUFFIX
+FOLDER_FILE = DIFFUSERS_STEM + SUFFIX
 _OWN_SHARD = re.compile(rf"{DIFFUSERS_STEM}-\d{{5}}-of-\d{{5}}{re.escape(SUFFIX)}")
 
 
@@ -42,12 +45,41 @@ class Written:
     nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class SynthOptions:
+    """How a checkpoint is spelled and typed."""
+
+    dtype: str
+    naming: Naming | None
+    prefix: str
+    mixed: bool
+    seed: int
+
+
+def _spec(variant: str | WanGeometry | Published, options: SynthOptions) -> Spec:
+    """The checkpoint to be. Raises ArgsError for options that it does not have."""
+    found = find_published(variant) if isinstance(variant, str) else variant
+    dtype, mixed, seed = options.dtype, options.mixed, options.seed
+    if isinstance(found, Published):
+        if options.prefix or options.naming == "original":
+            raise ArgsError(
+                f"{found.name} is written under the names of diffusers' class: leave out other "
+                "names and prefixes"
+            )
+        from .library_spec import LibrarySpec
+
+        return LibrarySpec(found, dtype, mixed, seed)
+    geometry = find_variant(variant) if isinstance(variant, str) else found
+    assert geometry is not None, "a value is what it is"
+    return SynthSpec(geometry, dtype, options.naming or "original", options.prefix, mixed, seed)
+
+
 def synth(  # noqa: PLR0913 - one keyword for each option of the command of the same name
-    variant: str | WanGeometry,
+    variant: str | WanGeometry | Published,
     out: str | os.PathLike[str],
     *,
     dtype: str = "bfloat16",
-    naming: Naming = "original",
+    naming: Naming | None = None,
     prefix: str = "",
     mixed: bool = False,
     shard_bytes: int | None = None,
@@ -57,24 +89,27 @@ def synth(  # noqa: PLR0913 - one keyword for each option of the command of the 
 ) -> Written:
     """Writes a checkpoint with random weights in a model's true geometry.
 
-    `out` is a `.safetensors` file, or with `shard_bytes` a folder for shards and their index.
+    `out` is a `.safetensors` file, or with `shard_bytes` a folder for shards and their index. A
+    model beside Wan's is a folder in any case, with the config.json of its class.
     Equal arguments give equal bytes; weights of a seed do not depend on naming, prefix or
     shards. `progress` is called with bytes written and bytes in all. Raises ArgsError for
     an unknown variant or option; OutputError when there is no room, when something is there
     already and `overwrite` is not set, or when the disk fails: nothing is left behind then.
     """
-    geometry = find_variant(variant) if isinstance(variant, str) else variant
-    spec = SynthSpec(geometry, dtype, naming, prefix, mixed, seed)
+    spec = _spec(variant, SynthOptions(dtype, naming, prefix, mixed, seed))
     if shard_bytes is not None and shard_bytes < 1:
         raise ArgsError(f"shard_bytes={shard_bytes} holds nothing: give at least 1 byte")
-    target = output_path(out)
-    files = plan_files(spec, target.name, shard_bytes)
-    sharded = shard_bytes is not None
-    _check_target(target, sharded=sharded, overwrite=overwrite)
+    target, config = output_path(out), spec.config()
+    sharded, as_folder = shard_bytes is not None, shard_bytes is not None or config is not None
+    files = plan_files(spec, FOLDER_FILE if as_folder else target.name, shard_bytes)
+    _check_target(target, as_folder=as_folder, overwrite=overwrite)
     check_room(target.parent, sum(file.nbytes for file in files))
     try:
-        with _folder(target if sharded else target.parent) as folder:
-            job = _Job(folder, files, sharded, overwrite)
+        beside = {INDEX_NAME: index_json(files)} if sharded else {}
+        if config is not None:
+            beside[CONFIG_NAME] = (json.dumps(config, indent=2) + "\n").encode()
+        with _folder(target if as_folder else target.parent) as folder:
+            job = _Job(folder, files, beside, as_folder, overwrite)
             written = _write_all(job, Drawer(spec), progress)
     except FileExistsError as error:
         raise OutputError(
@@ -94,15 +129,15 @@ def synth(  # noqa: PLR0913 - one keyword for each option of the command of the 
     )
 
 
-def _check_target(target: Path, *, sharded: bool, overwrite: bool) -> None:
+def _check_target(target: Path, *, as_folder: bool, overwrite: bool) -> None:
     check_parent(target)
-    if sharded == target.name.endswith(SUFFIX):
+    if as_folder == target.name.endswith(SUFFIX):
         raise OutputError(
-            f"cannot write shards to {target}: they go into a folder, leave out {SUFFIX}"
-            if sharded
+            f"cannot write the files to {target}: they go into a folder, leave out {SUFFIX}"
+            if as_folder
             else f"cannot write {target}: end the file's name with {SUFFIX}, or ask for shards"
         )
-    if not sharded:
+    if not as_folder:
         refuse_occupied(target, overwrite=overwrite)
         return
     if os.path.lexists(target) and not target.is_dir():
@@ -136,7 +171,8 @@ def _folder(path: Path) -> Iterator[Path]:
 class _Job:
     folder: Path
     files: Sequence[NewFile]
-    sharded: bool
+    beside: Mapping[str, bytes]
+    as_folder: bool
     overwrite: bool
 
 
@@ -146,20 +182,19 @@ def _write_all(job: _Job, drawer: Drawer, progress: Progress | None) -> list[Pat
     mark = secrets.token_hex(4)
     partial = {folder / f".{file.name}.{mark}": folder / file.name for file in files}
     meter = Meter(sum(file.nbytes for file in files), progress)
-    index = folder / INDEX_NAME
     try:
         for path, file in zip(partial, files, strict=True):
             _write_file(path, file, drawer, meter)
-        if job.sharded:
-            partial[folder / f".{INDEX_NAME}.{mark}"] = index
-            (folder / f".{INDEX_NAME}.{mark}").write_bytes(index_json(files))
+        for name, content in job.beside.items():
+            partial[folder / f".{name}.{mark}"] = folder / name
+            (folder / f".{name}.{mark}").write_bytes(content)
         for path, final in partial.items():
             put_in_place(path, final, overwrite=job.overwrite)
     finally:
         for path in partial:
             path.unlink(missing_ok=True)
-    if job.sharded:
-        _drop_older_shards(folder, keep={file.name for file in files})
+    if job.as_folder:
+        _drop_older_files(folder, keep={path.name for path in partial.values()})
     return list(partial.values())
 
 
@@ -171,8 +206,9 @@ def _write_file(path: Path, file: NewFile, drawer: Drawer, meter: Meter) -> None
                 meter.add(stream.write(piece))
 
 
-def _drop_older_shards(folder: Path, keep: set[str]) -> None:
-    """Removes shards of an overwritten set that had more of them: their index is gone."""
+def _drop_older_files(folder: Path, keep: set[str]) -> None:
+    """Removes files of an overwritten set that had others: nothing names them any more."""
     for path in folder.iterdir():
-        if _OWN_SHARD.fullmatch(path.name) and path.name not in keep:
+        ours = _OWN_SHARD.fullmatch(path.name) or path.name in (INDEX_NAME, FOLDER_FILE)
+        if ours and path.name not in keep:
             path.unlink()

@@ -114,6 +114,18 @@ def build_from_single_file(
     return built
 
 
+def wan_converter() -> Any:
+    """The library's renaming of a state dict in Wan-Video's names. Raises ModelError."""
+    _library()
+    try:
+        from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+    except ImportError as error:
+        raise ModelError(
+            f"this diffusers has no converter for Wan's files ({error}): use diffusers 0.36 to 0.42"
+        ) from error
+    return convert_wan_transformer_to_diffusers
+
+
 def _rows_in(model: torch.nn.Module) -> Iterator[FileRows]:
     for place in places_of(model):
         tensor = place.table[place.name]

@@ -92,7 +92,9 @@ def rows_of(tensor: StoredTensor) -> FileRows:
 def _follow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = func._overloadpacket.__name__
     if name in ("_local_scalar_dense", "equal"):
-        raise GeometryError("the library's converter reads values of the file")
+        raise _no_range("reads values of the file")
+    if func._schema.is_mutable:  # the write would be lost: the tensor would still say the file's
+        raise _no_range(f"writes into tensors in place ({name})")
     on_meta = {key: _meta(value) for key, value in kwargs.items()}
     if on_meta.get("device") is not None:
         on_meta["device"] = torch.device("meta")
@@ -106,6 +108,13 @@ def _follow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not isinstance(shaped, torch.Tensor):
         return shaped
     return _made(shaped, _origin(name, args, kwargs, shaped))
+
+
+def _no_range(what: str) -> GeometryError:
+    return GeometryError(
+        f"the library's converter {what}, and streamed weights are ranges of the file as it is: "
+        "save the model once with save_pretrained and open that folder"
+    )
 
 
 def _made(shaped: torch.Tensor, origin: Origin) -> FileRows:
@@ -138,6 +147,8 @@ def _origin(
         return _cast(origin, source.dtype, shaped.dtype)
     if name in ("slice", "select", "narrow"):
         return _cut(name, source, args, kwargs, shaped)
+    if shaped.dtype != source.dtype:
+        return Origin(computed_by=f"{name} as {shaped.dtype}")
     turned = name in ("permute", "transpose", "t", "movedim", "expand")
     same = name in _AS_THEY_ARE or (turned and _same_order(source, shaped))
     return origin if same else Origin(computed_by=name)
@@ -159,7 +170,7 @@ def _cut(
 ) -> Origin:
     axis = _axis(args, 1, kwargs) % source.dim()
     if prod(source.shape[:axis]) != 1:
-        whole = tuple(shaped.shape) == tuple(source.shape)
+        whole = prod(shaped.shape) == prod(source.shape)  # an axis of one element may go
         return source.blockswap_origin if whole else Origin(computed_by=f"{name} of columns")
     first = args[2] if len(args) > 2 else 0
     step = args[4] if name == "slice" and len(args) > 4 else 1

@@ -6,21 +6,27 @@ from contextlib import contextmanager
 from ...errors import OtherModelError
 
 # A key that contains the mark belongs to the family. Wan's relatives have Wan's blocks and more.
-_RELATIVES: tuple[tuple[str, str], ...] = (
-    ("face_adapter.", "Wan2.2-Animate"),
-    ("motion_encoder.", "Wan2.2-Animate"),
-    ("pose_patch_embedding.", "Wan2.2-Animate"),
-    ("casual_audio_encoder.", "Wan2.2-S2V"),
-    ("audio_injector.", "Wan2.2-S2V"),
-    ("trainable_cond_mask.", "Wan2.2-S2V"),
-    ("frame_packer.", "Wan2.2-S2V"),
-    (".audio_cross_attn.", "MultiTalk / InfiniteTalk"),
-    ("audio_proj.", "a Wan model with audio input"),
-    ("control_adapter.", "a Wan-Fun camera control model"),
-    ("ref_conv.", "a Wan-Fun control model"),
-    ("fps_embedding.", "SkyReels-V2 diffusion forcing"),
-    (".cam_encoder.", "ReCamMaster"),
-    (".block.self_attn.", "Wan-Animate-2"),
+# The third: diffusers' class for it, where its config can be read off the tensors.
+_ANIMATE = ("Wan2.2-Animate", "WanAnimateTransformer3DModel")
+_RELATIVES: tuple[tuple[str, str, str], ...] = (
+    ("face_adapter.", *_ANIMATE),
+    ("motion_encoder.", *_ANIMATE),
+    ("pose_patch_embedding.", *_ANIMATE),
+    ("fps_embedding.", "SkyReels-V2 diffusion forcing", "SkyReelsV2Transformer3DModel"),
+    ("casual_audio_encoder.", "Wan2.2-S2V", ""),
+    ("audio_injector.", "Wan2.2-S2V", ""),
+    ("trainable_cond_mask.", "Wan2.2-S2V", ""),
+    ("frame_packer.", "Wan2.2-S2V", ""),
+    (".audio_cross_attn_wrapper.", "HuMo", ""),
+    ("audio_proj_glob", "HuMo", ""),
+    (".audio_cross_attn.", "MultiTalk / InfiniteTalk", ""),
+    ("audio_proj.", "a Wan model with audio input", ""),
+    (".cross_attn.processor.", "FantasyTalking", ""),
+    ("dwpose_embedding.", "UniAnimate", ""),
+    ("control_adapter.", "a Wan-Fun camera control model", ""),
+    ("ref_conv.", "a Wan-Fun control model", ""),
+    (".cam_encoder.", "ReCamMaster", ""),
+    (".block.self_attn.", "Wan-Animate-2", ""),
 )
 _STRANGERS: tuple[tuple[str, str], ...] = (
     ("lora_", "a LoRA, not a whole model"),
@@ -48,12 +54,32 @@ _STRANGERS: tuple[tuple[str, str], ...] = (
 
 def relative_of(keys: Iterable[str]) -> str | None:
     """Which model built on Wan the keys belong to, where it has more than Wan's own tensors."""
-    return _first(keys, _RELATIVES)
+    found = _relative(keys)
+    return None if found is None else found[0]
+
+
+def library_class_of(keys: Iterable[str]) -> str | None:
+    """Diffusers' class for such a model, where there is one whose config its tensors show."""
+    found = _relative(keys)
+    return None if found is None or not found[1] else found[1]
+
+
+def what_opens(keys: Iterable[str]) -> str:
+    """What can be done with a model built on Wan that has `keys`."""
+    name = library_class_of(keys)
+    if name is not None:
+        return f"open_transformer opens it as diffusers' {name}, and nothing else here reads it"
+    return (
+        "diffusers has no class that its tensors tell, so give open_transformer a skeleton= (a "
+        "module of yours with its parameters on the meta device) or, where diffusers has one, the "
+        "config= of it; or use ComfyUI's own loader with its swap node"
+    )
 
 
 def stranger_of(keys: Iterable[str]) -> str | None:
     """What the keys belong to when they are no Wan transformer's; None when they do not tell."""
-    return _first(keys, _STRANGERS)
+    keys = tuple(keys)
+    return next((what for mark, what in _STRANGERS if any(mark in key for key in keys)), None)
 
 
 @contextmanager
@@ -68,6 +94,8 @@ def saying_where_a_config_goes(option: str) -> Iterator[None]:
         ) from error
 
 
-def _first(keys: Iterable[str], marks: tuple[tuple[str, str], ...]) -> str | None:
+def _relative(keys: Iterable[str]) -> tuple[str, str] | None:
+    """The name of the family, and diffusers' class for it."""
     keys = tuple(keys)
-    return next((what for mark, what in marks if any(mark in key for key in keys)), None)
+    found = ((what, cls) for mark, what, cls in _RELATIVES if any(mark in key for key in keys))
+    return next(found, None)

@@ -5,13 +5,13 @@ model has is compared with what the checkpoint holds, so that nothing else has t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from ...errors import GeometryError, OtherModelError
 from ..checkpoint import Checkpoint, StoredTensor
 from ..quoting import quote
 from .claims import check_claims, check_vace_count, refuse_no_vace
-from .families import relative_of, stranger_of
+from .families import relative_of, stranger_of, what_opens
 from .naming import naming_of, to_original_key, unit_of
 from .quantised import refuse_quantised
 from .stated import HEADS_KEY, VACE_KEY, Stated, stated_by
@@ -39,19 +39,32 @@ def infer_geometry(checkpoint: Checkpoint) -> WanGeometry:
     model, GeometryError when any tensor is missing, too many, or of another shape, and when what
     is stated is not what the tensors show.
     """
-    naming = check_family(checkpoint)
-    tensors = {to_original_key(key): tensor for key, tensor in checkpoint.tensors.items()}
+    check_family(checkpoint)
     if relative := relative_of(checkpoint.tensors):
         raise OtherModelError(
-            f"{checkpoint.label} is {relative}, built on Wan with tensors of its own: "
-            "blockswap opens T2V, I2V, FLF2V, TI2V and VACE checkpoints"
+            f"{checkpoint.label} is {relative}, built on Wan with tensors of its own, and no "
+            f"T2V, I2V, FLF2V, TI2V or VACE checkpoint: {what_opens(checkpoint.tensors)}"
         )
+    return verify_tensors(checkpoint.label, _original(checkpoint), measured_geometry(checkpoint))
+
+
+def measured_geometry(checkpoint: Checkpoint) -> WanGeometry:
+    """The geometry of what a checkpoint has in common with Wan, whatever else it holds.
+
+    Raises as `infer_geometry`, but not for tensors that are missing or too many.
+    """
+    naming = check_family(checkpoint)
     refuse_quantised(checkpoint.label, checkpoint.tensors)
     refuse_strays(checkpoint)
     stated = stated_by(checkpoint)
-    geometry = _measure(checkpoint, tensors, naming, stated)
+    geometry = _measure(checkpoint, _original(checkpoint), naming, stated)
     check_claims(checkpoint, geometry, stated)
-    return verify_tensors(checkpoint.label, tensors, geometry)
+    return geometry
+
+
+def _original(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """The tensors by their original keys."""
+    return {to_original_key(key): tensor for key, tensor in checkpoint.tensors.items()}
 
 
 def check_family(checkpoint: Checkpoint) -> Naming:
@@ -65,13 +78,11 @@ def check_family(checkpoint: Checkpoint) -> Naming:
     names = (*(tensor.name for tensor in keys.values()), *checkpoint.left_out)
     if what := stranger_of(names):
         raise OtherModelError(f"{label} is {what}: give the checkpoint of a Wan video transformer")
-    module = relative_of(keys)
-    if module is None and not has_blocks and any(key.startswith("vace_") for key in keys):
-        module = "Wan VACE"
-    if module is not None and "patch_embedding.weight" not in keys:
+    if module := module_of(keys):
+        how = "" if module == "Wan VACE" else f"; {what_opens(keys)}"
         raise OtherModelError(
-            f"{label} is a module of {module} without the model that it goes onto: "
-            "blockswap opens whole T2V, I2V, FLF2V, TI2V and VACE checkpoints"
+            f"{label} is a module of {module} without the model that it goes onto: give both, "
+            f"[the model's file, this one]{how}"
         )
     if not has_blocks:
         raise OtherModelError(
@@ -87,6 +98,15 @@ def check_family(checkpoint: Checkpoint) -> Naming:
         f"{label} lacks tensor 'patch_embedding.weight': "
         "give the whole checkpoint of a Wan video transformer"
     )
+
+
+def module_of(keys: Collection[str]) -> str | None:
+    """What a file is that goes onto a model and lacks it; None for any other."""
+    if "patch_embedding.weight" in keys:
+        return None
+    blocks = any((unit := unit_of(key)) and unit.kind == "block" for key in keys)
+    vace = not blocks and any(key.startswith("vace_") for key in keys)
+    return relative_of(keys) or ("Wan VACE" if vace else None)
 
 
 def _measure(

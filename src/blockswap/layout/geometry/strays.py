@@ -37,8 +37,8 @@ def refuse_strays(checkpoint: Checkpoint) -> None:
     label, held = checkpoint.label, f"{_tensors(strays)} outside of {_place(checkpoint)}"
     if relative := relative_of(strays):
         raise GeometryError(
-            f"{label} holds {held}, of {relative}, built on Wan with tensors of its own: "
-            "blockswap opens T2V, I2V, FLF2V, TI2V and VACE checkpoints"
+            f"{label} holds {held}, of {relative}, built on Wan with tensors of its own: give a "
+            "file with the whole model under one prefix"
         )
     if what := stranger_of(strays):
         raise GeometryError(

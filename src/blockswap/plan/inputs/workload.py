@@ -1,4 +1,4 @@
-"""The clip: which sizes and frame counts Wan takes, its latents and tokens, a forward's cost."""
+"""The clip: which sizes and frame counts a model takes, latents and tokens, a forward's cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +12,50 @@ AttentionKind = Literal["flash", "math"]
 KernelSet = Literal["cuda", "portable"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 
-PIXELS = 16  # 8 of the smallest VAE times 2 of the patch
-FRAMES = 4  # frames per latent frame, beside the first
 # Far above any clip, and so low that no count of bytes or operations overflows 64 bits.
 MOST = 1_000_000
 MOST_PIXELS = 2**34
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Which clips a model takes: sizes that are multiples of `pixels`, `step` * k + `first` frames.
+
+    Those are `per_step` * k + `lead` latent frames. `step` 0: single pictures. The defaults are
+    Wan's: 8 pixels of the smallest VAE times 2 of the patch, 4 frames per latent frame.
+    """
+
+    pixels: int = 16
+    step: int = 4
+    first: int = 1
+    per_step: int = 1
+    lead: int = 1
+    whose: str = "Wan's VAE"
+
+    def latent_frames(self, frames: int) -> int:
+        return self.per_step * self._steps(frames) + self.lead
+
+    def clips(self, frames: int) -> int:
+        """How many counts of frames there are up to this one."""
+        return self._steps(frames) + 1
+
+    def check_frames(self, frames: int) -> None:
+        """Raises ArgsError, naming the nearest counts that would do."""
+        if not self.step and frames != self.first:
+            raise ArgsError(f"frames={frames}, and {self.whose} makes single pictures: use 1")
+        if self.step and (frames - self.first) % self.step:
+            lower = self.step * self._steps(frames) + self.first
+            near = [count for count in (lower, lower + self.step) if count > 0]
+            raise ArgsError(
+                f"frames={frames} is not {self.step}k+{self.first}, as {self.whose} has it: "
+                f"use {' or '.join(map(str, near))}"
+            )
+
+    def _steps(self, frames: int) -> int:
+        return (frames - self.first) // self.step if self.step else 0
+
+
+WAN_GRID = Grid()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +66,8 @@ class Workload:
     "flash" keeps no matrix of tokens x tokens (flash, memory-efficient, cuDNN, Sage), "math" makes
     it. `kernels`: "cuda" has one kernel for an RMS norm, as torch has for CUDA and ROCm; elsewhere
     ("portable") torch composes it of five operations whose results take memory.
-    `per_token_timestep` is Wan2.2 TI2V's way (a timestep for every token). Raises ArgsError.
+    `per_token_timestep` is Wan2.2 TI2V's way (a timestep for every token). `grid` says which clips
+    the model takes. Raises ArgsError.
     """
 
     width: int
@@ -39,6 +79,7 @@ class Workload:
     kernels: KernelSet = "cuda"
     per_token_timestep: bool = False
     text_tokens: int = 512
+    grid: Grid = WAN_GRID
 
     def __post_init__(self) -> None:
         for name in ("width", "height", "frames", "batch", "text_tokens"):
@@ -55,13 +96,8 @@ class Workload:
                 "all frames together"
             )
         for name in ("width", "height"):
-            check_multiple(name, getattr(self, name), PIXELS)
-        if (self.frames - 1) % FRAMES:
-            lower = (self.frames - 1) // FRAMES * FRAMES + 1
-            raise ArgsError(
-                f"frames={self.frames} is not 4k+1, as Wan's VAE has it: "
-                f"use {lower} or {lower + FRAMES}"
-            )
+            check_multiple(name, getattr(self, name), self.grid.pixels)
+        self.grid.check_frames(self.frames)
         for name, kinds in (
             ("dtype", ComputeDtype),
             ("attention", AttentionKind),
@@ -76,12 +112,14 @@ class Workload:
     @property
     def words(self) -> str:
         """The clip in words: "1280x720, 81 frames"."""
-        said = f"{self.width}x{self.height}, {self.frames} frames"
+        said = f"{self.width}x{self.height}"
+        if self.grid.step:
+            said += f", {self.frames} frames"
         return said if self.batch == 1 else f"{said}, batch {self.batch}"
 
     @property
     def latent_frames(self) -> int:
-        return (self.frames - 1) // FRAMES + 1
+        return self.grid.latent_frames(self.frames)
 
 
 def _short(value: int) -> str:

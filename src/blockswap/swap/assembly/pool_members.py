@@ -49,7 +49,8 @@ class Sharing:
         self._correctors: list[weakref.ref[Measuring]] = []
 
     def add(self, swap: Member) -> None:
-        self._swaps.append(weakref.ref(swap))
+        if not any(known is swap for known in self.swaps()):
+            self._swaps.append(weakref.ref(swap))
 
     def add_corrected(self, residency: Residents, corrector: Measuring) -> None:
         """A swap whose residents may change."""

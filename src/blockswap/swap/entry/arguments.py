@@ -8,6 +8,7 @@ import torch
 from ...adapters.families import bare
 from ...errors import ArgsError, StateError
 from ...selection import BlockSwapArgs
+from ..guards.open_swaps import overlapping
 from ..running.handle import Swap
 
 
@@ -19,16 +20,21 @@ def as_args(args: BlockSwapArgs | Mapping[str, Any] | None) -> BlockSwapArgs:
 
 
 def refuse_swapped(model: torch.nn.Module) -> None:
-    """Raises StateError when another swap of this model is open."""
+    """Raises StateError when another swap of this model, or of a part of it, is open."""
+    label = type(bare(model)).__name__
     swap = vars(bare(model)).get("blockswap")
     if isinstance(swap, Swap) and swap.forked:
         raise StateError(
-            f"this {type(bare(model)).__name__} was swapped in the process that this one was "
+            f"this {label} was swapped in the process that this one was "
             "forked from, and only that one can give it back: load the model here"
         )
     if isinstance(swap, Swap) and not swap.closed:
+        raise StateError(f"this {label} is swapped already: close that swap first")
+    other = overlapping(bare(model))
+    if other is not None:
         raise StateError(
-            f"this {type(bare(model)).__name__} is swapped already: close that swap first"
+            f"this {label} was to be swapped, and it shares blocks with a {type(other).__name__} "
+            "that is swapped already: close that swap first, or swap one of the two"
         )
 
 

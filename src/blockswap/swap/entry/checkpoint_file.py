@@ -1,7 +1,7 @@
 """`open_transformer`: a model streamed from its file; checks, assumptions, order of opening."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,28 +17,35 @@ from ...layout.checkpoint import Checkpoint, checkpoint_of, open_checkpoint
 from ...layout.formats import quantiser_keys, unpacked
 from ...layout.geometry import infer_geometry, name_variant, to_original_key
 from ...layout.geometry.families import saying_where_a_config_goes
+from ...layout.geometry.joined import joined
 from ...layout.geometry.stated import stated_by
 from ...layout.header import read_header
 from ...layout.model_folder import weight_files
-from ...lora.file import open_lora
+from ...lora.file import LoraFile, open_lora
 from ...lora.request import AnyLora, Lora, as_loras
 from ...paths import input_path
 from ...plan import SwapPlan
-from ...plan.choice.budgets import ram_room
 from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs
 from ...stream.device import Device, open_device
-from ..opening.found_model import FoundModel, open_found, plan_found
+from ..opening.found_model import FoundModel, open_planned, plan_found
 from ..opening.shared_file import share_file
 from ..plan_inputs.outlook import AnyWorkload
 from .arguments import as_args, refuse_dtype, refuse_swapped
-from .host_library import Source, found_in, transformer_of_library
+from .host_library import (
+    AnyPath,
+    Source,
+    found_in,
+    relative_of_library,
+    source_of,
+    transformer_of_library,
+)
 from .loaded_model import Asked, refuse_loras_on_ranks, swap_shared
 
 
 @undisturbed()
 def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one call
-    path: str | os.PathLike[str],
+    path: AnyPath,
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
@@ -58,12 +65,13 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
     diffusers is opened from the folder that `save_pretrained` writes or from a pipeline's (its
     `transformer`, or `subfolder`; `variant` such as "fp16"), or from a single file in its vendor's
     names with `config`, the folder of its config.json. Or `skeleton`: a module of yours with its
-    parameters on the meta device. Without `dtype` it computes in the dtype that most of the
-    file has, bit for bit as diffusers' `from_pretrained(torch_dtype=...)` of that dtype (layers
-    of your own: in what is stored); with it, weights are cast on the device each time they
-    arrive. (On the CPU: as a model whose weights are in memory of their own; those that diffusers
-    maps lie at offsets of 4 or 8 bytes, where fp32 kernels may round otherwise.) `workload` and
-    `loras` are those of `swap_blocks`.
+    parameters on the meta device. A list of files is a model's and those of modules that go onto
+    it: `["wan2.1_t2v_14B.safetensors", "vace_module.safetensors"]`. Without `dtype` it computes in
+    the dtype that most of the file has, bit for bit as diffusers' `from_pretrained(torch_dtype=)`
+    of that dtype (layers of your own: in what is stored); with it, weights are cast on the device
+    each time they arrive. (On the CPU: as a model whose weights are in memory of their own; those
+    that diffusers maps lie at offsets of 4 or 8 bytes, where fp32 kernels may round otherwise.)
+    `workload` and `loras` are those of `swap_blocks`.
 
     With a `mesh` every rank of it makes this call: the file is read once a host, into memory that
     all ranks of the host share, as it computes, and blocks are streamed from there.
@@ -71,7 +79,7 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
     """
-    source = Source(path, subfolder, variant, config)
+    source = source_of(path, subfolder, variant, config)
     if mesh is not None:
         refuse_loras_on_ranks(loras)
         ranks = ranks_of(mesh)
@@ -84,15 +92,12 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
         return root
     wanted, where = as_args(args), open_device(device)
     asked = Request(dtype=dtype, skeleton=skeleton, workload=workload, loras=as_loras(loras))
-    found = find_model(source, wanted, where, asked)
-    plan = plan_found(found)
-    spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
-    return open_found(found, plan, where, spare_ram=spare)
+    return open_planned(find_model(source, wanted, where, asked), where)
 
 
 @undisturbed()
 def plan_transformer(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
@@ -102,7 +107,7 @@ def plan_transformer(
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
     wanted, where = as_args(args), open_device(device)
     found = find_model(
-        Source(path), wanted, where, Request(workload=workload, loras=as_loras(loras))
+        source_of(path), wanted, where, Request(workload=workload, loras=as_loras(loras))
     )
     return plan_found(found)
 
@@ -136,13 +141,26 @@ def find_model(source: Source, wanted: BlockSwapArgs, where: Device, asked: Requ
         refuse_swapped(asked.skeleton)
     files = [open_lora(lora) for lora in asked.loras]
     checkpoint, model, assumed = _weights(source, wanted, asked)
-    notes: tuple[str, ...] = ()
-    if files:
-        fitted = fit_model(model.live, files)
-        model, checkpoint = with_loras(model, checkpoint, fitted)
-        notes = fitted.sentences
-    found = found_in(checkpoint, model, wanted, where, asked.workload, notes)
-    return replace(found, assumed=assumed, loras=tuple(files))
+
+    def with_files(files: Sequence[LoraFile]) -> Callable[[], FoundModel]:
+        own, behind = model, checkpoint
+        notes: tuple[str, ...] = ()
+        if files:
+            fitted = fit_model(model.live, files)
+            own, behind = with_loras(model, checkpoint, fitted)
+            notes = fitted.sentences
+
+        def find() -> FoundModel:
+            hanging = replace(own, live=own.live.as_it_hangs())
+            found = found_in(behind, hanging, wanted, where, asked.workload, notes)
+            return replace(found, assumed=assumed, loras=tuple(files), with_loras=others)
+
+        return find
+
+    def others(loras: tuple[Lora, ...]) -> Callable[[], FoundModel]:
+        return with_files([open_lora(lora) for lora in loras])
+
+    return with_files(files)()
 
 
 def _weights(
@@ -153,7 +171,12 @@ def _weights(
         hosted = transformer_of_library(source, asked.dtype, wanted.block_lists)
         if hosted is not None:
             return (*hosted, hosted[0].notes)
-    checkpoint = _as_weights(_wan_checkpoint(source), asked.skeleton)
+    files = [_wan_checkpoint(source), *map(open_checkpoint, source.modules)]
+    checkpoint = joined([_as_weights(file, asked.skeleton) for file in files])
+    if asked.skeleton is None:
+        relative = relative_of_library(checkpoint, asked.dtype, wanted.block_lists)
+        if relative is not None:
+            return checkpoint, relative, checkpoint.notes
     model, assumed = _matched(checkpoint, asked.skeleton, asked.dtype, wanted.block_lists)
     return checkpoint, model, assumed
 

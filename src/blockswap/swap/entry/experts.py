@@ -42,7 +42,7 @@ from ..plan_inputs.outlook import AnyWorkload
 from ..running.handle import Swap
 from .arguments import as_args, refuse_swapped
 from .checkpoint_file import Request, find_model
-from .host_library import Source
+from .host_library import AnyPath, source_of
 from .loaded_model import Asked, find_loaded, refuse_loras_on_ranks, swap_loaded
 
 
@@ -66,7 +66,7 @@ class Swaps(tuple[Swap, ...]):
 
 @undisturbed()
 def open_experts(  # noqa: PLR0913 - each is a word of the caller's
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[AnyPath],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
@@ -99,7 +99,7 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
         return _open_shared(paths, mesh, args, device, [Request(dtype, s, workload) for s in given])
     wanted, where = as_args(args), open_device(device)
     found = [
-        find_model(Source(path), wanted, where, Request(dtype, skeleton, workload, own))
+        find_model(source_of(path), wanted, where, Request(dtype, skeleton, workload, own))
         for path, skeleton, own in zip(paths, given, _for_each(loras, len(paths)), strict=True)
     ]
     joint = _Joint([model.basis for model in found])
@@ -116,7 +116,7 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
 
 @undisturbed()
 def plan_experts(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[AnyPath],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
@@ -127,7 +127,7 @@ def plan_experts(
     _refuse_too_few(paths, "checkpoint", "open_transformer")
     wanted, where = as_args(args), open_device(device)
     found = [
-        find_model(Source(path), wanted, where, Request(workload=workload, loras=own))
+        find_model(source_of(path), wanted, where, Request(workload=workload, loras=own))
         for path, own in zip(paths, _for_each(loras, len(paths)), strict=True)
     ]
     return _Joint([model.basis for model in found]).plan
@@ -191,7 +191,7 @@ def _swap_shared(
 
 
 def _open_shared(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[AnyPath],
     mesh: Any,
     args: BlockSwapArgs | Mapping[str, Any] | None,
     device: str | torch.device,
@@ -202,7 +202,7 @@ def _open_shared(
     with ranks.together("open the checkpoints"):
         wanted, where = as_args(args), open_device(device)
         found = [
-            find_model(Source(path), wanted, where, replace(request, workload=None))
+            find_model(source_of(path), wanted, where, replace(request, workload=None))
             for path, request in zip(paths, requests, strict=True)
         ]
     weights = [
@@ -229,12 +229,12 @@ def _swap_all_shared(
     swaps = []
     with _opening(joint.plan, where) as (sharing, undo):
         for one, own, plan in zip(found, weights, joint.plans(), strict=True):
-            host = SharedMemory(own, where, pin_budget(wanted))
 
             def beside(parts: Parts, own: SharedWeights = own, basis: Basis = one.basis) -> Parts:
                 return in_parts(parts, ranks, own, basis)
 
-            swap = swap_loaded(one, plan, where, host, sharing, with_others=beside)
+            host = SharedMemory(own, where, pin_budget(wanted), beside)
+            swap = swap_loaded(one, plan, where, host, sharing)
             undo.callback(swap.close)
             swaps.append(swap)
     return Swaps(swaps)

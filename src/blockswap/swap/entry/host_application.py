@@ -6,7 +6,6 @@ they are copied and stay where they are); and one whose units are in a checkpoin
 else (then all of its units are the engine's, and what lies outside them is the application's).
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,13 +17,13 @@ from ...adapters.recast import Dtypes, in_dtypes
 from ...adapters.stored import StoredModel, match_skeleton
 from ...ambient import undisturbed
 from ...errors import ArgsError
-from ...layout.checkpoint import Checkpoint, open_checkpoint
+from ...layout.checkpoint import Checkpoint
 from ...plan import SwapPlan, make_plan
 from ...selection import BlockSwapArgs, select
 from ...stream.device import open_device
 from ..assembly.parts import make_parts
 from ..assembly.unit_store import OwnMemory
-from ..opening.engine_start import start_engine
+from ..opening.engine_start import Hosted, start_engine
 from ..opening.from_file import Opening
 from ..opening.from_mapping import copy_mapped
 from ..opening.from_memory import pin_budget, rehome
@@ -74,14 +73,13 @@ def stream_units(
     args: BlockSwapArgs,
     *,
     device: str | torch.device,
-    after_forward: Callable[[], None] | None = None,
+    hosted: Hosted,
     mapped: Mapped | None = None,
 ) -> Swap:
     """Streams the plan's units and nothing else: residents and the rest are the host's to place.
 
     The streamed units' weights must be in host memory, as in `swap_blocks`. Nothing watches over
     moves of the model: the host must not move a streamed unit before the swap is closed.
-    `after_forward` is called whenever a forward of the model has returned.
     Raises ModelError, DeviceError or StateError, and leaves the model as it was.
     """
     where = open_device(device)
@@ -97,11 +95,9 @@ def stream_units(
             streamed = copy_mapped(parts, plan, pin_bytes, mapped.count_pinned)
         else:
             streamed = rehome(parts, plan, OwnMemory(where, pin_budget(args)))
-        swap, hooks = start_engine(
-            parts, streamed, {}, None, debug=args.block_swap_debug, hosted=True
+        swap, _ = start_engine(
+            parts, streamed, {}, None, debug=args.block_swap_debug, hosted=hosted
         )
-        if after_forward is not None:
-            hooks.after_forward(after_forward)
         swap.keep(undo.pop_all(), [lambda: tuple(parts.pool.sentences)])
     return swap
 
@@ -132,15 +128,14 @@ class FileUnits:
 @undisturbed()
 def find_file_units(
     skeleton: torch.nn.Module,
-    path: str | os.PathLike[str],
+    checkpoint: Checkpoint,
     keys: Mapping[str, Sequence[str]] | None = None,
 ) -> FileUnits:
     """Finds the units of `skeleton`, whose parameters are all on meta, in a checkpoint.
 
     They compute in the dtypes that the skeleton has. `keys`: the file's keys for the leaves of a
-    parameter, by its label, where they are not its own name. Raises CheckpointError or ModelError.
+    parameter, by its label, where they are not its own name. Raises GeometryError or ModelError.
     """
-    checkpoint = open_checkpoint(path)
     return FileUnits(skeleton, checkpoint, match_skeleton(skeleton, checkpoint, keys))
 
 
@@ -170,7 +165,7 @@ def stream_file_units(
     args: BlockSwapArgs,
     *,
     device: str | torch.device,
-    after_forward: Callable[[], None] | None = None,
+    hosted: Hosted,
 ) -> Swap:
     """Reads the plan's residents and streams the others; closing leaves meta tensors again.
 
@@ -185,11 +180,9 @@ def stream_file_units(
         opening = Opening(parts, model, units.checkpoint)
         opening.load_residents()
         streamed = opening.ram_units() | opening.disk_units(())
-        swap, hooks = start_engine(
-            parts, streamed, {}, None, debug=args.block_swap_debug, hosted=True
+        swap, _ = start_engine(
+            parts, streamed, {}, None, debug=args.block_swap_debug, hosted=hosted
         )
-        if after_forward is not None:
-            hooks.after_forward(after_forward)
         told = [lambda: tuple(parts.pool.sentences), lambda: opening.reading_sentences(swap)]
         swap.keep(undo.pop_all(), told)
     return swap

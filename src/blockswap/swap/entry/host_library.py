@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...adapters.hosts import diffusers_models, transformers_seam
+from ...adapters.hosts import diffusers_models, transformers_seam, wan_relatives
 from ...adapters.hosts.encoder_files import in_library_names, t5_config
 from ...adapters.hosts.stored_rows import rows_by_name, stored_by_rows
 from ...adapters.stored import StoredModel
@@ -15,6 +15,7 @@ from ...errors import ArgsError, CheckpointError
 from ...layout.checkpoint import Checkpoint, whole_checkpoint
 from ...layout.formats import unpacked
 from ...layout.formats.main_dtype import main_dtype
+from ...layout.geometry.families import library_class_of
 from ...layout.model_folder import WAN_CLASSES, ModelFolder, model_folder, weight_files
 from ...layout.quoting import quote
 from ...layout.shards import find_files
@@ -39,6 +40,7 @@ class Source:
     subfolder: str | None = None
     variant: str | None = None
     config: str | os.PathLike[str] | None = None
+    modules: tuple[str | os.PathLike[str], ...] = ()  # files that go onto the one at `path`
 
     def __post_init__(self) -> None:
         for name, said in (("subfolder", self.subfolder), ("variant", self.variant)):
@@ -75,6 +77,38 @@ class Source:
         return found
 
 
+AnyPath = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def source_of(
+    path: AnyPath,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+) -> Source:
+    """What a caller named by a path, or by those of a model and of modules that go onto it."""
+    if isinstance(path, (str, os.PathLike)) or not isinstance(path, Sequence) or not path:
+        return Source(path, subfolder, variant, config)  # type: ignore[arg-type]
+    first, *modules = path
+    if config is not None and modules:
+        raise ArgsError(
+            f"{len(path)} files were given together with config=, and modules go onto Wan's own "
+            "models: give one file, or leave config= out"
+        )
+    return Source(first, subfolder, variant, config, tuple(modules))
+
+
+def relative_of_library(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, block_lists: Sequence[str]
+) -> StoredModel | None:
+    """A file of a model built on Wan, as diffusers' class for it; None for any other."""
+    class_name = library_class_of(checkpoint.tensors)
+    if class_name is None:
+        return None
+    built = wan_relatives.build_relative(checkpoint, class_name, _dtype(checkpoint, dtype))
+    return stored_by_rows(built, checkpoint.label, block_lists)
+
+
 def transformer_of_library(
     source: Source, dtype: torch.dtype | None, block_lists: Sequence[str]
 ) -> tuple[Checkpoint, StoredModel] | None:
@@ -93,6 +127,11 @@ def transformer_of_library(
     folder = source.folder("transformer")
     if folder is None or folder.class_name in WAN_CLASSES:
         return None
+    if source.modules:
+        raise ArgsError(
+            f"{quote(source.modules[0])} was given as a module over {folder.path}, which holds a "
+            f"{folder.class_name}: modules go onto Wan's own models, give the one it was made for"
+        )
     if folder.package != "diffusers":
         raise ArgsError(
             f"{folder.path} holds a {folder.class_name} of {folder.package}: open it with "

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...adapters.adapted import InMemory, in_memory
+from ...adapters.adapted import InMemory, fit_model, in_memory
 from ...adapters.live import LiveModel, describe_module, refuse_unloaded
 from ...ambient import undisturbed
 from ...errors import ArgsError, ModelError
@@ -30,6 +30,7 @@ from ..assembly.unit_store import HostMemory, OwnMemory, SharedMemory
 from ..guards.cuda_graphs import refuse_cuda_graphs
 from ..opening.engine_start import start_engine
 from ..opening.from_memory import pin_budget, place_residents, rehome
+from ..opening.plan_again import plan_in_pool
 from ..opening.rank_parts import agreed_basis, in_parts
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_module
@@ -91,6 +92,12 @@ class LoadedModel:
     live: LiveModel
     loras: InMemory
     basis: Basis
+    workload: AnyWorkload | None = None
+
+    def with_loras(self, loras: tuple[Lora, ...], where: Device) -> "LoadedModel":
+        """The closed model with other LoRAs, whose factors are in memory then."""
+        live = self.live.as_it_hangs()
+        return _with_loras(live, self.basis.args, where, self.workload, loras)
 
 
 def _swap_shared(
@@ -127,12 +134,12 @@ def swap_shared(model: torch.nn.Module, ranks: Ranks, weights: SharedWeights, as
     basis = agreed_basis(ranks, found.basis)
     with ranks.together("plan"), undisturbed():
         plan = basis.plan()
-    host = SharedMemory(weights, where, pin_budget(wanted))
 
     def with_others(parts: Parts) -> Parts:
         return in_parts(parts, ranks, weights, basis)
 
-    return swap_loaded(replace(found, basis=basis), plan, where, host, with_others=with_others)
+    host = SharedMemory(weights, where, pin_budget(wanted), with_others)
+    return swap_loaded(replace(found, basis=basis), plan, where, host)
 
 
 def find_loaded(
@@ -147,20 +154,34 @@ def find_loaded(
     refuse_swapped(model)
     live = describe_module(model, wanted.block_lists)
     refuse_unloaded(live)
-    if loras and where.on_host:
-        raise ArgsError(
-            f"loras={[os.fspath(lora.path) for lora in loras]} was given for a loaded model on the "
-            "CPU, where its blocks are used where they lie: open its file with open_transformer, "
-            "or fuse them into the model (fuse_lora)"
-        )
+    _refuse_on_host(loras, where)
     if not where.on_host:
         refuse_cuda_graphs([model], live.layout.label)
+    return _with_loras(live, wanted, where, workload, loras)
+
+
+def _refuse_on_host(loras: tuple[Lora, ...], where: Device) -> None:
+    if loras and where.on_host:
+        raise ArgsError(
+            f"loras={[os.fspath(lora.path) for lora in loras]} was given for a loaded model on "
+            "the CPU, where its blocks are used where they lie: open its file with "
+            "open_transformer, or fuse them into the model (fuse_lora)"
+        )
+
+
+def _with_loras(
+    live: LiveModel,
+    wanted: BlockSwapArgs,
+    where: Device,
+    workload: AnyWorkload | None,
+    loras: tuple[Lora, ...],
+) -> LoadedModel:
     added = in_memory(live, [open_lora(lora) for lora in loras])
     foresight = foresee(live, workload, where)
     notes = () if added.fitted is None else added.fitted.sentences
     facts = replace(facts_of_module(live, where, added), notes=notes)
     selection = select(wanted, live.layout)
-    return LoadedModel(live, added, Basis(facts, selection, wanted, foresight))
+    return LoadedModel(live, added, Basis(facts, selection, wanted, foresight), workload)
 
 
 def swap_loaded(
@@ -169,19 +190,17 @@ def swap_loaded(
     where: Device,
     host: HostMemory,
     sharing: Sharing | None = None,
-    with_others: Callable[[Parts], Parts] | None = None,
+    swap: Swap | None = None,
 ) -> Swap:
     """Carries out `plan` from the memory of `host`, with the slots of `sharing` if there are.
 
-    `with_others` is asked, once there are slots, how other ranks help to bring blocks.
+    `swap`: the handle of a model that is swapped anew.
     """
     basis, loras = found.basis, found.loras
     with ExitStack() as undo, undisturbed():
         if not where.on_host:
             host.hold(undo)
-        parts = make_parts(found.live, plan, where, undo, sharing)
-        if with_others is not None:
-            parts = with_others(parts)
+        parts = host.with_others(make_parts(found.live, plan, where, undo, sharing))
         streamed: dict[str, StreamedUnit] = {}
         residents: dict[str, Resident] = {}
         if not where.on_host:
@@ -191,14 +210,50 @@ def swap_loaded(
         if parts.brought is None:  # ranks that bring blocks in parts stay with one plan
             freedom = freedom_of(basis, RamForms(parts, basis.facts, host, loras))
         debug = basis.args.block_swap_debug
-        swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug)
+        swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug, swap=swap)
         _refuse_saving(found, hooks, swap)
         told = [
             lambda: (*host.sentences, *parts.pool.sentences),
             lambda: table_sentences(parts.live.tables),
         ]
-        swap.keep(undo.pop_all(), told, _merged_loras(found, where, residents))
+        again = None
+        if isinstance(host, OwnMemory):  # what ranks share is the model's weights alone
+            again = _Again(found, where, host, sharing).with_loras
+        swap.keep(undo.pop_all(), told, _merged_loras(found, where, residents), again)
     return swap
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """How a loaded model is swapped anew with other LoRAs, as it was swapped first."""
+
+    found: LoadedModel
+    where: Device
+    host: HostMemory
+    sharing: Sharing | None
+
+    def with_loras(self, loras: tuple[Lora, ...]) -> Callable[[Swap], None]:
+        _refuse_on_host(loras, self.where)
+        fit_model(self.found.live, [open_lora(lora) for lora in loras])
+
+        def swap_again(swap: Swap) -> None:
+            before = swap.plan
+            try:
+                found = self.found.with_loras(loras, self.where)
+                plan = self._plan(found, before)
+                swap_loaded(found, plan, self.where, self.host, self.sharing, swap)
+            except BaseException:
+                found = replace(self.found, live=self.found.live.as_it_hangs())
+                swap_loaded(found, before, self.where, self.host, self.sharing, swap)
+                raise
+
+        return swap_again
+
+    def _plan(self, found: LoadedModel, before: SwapPlan) -> SwapPlan:
+        if self.sharing is None:
+            return found.basis.plan()
+        notes = self.found.basis.facts.notes
+        return plan_in_pool(before, found.basis.facts, self.sharing.pool.sizes, notes)
 
 
 def _refuse_saving(found: LoadedModel, hooks: Hooks, swap: Swap) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ...ambient import undisturbed
+from ...plan import SwapPlan
 from ...plan.choice.budgets import ram_room
 from ...selection import BlockSwapArgs
 from ...stream.device import Device, open_device
@@ -47,6 +48,18 @@ def open_text_encoder(  # noqa: PLR0913 - what is opened, and how
     plan = plan_found(found)
     spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)
     return open_found(found, plan, where, spare_ram=spare, opener="open_text_encoder")
+
+
+@undisturbed()
+def plan_text_encoder(
+    path: str | os.PathLike[str],
+    args: BlockSwapArgs | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device,
+) -> SwapPlan:
+    """The plan that `open_text_encoder` would carry out now; raises as it does, opens nothing."""
+    wanted, where = as_args(args), open_device(device)
+    return plan_found(find_encoder(Source(path), wanted, where, None, None))
 
 
 def find_encoder(

@@ -1,16 +1,18 @@
 """Which hooks, guards and corrections a model gets when the engine starts, and in what order."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
-from ...pieces import Pieces, is_known, why_never
+from ...pieces import DIFFUSERS, Family, Pieces, why_never
 from ...stream.engine.streamer import Streamer
 from ...stream.model.hooks import Hooks, Moves
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit, Unit
 from ..assembly.parts import Parts
+from ..guards import open_swaps
 from ..guards.foreign_writes import Doors
 from ..running.corrector import Corrector
 from ..running.freedom import Freedom
@@ -20,18 +22,28 @@ from ..running.out_of_memory import Retry
 from ..running.residency import Residency
 
 
-def start_engine(
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """The application around a model: what it does after each forward, its classes in pieces."""
+
+    after_forward: Callable[[], None] | None = None
+    family: Family = DIFFUSERS
+
+
+def start_engine(  # noqa: PLR0913 - all but four by name
     parts: Parts,
     streamed: dict[str, StreamedUnit],
     residents: Mapping[str, Resident],
     freedom: Freedom | None,
     *,
     debug: bool,
-    hosted: bool = False,
+    hosted: Hosted | None = None,
+    swap: Swap | None = None,
 ) -> tuple[Swap, Hooks]:
     """Connects the engine to the model; from here on a forward streams.
 
-    `hosted`: an application around it watches over moves, loading and memory instead.
+    `hosted`: an application around it watches over moves, loading and memory instead. `swap`: the
+    handle of a model that is opened anew.
     """
     live, undo = parts.live, parts.undo
     residency = None if freedom is None else Residency(parts, freedom, streamed)
@@ -39,27 +51,33 @@ def start_engine(
         undo.callback(residency.close)
     streamer = _streamer(parts, streamed, residents, residency)
     undo.callback(streamer.drain)
-    swap = Swap(live.root, parts.plan, parts.device, streamer)
+    if swap is None:
+        swap = Swap(live.root, parts.plan, parts.device, streamer)
+    else:
+        swap.begin(parts.plan, streamer)
     parts.sharing.add(swap)
-    pieces = _pieces(parts, swap, hosted=hosted)
+    pieces = swap.pieces = _pieces(parts, swap, DIFFUSERS if hosted is None else hosted.family)
     hooks = Hooks(live.root)
     undo.callback(hooks.remove)
     modules = [unit.module for unit in live.units]
     hooks.connect(streamer, modules)
-    if not hosted:
+    if hosted is None:
         moves = _moves(parts)
         guarded = modules + [place.module for table in live.tables for place in table.places]
         hooks.guard(guarded, moves)
         hooks.refuse_loading(guarded, moves)
         if streamed or not parts.device.on_host:
+            LoraLoading(live, swap, hooks, parts.device.torch_device).install(undo)
             doors = Doors(parts, swap, debug=debug)
             doors.look()
             doors.close(undo)
-            LoraLoading(live, swap, hooks, parts.device.torch_device).install(undo)
     if debug:
         swap.print_visits()
         hooks.after_forward(swap.flush_visits)
+    if hosted is not None and hosted.after_forward is not None:
+        hooks.after_forward(hosted.after_forward)
     live.root.blockswap = swap  # type: ignore[assignment]
+    open_swaps.opened(live.root, modules)
     undo.callback(_forget_swap, live.root)
     # For a model that is dropped without having been closed.
     dropped = weakref.finalize(live.root, parts.pool.abandon)
@@ -68,7 +86,7 @@ def start_engine(
     parts.device.synchronize()
     parts.device.reset_peak()
     parts.recorder.restart()
-    if not parts.device.on_host and not hosted:
+    if not parts.device.on_host and hosted is None:
         corrector = None
         if residency is not None:
             residency.connect(swap, streamer)
@@ -79,15 +97,18 @@ def start_engine(
     return swap, hooks
 
 
-def _pieces(parts: Parts, swap: Swap, *, hosted: bool) -> Pieces | None:
+def _pieces(parts: Parts, swap: Swap, family: Family) -> Pieces | None:
     """What cuts the model's forward in pieces, at once or when memory runs out; None: nothing."""
     asked, root = parts.plan.chunk_tokens, parts.live.root
-    if asked == 0 or (not asked and (hosted or parts.device.on_host or not is_known(root))):
+    if asked == 0:
         return None
-    if asked and (why := why_never(root)) is not None:
-        swap.tell(f"all blocks run whole, although pieces of {asked:,} tokens were asked: {why}")
+    if not asked and (parts.device.on_host or family.small(root) is None):
         return None
-    pieces = Pieces(root, asked or 0, swap.tell)
+    if asked and (why := why_never(root, family)) is not None:
+        why = f"all blocks run whole, although pieces of {asked:,} tokens were asked: {why}"
+        swap.cut(0, why)
+        return None
+    pieces = Pieces(root, asked or 0, swap.tell, family=family)
     parts.undo.callback(pieces.remove)
     return pieces
 
@@ -121,3 +142,4 @@ def _moves(parts: Parts) -> Moves:
 
 def _forget_swap(root: torch.nn.Module) -> None:
     vars(root).pop("blockswap", None)
+    open_swaps.ended(root)

@@ -1,7 +1,8 @@
 """A model found in its checkpoint: what a plan for it is made of, and the order of opening it."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,7 +10,9 @@ from ...adapters.stored import StoredModel
 from ...ambient import undisturbed
 from ...layout.checkpoint import Checkpoint
 from ...lora.file import LoraFile
+from ...lora.request import Lora
 from ...plan import SwapPlan
+from ...plan.choice.budgets import ram_room
 from ...plan.choice.refusals import refuse_beyond_memory
 from ...store.host_memory import most_host_bytes
 from ...stream.device import Device
@@ -20,8 +23,10 @@ from ..assembly.table_rows import table_sentences
 from ..guards.closed_model import refuse_closed, reopened
 from ..plan_inputs.basis import Basis
 from ..running.freedom import freedom_of
+from ..running.handle import Swap
 from .engine_start import start_engine
 from .from_file import Opening
+from .plan_again import plan_in_pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,12 @@ class FoundModel:
     basis: Basis
     assumed: tuple[str, ...]
     loras: tuple[LoraFile, ...] = ()
+    with_loras: "WithLoras | None" = None
+
+
+# The model with other LoRAs: raises where they do not fit, else gives what finds it when it is
+# closed (what is free then is part of its plan).
+WithLoras = Callable[[tuple[Lora, ...]], Callable[[], FoundModel]]
 
 
 def plan_found(found: FoundModel) -> SwapPlan:
@@ -43,7 +54,16 @@ def plan_found(found: FoundModel) -> SwapPlan:
     return plan
 
 
-def open_found(
+def open_planned(
+    found: FoundModel, where: Device, *, opener: str = "open_transformer", swap: Swap | None = None
+) -> torch.nn.Module:
+    """Plans it and carries the plan out; as `open_found`."""
+    plan, basis = plan_found(found), found.basis
+    spare = ram_room(plan, basis.facts, basis.selection, basis.args)
+    return open_found(found, plan, where, spare_ram=spare, opener=opener, swap=swap)
+
+
+def open_found(  # noqa: PLR0913 - all but three by name
     found: FoundModel,
     plan: SwapPlan,
     where: Device,
@@ -51,11 +71,12 @@ def open_found(
     spare_ram: int,
     sharing: Sharing | None = None,
     opener: str = "open_transformer",
+    swap: Swap | None = None,
 ) -> torch.nn.Module:
     """Carries out `plan`, with the slots of `sharing` if there are any; the running model.
 
     `spare_ram`: bytes of host memory that units may take which come to be streamed later.
-    `opener`: what is called to open it again.
+    `opener`: what is called to open it again. `swap`: the handle of a model opened anew.
     """
     model, root, basis = found.model, found.model.live.root, found.basis
     with ExitStack() as undo, undisturbed():
@@ -67,7 +88,7 @@ def open_found(
         movable = frozenset() if freedom is None else freedom.movable
         streamed = opening.ram_units() | opening.disk_units(movable)
         debug = basis.args.block_swap_debug
-        swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug)
+        swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug, swap=swap)
         opening.refuse_saving(hooks, swap)
         placed = [tensor for unit in model.live.units for tensor in unit.tensors]
         mark_idle(undo, [(tensor.places[0].label, tensor.tensor) for tensor in placed])
@@ -81,5 +102,56 @@ def open_found(
             lambda: opening.reading_sentences(swap),
             lambda: table_sentences(model.live.tables),
         ]
-        swap.keep(closing, told, opening.merged_loras(found.loras, residents))
+        again = None
+        if found.with_loras is not None:
+            again = _Again(found, found.with_loras, where, spare_ram, sharing, opener).with_loras
+        swap.keep(closing, told, opening.merged_loras(found.loras, residents), again)
     return root
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """How a model is opened anew with other LoRAs, as it was opened first."""
+
+    found: FoundModel
+    other: WithLoras
+    where: Device
+    spare_ram: int
+    sharing: Sharing | None
+    opener: str
+
+    def with_loras(self, loras: tuple[Lora, ...]) -> Callable[[Swap], None]:
+        find = self.other(loras)
+
+        def open_again(swap: Swap) -> None:
+            before = swap.plan
+            try:
+                self._open(find(), before, swap)
+            except BaseException:
+                self._as_before(before, swap)
+                raise
+
+        return open_again
+
+    def _open(self, found: FoundModel, before: SwapPlan, swap: Swap) -> None:
+        if self.sharing is None:
+            open_planned(found, self.where, opener=self.opener, swap=swap)
+            return
+        notes = self.found.basis.facts.notes
+        plan = plan_in_pool(before, found.basis.facts, self.sharing.pool.sizes, notes)
+        self._carry_out(found, plan, swap)
+
+    def _as_before(self, before: SwapPlan, swap: Swap) -> None:
+        model = replace(self.found.model, live=self.found.model.live.as_it_hangs())
+        self._carry_out(replace(self.found, model=model), before, swap)
+
+    def _carry_out(self, found: FoundModel, plan: SwapPlan, swap: Swap) -> None:
+        open_found(
+            found,
+            plan,
+            self.where,
+            spare_ram=self.spare_ram,
+            sharing=self.sharing,
+            opener=self.opener,
+            swap=swap,
+        )

@@ -2,9 +2,11 @@
 
 import os
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,8 @@ import torch
 from ...ambient import undisturbed
 from ...errors import ArgsError, StateError
 from ...events import Measured, Visit
-from ...lora.request import AnyLora, as_loras
+from ...lora.request import AnyLora, Lora, as_loras
+from ...pieces import Pieces
 from ...plan import SwapPlan
 from ...plan.correction.change_sentences import recent
 from ...report import (
@@ -26,6 +29,9 @@ from ...store.host_memory import peak_host_bytes
 from ...stream.device import Device
 from ...stream.engine.streamer import Streamer
 from .merged_loras import MergedLoras
+
+# Raises where the LoRAs do not fit, else gives what opens the closed model for a handle.
+Reopening = Callable[[tuple[Lora, ...]], Callable[["Swap"], None]]
 
 
 class Swap:
@@ -52,17 +58,30 @@ class Swap:
         self._earlier_peak_bytes = 0
         self._final: Measured | None = None
         self._loras: MergedLoras | None = None
+        self.pieces: Pieces | None = None  # None: the model always runs whole
+        self._reopening: Reopening | None = None
+        # LoRAs that the host library has loaded into the model; see `LoraLoading`.
+        self.loaded_beside: list[tuple[weakref.ref[torch.nn.Module], str]] = []
 
     def keep(
         self,
         undo: ExitStack,
         told: Sequence[Callable[[], tuple[str, ...]]],
         loras: MergedLoras | None = None,
+        reopening: Reopening | None = None,
     ) -> None:
-        """Takes over how everything is undone, and who has something to say in the report."""
+        """Takes over how everything is undone, who has something to say in the report, and how
+        the model is opened anew with other LoRAs."""
         self._loras = loras
+        self._reopening = reopening
         self._undo = undo
         self._told = tuple(told)
+
+    def begin(self, plan: SwapPlan, streamer: Streamer) -> None:
+        """The same handle goes on with a model that was opened anew: its report begins again."""
+        self._streamer, self._recorder = streamer, streamer.recorder
+        self._earlier_peak_bytes = 0
+        self.replan(plan)
 
     def replan(self, plan: SwapPlan) -> None:
         """The plan has changed while it ran; what was told of changes stays with it."""
@@ -73,6 +92,11 @@ class Swap:
         kept = len(self.plan.sentences) - len(recent(self._changes))
         self._changes.append(sentence)
         self.replan(replace(self.plan, sentences=self.plan.sentences[:kept]))
+
+    def cut(self, chunk_tokens: int, sentence: str) -> None:
+        """The plan says from now on in which pieces the model runs, and why."""
+        self.plan = replace(self.plan, chunk_tokens=chunk_tokens)
+        self.tell(sentence)
 
     def streams(self, name: str) -> bool:
         """Whether the unit visits the device at this moment, from wherever it rests."""
@@ -182,21 +206,45 @@ class Swap:
 
     @undisturbed()
     def set_loras(self, loras: Sequence[AnyLora]) -> None:
-        """Adds the LoRAs that were given when opening at other strengths from the next forward on.
+        """Merges these LoRAs, `[]` for none, from the next forward on; call it between forwards.
 
-        `loras` are the same files in the same order. Streamed blocks are merged so when they
-        arrive; what stays on the device is merged anew now, which reads it once more. Call it
-        between forwards. Raises ArgsError, changing nothing, for other files, StateError while
-        another thread runs the model, and ReadError.
+        The files of now, in their order, at other strengths: streamed blocks are merged so when
+        they arrive, and what stays on the device is merged anew now, which reads it once more.
+        Any other files: the model is closed and opened anew behind this handle, by a plan of its
+        own (models that share slots keep their places and slots), which takes as long as opening
+        it did; the report begins again. Raises what opening raises and leaves the LoRAs of before,
+        StateError while another thread runs the model or where LoRAs cannot be merged.
         """
-        if self._loras is None or self.closed:
-            state = "is closed" if self.closed else "was opened without LoRAs"
+        wanted = as_loras(loras)
+        if self.closed or self._streamer.forked:
             raise StateError(
-                f"set_loras was called, and this swap of {type(self.model).__name__} {state}: open "
-                "the model with loras=, or load LoRAs beside its weights (load_lora_adapter)"
+                f"set_loras was called, and this swap of {type(self.model).__name__} is "
+                f"{'closed' if self.closed else 'of another process'}: open the model with loras="
             )
         self._streamer.refuse_running()
-        self.tell(self._loras.set(as_loras(loras), self._streamer.units))
+        if self._loras is not None and self._loras.are(wanted):
+            self.tell(self._loras.set(wanted, self._streamer.units))
+        elif self._reopening is None:
+            raise StateError(
+                f"set_loras was called, and no LoRAs are merged into {type(self.model).__name__} "
+                "here (a text encoder, a model of several ranks or of an application around it): "
+                "load them beside its weights (load_lora_adapter)"
+            )
+        else:
+            self._open_anew(self._reopening(wanted))
+            named = ", ".join(f"{Path(lora.path).name} at {lora.strength:g}" for lora in wanted)
+            self.tell(f"LoRAs are others since: {named or 'none'}")
+
+    def _open_anew(self, again: Callable[["Swap"], None]) -> None:
+        """Closes what is open and opens it by `again`; a swap that could not be is closed."""
+        final = self.measured()
+        try:
+            self._undo.close()
+            again(self)
+        except BaseException:
+            if vars(self.model).get("blockswap") is not self:
+                self.closed, self._final, self._told = True, final, ()
+            raise
 
     def shares_slots_with(self, streamer: Streamer) -> bool:
         """Whether this model's blocks come through the slots of that engine."""

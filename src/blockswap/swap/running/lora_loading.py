@@ -29,7 +29,7 @@ class LoraLoading(Uncopyable):
         self._hooks = hooks
         self._device = device
         # Weakly: a LoRA that is taken out again takes its memory with it.
-        self._placed: list[tuple[weakref.ref[torch.nn.Module], str]] = []
+        self._placed = swap.loaded_beside
 
     def install(self, undo: ExitStack) -> None:
         """From here on, until `undo`; does nothing for a model that cannot load LoRAs."""
@@ -39,6 +39,7 @@ class LoraLoading(Uncopyable):
         self._load: Callable[..., Any] = before
         setattr(self._root, LOADING_CALL, self)
         undo.callback(self._give_back)
+        self._move(self._device)  # those of before, where the model was opened anew
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Loads as ever, without asking base weights for data that they do not have here.
@@ -73,9 +74,11 @@ class LoraLoading(Uncopyable):
         """The model is in host memory again, and so is what was loaded into it."""
         if vars(self._root).get(LOADING_CALL) is self:  # else someone has wrapped it meanwhile
             delattr(self._root, LOADING_CALL)
+        self._move(torch.device("cpu"))
+
+    def _move(self, device: torch.device) -> None:
         for reference, name in self._placed:
             module = reference()
             parameter = None if module is None else module._parameters.get(name)
             if parameter is not None and not parameter.is_meta:
-                parameter.data = parameter.data.to("cpu")
-        self._placed.clear()
+                parameter.data = parameter.data.to(device)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from ...adapters.live import LiveModel, LiveTensor
-from ...errors import ArgsError
 from ...lora.file import LoraFile, is_file_of
 from ...lora.request import Lora
 from ...stream.device import Device
@@ -44,20 +43,16 @@ class MergedLoras:
         """Names the slabs of units that were resident from the start."""
         self._residents = residents
 
+    def are(self, loras: Sequence[Lora]) -> bool:
+        """Whether they are the files that were opened, in their order."""
+        return len(loras) == len(self._files) and all(map(is_file_of, self._files, loras))
+
     def set(self, loras: Sequence[Lora], units: Sequence[Unit]) -> str:
         """Adds the files that were opened at other strengths, between forwards; what is said of it.
 
-        `units`: all of the model, where they are now. Raises ArgsError for other files.
+        `units`: all of the model, where they are now.
         """
         files = self._files
-        same = len(loras) == len(files) and all(map(is_file_of, files, loras))
-        if not same:
-            raise ArgsError(
-                f"set_loras was given {_named([lora.path for lora in loras])}, and the model was "
-                f"opened with {_named([file.asked.path for file in files])}: give these files in "
-                "their order, each at the strength it is to have (0 for none), or close the swap "
-                "and open the model with the others"
-            )
         if [file.strength.value for file in files] != [lora.strength for lora in loras]:
             before = [file.strength.value for file in files]
             try:
@@ -84,7 +79,3 @@ class MergedLoras:
             # Past the version counter: the engine itself wrote this, and no code of others.
             place.table[place.name].data.copy_(leaf)
         self._device.synchronize()
-
-
-def _named(paths: Sequence[object]) -> str:
-    return ", ".join(map(str, paths)) or "none"

@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -208,8 +208,7 @@ class _Attempts:
         self._cuts += self._count
         self._count = 0  # attempts before it say nothing of what leaves now
         retry.device.empty_cache()
-        retry.swap.plan = replace(retry.swap.plan, chunk_tokens=tokens)
-        retry.swap.tell(smaller_sentence(self._number, self._attempt.asked, tokens))
+        retry.swap.cut(tokens, smaller_sentence(self._number, self._attempt.asked, tokens))
         self._attempt.restore()
         return True
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..demo.weights import weights_path
+from ...demo.weights import weights_path
 from .components import Components, Part
 
 TINY = "tiny"

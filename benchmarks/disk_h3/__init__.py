@@ -1,0 +1,1 @@
+"""MiniMax-H3's geometry streamed from its folder in 6 GB of memory."""

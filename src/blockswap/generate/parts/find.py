@@ -1,0 +1,243 @@
+"""Which files and folders make up the pipeline that is asked for; what is assumed beside them."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError
+from ...paths import input_path
+from .components import VAE, Components, Part, reads_image, refuse_mismatch
+from .files import (
+    PICKLES,
+    checkpoints_in,
+    part_of_file,
+    refusal_of_pickles,
+    role_of_file,
+    tokenizer_in,
+)
+from .folders import part_of_folder, read_config
+
+_DEPTH = 3  # folders below the one that is given: repackaged files lie two below
+_HIGH, _LOW = re.compile(r"high", re.IGNORECASE), re.compile(r"low", re.IGNORECASE)
+_BOUNDARY = {False: 0.875, True: 0.9}  # Wan 2.2's experts of text, of an image
+_SMALL = 1.2 * 832 * 480  # pixels up to which Wan 2.1 samples with the smaller shift
+_HELD = "a transformer, a text encoder with its tokenizer, and a VAE"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What was given as the model: folders and files, and what they do not tell themselves.
+
+    `high_noise` and `low_noise` are the two experts of Wan 2.2, `tokenizer` the text encoder's
+    folder, `shift` the scheduler's flow shift.
+    """
+
+    paths: tuple[Path, ...]
+    high_noise: Path | None = None
+    low_noise: Path | None = None
+    tokenizer: Path | None = None
+    shift: float | None = None
+
+    @property
+    def label(self) -> str:
+        return ", ".join(map(str, self.paths))
+
+
+Found = dict[str, list[Part]]
+
+
+def find_components(
+    model: str | os.PathLike[str] | ModelFiles, *, pixels: int = 832 * 480
+) -> Components:
+    """The parts, whatever their files are called. `pixels` of a frame: what a scheduler assumes.
+
+    Raises CheckpointError where one is missing, there more than once, or another model's.
+    """
+    given = model if isinstance(model, ModelFiles) else ModelFiles((Path(model),))
+    found, pickles = _gather(given)
+    transformers = _transformers(given, found, pickles)
+    folder = input_path(given.paths[0]) if given.paths else transformers[0].path
+    index = _index(folder)
+    encoder = _one(given, found, "text encoder", pickles)
+    parts = Components(
+        folder=folder,
+        transformers=transformers,
+        text_encoder=encoder,
+        tokenizer=_tokenizer(given, found, encoder),
+        vae=_one(given, found, "VAE", pickles),
+        scheduler=encoder,
+        image_encoder=found.get("image encoder", [None])[0],
+        image_processor=found.get("image processor", [None])[0],
+        boundary_ratio=index.get("boundary_ratio"),
+        expand_timesteps=bool(index.get("expand_timesteps", False)),
+    )
+    parts = _with_assumed(parts, given, found, index, pixels)
+    refuse_mismatch(parts)
+    return parts
+
+
+def _gather(given: ModelFiles) -> tuple[Found, list[Path]]:
+    """Every part in what was given, by role, and the pickles that lie beside them."""
+    found: Found = {}
+    pickles: list[Path] = []
+    for path in map(input_path, given.paths):
+        if path.is_file():
+            role, part = part_of_file(path)
+            found.setdefault(role, []).append(part)
+        elif path.is_dir():
+            for role, part in _below(path, 0, pickles):
+                found.setdefault(role, []).append(part)
+        else:
+            raise CheckpointError(
+                f"{path} was given as the model, and it is not there: give a folder or files "
+                f"with {_HELD}"
+            )
+    return found, pickles
+
+
+def _below(folder: Path, depth: int, pickles: list[Path]) -> Iterator[tuple[str, Part]]:
+    """Parts in a folder and in those inside it; a folder that is a part is looked at no further."""
+    own = part_of_folder(folder) if depth or not (folder / "model_index.json").exists() else None
+    if own is not None:
+        yield own
+        return
+    for path, members in checkpoints_in(folder):
+        if role_of_file(path) not in ("LoRA", ""):
+            yield part_of_file(path, members)
+    inside = sorted(folder.iterdir())
+    pickles += [path for path in inside if path.suffix in PICKLES and path.is_file()]
+    for path in inside:
+        if path.is_dir() and depth < _DEPTH and not path.name.startswith("."):
+            yield from _below(path, depth + 1, pickles)
+
+
+def _transformers(given: ModelFiles, found: Found, pickles: list[Path]) -> tuple[Part, ...]:
+    """One, or the expert of high noise and that of low noise."""
+    told = (given.high_noise, given.low_noise)
+    if (told[0] is None) != (told[1] is None):
+        raise CheckpointError(
+            "one expert was named and the other was not: give both, --high-noise and --low-noise"
+        )
+    if told[0] is not None and told[1] is not None:
+        return tuple(_expert(input_path(path)) for path in (told[0], told[1]))
+    parts = found.get("transformer", [])
+    if len(parts) < 2:
+        return (_one(given, found, "transformer", pickles),)
+    if all(part.source == "library" for part in parts) and len(parts) == 2:
+        return tuple(sorted(parts, key=lambda part: part.path.name))
+    high, low = ([p for p in parts if sign.search(_told_by(p))] for sign in (_HIGH, _LOW))
+    if len(parts) == 2 and len(high) == len(low) == 1 and high != low:
+        return (*high, *low)
+    names = ", ".join(str(part.path) for part in parts)
+    raise CheckpointError(
+        f"{given.label} holds {len(parts)} transformers ({names}), and their names do not say "
+        "which is the expert of high noise and which of low: give --high-noise FILE and "
+        "--low-noise FILE, or the one file that is meant"
+    )
+
+
+def _told_by(part: Part) -> str:
+    """A file's name, and for shards the folder's, too."""
+    file = part.members[0] if part.members else part.path
+    several = len(part.members) > 1 or file.name.startswith("diffusion_pytorch_model")
+    return f"{file.parent.name}/{file.name}" if several else file.name
+
+
+def _expert(path: Path) -> Part:
+    if path.is_dir():
+        found = [part for role, part in _below(path, _DEPTH, []) if role == "transformer"]
+    else:
+        found = [part for role, part in [part_of_file(path)] if role == "transformer"]
+    if len(found) != 1:
+        raise CheckpointError(f"{path} was given as an expert, and it is no transformer of Wan")
+    return found[0]
+
+
+def _one(given: ModelFiles, found: Found, role: str, pickles: Sequence[Path]) -> Part:
+    parts = found.get(role, [])
+    if len(parts) > 1:
+        names = ", ".join(str(part.path) for part in parts)
+        raise CheckpointError(
+            f"{given.label} holds more than one {role} ({names}): give the files that are meant, "
+            "each by --model FILE"
+        )
+    if parts:
+        return parts[0]
+    beside = f"; {refusal_of_pickles(list(pickles))}" if pickles else f": {_HELD} are needed"
+    raise CheckpointError(f"{given.label} holds no {role}{beside}")
+
+
+def _tokenizer(given: ModelFiles, found: Found, encoder: Part) -> Part:
+    if given.tokenizer is not None:
+        told = input_path(given.tokenizer)
+        part = part_of_folder(told) if told.is_dir() else None
+        if part is None or part[0] != "tokenizer":
+            raise CheckpointError(
+                f"{told} was given as the tokenizer, and it is no folder with a tokenizer.json: "
+                "give google/umt5-xxl's folder, or that of a diffusers model"
+            )
+        return part[1]
+    carried = tokenizer_in(encoder)
+    if "tokenizer" not in found and carried is not None:
+        return carried
+    if "tokenizer" not in found:
+        raise CheckpointError(
+            f"{given.label} holds no tokenizer, and the text encoder {encoder.path.name} carries "
+            "none with it: give --tokenizer FOLDER (google/umt5-xxl of the vendor's download, or "
+            "tokenizer of a diffusers folder), or ComfyUI's repackaged encoder"
+        )
+    return _one(given, found, "tokenizer", ())
+
+
+def _with_assumed(
+    parts: Components, given: ModelFiles, found: Found, index: Any, pixels: int
+) -> Components:
+    """What single files do not say: scheduler, image processor, boundary and kind of timesteps."""
+    small = parts.vae.class_name == VAE and int(parts.vae.config.get("z_dim", 16)) == 48
+    if index:
+        _one(given, found, "scheduler", ())
+    parts = _with_scheduler(parts, given, found, small or pixels > _SMALL)
+    if not index:
+        parts = replace(parts, expand_timesteps=small)
+    if len(parts.transformers) == 2 and parts.boundary_ratio is None:
+        if parts.transformers[0].source == "library":
+            raise CheckpointError(
+                f"{given.label} holds two transformers, and its model_index.json does not say at "
+                "which noise the second takes over (boundary_ratio): add it, 0.875 for T2V and "
+                "0.9 for I2V"
+            )
+        ratio = _BOUNDARY[reads_image(parts.transformers[0])]
+        note = f"no file says at which noise the second expert takes over: {ratio}, as Wan 2.2's"
+        parts = replace(parts, boundary_ratio=ratio, notes=(*parts.notes, note))
+    if parts.image_encoder is not None and parts.image_processor is None:
+        processor = Part(parts.folder, "CLIPImageProcessor", {}, "config")
+        parts = replace(parts, image_processor=processor)
+    return parts
+
+
+def _with_scheduler(parts: Components, given: ModelFiles, found: Found, large: bool) -> Components:
+    if "scheduler" in found:
+        scheduler = _one(given, found, "scheduler", ())
+        if given.shift is not None:
+            config = {**scheduler.config, "flow_shift": given.shift}
+            scheduler = Part(scheduler.path, scheduler.class_name, config, "config")
+        return replace(parts, scheduler=scheduler)
+    shift = given.shift or (5.0 if large else 3.0)
+    config = {
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": shift,
+        "solver_order": 2,
+        "num_train_timesteps": 1000,
+    }
+    scheduler = Part(parts.folder, "UniPCMultistepScheduler", config, "config")
+    note = f"no file names a scheduler: UniPC with a flow shift of {shift:g} (--shift changes it)"
+    return replace(parts, scheduler=scheduler, notes=(*parts.notes, note))
+
+
+def _index(folder: Path) -> Any:
+    path = folder / "model_index.json"
+    return read_config(path) if path.exists() else {}

@@ -1,0 +1,117 @@
+"""The seam to ComfyUI's Wan classes: which blocks are known in pieces, and what they compute with.
+
+Functions are looked up where the host's own block finds them, at each call: other packs put theirs
+in that place.
+"""
+
+import sys
+from typing import Any
+
+import torch
+
+from .host_checkpoints import plain_layers
+
+_MODULE = "comfy.ldm.wan.model"
+# Layouts of quantised tensors that round each token of their input by itself.
+BY_TOKEN = frozenset(
+    {
+        *("TensorCoreFP8Layout", "TensorCoreFP8E4M3Layout", "TensorCoreFP8E5M2Layout"),
+        *("TensorCoreMXFP8Layout", "TensorWiseINT8Layout"),
+    }
+)
+# Weights that a layer of the host or of a GGUF pack makes plain each time it is called.
+PACKED = frozenset({"QuantizedTensor", "GGMLTensor"})
+# Patches of a block's insides that are called with the tokens that are at hand.
+INSIDE = ("attn1_patch", "attn2_patch")
+OVERRIDE = "optimized_attention_override"
+
+
+def _wan() -> Any:
+    """The module of Wan's classes; None where it is not loaded: then no model is one of them."""
+    return sys.modules.get(_MODULE)
+
+
+def is_block(block: torch.nn.Module) -> bool:
+    """Whether a block is of the host's own class and its parts are, too."""
+    wan = _wan()
+    if wan is None or type(block) not in (wan.WanAttentionBlock, wan.VaceWanAttentionBlock):
+        return False
+    parts: Any = block
+    crossing = (wan.WanT2VCrossAttention, wan.WanI2VCrossAttention)
+    return type(parts.self_attn) is wan.WanSelfAttention and type(parts.cross_attn) in crossing
+
+
+def looks_at_image(attention: Any) -> bool:
+    """Whether a cross attention has keys of an image beside those of the text."""
+    return type(attention) is _wan().WanI2VCrossAttention
+
+
+def attend(
+    attention: Any, query: torch.Tensor, keys: tuple[torch.Tensor, torch.Tensor], options: Any,
+    **more: Any,
+) -> torch.Tensor:  # fmt: skip
+    """The host's attention, `[batch, tokens, dim]`, with the options of the sampled model."""
+    seen: torch.Tensor = _wan().optimized_attention(
+        query, *keys, heads=attention.num_heads, transformer_options=options, **more
+    )
+    return seen
+
+
+def rotated(tokens: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of `[batch, tokens, heads, head_dim]`."""
+    turned: torch.Tensor = _wan().apply_rope1(tokens, freqs)
+    return turned
+
+
+def like(weight: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """A weight in the dtype of the tokens and where they are."""
+    import comfy.model_management as management
+
+    cast: torch.Tensor = management.cast_to(weight, dtype=tokens.dtype, device=tokens.device)
+    return cast
+
+
+def scales_all_tokens(layer: Any) -> bool:
+    """Whether a quantised layer rounds its input by the largest value of all tokens together."""
+    layout = getattr(layer, "layout_type", None)
+    if layout is None or getattr(layer, "_full_precision_mm", True):
+        return False
+    return layout not in BY_TOKEN and getattr(layer, "input_scale", None) is None
+
+
+def forwards_of(block: Any) -> tuple[Any, ...]:
+    """What decides what a block computes: other packs replace it for all blocks of a class."""
+    wan, parts = _wan(), (block, block.self_attn, block.cross_attn)
+    return (*(type(part).forward for part in parts), wan.optimized_attention, wan.apply_rope1)
+
+
+def small_block(block: Any, dim: int, heads: int) -> torch.nn.Module:
+    """A block of the same classes with `dim` channels and weights without values."""
+    import comfy.ops
+
+    kinds = {kind: name for name, kind in _wan().WAN_CROSSATTENTION_CLASSES.items()}
+    more = {"block_id": block.block_id} if hasattr(block, "after_proj") else {}
+    settings = {"operations": comfy.ops.disable_weight_init, "dtype": torch.float32}
+    with plain_layers():
+        made: torch.nn.Module = type(block)(
+            kinds[type(block.cross_attn)],
+            dim,
+            2 * dim,
+            heads,
+            qk_norm=block.qk_norm,
+            cross_attn_norm=block.cross_attn_norm,
+            operation_settings=settings,
+            **more,
+        )
+    return made
+
+
+def rotary_table(tokens: int, head_dim: int) -> torch.Tensor:
+    """Rotary tables of so many tokens, as the host's model makes them for its blocks."""
+    third = 2 * (head_dim // 6)
+    places = torch.arange(tokens).reshape(1, tokens, 1).repeat(1, 1, 3).float()
+    embed = _wan().EmbedND(
+        dim=head_dim, theta=10000.0, axes_dim=[head_dim - 2 * third, third, third]
+    )
+    table: torch.Tensor = embed(places).movedim(1, 2)
+    return table

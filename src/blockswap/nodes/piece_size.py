@@ -1,0 +1,123 @@
+"""Whether a sampled forward runs in pieces of tokens, and of how many: what fits in free memory.
+
+The host loads weights before it knows the forward; what is free when the forward begins is what
+activations have. So each clip is decided on then, once: whole where that fits, else the largest
+pieces that do. Who asked for a size gets that one.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..errors import ModelError
+from ..pieces import Family, Pieces, why_never
+from ..plan.inputs.margin import MARGIN
+from ..plan.inputs.pieces import sizes_below
+from ..plan.inputs.workload import KernelSet
+from ..predict import predict_module
+from ..predict.shell import shell_of
+from ..swap import Swap
+from ..units import format_bytes
+from . import host
+
+KERNELS: KernelSet = "cuda"  # what accelerators compute with
+_Shape = tuple[Any, ...]
+# The size chosen for each clip of a swapped model; 0: whole.
+_chosen: "weakref.WeakKeyDictionary[Swap, dict[_Shape, int]]" = weakref.WeakKeyDictionary()
+
+
+def run_in_pieces(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Stands around the forward of the host's transformer."""
+    root: Any = executor.class_obj  # type: ignore[attr-defined]
+    swap = vars(root).get("blockswap")
+    if isinstance(swap, Swap) and not swap.closed and swap.pieces is not None:
+        _choose(root, swap, swap.pieces, args, kwargs)
+    return executor(*args, **kwargs)
+
+
+def cut_smaller(swap: Swap | None) -> str | None:
+    """After a forward that ran out of memory: what was done to it, None where it cannot be cut."""
+    if swap is None or swap.pieces is None or swap.closed:
+        return None
+    root, pieces = swap.model, swap.pieces
+    if why_never(root, pieces.family) is not None or (tokens := pieces.shrink()) is None:
+        return None
+    sizes = _chosen.setdefault(swap, {})
+    for shape, size in sizes.items():
+        sizes[shape] = min(size or tokens, tokens)
+    said = f"blocks run in pieces of at most {tokens:,} tokens from now on"
+    swap.plan = replace(swap.plan, chunk_tokens=tokens)
+    return said
+
+
+def _choose(
+    root: Any, swap: Swap, pieces: Pieces, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    latents, text = args[0], args[2]
+    tokens = _tokens(root, latents)
+    pieces.expects(tokens)
+    if pieces.asked:
+        return
+    sizes = _chosen.setdefault(swap, {})
+    shape = (*latents.shape, *text.shape, *sorted(kwargs))
+    if shape not in sizes:
+        sizes[shape] = 0
+        if why_never(root, pieces.family) is None:
+            sizes[shape] = _size_that_fits(root, swap, tokens, (args, kwargs))
+    if sizes[shape] != pieces.chunk_tokens:
+        pieces.resize(sizes[shape])
+        swap.plan = replace(swap.plan, chunk_tokens=sizes[shape] or None)
+
+
+def _size_that_fits(root: Any, swap: Swap, tokens: int, given: Any) -> int:
+    """0 where the whole fits in what is free, or where nobody can tell what it needs."""
+    pieces, device = swap.pieces, given[0][0].device
+    smaller = sizes_below(tokens)
+    if pieces is None or device.type == "cpu" or not smaller:
+        return 0
+    shell, free = shell_of(root, given[0][0].dtype), host.free_bytes(device)
+    try:
+        whole = follow(shell, pieces.family, 0, given)
+        if whole + MARGIN.of(whole) <= free:
+            return 0
+        for size in smaller:
+            needed = follow(shell, pieces.family, size, given)
+            if needed + MARGIN.of(needed) <= free:
+                break
+    except ModelError as error:
+        swap.tell(f"blocks run whole until memory runs out, what that needs is not known: {error}")
+        return 0
+    swap.tell(
+        f"the whole forward needs {format_bytes(whole)} of activations, and {format_bytes(free)} "
+        f"are free: blocks run in pieces of at most {size:,} tokens, which needs "
+        f"{format_bytes(needed)} at the same FLOPs"
+    )
+    return size
+
+
+def follow(shell: Any, family: Family, chunk_tokens: int, given: Any) -> int:
+    """Bytes that a forward takes beside its inputs, whole (0) or in pieces. Raises ModelError."""
+    args, kwargs = given
+    # Its options (patches, wrappers) are what other packs do in the forward of the model itself.
+    plain = tuple({} if isinstance(value, Mapping) else value for value in args)
+    named = {name: {} if isinstance(v, Mapping) else v for name, v in kwargs.items()}
+    cut = Pieces(shell, chunk_tokens, _refuse, family=family, samples=True)
+    try:
+        cost = predict_module(shell, plain, named, kernels=KERNELS)
+    finally:
+        cut.remove()
+    return cost.activation_bytes - cost.input_bytes
+
+
+def _refuse(sentence: str) -> None:
+    raise ModelError(f"a forward in pieces cannot be followed: {sentence}")
+
+
+def _tokens(root: Any, latents: torch.Tensor) -> int:
+    """Tokens of the clip; what a model adds of its own (a reference frame) is not counted."""
+    sizes = zip(latents.shape[2:], root.patch_size, strict=True)
+    return math.prod(-(-size // patch) for size, patch in sizes)

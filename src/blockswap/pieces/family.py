@@ -1,0 +1,108 @@
+"""`Family`: what pieces must know of one host's classes; layers that are known of any host."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .visit import Piece
+
+Cut = Callable[[int], tuple[Piece, ...]]
+
+# Layers that give each token its own result whatever is beside it, in the packages that have them.
+LAYERS = frozenset(
+    {
+        *("Linear", "RMSNorm", "LayerNorm", "Identity", "Dropout", "GELU"),
+        *("ModuleList", "ModuleDict", "ParameterDict", "Sequential"),
+    }
+)
+
+
+class Loan:
+    """Tensors that the block that is called next may write into: nobody else can hold them."""
+
+    def __init__(self) -> None:
+        self._lent: list[torch.Tensor] = []
+
+    def lend(self, tensor: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        """The first one, to be handed to the block; what was lent before is not any more."""
+        self._lent = [tensor, *more]
+        return tensor
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Where the block's result is to be written: the tensor itself if lent, or a new one."""
+        if self._take(tensor):
+            return tensor
+        return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+    def spend(self, tensor: torch.Tensor) -> None:
+        """Gives the memory of a lent tensor back, whoever on the way to the block refers to it."""
+        if self._take(tensor):
+            tensor.set_()  # type: ignore[call-overload]
+
+    def end(self) -> None:
+        self._lent = []
+
+    def _take(self, tensor: torch.Tensor) -> bool:
+        kept = [lent for lent in self._lent if lent is not tensor]
+        taken, self._lent = len(kept) < len(self._lent), kept
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class Small:
+    """A small model of the same classes, which is run both ways before pieces are believed.
+
+    `key` differs where the classes or their forwards do. Made and run under a seed.
+    """
+
+    key: tuple[Hashable, ...]
+    make: Callable[[], torch.nn.Module]
+    run: Callable[[Any], torch.Tensor]
+
+
+class Family(ABC):
+    """One host's classes: which blocks are known in pieces, and how they run so."""
+
+    layers: frozenset[str] = LAYERS
+    packed_weights: frozenset[str] = frozenset()  # classes of weights that layers make plain
+
+    @abstractmethod
+    def is_block(self, block: torch.nn.Module) -> bool:
+        """Whether a block's class is one whose forward is known."""
+
+    @abstractmethod
+    def tokens(self, given: dict[str, Any]) -> int | None:
+        """Tokens of a block's forward, from its arguments by name; None where they are unusual."""
+
+    @abstractmethod
+    def run_block(
+        self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], loan: Loan
+    ) -> Any:
+        """What the block's forward returns."""
+
+    @abstractmethod
+    def small(self, root: Any) -> Small | None:
+        """What to try before this model runs in pieces; None where it is not known."""
+
+    def why_part(self, name: str, module: torch.nn.Module) -> str | None:
+        """Why a part of a block, of a known class, has to see all tokens together."""
+        return None
+
+    def why_call(self, block: Any, given: dict[str, Any]) -> str | None:
+        """Why this one call of a block has to run whole."""
+        return None
+
+    def has_model(self, root: torch.nn.Module) -> bool:
+        """Whether the forward of the whole model is known, and `run_model` stands in for it."""
+        return False
+
+    def model_tokens(self, root: Any, given: dict[str, Any]) -> int | None:
+        """Tokens of a forward of the whole model; None where its arguments are unusual."""
+        return None
+
+    def run_model(self, root: Any, given: dict[str, Any], cut: Cut, loan: Loan) -> Any:
+        """What the model's forward returns; blocks may write into what it lends them."""
+        raise NotImplementedError  # only asked where `has_model` says so

@@ -1,0 +1,6 @@
+"""Turns: models of one pipeline, one after the other on the device, in the memory that is named."""
+
+from .components_manager import BlockSwapStrategy
+from .pipeline import ModelPlan, PipelineSwap, swap_pipeline
+
+__all__ = ["BlockSwapStrategy", "ModelPlan", "PipelineSwap", "swap_pipeline"]

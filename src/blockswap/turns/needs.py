@@ -1,0 +1,85 @@
+"""What one call of a model needs on the device, followed on meta tensors from its real inputs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.func import functional_call
+
+from ..errors import ModelError
+from ..plan.inputs.workload import KernelSet
+from ..predict.module import attributes_kept, record_call
+from ..predict.recorder import Recorder, to_meta
+
+
+class _Calling(torch.nn.Module):
+    """A module whose forward is a method of another one's class."""
+
+    def __init__(self, inner: torch.nn.Module, method: Callable[..., Any]) -> None:
+        super().__init__()
+        self.inner, self._method = inner, method
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(self.inner, *args, **kwargs)
+
+
+def bytes_of_call(
+    model: torch.nn.Module,
+    method: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    where: str,
+) -> int | None:
+    """The most that is alive beside weights and inputs; None where it cannot be followed.
+
+    That is so where the forward asks for values, or where torch has no meta kernel for a step.
+    Encoders look whether a mask of the padding leaves all out: they are given the square one that
+    they make of it.
+    """
+    found = _followed(model, method, args, kwargs, where)
+    squared = _with_square_mask(args, kwargs)
+    if found is None and squared is not None:
+        found = _followed(model, method, *squared, where)
+    return found
+
+
+def _followed(
+    model: torch.nn.Module,
+    method: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    where: str,
+) -> int | None:
+    calling = _Calling(model, method)
+    tensors = [*calling.named_parameters(), *calling.named_buffers()]
+    state = {name: to_meta(tensor) for name, tensor in tensors}
+    recorder = Recorder(state.values())
+    kernels: KernelSet = "cuda" if where == "cuda" else "portable"
+
+    def call(*given: Any, **named: Any) -> Any:
+        return functional_call(calling, state, given, named)
+
+    with attributes_kept(model):
+        try:
+            cost = record_call(
+                recorder, call, (tuple(args), dict(kwargs)),
+                label=type(model).__name__, kernels=kernels,
+            )  # fmt: skip
+        except (ModelError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+            return None
+    return cost.activation_bytes - cost.input_bytes
+
+
+def _with_square_mask(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Sequence[Any], Mapping[str, Any]] | None:
+    """The inputs with `[batch, 1, tokens, tokens]` for a mask of tokens; None without one."""
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    if not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    batch, tokens = ids.shape
+    square = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device="meta")
+    if "attention_mask" in kwargs:
+        return args, {**kwargs, "attention_mask": square}
+    return (args[0], square, *args[2:]), kwargs

@@ -1,0 +1,246 @@
+"""`swap_pipeline`: a pipeline that its user built runs in the memory that is named."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import ArgsError, ModelError, PlanError, StateError
+from ..selection import BlockSwapArgs
+from ..stream.device import open_device
+from ..units import format_bytes
+from .stage import Member, Stage
+
+_STAGE = "blockswap_stage"
+# What pipelines call of their models beside the call itself.
+_CALLS = ("encode", "decode", "get_text_features", "get_image_features")
+_EXPERTS = ("transformer", "transformer_2")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """What is known of a model's turn before the first one: its bytes, and how it will lie there.
+
+    `how` is "whole" or "streamed" where the weights alone decide it, else "by its inputs": what a
+    call needs beside them is followed when it comes.
+    """
+
+    name: str
+    weight_bytes: int
+    how: str
+
+
+class PipelineSwap:
+    """A pipeline whose models take turns on the device, until `close()` or the end of its `with`.
+
+    `plan` is what was decided before anything moved. Not made by callers: see `swap_pipeline`.
+    """
+
+    def __init__(self, pipe: Any, stage: Stage, members: list[Member], limit: int | None) -> None:
+        self.pipe, self._stage, self._members = pipe, stage, members
+        self.plan = tuple(_planned(member, limit) for member in members)
+        self._classes: list[tuple[Any, type]] = []
+        self.closed = False
+        # Models and pipeline ask the stage first: their classes are derived, under their names.
+        for member in members:
+            for model in member.models:
+                self._derive(model, _calls_of(type(model)), (stage, member))
+        self._derive(pipe, _PIPELINE, stage)
+
+    def report(self) -> str:
+        """A line for each model: its bytes, its turns, how it lay there."""
+        lines = []
+        for member in self._members:
+            how = "streamed" if member.streamed else "whole"
+            needs = member.activation_bytes
+            beside = "" if needs is None else f", {format_bytes(needs)} beside its weights"
+            lines.append(
+                f"{member.name}: {format_bytes(member.weights)}, "
+                + (f"{member.turns} turns, {how}{beside}" if member.turns else "no turn yet")
+            )
+            lines += [f"  {sentence}" for sentence in member.sentences]
+        return "\n".join(lines)
+
+    def close(self) -> None:
+        """Every weight is where it was, and the pipeline runs as before."""
+        if self.closed:
+            return
+        self.closed = True
+        self._stage.clear()
+        for owner, kind in reversed(self._classes):
+            owner.__class__ = kind
+            vars(owner).pop(_STAGE, None)
+
+    def __enter__(self) -> "PipelineSwap":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _derive(self, owner: Any, methods: Mapping[str, Any], told: Any) -> None:
+        kind = type(owner)
+        self._classes.append((owner, kind))
+        vars(owner)[_STAGE] = told
+        described = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        owner.__class__ = type(kind.__name__, (kind,), {**described, **methods})
+
+
+def swap_pipeline(
+    pipe: Any,
+    *,
+    device: str | torch.device,
+    vram_budget: int | str | None = None,
+    ram_budget: int | str | None = None,
+    workload: Any = None,
+    tiled: bool | None = None,
+) -> PipelineSwap:
+    """Lets the models of a pipeline of diffusers take turns on `device`, within `vram_budget`.
+
+    `pipe` is any pipeline whose models are in host memory. Each comes to the device when it is
+    called and leaves when another one is: whole where it fits beside what the call needs, else
+    with its blocks streamed; two transformers as experts of one budget. A VAE works in its own
+    tiles where it must (`tiled` says it otherwise). Results are those of the whole pipeline to the
+    last bit, with the same tiles. `workload` says the clip of a Wan transformer, as in
+    `swap_blocks`; what other calls need is followed from their inputs when they come.
+
+    `ram_budget` is checked against the models, which are there already. Raises ArgsError,
+    ModelError, PlanError where no turn of a model can fit, or DeviceError.
+    """
+    where = open_device(device)
+    args = BlockSwapArgs(vram_budget=vram_budget, ram_budget=ram_budget)
+    members = _members(pipe)
+    _refuse_foreign(pipe, members)
+    held = sum(member.weights for member in members)
+    if args.ram_budget_bytes is not None and held > args.ram_budget_bytes:
+        raise PlanError(
+            f"ram_budget={format_bytes(args.ram_budget_bytes)} was asked, and the models of this "
+            f"{type(pipe).__name__} are {format_bytes(held)} in host memory already: give that "
+            "much, or stream them from their files (open_transformer, open_text_encoder)"
+        )
+    stage = Stage(where, args.vram_budget_bytes, args.ram_budget_bytes, workload)
+    if tiled is not None:
+        stage.tiled = tiled
+        for model in (model for member in members for model in member.models):
+            switch = getattr(model, "enable_tiling" if tiled else "disable_tiling", None)
+            if switch is not None:
+                switch()
+    limit = args.vram_budget_bytes if args.vram_budget_bytes is not None else where.free_bytes()
+    on_host = stage.device.type == "cpu"  # nothing moves, for everything is there
+    return PipelineSwap(pipe, stage, members, None if on_host else limit)
+
+
+def _members(pipe: Any) -> list[Member]:
+    """Its models by name, experts together; each object once. Raises ArgsError."""
+    components = getattr(pipe, "components", None)
+    if not isinstance(components, Mapping):
+        raise ArgsError(
+            f"a {type(pipe).__name__} was given, which has no components: give a pipeline of "
+            "diffusers, or swap its models one by one"
+        )
+    found = {n: m for n, m in components.items() if isinstance(m, torch.nn.Module)}
+    if not found:
+        raise ArgsError(f"this {type(pipe).__name__} has no model to swap: load its weights first")
+    members, seen = [], set()
+    for name, model in found.items():
+        if id(model) in seen:
+            continue
+        names = tuple(n for n in _EXPERTS if n in found) if name in _EXPERTS else (name,)
+        models = tuple({id(found[n]): found[n] for n in names}.values())
+        seen |= {id(model) for model in models}
+        members.append(Member(names, models))
+    return members
+
+
+def _refuse_foreign(pipe: Any, members: list[Member]) -> None:
+    """Other means that move the same weights, and models that are not in host memory."""
+    if _STAGE in vars(pipe):
+        raise StateError("this pipeline is swapped already: close that first")
+    if any("_hf_hook" in vars(m) for member in members for m in member.models):
+        pipe.remove_all_hooks()  # of enable_model_cpu_offload, whose work this is from now on
+        pipe.to("cpu")
+    for member in members:
+        for model in member.models:
+            swap = vars(model).get("blockswap")
+            if swap is not None and not swap.closed:
+                raise StateError(
+                    f"the blocks of {member.name} are swapped already: close that, and they are "
+                    "swapped with the pipeline"
+                )
+            strange = {t.device.type for t in model.parameters()} - {"cpu"}
+            if strange:
+                raise ModelError(
+                    f"{member.name} is on {min(strange)}, and models wait in host memory for their "
+                    'turn: load the pipeline there, or pipe.to("cpu") first'
+                )
+
+
+def _planned(member: Member, limit: int | None) -> ModelPlan:
+    if limit is None:
+        how = "whole"
+    elif member.weights > limit:
+        how = "streamed"
+    else:
+        how = "by its inputs"
+    return ModelPlan(member.name, member.weights, how)
+
+
+def _calls_of(kind: type) -> dict[str, Any]:
+    """The calls of a model's class, each of which takes the stage first."""
+    names = ["__call__", *(name for name in _CALLS if callable(getattr(kind, name, None)))]
+    return {name: _taking_the_stage(kind, name) for name in names}
+
+
+def _taking_the_stage(kind: type, name: str) -> Callable[..., Any]:
+    def call(model: Any, *args: Any, **kwargs: Any) -> Any:
+        stage, member = vars(model)[_STAGE]
+        followed = getattr(kind, "forward" if name == "__call__" else name)
+        args, kwargs = stage.enter(member, model, followed, (args, kwargs))
+        own = getattr(kind, name)
+        try:
+            return own(model, *args, **kwargs)
+        except torch.OutOfMemoryError:
+            if not stage.make_room(member, model):
+                raise
+        return own(model, *args, **kwargs)  # outside: the error holds what the call had made
+
+    return call
+
+
+def _execution_device(pipe: Any) -> torch.device:
+    stage: Stage = vars(pipe)[_STAGE]
+    return stage.device
+
+
+def _move(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+    """A move to the device of the swap is done already; any other is refused."""
+    device = _execution_device(pipe)
+    asked = [*args, *kwargs.values()]
+    others = [a for a in asked if isinstance(a, (str, torch.device))]
+    casts = any(isinstance(a, torch.dtype) for a in asked)
+    if casts or any(torch.device(other).type != device.type for other in others):
+        raise StateError(
+            f"this pipeline was to be moved or cast ({', '.join(map(str, asked))}) while its "
+            f"models take turns on {device}: close the swap before"
+        )
+    return pipe
+
+
+def _turns_already(pipe: Any, *args: Any, **kwargs: Any) -> None:
+    """`enable_model_cpu_offload`: one whole model at a time, which is so already."""
+
+
+def _refuse_offload(pipe: Any, *args: Any, **kwargs: Any) -> None:
+    raise StateError(
+        "another way to offload was to be switched on for a pipeline whose models take turns on "
+        "the device: leave it, or close the swap first"
+    )
+
+
+_PIPELINE: Mapping[str, Any] = {
+    "_execution_device": property(_execution_device),
+    "to": _move,
+    "enable_model_cpu_offload": _turns_already,
+    "enable_sequential_cpu_offload": _refuse_offload,
+    "enable_group_offload": _refuse_offload,
+}

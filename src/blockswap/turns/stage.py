@@ -1,0 +1,156 @@
+"""Who is on the device: the model that is called comes, the one before it leaves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from ..errors import PlanError
+from ..stream.device import Device
+from ..units import format_bytes
+from .needs import bytes_of_call
+from .turn import Turn, weight_bytes
+
+
+@dataclass
+class Member:
+    """A model of the pipeline, or several that are there together; what is known of their turns."""
+
+    names: tuple[str, ...]
+    models: tuple[torch.nn.Module, ...]
+    weights: int = 0
+    turns: int = 0
+    streamed: bool = False
+    activation_bytes: int | None = None
+    signature: Any = None
+    sentences: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.weights = sum(map(weight_bytes, self.models))
+
+    @property
+    def name(self) -> str:
+        return " and ".join(self.names)
+
+
+class Stage:
+    """The device and whose turn it is. `vram_budget` counts from what is there when it is made."""
+
+    def __init__(
+        self, where: Device, vram_budget: int | None, ram_budget: int | None, workload: Any
+    ) -> None:
+        self._where, self._workload, self._ram = where, workload, ram_budget
+        self._before = where.allocated_bytes()
+        self._budget = where.free_bytes() if vram_budget is None else vram_budget
+        self.tiled: bool | None = None
+        self._now: Member | None = None
+        self._turn: Turn | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self._where.torch_device
+
+    def enter(
+        self,
+        member: Member,
+        model: torch.nn.Module,
+        call: Callable[..., Any],
+        given: tuple[Any, Any],
+    ) -> tuple[Any, Any]:
+        """Gives `member` the device if it has not got it, and the inputs as they are there.
+
+        `call` is the method of the model's class. A call of other shapes is looked at anew: a model
+        that lies there whole and leaves too little for it is streamed then.
+        """
+        args, kwargs = self._there(given)
+        signature = (call.__name__, _shapes(args), _shapes(kwargs))
+        if self.device.type == "cpu" or (self._now is member and member.signature == signature):
+            return args, kwargs
+        if self._now is not member:
+            self.clear()
+        if self._now is not member or not member.streamed:
+            needs = self._needs(model, call, args, kwargs)
+            member.activation_bytes = needs
+            if self._now is not member or (needs or 0) > (self._room() or needs or 0):
+                self._open(member, needs or 0)
+        member.signature = signature
+        return args, kwargs
+
+    def make_room(self, member: Member, model: Any) -> bool:
+        """After a call that could not be followed ran out of memory: whether it may be tried again.
+
+        A decoder works in tiles then, any other model is streamed with half of the room left free.
+        """
+        tiles, room = getattr(model, "enable_tiling", None), self._budget
+        if tiles is not None and self.tiled is None and not getattr(model, "use_tiling", False):
+            tiles()
+            return True
+        if room is None or member.streamed or member.activation_bytes is not None:
+            return False
+        self._open(member, max(room // 2, room - member.weights + 1))
+        return True
+
+    def clear(self) -> None:
+        """Takes whoever is there off the device."""
+        turn, self._turn, self._now = self._turn, None, None
+        if turn is not None:
+            turn.close()
+
+    def _open(self, member: Member, needs: int) -> None:
+        self.clear()
+        budget, workload = self._room(), None
+        if budget is not None and member.weights + needs > budget and _is_denoiser(member):
+            workload = self._workload
+        try:
+            self._turn = Turn(
+                member.models, self.device, budget=budget, activation_bytes=needs,
+                ram_budget=self._ram, workload=workload,
+            )  # fmt: skip
+        except PlanError as error:
+            raise PlanError(
+                f"{member.name} does not fit {format_bytes(self._budget or 0)} of the device, of "
+                f"which its call needs {format_bytes(needs)} beside weights and the pipeline holds "
+                f"{format_bytes((self._budget or 0) - (budget or 0))}: {error}"
+            ) from error
+        self._now = member
+        member.turns += 1
+        member.streamed = self._turn.plan is not None
+        member.sentences = [] if self._turn.plan is None else list(self._turn.plan.sentences)
+
+    def _needs(self, model: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> int | None:
+        """What the call takes; a decoder that does not fit whole works in tiles from now on."""
+        found = bytes_of_call(model, call, args, kwargs, self.device.type)
+        room, tiles = self._room(), getattr(model, "enable_tiling", None)
+        if found is None or room is None or tiles is None or self.tiled is not None:
+            return found
+        if weight_bytes(model) + found > room:
+            tiles()
+            found = bytes_of_call(model, call, args, kwargs, self.device.type)
+        return found
+
+    def _room(self) -> int | None:
+        """The budget without what is there by now: the pipeline's own tensors, and models."""
+        if self._budget is None:
+            return None
+        held = max(0, self._where.allocated_bytes() - self._before)
+        return max(0, self._budget - held)
+
+    def _there(self, given: tuple[Any, Any]) -> tuple[Any, Any]:
+        def move(leaf: Any) -> Any:
+            return leaf.to(self.device) if isinstance(leaf, torch.Tensor) else leaf
+
+        moved: tuple[Any, Any] = tree_map(move, given)
+        return moved
+
+
+def _is_denoiser(member: Member) -> bool:
+    return any(name.startswith("transformer") for name in member.names)
+
+
+def _shapes(given: Sequence[Any] | Mapping[str, Any]) -> Any:
+    def shape(leaf: Any) -> Any:
+        return (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else None
+
+    return repr(tree_map(shape, given))

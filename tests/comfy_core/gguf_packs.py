@@ -1,0 +1,66 @@
+"""GGUF packs as ComfyUI loads them: a stand-in, or the real one where BLOCKSWAP_GGUF names it."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import comfy.sd
+import gguf
+import numpy as np
+import torch
+
+from comfy_host.environment import HERE
+
+REAL = os.environ.get("BLOCKSWAP_GGUF")
+HOMES = {"stand-in": HERE / "packs" / "gguf_stand_in", **({"real": Path(REAL)} if REAL else {})}
+
+
+def pack(name: str) -> Any:
+    """What the module of the pack's loader node works with; registered with ComfyUI."""
+    import nodes
+
+    full = f"/packs/{HOMES[name].name}".replace(".", "_x_")
+    if full not in sys.modules:
+        spec: Any = importlib.util.spec_from_file_location(full, HOMES[name] / "__init__.py")
+        module = sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    registered = sys.modules[full].NODE_CLASS_MAPPINGS
+    nodes.NODE_CLASS_MAPPINGS.update(registered)
+    found: ModuleType = sys.modules[registered["UnetLoaderGGUF"].__module__]
+    return found
+
+
+def written(path: Path, weights: dict[str, torch.Tensor], kinds: Any = "Q8_0") -> str:
+    """A GGUF file: linears of blocks in a block type (or one for each key), the rest in fp32."""
+    writer = gguf.GGUFWriter(path, "wan")
+    for key, value in weights.items():
+        array = value.float().numpy()
+        kind = kinds(key, value) if callable(kinds) else kinds
+        inside = "blocks." in key and key.endswith(".weight") and value.ndim == 2
+        quant = gguf.GGMLQuantizationType[kind if inside or callable(kinds) else "F32"]
+        if value.ndim > 4:
+            writer.add_array(f"comfy.gguf.orig_shape.{key}", [int(n) for n in value.shape])
+            array = array.reshape(value.shape[0] * value.shape[1], *value.shape[2:])
+        if quant == gguf.GGMLQuantizationType.F32:
+            writer.add_tensor(key, array.astype(np.float32))
+        else:
+            writer.add_tensor(key, gguf.quantize(array, quant), raw_dtype=quant)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path)
+
+
+def loaded(name: str, path: str) -> Any:
+    """The patcher that the pack's own loader makes of a file."""
+    found = pack(name)
+    state = found.gguf_sd_loader(path)
+    state = state[0] if isinstance(state, tuple) else state
+    options = {"custom_operations": found.GGMLOps()}
+    return found.GGUFModelPatcher.clone(
+        comfy.sd.load_diffusion_model_state_dict(state, model_options=options)
+    )

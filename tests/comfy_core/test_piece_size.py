@@ -1,0 +1,203 @@
+"""On the simulated accelerator: which clips the node cuts in pieces, and that they fit then."""
+
+import gc
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import comfy.ldm.wan.model as wan
+import comfy.model_management as management
+import comfy.ops
+import pytest
+import simulated
+import tiny
+import torch
+from tiny import swapped
+
+from blockswap.errors import ModelError
+from blockswap.nodes import piece_size
+from blockswap.nodes.holding import holding_of
+from blockswap.nodes.wan_pieces import WAN
+from blockswap.pieces import Pieces
+from blockswap.plan.inputs.margin import NO_MARGIN
+from blockswap.predict.shell import shell_of
+
+CLIP = (1, 9, 20, 20)  # 900 tokens
+pytestmark = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _on_sim(sim_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for place in ("blockswap.nodes.piece_size", "blockswap.pieces.install"):
+        monkeypatch.setattr(f"{place}.sizes_below", small_sizes)
+    monkeypatch.setattr(piece_size, "MARGIN", NO_MARGIN)
+    monkeypatch.setattr(piece_size, "KERNELS", "portable")
+    yield from simulated.computing_on(sim_device, monkeypatch)
+
+
+def small_sizes(tokens: int) -> tuple[int, ...]:
+    """In the place of the sizes for real models."""
+    return tuple(size for size in (256, 128) if size < tokens)
+
+
+class Forward:
+    """One forward of a model's transformer as the sampler calls it, caught and run again."""
+
+    def __init__(self, patcher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = patcher.model.diffusion_model
+        caught: list[Any] = []
+        with monkeypatch.context() as patch:
+            forward = type(self.root).forward
+            patch.setattr(
+                type(self.root),
+                "forward",
+                lambda root, *a, **k: (caught.append((a, k)), forward(root, *a, **k))[1],
+            )
+            tiny.sample(patcher, clip=CLIP, steps=1)
+        (args, kwargs), *_ = caught
+        self.given = args, {**kwargs, "transformer_options": {}}
+
+    def predicted(self, tokens: int) -> int:
+        shell = shell_of(self.root, torch.bfloat16)
+        return piece_size.follow(shell, WAN, tokens, self.given)
+
+    def measured(self, tokens: int) -> int:
+        """Bytes above all that is there before, inputs among it."""
+        said: list[str] = []
+        args, kwargs = self.given
+        pieces = Pieces(self.root, tokens, said.append, family=WAN)
+        gc.collect()
+        torch.accelerator.synchronize()
+        before = torch.accelerator.memory_allocated()
+        torch.accelerator.reset_peak_memory_stats()
+        self.root(*args, **kwargs)
+        torch.accelerator.synchronize()
+        pieces.remove()
+        assert not said
+        return torch.accelerator.max_memory_allocated() - before
+
+
+@pytest.mark.parametrize("family", ["t2v", "i2v", "ti2v-5b", "vace"])
+def test_predicted_peak_is_the_measured_one(
+    family: str, sim: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tiny.model(family)
+    forward = Forward(plain, monkeypatch)
+    peaks = []
+    for tokens in (0, 256, 128):
+        predicted, measured = forward.predicted(tokens), forward.measured(tokens)
+        assert predicted == pytest.approx(measured, rel=0.01), tokens
+        peaks.append(measured)
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[0] > peaks[2] * 1.2
+
+
+def limit(sim: ModuleType, request: pytest.FixtureRequest, nbytes: int) -> None:
+    gc.collect()
+    torch.accelerator.empty_cache()
+    mode = request.node.callspec.params["sim_device"].removeprefix("sim-")
+    sim.configure(capacity=sim.counters().device_bytes + nbytes, mode=mode)
+
+
+@pytest.fixture
+def clip(sim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> "Clip":
+    return Clip(monkeypatch)
+
+
+class Clip:
+    """A model, the latents that its host samples without us, and what a forward needs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.plain = tiny.model("t2v")
+        forward = Forward(self.plain, monkeypatch)
+        self.needs = {tokens: forward.predicted(tokens) for tokens in (0, 256, 128)}
+        self.expected = self.latents(self.plain)
+        management.unload_all_models()
+
+    def latents(self, model: Any) -> torch.Tensor:
+        made: torch.Tensor = tiny.sample(model, clip=CLIP)
+        return made
+
+    def swap(self, sim: ModuleType, request: pytest.FixtureRequest, room: int, **args: Any) -> Any:
+        """A loaded clone that has `room` for activations, and its swap."""
+        model = swapped(self.plain, **args)
+        tiny.sample(model)  # a clip too small to be cut
+        limit(sim, request, room)
+        return model, holding_of(self.plain.model).swap
+
+
+def test_cut_where_the_whole_does_not_fit_in_what_is_free(
+    clip: Clip, sim: ModuleType, request: pytest.FixtureRequest
+) -> None:
+    # The sampler's own tensors take some 3 MiB of it.
+    model, swap = clip.swap(sim, request, clip.needs[0] + (1 << 20), blocks="0-5")
+    assert torch.equal(clip.latents(model), clip.expected)
+    assert swap.plan.chunk_tokens == 256
+    text = swap.report().text()
+    assert "blocks run in pieces of at most 256 tokens, which needs" in text
+    assert "ran out of memory" not in text
+    assert "in pieces of 256 tokens" in swap.status_line()
+    tiny.sample(model)
+    assert swap.plan.chunk_tokens is None, "the small clip runs whole again"
+    assert torch.equal(clip.latents(model), clip.expected)
+    assert swap.plan.chunk_tokens == 256
+
+
+def test_whole_where_that_fits_or_was_asked(
+    clip: Clip, sim: ModuleType, request: pytest.FixtureRequest
+) -> None:
+    model, swap = clip.swap(sim, request, clip.needs[0] * 2, blocks="0-5")
+    assert torch.equal(clip.latents(model), clip.expected)
+    assert swap.plan.chunk_tokens is None
+    model, swap = clip.swap(sim, request, clip.needs[256], blocks="0-5", chunk_tokens=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        clip.latents(model)
+    assert swap.plan.chunk_tokens == 0
+
+
+def test_out_of_memory_makes_pieces_smaller_before_anything_leaves(
+    clip: Clip,
+    sim: ModuleType,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown(*_: Any, **__: Any) -> int:
+        raise ModelError("nobody can tell")
+
+    monkeypatch.setattr(piece_size, "follow", unknown)
+    model, swap = clip.swap(sim, request, clip.needs[0] + (1 << 20), blocks="0-3")
+    stay = holding_of(clip.plain.model).plan.residents
+    assert stay
+    for _ in range(2):
+        assert torch.equal(clip.latents(model), clip.expected)
+        assert swap.plan.chunk_tokens == 256
+    assert not swap.closed
+    assert holding_of(clip.plain.model).plan.residents == stay
+    text = swap.report().text()
+    assert "ran out of memory" in text
+    assert "tokens from now on, and it was run again" in text
+
+
+def test_the_14b_at_720p(monkeypatch: pytest.MonkeyPatch) -> None:
+    """README: what a forward of ComfyUI's own class needs at 1280x720, 81 frames."""
+    monkeypatch.setattr(piece_size, "KERNELS", "cuda")
+    config = dict(dim=5120, ffn_dim=13824, num_heads=40, num_layers=3, in_dim=16)
+    with torch.device("meta"):
+        root = wan.WanModel(
+            model_type="t2v",
+            **config,
+            operations=comfy.ops.disable_weight_init,
+            dtype=torch.bfloat16,
+            device="meta",
+        )
+
+    def meta(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    given = (meta(1, 16, 21, 90, 160), meta(1), meta(1, 512, 4096)), {}
+    whole, larger, smaller = (
+        piece_size.follow(shell_of(root, torch.bfloat16), WAN, tokens, given) / 2**30
+        for tokens in (0, 4096, 2048)
+    )
+    assert 6.8 < whole < 7.4  # newer cores need a little less
+    assert smaller < larger < 3.5

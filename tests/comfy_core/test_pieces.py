@@ -1,0 +1,217 @@
+"""ComfyUI's Wan blocks in pieces of tokens: the whole's latents, or whole with a sentence."""
+
+import functools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from blockswap.nodes.holding import holding_of
+from blockswap.nodes.wan_pieces import WAN
+from blockswap.pieces import Pieces, why_never
+
+CLIP = (1, 5, 14, 14)  # 245 tokens
+
+
+def clip_of(family: str) -> dict[str, Any]:
+    """What is sampled: for I2V with an image, for 5B with a timestep for each frame."""
+    made: dict[str, Any] = {"clip": CLIP}
+    if family in ("i2v", "fun-control", "camera"):
+        features = torch.randn(1, 257, 1280, generator=torch.Generator().manual_seed(4))
+        made["image"] = SimpleNamespace(penultimate_hidden_states=features)
+    if family == "ti2v-5b":
+        made["noise_mask"] = torch.ones(CLIP[1:])[None, None]
+        made["noise_mask"][:, :, 0] = 0
+    return made
+
+
+class Rows:
+    """How many tokens at once each part of block 1 has seen, by its name."""
+
+    def __init__(self, root: Any, patch: pytest.MonkeyPatch) -> None:
+        self.seen: dict[str, list[int]] = {}
+        names = {id(m): n for n, m in root.blocks[1].named_modules()}
+        linear = type(root.blocks[1].ffn[2])
+        forward = linear.forward
+
+        def count(layer: Any, x: torch.Tensor) -> torch.Tensor:
+            if id(layer) in names:
+                self.seen.setdefault(names[id(layer)], []).append(x.shape[0] * x.shape[1])
+            return forward(layer, x)
+
+        patch.setattr(linear, "forward", count)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_latents_in_pieces_are_the_wholes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, given = tiny.model(family), clip_of(family)
+    root = plain.model.diffusion_model
+    assert why_never(root, WAN) is None
+    expected = tiny.sample(plain, **given)
+    assert torch.isfinite(expected).all()
+    said: list[str] = []
+    pieces = Pieces(root, 64, said.append, family=WAN)
+    with monkeypatch.context() as patch:
+        rows = Rows(root, patch)
+        assert torch.equal(tiny.sample(plain, **given), expected)
+    pieces.remove()
+    assert not said
+    visits = len(rows.seen["cross_attn.k"])  # the text's keys: once a visit
+    assert visits
+    assert set(rows.seen["ffn.2"]) == {64, 117}
+    assert sum(rows.seen["ffn.2"]) == sum(rows.seen["self_attn.k"])
+    assert len(rows.seen["ffn.2"]) % visits == 0
+    assert torch.equal(tiny.sample(plain, **given), expected)
+
+
+MODELS = {
+    "plain": lambda: tiny.model("t2v"),
+    "fp8_scaled": lambda: tiny.loaded(tiny.fp8_scaled(tiny.state_dict("t2v"))),
+    "mixed": lambda: tiny.loaded(*tiny.mixed_fp8(tiny.state_dict("t2v"))),
+}
+
+
+def exact() -> Any:
+    """The model that the quantised files hold, with weights and arithmetic in fp32."""
+    weights = tiny.fp8_scaled(tiny.state_dict("t2v"))
+    del weights["scaled_fp8"]
+    scales = {key: weights.pop(key) for key in list(weights) if key.endswith(".scale_weight")}
+    for key, scale in scales.items():
+        name = key.replace(".scale_weight", ".weight")
+        weights[name] = weights[name].float() * scale
+    return tiny.loaded({key: value.float() for key, value in weights.items()})
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", MODELS)
+def test_as_the_node_is_asked(kind: str, lora: bool) -> None:
+    plain, reference = MODELS[kind](), None
+    scales_the_smaller = kind == "fp8_scaled" and not tiny.HAS_QUANT_CONFIG
+    if scales_the_smaller:
+        reference = exact()
+    if lora:
+        plain, reference = (m and tiny.with_lora(m, 0.6) for m in (plain, reference))
+    expected = tiny.sample(plain, clip=CLIP)
+    model = tiny.swapped(plain, blocks="0,2-4", chunk_tokens=64)
+    got = tiny.sample(model, clip=CLIP)
+    if scales_the_smaller:
+        # This core's layer scales its weight or its input, whichever has fewer elements.
+        assert not torch.equal(got, expected)
+        true = tiny.sample(reference, clip=CLIP)
+        whole, cut = ((one - true).abs().mean() for one in (expected, got))
+        assert cut <= whole * 1.02
+    else:
+        assert torch.equal(got, expected)
+    swap = holding_of(plain.model).swap
+    assert swap.plan.chunk_tokens == 64
+    assert "in pieces of at most 64 tokens, as asked" in swap.report().text()
+    assert not [s for s in swap.plan.sentences if "run whole" in s]
+    assert torch.equal(tiny.sample(plain, clip=CLIP), expected)
+    assert "forward" not in vars(plain.model.diffusion_model.blocks[0])
+
+
+class Seen:
+    """What a `double_block` replacement is handed, and a copy: it must never be written into."""
+
+    def __init__(self) -> None:
+        self.kept: list[torch.Tensor] = []
+        self.copies: list[torch.Tensor] = []
+
+    def __call__(self, given: Any, more: Any) -> Any:
+        self.kept.append(given["img"])
+        self.copies.append(given["img"].clone())
+        out = more["original_block"](given)
+        return {"img": out["img"] + 0.125 * given["img"]}
+
+
+def skipped(given: Any, more: Any) -> Any:
+    """Skip-layer guidance: the block is left out."""
+    return given
+
+
+REPLACED = {"reads its input": Seen, "skips": lambda: skipped}
+
+
+@pytest.mark.parametrize("family", ["t2v", "vace"])
+@pytest.mark.parametrize("what", REPLACED)
+def test_block_replacements_of_other_nodes(family: str, what: str) -> None:
+    plain = tiny.model(family)
+    results = []
+    for args in (None, {"blocks": "0-3", "chunk_tokens": 64}):
+        call = REPLACED[what]()
+        model = plain.clone() if args is None else tiny.swapped(plain, **args)
+        model.set_model_patch_replace(call, "dit", "double_block", 1)
+        results.append(tiny.sample(model, clip=CLIP))
+        if what == "reads its input":
+            assert call.kept
+            assert all(map(torch.equal, call.kept, call.copies))
+    assert torch.equal(*results)
+
+
+def overridden(patcher: Any) -> None:
+    def attend(func: Any, *args: Any, **kwargs: Any) -> Any:
+        return func(*args, **kwargs)
+
+    patcher.model_options["transformer_options"]["optimized_attention_override"] = attend
+
+
+def patched_inside(patcher: Any) -> None:
+    patcher.set_model_patch(lambda given: given["x"], "attn1_patch")
+
+
+def patched_part(patcher: Any) -> None:
+    for number in range(tiny.BLOCKS):
+        name = f"diffusion_model.blocks.{number}.cross_attn.forward"
+        before = patcher.get_model_object(name)
+        patcher.add_object_patch(name, lambda *args, f=before, **kwargs: f(*args, **kwargs) * 1.0)
+
+
+def other_layer(patcher: Any) -> None:
+    class Odd(type(patcher.model.diffusion_model.blocks[0].ffn[0])):  # type: ignore[misc]
+        pass
+
+    for block in patcher.model.diffusion_model.blocks:
+        block.ffn[0].__class__ = Odd
+
+
+WHOLE = {
+    overridden: "its attention was replaced (overridden.<locals>.attend)",
+    patched_inside: "a patch (attn1_patch) is called with all tokens of its attention",
+    patched_part: "cross_attn was replaced by other code",
+    other_layer: "its ffn.0 is a Odd, which may look at all tokens together",
+}
+
+
+@pytest.mark.parametrize("touch", WHOLE, ids=lambda touch: touch.__name__)
+def test_what_others_do_inside_a_block_makes_it_run_whole(
+    touch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tiny.model("t2v")
+    other = plain.clone()
+    touch(other)
+    expected = tiny.sample(other, clip=CLIP)
+    model = tiny.swapped(other, blocks="0-3", chunk_tokens=64)
+    with monkeypatch.context() as patch:
+        rows = Rows(plain.model.diffusion_model, patch)
+        assert torch.equal(tiny.sample(model, clip=CLIP), expected)
+    assert set(rows.seen["ffn.2"]) <= {245, 490}
+    text = holding_of(plain.model).swap.report().text()
+    assert WHOLE[touch] in text
+
+
+def test_a_class_whose_forward_is_another_one_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tiny.model("t2v").model.diffusion_model
+    assert why_never(root, WAN) is None
+    kind = type(root.blocks[0].self_attn)
+    before = kind.forward
+
+    @functools.wraps(before)
+    def another(self: Any, x: Any, freqs: Any, transformer_options: Any = None) -> Any:
+        return before(self, x, freqs, transformer_options=transformer_options or {}) * 1.01
+
+    monkeypatch.setattr(kind, "forward", another)
+    why = why_never(root, WAN)
+    assert why is not None
+    assert "gave another result in pieces than whole" in why

@@ -1,0 +1,253 @@
+"""Videos from single files under any name: found by what they hold, equal to diffusers' own run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from single_files import transformer, vae, vendor_vae, write
+from tiny_pipelines import tokenizer
+from whole import NEGATIVE, PROMPT, by_us, request_for
+
+from blockswap.adapters.hosts.vae_files import in_diffusers_names, is_wan_vae, vae_config
+from blockswap.errors import ArgsError, BlockSwapError, CheckpointError
+from blockswap.generate.parts.find import ModelFiles, find_components
+from blockswap.generate.parts.load import load_part
+from blockswap.generate.run import prepare
+from blockswap.plan.inputs.machine import Machine
+
+KINDS = ("bf16", "fp8_scaled", "gguf", "experts")
+
+
+@pytest.fixture(scope="session")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
+    """Files of each kind and the pipeline of what they hold, made on first use."""
+    known: dict[str, tuple[Any, Any]] = {}
+
+    def made(kind: str) -> tuple[Any, Any]:
+        if kind not in known:
+            known[kind] = write(tmp_path_factory.mktemp(kind), kind)
+        return known[kind]
+
+    return made
+
+
+def frames_of(pipe: Any, request: Any, device: Any) -> np.ndarray:
+    """Frames of diffusers' pipeline with every model whole on the device."""
+    pipe.set_progress_bar_config(disable=True)
+    (frames,) = pipe.to(device)(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        width=request.width,
+        height=request.height,
+        num_frames=request.frames,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        generator=torch.Generator().manual_seed(request.seed),
+        max_sequence_length=512,
+        return_dict=False,
+    )
+    pipe.to("cpu")
+    return np.asarray(frames[0])
+
+
+def lora(path: Path, seed: int) -> Path:
+    draw = torch.Generator().manual_seed(seed)
+    layer = "diffusion_model.blocks.1.self_attn.q"
+    down, up = (torch.randn(*s, generator=draw) for s in ((2, 128), (128, 2)))
+    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_the_cpu(kind: str, downloads: Callable[[str], Any], tmp_path: Path) -> None:
+    files, pipe = downloads(kind)
+    request = request_for("t2v", tmp_path)
+    model = ModelFiles(tuple(files.values()))
+    (frames,), _, plan = by_us(model, request, tmp_path / "clip.mp4", "cpu")  # type: ignore[arg-type]
+    assert np.array_equal(frames, frames_of(pipe, request, "cpu"))
+    assert "flow shift of 3" in plan.notes[0]
+
+
+@pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
+def test_on_an_accelerator(
+    downloads: Callable[[str], Any],
+    tmp_path: Path,
+    sim_device: torch.device,
+    limit: Callable[[int | None], None],
+    machine: Machine,
+) -> None:
+    files, pipe = downloads("fp8_scaled")
+    request = request_for("t2v", tmp_path)
+    expected = frames_of(pipe, request, sim_device)
+    folder = files["wan"].parent
+    _, whole = prepare(folder, request, tmp_path / "c.mp4", device=sim_device, machine=machine)
+    budget = max(phase.device_bytes for phase in whole.phases)
+    limit(budget)
+    asked = replace(request, vram_budget=budget)
+    output = tmp_path / "clip.mp4"
+    (frames,), made, plan = by_us(folder, asked, output, sim_device, machine=machine)
+    assert np.array_equal(frames, expected)
+    assert max(made.device_peaks.values()) <= budget
+    assert plan.device_peak_bytes == pytest.approx(max(made.device_peaks.values()), rel=0.03)
+
+
+def test_a_lora_for_each_expert(downloads: Callable[[str], Any], tmp_path: Path) -> None:
+    files, pipe = downloads("experts")
+    high, low = lora(tmp_path / "h.safetensors", 1), lora(tmp_path / "l.safetensors", 2)
+    own = {"loras_high": ((high, 1.0),), "loras_low": ((low, 0.5),)}
+    request = request_for("t2v", tmp_path, **own)
+    (frames,), _, _ = by_us(files["encoder"].parent, request, tmp_path / "c.mp4", "cpu")
+    kept = []
+    for model, file, strength in ((pipe.transformer, high, 1.0), (pipe.transformer_2, low, 0.5)):
+        weight, parts = model.blocks[1].attn1.to_q.weight, load_file(file)
+        down, up = (parts[f"diffusion_model.blocks.1.self_attn.q.lora_{x}.weight"] for x in "AB")
+        kept.append((weight, weight.data.clone()))
+        weight.data = (weight.data.float() + (up @ down) * strength).to(weight.dtype)
+    assert np.array_equal(frames, frames_of(pipe, request, "cpu"))
+    for weight, before in kept:
+        weight.data = before
+    one = downloads("bf16")[0]
+    with pytest.raises(ArgsError, match="this model has one transformer"):
+        prepare(one["wan"].parent, request, tmp_path / "c.mp4", device="cpu")
+
+
+def test_experts_whose_names_do_not_tell(downloads: Callable[[str], Any], tmp_path: Path) -> None:
+    files, _ = downloads("experts")
+    for old, new in (("wan_high_noise", "a"), ("wan_low_noise", "b")):
+        (tmp_path / f"{new}.safetensors").symlink_to(files[old])
+    rest = (files["encoder"], files["pixels"])
+    with pytest.raises(CheckpointError, match=r"give --high-noise FILE and --low-noise"):
+        find_components(ModelFiles((tmp_path, *rest)))
+    told = ModelFiles(rest, tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert [part.path.name for part in find_components(told).transformers] == [
+        "a.safetensors",
+        "b.safetensors",
+    ]
+    with pytest.raises(CheckpointError, match="give both"):
+        find_components(ModelFiles(rest, high_noise=tmp_path / "a.safetensors"))
+    with pytest.raises(CheckpointError, match="no transformer of Wan"):
+        find_components(ModelFiles(rest, rest[0], rest[1]))
+
+
+def test_as_folders_lie(downloads: Callable[[str], Any], tmp_path: Path) -> None:
+    """ComfyUI's tree of models, and the vendor's folder, whose pickles need a substitute."""
+    files, _ = downloads("bf16")
+    for place, name in (("diffusion_models", "wan"), ("text_encoders", "encoder")):
+        (tmp_path / "models" / place).mkdir(parents=True)
+        (tmp_path / "models" / place / "any.safetensors").symlink_to(files[name])
+    (tmp_path / "models" / "loras").mkdir()
+    lora(tmp_path / "models" / "loras" / "l.safetensors", 1)
+    with pytest.raises(CheckpointError, match="holds no VAE"):
+        find_components(tmp_path / "models")
+    (tmp_path / "models" / "any_vae.safetensors").symlink_to(files["pixels"])
+    found = find_components(tmp_path / "models")
+    assert found.tokenizer.path == found.text_encoder.path
+    vendor = tmp_path / "Wan2.1-T2V"
+    vendor.mkdir()
+    config = (
+        '{"_class_name": "WanModel", "num_heads": 1, "num_layers": 3, "dim": 128, "ffn_dim": 256}'
+    )
+    (vendor / "config.json").write_text(config)
+    weights = {k.split("model.")[-1]: v for k, v in load_file(files["wan"]).items()}
+    save_file(weights, vendor / "diffusion_pytorch_model.safetensors")
+    (vendor / "models_t5_umt5-xxl-enc-bf16.pth").write_bytes(b"PK")
+    tokenizer().save_pretrained(vendor / "google" / "umt5-xxl")
+    with pytest.raises(CheckpointError, match=r"holds no text encoder; .*\.pth: a pickle runs"):
+        find_components(vendor)
+    plain = {k: v for k, v in load_file(files["encoder"]).items() if k != "spiece_model"}
+    save_file(plain, tmp_path / "encoder.safetensors")
+    told = find_components(ModelFiles((vendor, tmp_path / "encoder.safetensors", files["pixels"])))
+    assert told.tokenizer.path == vendor / "google" / "umt5-xxl"
+    assert told.transformers[0].path.parent == vendor
+
+
+def spoilt(files: dict[str, Path], folder: Path) -> dict[str, tuple[tuple[Path, ...], str]]:
+    """What is given for the model, and what is said of it."""
+    wan, encoder, pixels = files["wan"], files["encoder"], files["pixels"]
+    other = folder / "other.safetensors"
+    save_file({"decoder.conv_in.weight": torch.zeros(4, 4, 3, 3)}, other)
+    deep = folder / "deep.safetensors"
+    save_file(vendor_vae(vae(z_dim=4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)), deep)
+    half = folder / "half.safetensors"
+    parts = load_file(pixels)
+    parts.pop("decoder.middle.0.residual.2.weight")
+    save_file(parts, half)
+    bare = folder / "bare.safetensors"
+    save_file({k: v for k, v in load_file(encoder).items() if k != "spiece_model"}, bare)
+    wide = folder / "wide.safetensors"
+    save_file({k: v for k, v in transformer(text_dim=32).state_dict().items()}, wide)
+    pickle = folder / "vae.pth"
+    pickle.write_bytes(b"PK")
+    return {
+        "nothing": ((wan, folder / "none.safetensors", pixels), "it is not there"),
+        "no encoder": ((wan, pixels), "holds no text encoder"),
+        "two": ((wan, encoder, pixels, pixels.parent), "holds 2 transformers"),
+        "lora": ((wan, encoder, lora(folder / "l.safetensors", 1)), "give it by --lora"),
+        "pickle": ((wan, encoder, pickle), "runs code when it is read"),
+        "another family": ((wan, encoder, other), "VAE of another family"),
+        "other latents": ((wan, encoder, deep), "4 latent channels, and Wan's have 16 or 48"),
+        "no tokenizer": ((wan, bare, pixels), "give --tokenizer FOLDER"),
+        "another width": ((wide, encoder, pixels), "reads texts of 32 numbers"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["nothing", "no encoder", "two", "lora", "pickle", "another family", "other latents",
+     "no tokenizer", "another width"],
+)  # fmt: skip
+def test_refusals(case: str, downloads: Callable[[str], Any], tmp_path: Path) -> None:
+    given, said = spoilt(downloads("bf16")[0], tmp_path)[case]
+    with pytest.raises(BlockSwapError, match=said):
+        find_components(ModelFiles(given))
+
+
+def test_a_tokenizer_that_is_told(downloads: Callable[[str], Any], tmp_path: Path) -> None:
+    files = downloads("bf16")[0]
+    tokenizer().save_pretrained(tmp_path / "words")
+    given = ModelFiles(tuple(files.values()), tokenizer=tmp_path / "words")
+    words = load_part(find_components(given).tokenizer)
+    carried = load_part(find_components(files["wan"].parent).tokenizer)
+    for text in ("a red ball", "  cat jumps ", "a left"):
+        assert words(text)["input_ids"] == carried(text)["input_ids"]
+    assert carried("ab zebra")["input_ids"] == [3, 13, 11, 2, 16, 13, 2, 12, 1]
+    with pytest.raises(CheckpointError, match=r"no folder with a tokenizer\.json"):
+        find_components(replace(given, tokenizer=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {
+            "base_dim": 8,
+            "decoder_base_dim": 12,
+            "z_dim": 48,
+            "is_residual": True,
+            "in_channels": 12,
+            "out_channels": 12,
+            "patch_size": 2,
+            "scale_factor_spatial": 16,
+            "latents_mean": [0.0] * 48,
+            "latents_std": [1.0] * 48,
+        },
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_names_of_vaes(config: dict[str, Any], prefix: str) -> None:
+    model = vae(**config)
+    named = {prefix + name: tensor for name, tensor in vendor_vae(model).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+    assert is_wan_vae(shapes)
+    told = vae_config("a file", shapes)
+    widths = {"decoder_base_dim": told["base_dim"]}  # where the class's config does not say it
+    for key in told.keys() - {"latents_mean", "latents_std"}:
+        assert told[key] == (model.config[key] or widths[key])
+    found = in_diffusers_names(named)
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[name], t) for name, t in model.state_dict().items())

@@ -1,0 +1,149 @@
+"""Pipelines that users built: models take turns, and make what they make when all are there."""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_families import FAMILIES, built, made
+
+from blockswap import swap_blocks, swap_pipeline
+from blockswap.errors import ArgsError, ModelError, PlanError, StateError
+
+eager = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
+MIB = 2**20
+
+
+def weights(pipe: Any) -> dict[str, int]:
+    parts = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
+    return {n: sum(t.nbytes for t in m.parameters()) for n, m in parts.items()}
+
+
+def tensors_of(pipe: Any) -> dict[tuple[str, str], tuple[int, torch.Tensor]]:
+    """Every parameter object, and a copy of its values."""
+    return {
+        (part, name): (id(tensor), tensor.detach().clone())
+        for part, model in pipe.components.items()
+        if isinstance(model, torch.nn.Module)
+        for name, tensor in model.named_parameters()
+    }
+
+
+@eager
+@pytest.mark.parametrize("name", FAMILIES)
+def test_as_whole_on_a_device_that_holds_one_model_at_most(
+    name: str, sim_device: torch.device, limit: Callable[[int | None], None]
+) -> None:
+    pipe = built(name)
+    expected = made(pipe.to(sim_device), name)
+    del pipe
+    pipe = built(name)
+    before, largest = tensors_of(pipe), max(weights(pipe).values())
+    budget = largest * 3 // 4 + 2 * MIB
+    limit(budget)
+    held = torch.accelerator.memory_allocated()
+    torch.accelerator.reset_peak_memory_stats()
+    with swap_pipeline(pipe, device=sim_device, vram_budget=budget) as swap:
+        assert torch.equal(made(pipe, name), expected)
+        assert torch.equal(made(pipe, name), expected), "and again"
+        members = {line.split(":")[0]: line for line in swap.report().splitlines()}
+        denoiser = next(m for n, m in members.items() if n.startswith("transformer"))
+        assert "2 turns, streamed" in denoiser
+        assert all("no turn" not in line for line in members.values())
+    assert torch.accelerator.max_memory_allocated() - held <= budget
+    after = tensors_of(pipe)
+    assert {k: v[0] for k, v in after.items()} == {k: v[0] for k, v in before.items()}
+    assert all(torch.equal(after[key][1], before[key][1]) for key in before)
+    assert type(pipe).__mro__[1].__name__ == "DiffusionPipeline"
+    del pipe, swap  # schedulers and rope tables of its own keep a few tensors on the device
+    gc.collect()
+    torch.accelerator.synchronize()
+    # Qwen-Image's rope keeps models alive in a cache of their methods, swapped or not.
+    assert torch.accelerator.memory_allocated() <= held + (3 * MIB if name == "qwen" else 0)
+
+
+@eager
+def test_tiles_where_the_decoder_does_not_fit_whole(
+    sim_device: torch.device, limit: Callable[[int | None], None]
+) -> None:
+    size = {"height": 64, "width": 64, "num_inference_steps": 1}
+    pipe = built("wan")
+    pipe.vae.enable_tiling(32, 32, 24, 24)
+    expected = made(pipe.to(sim_device), "wan", **size)
+    del pipe
+    gc.collect()
+    pipe = built("wan")
+    pipe.vae.enable_tiling(32, 32, 24, 24)
+    pipe.vae.disable_tiling()
+    with swap_pipeline(pipe, device=sim_device, vram_budget=6 * MIB):
+        assert torch.equal(made(pipe, "wan", **size), expected)
+        assert pipe.vae.use_tiling
+
+
+def test_on_the_cpu_nothing_moves() -> None:
+    pipe = built("ltx")
+    expected = made(pipe, "ltx")
+    with swap_pipeline(pipe, device="cpu", vram_budget="1GiB") as swap:
+        assert torch.equal(made(pipe, "ltx"), expected)
+        assert {row.how for row in swap.plan} == {"whole"}
+
+
+@eager
+def test_other_ways_to_offload(sim_device: torch.device) -> None:
+    pipe = built("ltx")
+    expected = made(pipe.to(sim_device), "ltx")
+    pipe = built("ltx")
+    with swap_pipeline(pipe, device=sim_device, vram_budget=24 * MIB):
+        pipe.enable_model_cpu_offload()  # one model at a time: so it is
+        assert pipe.to(sim_device) is pipe
+        assert torch.equal(made(pipe, "ltx"), expected)
+        for call in (pipe.enable_sequential_cpu_offload, pipe.enable_group_offload):
+            with pytest.raises(StateError, match="take turns"):
+                call()
+        with pytest.raises(StateError, match="was to be moved or cast"):
+            pipe.to("cpu")
+        with pytest.raises(StateError, match="was to be moved or cast"):
+            pipe.to(torch.bfloat16)
+        with pytest.raises(StateError, match="is swapped already"):
+            swap_pipeline(pipe, device=sim_device)
+    assert type(pipe.vae).__name__ == "AutoencoderKLLTXVideo"
+    assert torch.equal(made(pipe.to(sim_device), "ltx"), expected), "as before"
+
+
+@eager
+def test_refusals(sim_device: torch.device) -> None:
+    pipe = built("ltx")
+    with pytest.raises(ArgsError, match="has no components"):
+        swap_pipeline(pipe.transformer, device=sim_device)
+    with pytest.raises(PlanError, match=r"ram_budget=1.0 MiB was asked, and the models"):
+        swap_pipeline(pipe, device=sim_device, ram_budget="1MiB")
+    swap = swap_blocks(pipe.transformer, {"blocks_to_swap": 2}, device=sim_device)
+    with pytest.raises(StateError, match="of transformer are swapped already"):
+        swap_pipeline(pipe, device=sim_device)
+    swap.close()
+    pipe.vae.to(sim_device)
+    with pytest.raises(ModelError, match=r"vae is on sim, and models wait in host memory"):
+        swap_pipeline(pipe, device=sim_device)
+    pipe.vae.to("cpu")
+    with swap_pipeline(pipe, device=sim_device, vram_budget="1MiB") as small:
+        assert {row.name: row.how for row in small.plan}["transformer"] == "streamed"
+        with pytest.raises(PlanError, match="vram_budget="):
+            made(pipe, "ltx")
+
+
+@eager
+def test_a_call_that_cannot_be_followed(
+    sim_device: torch.device,
+    limit: Callable[[int | None], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe = built("wan")
+    expected = made(pipe.to(sim_device), "wan")
+    del pipe
+    monkeypatch.setattr("blockswap.turns.stage.bytes_of_call", lambda *_: None)
+    pipe, budget = built("wan"), 10 * MIB
+    limit(budget)
+    with swap_pipeline(pipe, device=sim_device, vram_budget=budget) as swap:
+        assert torch.equal(made(pipe, "wan"), expected)
+        assert "text_encoder: 6.1 MiB, 2 turns, streamed" in swap.report()

@@ -1,0 +1,68 @@
+// The button "plan" on the nodes that stream blocks: what will stay and what will be streamed,
+// before anything is queued. The server tells it from the header of the file.
+import { app } from "../../scripts/app.js"
+import { api } from "../../scripts/api.js"
+
+const NODES = ["BlockSwapWanVideo", "WanVideoBlockSwap", "BlockSwapWanVideoLoader"]
+const FARTHEST = 100 // nodes between the swap node and the loader
+
+function nodeBefore(node, named) {
+  const slots = node.inputs ?? []
+  const slot = named
+    ? slots.findIndex((input) => input.name === named)
+    : slots.findIndex((input) => input.name === "model" || /MODEL|\*/.test(String(input.type)))
+  return slot < 0 ? null : node.getInputNode(slot)
+}
+
+function widget(node, name) {
+  return node?.widgets?.find((found) => found.name === name)?.value
+}
+
+function loaderOf(node) {
+  let at = node
+  for (let steps = 0; at && steps < FARTHEST; steps++) {
+    if (widget(at, "unet_name") !== undefined) return at
+    const before = nodeBefore(at)
+    if (!before) return at === node ? null : at
+    at = before
+  }
+  return null
+}
+
+function widgetsOf(node) {
+  const linked = new Set((node.inputs ?? []).filter((i) => i.link != null).map((i) => i.name))
+  const own = (node.widgets ?? []).filter((found) => !linked.has(found.name))
+  return Object.fromEntries(own.map((found) => [found.name, found.value]))
+}
+
+async function plan(node) {
+  const loader = loaderOf(node)
+  const args = nodeBefore(node, "block_swap_args")
+  const asked = {
+    node_id: String(node.id),
+    client_id: api.clientId,
+    loader: loader?.type,
+    file: widget(loader, "unet_name"),
+    weight_dtype: widget(loader, "weight_dtype"),
+    args: args && widgetsOf(args),
+    args_node: args?.type,
+  }
+  const answer = await api.fetchApi("/blockswap/plan", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(asked),
+  })
+  if (!answer.ok) throw new Error(`no plan: the server answered ${answer.status}`)
+  return (await answer.json()).text
+}
+
+app.registerExtension({
+  name: "blockswap.plan",
+  nodeCreated(node) {
+    const takesModel = node.inputs?.some((input) => input.name === "model")
+    if (!NODES.includes(node.comfyClass) || !(takesModel || widget(node, "unet_name"))) return
+    const button = node.addWidget("button", "plan", null, () => plan(node), { serialize: false })
+    button.serialize = false
+    button.tooltip = "What will stay and what will be streamed, told before the run."
+  },
+})
