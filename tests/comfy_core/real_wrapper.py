@@ -90,19 +90,74 @@ def model(path: Path, patch: pytest.MonkeyPatch, **options: Any) -> Any:
 def sample(patcher: Any, *, steps: int = 2, **options: Any) -> torch.Tensor:
     """The latents of its sampler node, in two steps with guidance."""
     (embeds,) = part("nodes").WanVideoEmptyEmbeds().process(9, 64, 64)
-    draw = torch.Generator().manual_seed(3)
-    text = {
-        "prompt_embeds": [torch.randn(12, 4096, generator=draw)],
-        "negative_prompt_embeds": [torch.randn(12, 4096, generator=draw)],
-    }
     asked = dict(
         shift=5.0, steps=steps, cfg=3.0, seed=5, scheduler="euler", riflex_freq_index=0,
-        rope_function="comfy", text_embeds=text,
+        rope_function="comfy", text_embeds=_text(),
     )  # fmt: skip
     sampler = part("nodes_sampler").WanVideoSampler()
     given = {**embeds, **options.pop("embeds", {})}
-    result: torch.Tensor = sampler.process(patcher, given, **{**asked, **options})[0]["samples"]
+    (result,) = sampler.process(patcher, given, **{**asked, **options})[:1]
+    made: torch.Tensor = result["samples"] if "samples" in result else result["video"]
+    return made
+
+
+def _text() -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(3)
+    return {
+        "prompt_embeds": [torch.randn(12, 4096, generator=draw)],
+        "negative_prompt_embeds": [torch.randn(12, 4096, generator=draw)],
+    }
+
+
+def sample_diffusion_forcing(patcher: Any) -> torch.Tensor:
+    """The latents of its sampler for diffusion forcing, in two steps with guidance."""
+    (embeds,) = part("nodes").WanVideoEmptyEmbeds().process(9, 64, 64)
+    sampler = part("skyreels.nodes").WanVideoDiffusionForcingSampler()
+    asked = dict(shift=5.0, fps=24.0, steps=2, addnoise_condition=0, cfg=3.0, seed=5,
+                 scheduler="euler", rope_function="comfy")  # fmt: skip
+    device = patcher.load_device  # it leaves the text where its encoder has put it
+    text = {key: [value.to(device) for value in values] for key, values in _text().items()}
+    result: torch.Tensor = sampler.process(patcher, text, embeds, **asked)[0]["samples"]
     return result
+
+
+class SmallVae:
+    """In place of a VAE, which the loop of talking videos runs between two windows."""
+
+    dtype = torch.float32
+
+    def to(self, _: Any) -> "SmallVae":
+        return self
+
+    def encode(self, videos: Any, **_: Any) -> torch.Tensor:
+        first = videos[0][None] if isinstance(videos, list) else videos
+        grey = first.mean(1, keepdim=True)[:, :, ::4, ::8, ::8]
+        return grey.repeat(1, 16, 1, 1, 1)
+
+    def decode(self, latents: torch.Tensor, **_: Any) -> torch.Tensor:
+        pixels = latents[:, :3].repeat_interleave(8, 3).repeat_interleave(8, 4)
+        return pixels.repeat_interleave(4, 2)[:, :, 3:].clamp(-1, 1)
+
+
+def sample_windows(patcher: Any, patch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Frames of its loop for talking videos: two windows, the model offloaded between them.
+
+    A model that was not made for it has no ear: what it would hear is left out of its forward.
+    """
+    cls = part("wanvideo.modules.model").WanModel
+    forward = cls.forward
+    deaf = dict(multitalk_audio=None, ref_target_masks=None, y=None)
+    with patch.context() as inside:
+        inside.setattr(
+            cls, "forward", lambda self, *args, **kwargs: forward(self, *args, **{**kwargs, **deaf})
+        )
+        more = {
+            "multitalk_sampling": True, "multitalk_mode": "multitalk", "frame_window_size": 9,
+            "motion_frame": 1, "target_h": 64, "target_w": 64, "force_offload": True,
+            "vae": SmallVae(),
+        }  # fmt: skip
+        talk = {"audio_features": [torch.zeros(16, 12, 768)], "ref_target_masks": None}
+        return sample(patcher, steps=1, cfg=1.0, embeds=more, multitalk_embeds=talk)
 
 
 def vace_embeds(device: torch.device) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 import comfy.model_management as management
 import pytest
 import real_wrapper
-import simulated
 import torch
 import wrapper_packs
 from safetensors.torch import save_file
@@ -54,24 +53,13 @@ def device(
     if request.param == "cpu":
         yield torch.device("cpu")
     else:
-        yield from _simulated(request, monkeypatch)
+        yield from wrapper_packs.simulated(real_wrapper.NAME, request, monkeypatch)
 
 
 @pytest.fixture
 def sim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     real_wrapper.part("utils")
-    yield from _simulated(request, monkeypatch)
-
-
-def _simulated(request: pytest.FixtureRequest, patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    accelerator = request.getfixturevalue("sim_module")
-    accelerator.configure(mode="eager", races="raise", poison=True)
-    accelerator.reset()
-    where = torch.device("sim", 0)
-    simulated.point_at(where, patch)
-    wrapper_packs.point_at(real_wrapper.NAME, where, patch)
-    yield where
-    assert accelerator.races() == []
+    yield from wrapper_packs.simulated(real_wrapper.NAME, request, monkeypatch)
 
 
 def model(kind: str, files: Files, patch: pytest.MonkeyPatch) -> Any:
@@ -146,6 +134,32 @@ def test_a_list_on_every_kind_of_model(
     assert torch.equal(sample(plain), expected)
     assert torch.equal(sample(ours, force_offload=False), expected)
     assert torch.equal(sample(plain), expected)
+    assert own_moves == []
+
+
+@pytest.mark.parametrize("kind", ["plain", "gguf", "scaled lora"])
+@pytest.mark.parametrize("sampler", ["diffusion forcing", "windows"])
+def test_its_other_samplers(
+    sampler: str,
+    kind: str,
+    sim: torch.device,
+    files: Files,
+    own_moves: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def made(patcher: Any) -> torch.Tensor:
+        if sampler == "windows":
+            return real_wrapper.sample_windows(patcher, monkeypatch)
+        return real_wrapper.sample_diffusion_forcing(patcher)
+
+    plain = model(kind, files, monkeypatch)
+    expected = made(plain)
+    assert torch.isfinite(expected).all()
+    ours = swapped(plain, blocks="0,2,3-5,29")
+    assert torch.equal(made(ours), expected)
+    assert streamed(ours) == {f"blocks.{n}" for n in (0, 2, 3, 4, 5, 29)}
+    assert takeover_on(ours).swap.closed
+    assert torch.equal(made(plain), expected)
     assert own_moves == []
 
 

@@ -112,6 +112,9 @@ def test_state_dict_of_a_model_on_disk_is_refused_with_its_file(
 ) -> None:
     with opened("disk", "mini", device, ARGS, shelf=shelf) as (model, _):
         expect_refusal(model.state_dict, StateError, "mini-fp32.safetensors", "copy that")
+        for name, part in model.named_modules():
+            if name.startswith("blocks.0") and any(True for _ in part.parameters()):
+                expect_refusal(part.state_dict, StateError, "mini-fp32.safetensors", "copy that")
         assert works(model, device)
 
 

@@ -1,4 +1,7 @@
-"""Callers that skip blocks or parts of them, over a swapped model with LoRAs, as over another."""
+"""Callers that skip blocks or parts of them, with a LoRA loaded beside a swapped model's weights.
+
+With LoRAs that are merged: tests/formats/test_matrix.py.
+"""
 
 from contextlib import nullcontext
 
@@ -16,7 +19,7 @@ from diffusers.hooks import (
     apply_pyramid_attention_broadcast,
     apply_taylorseer_cache,
 )
-from lora_samples import adapter, forward, reference, saved, spelled, write
+from lora_samples import adapter, forward, reference, saved, spelled
 from test_loras_merged import BF16, opened
 
 from pairs import pairwise
@@ -59,7 +62,7 @@ CALLERS = {
     ),
 }  # fmt: skip
 CASES = pairwise(
-    device=("cpu", "sim-eager", "sim-lazy"), caller=tuple(CALLERS), lora=("merged", "beside"),
+    device=("cpu", "sim-eager", "sim-lazy"), caller=tuple(CALLERS),
     passes=("one", "two"),
 )  # fmt: skip
 
@@ -87,20 +90,17 @@ def outputs(model, device, passes, *, cached=True):
 def test_a_caller_that_skips(device, tmp_path, case):
     folder = saved(tmp_path / "model", BF16)
     own = adapter("lora", 3)
-    merged = case["lora"] == "merged"
-    path = write(tmp_path / "a.safetensors", own)
-    whole = reference(folder, [(own, 0.5)] if merged else [], BF16).to(device)
-    model = opened("disk", folder, BF16, device, [(path, 0.5)] if merged else None)
-    if not merged:
-        tensors = {
-            spelled(layer, end, "diffusers"): tensor
-            for layer, ends in own.items()
-            for end, tensor in ends.items()
-        }
-        for each in (whole, model):
-            each.load_lora_adapter(dict(tensors), adapter_name="a", prefix="transformer")
-            each.set_adapters(["a"], [0.5])
-        whole.to(device)
+    whole = reference(folder, [], BF16).to(device)
+    model = opened("disk", folder, BF16, device, None)
+    tensors = {
+        spelled(layer, end, "diffusers"): tensor
+        for layer, ends in own.items()
+        for end, tensor in ends.items()
+    }
+    for each in (whole, model):
+        each.load_lora_adapter(dict(tensors), adapter_name="a", prefix="transformer")
+        each.set_adapters(["a"], [0.5])
+    whole.to(device)
     plain = outputs(whole, device, case["passes"], cached=False)
     for each in (whole, model):
         CALLERS[case["caller"]](each)

@@ -34,8 +34,10 @@ def test_the_vae_is_told_only_what_was_not_done_and_suffices(
         assert "on the CPU" in said
 
 
-def test_the_text_encoder_is_told_fp8_only_where_that_suffices() -> None:
-    for dtype, room, fp8 in (("bfloat16", 8, True), ("bfloat16", 4, False), ("float8", 4, False)):
+def test_the_text_encoder_is_told_to_stream_only_where_that_suffices() -> None:
+    for dtype, room, enough in (("bfloat16", 8, True), ("bfloat16", 1, False), ("float8", 4, True)):
         beside = Companions(text_encoder_dtype=dtype)  # type: ignore[arg-type]
         phase = next(SUBJECT.generation(CLIP, beside).phases(0))
-        assert ("fp8" in way_out(phase, room << 30, SUBJECT, CLIP, beside)) is fp8
+        said = way_out(phase, room << 30, SUBJECT, CLIP, beside)
+        assert ("--text-encoder streamed" in said) is enough
+        assert ("--text-encoder cpu" in said) is not enough

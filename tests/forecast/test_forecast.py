@@ -63,7 +63,7 @@ def test_figures_of_a_file_are_what_an_opened_model_has() -> None:
 
 
 def test_casting_a_file_needs_a_buffer_to_cast_into() -> None:
-    model = find_model(str(weights_path()), "bfloat16")
+    model = find_model(str(weights_path()), "float16")
     plain = find_model(str(weights_path()))
     assert plain.dtype == "float16" or plain.units[1].decode_bytes == 0
     assert model.units[1].decode_bytes > 0

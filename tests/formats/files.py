@@ -1,5 +1,6 @@
 """Small Wan models in every format as files, and beside each the plain model that it stands for."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import gguf
 import numpy as np
 import torch
 from packed import FORMATS, GGUF_KINDS, gguf_blocks
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-NAMES = (*FORMATS, *(f"gguf-{kind}" for kind in GGUF_KINDS), "gguf-mixed")
+PLAIN = ("bf16", "fp32 shards")
+PACKED = (*FORMATS, *(f"gguf-{kind}" for kind in GGUF_KINDS), "gguf-mixed")
+NAMES = (*PLAIN, *PACKED)
 MODELS: dict[str, Any] = {
     "t2v": {},
     "i2v": dict(image_dim=40, added_kv_proj_dim=256),
@@ -71,6 +74,12 @@ class Shelf:
             self._models[key] = loaded.to(device)
         return self._models[key]
 
+    def stored(self, name: str, model: str) -> dict[str, torch.Tensor]:
+        """What the format's own package dequantises the file's tensors to."""
+        self._make(name, model)
+        plain = self._folder / name / f"{model}-plain"
+        return load_file(plain / "diffusion_pytorch_model.safetensors")
+
     def _make(self, name: str, model: str) -> None:
         stored, plain = self._folder / name / model, self._folder / name / f"{model}-plain"
         if stored.exists():
@@ -78,8 +87,25 @@ class Shelf:
         for folder in (stored, plain):
             folder.mkdir(parents=True)
             build(model).save_config(folder)
-        reference = (_write_gguf if name.startswith("gguf-") else _write)(stored, name, model)
+        write = _write_gguf if name.startswith("gguf-") else _write
+        reference = (_write_plain if name in PLAIN else write)(stored, name, model)
         save_file(reference, plain / "diffusion_pytorch_model.safetensors")
+
+
+def _write_plain(folder: Path, name: str, model: str) -> dict[str, torch.Tensor]:
+    """Nothing quantised: in bf16, or in fp32 as the vendors' shards are."""
+    dtype = torch.bfloat16 if name == "bf16" else torch.float32
+    tensors = {key: tensor.to(dtype) for key, tensor in weights(model).items()}
+    if name == "bf16":
+        save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+        return tensors
+    places = {key: f"diffusion_pytorch_model-{1 + n % 2:05d}-of-00002.safetensors"
+              for n, key in enumerate(tensors)}  # fmt: skip
+    for file in set(places.values()):
+        save_file({k: t for k, t in tensors.items() if places[k] == file}, folder / file)
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    return tensors
 
 
 def _write(folder: Path, name: str, model: str) -> dict[str, torch.Tensor]:
@@ -138,8 +164,8 @@ def _add_plain(writer: Any, key: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def inputs(model: str, device: torch.device) -> dict[str, Any]:
-    draw = torch.Generator().manual_seed(3)
+def inputs(model: str, device: torch.device, *, seed: int = 3) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(seed)
 
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=draw).to(torch.bfloat16).to(device)

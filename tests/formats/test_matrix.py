@@ -1,9 +1,11 @@
-"""Every format streamed equals the model that its own package dequantises, in stored bytes.
+"""Formats x models x LoRAs x callers x stores x devices: streamed, each equals the unswapped model.
 
-CI runs a pairwise choice of format x model x store x residency on each device; `make test-formats`
-all of them (BLOCKSWAP_FORMATS=all).
+The unswapped model has the weights that the format's own package dequantises, LoRAs merged by
+PEFT's layers in fp32. CI runs a choice in which every decoder meets every value of each axis, and
+all formats occur; `make test-formats` runs all combinations (BLOCKSWAP_FORMATS=all: hours).
 """
 
+import copy
 import gc
 import itertools
 import os
@@ -12,11 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from files import MODELS, NAMES, Shelf, forward
+from callers import CALLERS, STEPS, steps
+from files import MODELS, NAMES, Shelf, build, forward
+from gguf import GGMLQuantizationType
+from merged import LORAS, merge_into, write_loras
+from packed import gguf_blocks
+from safetensors.torch import load_file, save_file
 
-from blockswap import BlockSwapArgs, open_experts, open_transformer
+from blockswap import BlockSwapArgs, open_experts, open_transformer, swap_blocks
+from blockswap.errors import BlockSwapError
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.layout.formats import unpacked
+from blockswap.layout.header import read_header
 from blockswap.swap.entry.checkpoint_file import plan_transformer
 from pairs import pairwise
 
@@ -26,11 +35,17 @@ STORES: dict[str, dict[str, Any]] = {
     "both": {"ram_budget": "3MiB"},
 }
 DEVICES = ("cpu", "sim-eager", "sim-lazy")
-# One for each decoder.
-DECODERS = (
-    "fp8", "fp8-scale_weight", "fp8-groups", "fp8-blocks", "comfy-int8-rotated", "comfy-mxfp8",
-    "comfy-nvfp4", "gguf-Q8_0", "gguf-Q6_K", "gguf-IQ4_XS", "gguf-mixed",
-)  # fmt: skip
+# One for each decoder: formats whose arithmetic is one are tried in turn.
+FAMILIES = {
+    "none": ("bf16",),
+    "cast": ("fp32 shards", "fp8"),
+    "scaled": ("fp8-scale_weight", "fp8-weight_scale-1", "fp8-scale-rows", "fp8-rows-flat",
+               "comfy-fp8"),
+    "grouped": ("fp8-groups", "fp8-blocks"),
+    "int8": ("comfy-int8", "comfy-int8-rotated", "quanto-int8"),
+    "tiles": ("comfy-mxfp8", "comfy-nvfp4"),
+    "gguf": tuple(name for name in NAMES if name.startswith("gguf-")),
+}  # fmt: skip
 TIERS = {"disk": {"disk"}, "ram": {"ram"}, "both": {"ram", "disk"}}
 STREAMED: dict[str, dict[str, Any]] = {
     "all": {"blocks_to_swap": 3, "prefetch_blocks": 1},
@@ -38,28 +53,44 @@ STREAMED: dict[str, dict[str, Any]] = {
 }
 PLANNED = STREAMED["all"] | {"vace_blocks_to_swap": 2}
 AXES: dict[str, Any] = dict(
-    name=NAMES, model=tuple(MODELS), store=tuple(STORES), streamed=tuple(STREAMED), device=DEVICES
-)
+    model=tuple(MODELS), lora=tuple(LORAS), caller=tuple(CALLERS), store=tuple(STORES),
+    streamed=tuple(STREAMED), device=DEVICES,
+)  # fmt: skip
+ALL = os.environ.get("BLOCKSWAP_FORMATS") == "all"
+# A decoder each; with which LoRAs bytes are counted.
+COUNTED = ("fp8", "fp8-scale_weight", "fp8-groups", "comfy-int8-rotated", "comfy-mxfp8",
+           "comfy-nvfp4", "gguf-Q8_0", "gguf-Q6_K", "gguf-mixed")  # fmt: skip
+
+
+def _rows() -> list[dict[str, str]]:
+    if ALL:
+        every = itertools.product(NAMES, *AXES.values())
+        rows = [dict(zip(("name", *AXES), values, strict=True)) for values in every]
+    else:
+        left = {family: itertools.cycle(names) for family, names in FAMILIES.items()}
+        chosen = pairwise(family=tuple(FAMILIES), **AXES)
+        rows = [{"name": next(left[row.pop("family")]), **row} for row in chosen]
+        rows += _each_format({row["name"] for row in rows})
+    return rows
+
+
+def _each_format(met: set[str]) -> list[dict[str, str]]:
+    """A row for each format that the choice has left out."""
+    left = [name for name in NAMES if name not in met]
+    axes = {axis: itertools.cycle(values) for axis, values in AXES.items()}
+    return [{"name": name, **{axis: next(found) for axis, found in axes.items()}} for name in left]
 
 
 def _cases() -> list[Any]:
     """(case, device) of each combination that is run."""
-    rows = _rows()
-    return [pytest.param(row, row["device"], id="-".join(row.values())) for row in rows]
+    return [pytest.param(row, row["device"], id="-".join(row.values())) for row in _rows()]
 
 
-def _rows() -> list[dict[str, str]]:
-    if os.environ.get("BLOCKSWAP_FORMATS") == "all":
-        return [
-            dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())
-        ]
-    return pairwise(**AXES)
-
-
-def _planned() -> list[tuple[str, str]]:
-    if os.environ.get("BLOCKSWAP_FORMATS") == "all":
-        return list(itertools.product(NAMES, STORES))
-    return list(zip(DECODERS, itertools.cycle(STORES), strict=False))
+def _planned() -> list[tuple[str, str, str]]:
+    if ALL:
+        return list(itertools.product(NAMES, STORES, ("none", "two")))
+    loras = itertools.cycle(("two", "none"))
+    return list(zip(COUNTED, itertools.cycle(STORES), loras, strict=False))
 
 
 def _args(case: dict[str, str], device: torch.device) -> BlockSwapArgs:
@@ -71,27 +102,55 @@ def _args(case: dict[str, str], device: torch.device) -> BlockSwapArgs:
     return BlockSwapArgs(**args)
 
 
+def _dtype(name: str) -> torch.dtype | None:
+    """The vendors' shards are in fp32, in which nobody computes; any other file says its own."""
+    return torch.bfloat16 if name == "fp32 shards" else None
+
+
 @pytest.mark.parametrize(("case", "device"), _cases(), indirect=["device"])
-def test_a_format_streamed_equals_its_package_dequantised(
-    case: dict[str, str], device: torch.device, packed_files: Shelf
+def test_streamed_as_unswapped(
+    case: dict[str, str], device: torch.device, packed_files: Shelf, tmp_path: Path
 ) -> None:
-    name, model = case["name"], case["model"]
-    expected = forward(packed_files.plain(name, model, device), model, device)
-    assert torch.isfinite(expected.float()).all()
+    name, model, caller = case["name"], case["model"], case["caller"]
+    first, later = LORAS[case["lora"]]
+    files, stored = write_loras(tmp_path, model), packed_files.stored(name, model)
+    whole = packed_files.plain(name, model, device)
+    if first or CALLERS[caller] is not None:
+        whole = copy.deepcopy(whole)
     opened: Any = open_transformer(
-        packed_files.file(name, model), _args(case, device), device=device
+        packed_files.file(name, model),
+        _args(case, device),
+        device=device,
+        dtype=_dtype(name),
+        loras=[files[lora] for lora in first],
     )
-    with opened.blockswap:
-        for _ in range(2):
-            assert torch.equal(forward(opened, model, device), expected)
+    merge_into(whole, stored, first)
+    half = STEPS // 2
+    with opened.blockswap as swap:
+        hook = CALLERS[caller]
+        for each in (whole, opened) if hook is not None else ():
+            hook(each)
+        for count, at, loras in ((half, 0, first), (STEPS - half, half, later)):
+            if loras != first:
+                merge_into(whole, stored, loras)
+                swap.set_loras([files[lora] for lora in loras])
+            expected = list(steps(whole, model, device, caller, count, at))
+            found = list(steps(opened, model, device, caller, count, at))
+            assert all(torch.isfinite(output.float()).all() for output in expected)
+            assert list(map(torch.equal, found, expected)) == [True] * len(expected)
+        moved = swap.measured().counters
+        assert moved.read_bytes if device.type == "cpu" else moved.copied_bytes
 
 
-@pytest.mark.parametrize(("name", "store"), _planned())
+@pytest.mark.parametrize(("name", "store", "lora"), _planned())
 def test_what_moves_and_what_is_held_is_planned_to_the_byte(
-    name: str, store: str, sim: Any, sim_device: torch.device, packed_files: Shelf
-) -> None:
+    name: str, store: str, lora: str, sim: Any, sim_device: torch.device, packed_files: Shelf,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     path = packed_files.file(name, "vace")
-    args = BlockSwapArgs(**_budget(store, path, sim_device), **PLANNED)
+    files = write_loras(tmp_path, "vace")
+    loras = [files[each] for each in LORAS[lora][0]]
+    args = BlockSwapArgs(**_budget(store, path, sim_device, loras), **PLANNED)
 
     def taken_by(model: Any) -> tuple[int, int]:
         """Bytes above what is held, and allocations, of a forward in the steady state."""
@@ -113,7 +172,7 @@ def test_what_moves_and_what_is_held_is_planned_to_the_byte(
     gc.collect()
     sim.reset()
     base = sim.counters().device_bytes
-    opened: Any = open_transformer(path, args, device=sim_device)
+    opened: Any = open_transformer(path, args, device=sim_device, loras=loras)
     with opened.blockswap as swap:
         now, plan = sim.counters(), swap.plan
         assert {unit.tier for unit in plan.units} - {"resident"} == TIERS[store]
@@ -132,16 +191,16 @@ def test_what_moves_and_what_is_held_is_planned_to_the_byte(
         assert abs(was_read - 3 * plan.read_bytes_per_forward) <= 2 * ahead
         assert abs(after.h2d_bytes - before.h2d_bytes - copied) < 3 * plan.slot_bytes
         # Sectors of the file are read and copied whole; RAM has the arrays alone.
-        stored = _stored_bytes(path)
+        stored = _stored_bytes(path) + sum(_factor_bytes(lora[0]) for lora in loras)
         assert stored <= plan.copied_bytes_per_forward <= stored + 5 * 60 * 4096
     assert sim.counters().device_bytes == base
 
 
-def _budget(store: str, path: Path, device: torch.device) -> dict[str, Any]:
+def _budget(store: str, path: Path, device: torch.device, loras: Any) -> dict[str, Any]:
     """For both tiers: room for the staging buffers and about half of the blocks beside them."""
     if store != "both":
         return STORES[store]
-    plan = plan_transformer(path, BlockSwapArgs(**PLANNED), device=device)
+    plan = plan_transformer(path, BlockSwapArgs(**PLANNED), device=device, loras=loras)
     staging = plan.staging_buffers * plan.staging_bytes
     return {"ram_budget": staging + plan.slot_bytes + plan.slot_bytes // 2}
 
@@ -160,6 +219,12 @@ def _stored_bytes(path: Path) -> int:
     return sum(t.nbytes for key, t in tensors.items() if "blocks." in key)
 
 
+def _factor_bytes(path: Path) -> int:
+    """Bytes of a LoRA's factors for the blocks."""
+    header = read_header(path)
+    return sum(tensor.nbytes for tensor in header.tensors if "blocks." in tensor.name)
+
+
 def test_two_experts_of_different_formats_share_a_pool(
     device: torch.device, packed_files: Shelf
 ) -> None:
@@ -175,3 +240,49 @@ def test_two_experts_of_different_formats_share_a_pool(
     finally:
         for expert in experts:
             expert.blockswap.close()
+
+
+def _quantised(folder: Path, device: str, loras: Any) -> None:
+    """A loaded model one of whose weights computes as a library's own packed tensor."""
+    from diffusers.quantizers.gguf.utils import GGUFParameter
+
+    model = build("t2v").to(torch.bfloat16)
+    layer = model.blocks[0].attn1.to_q
+    raw = gguf_blocks("Q8_0", layer.weight.detach().float())
+    packed = GGUFParameter(torch.from_numpy(raw), quant_type=GGMLQuantizationType.Q8_0)
+    layer._parameters["weight"] = packed
+    swap_blocks(model, STREAMED["all"], device=device, loras=loras)
+
+
+def _loaded(folder: Path, device: str, loras: Any) -> None:
+    swap_blocks(build("t2v"), STREAMED["all"], device="cpu", loras=loras)
+
+
+def _stranger(folder: Path, device: str, loras: Any) -> None:
+    """A LoRA of a model with more blocks."""
+    tensors = load_file(loras[0][0])
+    moved = {key.replace("blocks.0.", "blocks.7."): tensor for key, tensor in tensors.items()}
+    save_file(moved, folder / "strange.safetensors")
+    swap_blocks(
+        build("t2v"), STREAMED["all"], device=device, loras=[folder / "strange.safetensors"]
+    )
+
+
+# All that the axes above leave out, in the user's words; formats are in test_format_doors.
+REFUSED = {
+    "LoRAs merged into a loaded model on the CPU": (_loaded, "used where they lie: open its file"),
+    "LoRAs merged into weights that a library packed": (
+        _quantised, "computes in a quantised form: load it beside the weights",
+    ),
+    "a LoRA of another model": (_stranger, "for layers that the .* does not have"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_is_this(
+    what: str, sim: Any, sim_device: torch.device, tmp_path: Path
+) -> None:
+    attempt, words = REFUSED[what]
+    with pytest.raises(BlockSwapError, match=words) as raised:
+        attempt(tmp_path, str(sim_device), [write_loras(tmp_path, "t2v")["lora"]])
+    assert "\n" not in str(raised.value)

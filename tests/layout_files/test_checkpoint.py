@@ -83,7 +83,13 @@ def test_a_folder_of_unrelated_files_asks_for_one(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path, "holds no .safetensors file: give a checkpoint")
+    refused(tmp_path, "holds no .safetensors or .gguf file: give a checkpoint")
+
+
+def test_of_several_gguf_files_one_must_be_named(tmp_path: Path) -> None:
+    for name in ("high-Q8_0.gguf", "low-Q8_0.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    refused(tmp_path, "holds 2 .gguf files ('high-Q8_0.gguf', 'low-Q8_0.gguf'): give the one")
 
 
 def test_a_pipeline_folder_points_at_its_transformers(tmp_path: Path) -> None:

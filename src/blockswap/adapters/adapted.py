@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..decode.steps import PLAIN_FLOATS
 from ..decode.unit_decoding import LeafForm, UnitDecoding, plain_form, stored_leaf
 from ..errors import ModelError
 from ..layout.checkpoint import Checkpoint, StoredTensor
+from ..layout.dtypes import PLAIN_FLOATS
 from ..layout.header import FileTensor
 from ..layout.values import TensorSpec, UnitLayout
 from ..lora.file import LoraFile, read_factors
 from ..lora.fit import Fitted, fit
 from ..lora.kinds import Change
+from ..lora.spelling import Names
 from .live import LiveModel, LiveTensor, LiveUnit
 from .stored import StoredForm, StoredModel
 
@@ -27,6 +28,10 @@ def fit_model(live: LiveModel, files: Sequence[LoraFile]) -> Fitted:
     tensors = {_label(t): t for t in (*_tensors(live), *live.tables)}
     tables = set(map(_label, live.tables))
     shapes = {label: tuple(tensor.tensor.shape) for label, tensor in tensors.items()}
+    names = Names(shapes)
+    for label in (names.weight(layer.path) for file in files for layer in file.layers):
+        if label is not None and label not in tables:
+            _refuse_quantised(tensors[label])  # before its shape, which is that of what is packed
     fitted = fit(files, shapes, live.layout.label)
     for label in fitted.changes:
         if label in tables:
@@ -47,7 +52,9 @@ def with_loras(
     stored = dict(model.stored)
     for label, changes in fitted.changes.items():
         (plain,) = stored[label]
-        parts = [_part(tensor, first + n) for n, change in changes for tensor in change.tensors]
+        parts = [
+            part_of_file(tensor, first + n) for n, change in changes for tensor in change.tensors
+        ]
         form = merged_form(plain.form, [change for _, change in changes])
         stored[label] = (StoredForm((*plain.parts, *parts), form),)
     headers = (*checkpoint.headers, *(file.header for file in fitted.files))
@@ -154,6 +161,7 @@ def _refuse_quantised(tensor: LiveTensor) -> None:
         )
 
 
-def _part(tensor: FileTensor, shard: int) -> StoredTensor:
+def part_of_file(tensor: FileTensor, shard: int) -> StoredTensor:
+    """A factor as a stored tensor of the file number `shard`."""
     return StoredTensor(tensor.name, tensor.name, shard, tensor.dtype, tensor.shape, tensor.offset,
                         tensor.nbytes)  # fmt: skip

@@ -13,14 +13,13 @@ import torch
 
 from ..errors import GeometryError
 from ..layout.checkpoint import StoredTensor
-from ..layout.formats.main_dtype import main_dtype
+from ..layout.formats.main_dtype import computed_dtype, main_dtype
 from ..layout.geometry import unit_of
 from ..layout.quoting import quote
-from ..store.leaves import torch_dtype
+from ..store.leaves import dtype_name, torch_dtype
 from ..store.places import Place
 from .skeleton import keeps_fp32
 
-_HALVES = (torch.bfloat16, torch.float16)
 # Layers from here compute with their weight as it is. Any other may decode it by itself.
 _PLAIN_LAYERS = ("torch.", "diffusers.")
 
@@ -32,33 +31,21 @@ class ComputeRule:
     model: torch.nn.Module
     label: str
     asked: torch.dtype | None
-    main: torch.dtype | None
+    main: str | None
 
     def dtype_of(self, place: Place, found: StoredTensor) -> torch.dtype:
         """What a stored tensor computes in. Raises GeometryError where it cannot compute."""
-        if found.packing is not None:
-            return self._dequantised(place)
-        stored = torch_dtype(found.dtype)
-        if place.is_parameter and type(place.module).__module__.startswith(_PLAIN_LAYERS):
-            self._refuse(found, stored)
-        if not stored.is_floating_point:
-            return stored
-        if self.asked is not None:
-            return torch.float32 if keeps_fp32(self.model, place.label) else self.asked
-        if self.main is None or not type(place.module).__module__.startswith(_PLAIN_LAYERS):
-            return stored
-        if not keeps_fp32(self.model, place.label):
-            return self.main
-        # In a unit what is kept meets fp32 activations and is widened there: the same bits
-        # without a decode of every block. Outside, 16-bit operands meet and it shows.
-        inside = unit_of(place.label) is not None
-        return stored if inside and stored in _HALVES else torch.float32
-
-    def _dequantised(self, place: Place) -> torch.dtype:
-        """What a quantised weight is dequantised into."""
-        if keeps_fp32(self.model, place.label):
-            return torch.float32
-        return self.asked or self.main or torch.bfloat16
+        plain = type(place.module).__module__.startswith(_PLAIN_LAYERS)
+        if found.packing is None and place.is_parameter and plain:
+            self._refuse(found, torch_dtype(found.dtype))
+        chosen = computed_dtype(
+            found,
+            None if self.asked is None else dtype_name(self.asked),
+            self.main if plain or found.packing is not None else None,
+            kept=keeps_fp32(self.model, place.label),
+            inside=unit_of(place.label) is not None,
+        )
+        return torch_dtype(chosen)
 
     def _refuse(self, found: StoredTensor, stored: torch.dtype) -> None:
         if not stored.is_floating_point:
@@ -82,12 +69,7 @@ def compute_rule(
 ) -> ComputeRule:
     """The rule for a model filled from `tensors`."""
     hosted = getattr(type(model), "_keep_in_fp32_modules", None) is not None
-    return ComputeRule(model, label, asked, _main(tensors) if hosted else None)
-
-
-def _main(tensors: Mapping[str, StoredTensor]) -> torch.dtype | None:
-    name = main_dtype(tensors.values())
-    return None if name is None else torch_dtype(name)
+    return ComputeRule(model, label, asked, main_dtype(tensors.values()) if hosted else None)
 
 
 def _computes(dtype: torch.dtype) -> bool:

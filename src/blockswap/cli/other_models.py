@@ -125,6 +125,7 @@ def figures_of_folder(
         dtype=_computed(found),
         units=facts.units,
         rest_bytes=facts.rest_bytes,
+        loaded_units=tuple(unit.loaded() for unit in facts.units),
         path=Path(path),
         stored=next(iter(sizes)),
     )

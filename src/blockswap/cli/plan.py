@@ -95,7 +95,8 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     ] = None,
     vae_tiled: Annotated[bool, typer.Option("--vae-tiled", help="The VAE works in tiles.")] = False,
     text_encoder: Annotated[
-        str, typer.Option(help="Text encoder: bfloat16, float16, float32, float8, or cpu.")
+        str,
+        typer.Option(help="Text encoder: bfloat16, float16, float32, float8, streamed, or cpu."),
     ] = "bfloat16",
     vae: Annotated[
         str | None,

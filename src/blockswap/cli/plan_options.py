@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ..errors import ArgsError
+from ..layout.dtypes import HALVES
 from ..lora.request import Lora
 from ..paths import is_there
 from ..plan.inputs.cards import (
@@ -21,9 +22,8 @@ from ..predict import Companions
 from ..predict.text_encoder import TextEncoderDtype
 from ..units import format_bytes, parse_bytes
 
-_HOST = "cpu"
+_HOST, _STREAMED = "cpu", "streamed"
 _LANES = (1, 2, 4, 8, 16)
-_HALVES = ("bfloat16", "float16")
 _LEAST_TFLOPS, _MOST_TFLOPS = 1e-3, 1e6
 DEFAULT_LINK = (4, 16)
 
@@ -38,7 +38,10 @@ class Numbers:
 
 
 def companions_of(text_encoder: str, vae: str, *, tiled: bool) -> Companions:
-    """How text encoder and VAE are run: a dtype, or `cpu`. Raises ArgsError for anything else."""
+    """How text encoder and VAE are run: a dtype, `cpu`, or an encoder `streamed` in bfloat16.
+
+    Raises ArgsError for anything else.
+    """
     chosen: dict[str, Any] = {"vae_tiled": tiled}
     for option, name, said, kinds in (
         ("--text-encoder", "text_encoder", text_encoder, get_args(TextEncoderDtype)),
@@ -46,10 +49,13 @@ def companions_of(text_encoder: str, vae: str, *, tiled: bool) -> Companions:
     ):
         if said == _HOST:
             chosen[f"{name}_on_host"] = True
+        elif said == _STREAMED and name == "text_encoder":
+            chosen["text_encoder_streamed"] = True
         elif said in kinds:
             chosen[f"{name}_dtype"] = said
         else:
-            raise ArgsError(f"{option} {said!r} is unknown: use one of {', '.join(kinds)}, cpu")
+            ways = [*kinds, *([_STREAMED] if name == "text_encoder" else []), _HOST]
+            raise ArgsError(f"{option} {said!r} is unknown: use one of {', '.join(ways)}")
     return Companions(**chosen)
 
 
@@ -88,7 +94,7 @@ def _with_numbers(machine: Machine, numbers: Numbers) -> Machine:
         said.append(f"{format_bytes(nbytes)} of memory")
     if numbers.tflops is not None:
         rate = _tflops(numbers.tflops) * 1e12 * SUSTAINED_SHARE
-        halves = [dtype for dtype, _ in machine.flops if dtype != "float32"] or list(_HALVES)
+        halves = [dtype for dtype, _ in machine.flops if dtype != "float32"] or list(HALVES)
         kept = tuple(pair for pair in machine.flops if pair[0] not in halves)
         machine = replace(
             machine,

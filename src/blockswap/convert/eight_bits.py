@@ -14,7 +14,7 @@ import torch
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.geometry import unit_of
 from ..layout.header import FileTensor
-from .weights import SourceTensor, flat_bytes
+from .weights import SourceTensor, flat_bytes, new_name, source_tensors
 
 FP8_SCALED = "fp8_scaled"
 BESIDE = "bfloat16"  # what is not quantised is cast to
@@ -50,6 +50,31 @@ def eighths(name: str, tensor: FileTensor | StoredTensor) -> tuple[Eighth, Eight
 
 def mark(checkpoint: Checkpoint) -> Eighth:
     return Eighth(f"{checkpoint.prefix}scaled_fp8", "float8_e4m3fn", (0,), "mark")
+
+
+@dataclass(frozen=True, slots=True)
+class NewTensor:
+    """A tensor of the new file: its name there, its key (None: no part of the transformer), and
+    what it is made of (shard, tensor)."""
+
+    name: str
+    key: str | None
+    source: tuple[int, SourceTensor | Eighth]
+
+
+def new_tensors(checkpoint: Checkpoint, *, eight_bits: bool) -> Iterator[NewTensor]:
+    """What the new file consists of, in the order of the source's files; the mark comes last."""
+    keys = {tensor.name: key for key, tensor in checkpoint.tensors.items()}
+    for shard, tensor in source_tensors(checkpoint):
+        name, key = new_name(checkpoint, tensor), keys.get(tensor.name)
+        if eight_bits and key is not None and is_quantised_to(tensor, key):
+            for made in eighths(name, tensor):
+                yield NewTensor(made.name, key, (shard, made))
+        else:
+            yield NewTensor(name, key, (shard, tensor))
+    if eight_bits:
+        sign = mark(checkpoint)
+        yield NewTensor(sign.name, None, (0, sign))
 
 
 @dataclass(slots=True)

@@ -23,9 +23,9 @@ from ..layout.geometry.stated import stated_by
 from ..layout.prefix import PADDING
 from ..layout.slab import LEAF_ALIGNMENT, align_up
 from ..layout.writing import header_bytes
-from .eight_bits import BESIDE, FP8_SCALED, Eighth, eighths, is_quantised_to, mark
+from .eight_bits import BESIDE, FP8_SCALED, Eighth, new_tensors
 from .rules import new_dtype
-from .weights import SourceTensor, new_name, source_tensors
+from .weights import SourceTensor
 
 PAGE = 4096
 _ZERO_DTYPE = "uint8"
@@ -98,25 +98,14 @@ def _groups(
     groups: dict[str | None, list[Placed]] = {
         unit: [] for unit in (*units_in_order(checkpoint.tensors), None)
     }
-    keys = {tensor.name: key for key, tensor in checkpoint.tensors.items()}
-    for source in source_tensors(checkpoint):
-        tensor = source[1]
-        key = keys.get(tensor.name)
-        unit, new = None, tensor.dtype
-        name = new_name(checkpoint, tensor)
-        if key is not None:
-            split = unit_of(key)
-            unit = None if split is None else split.unit
-            cast = BESIDE if dtype == FP8_SCALED else dtype
+    cast = BESIDE if dtype == FP8_SCALED else dtype
+    for made in new_tensors(checkpoint, eight_bits=dtype == FP8_SCALED):
+        tensor, key = made.source[1], made.key
+        new, unit = tensor.dtype, None if key is None else unit_of(key)
+        if key is not None and not isinstance(tensor, Eighth):
             new = new_dtype(checkpoint.tensors[key], cast, everything=everything)
-        if key is not None and dtype == FP8_SCALED and is_quantised_to(tensor, key):
-            made = eighths(name, tensor)
-            groups[unit] += [Placed(e.name, e.dtype, e.shape, (source[0], e)) for e in made]
-            continue
-        groups[unit].append(Placed(name, new, tensor.shape, source))
-    if dtype == FP8_SCALED:
-        sign = mark(checkpoint)
-        groups[None].append(Placed(sign.name, sign.dtype, sign.shape, (0, sign)))
+        group = groups[None if unit is None else unit.unit]
+        group.append(Placed(made.name, new, tensor.shape, made.source))
     for group in groups.values():
         if group:
             # Stable: tensors of equal alignment keep the order of their files.

@@ -73,10 +73,12 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
 ) -> Converted:
     """Rewrites a checkpoint into one `.safetensors` file laid out for streaming.
 
-    `source` is a file, an index or a folder. Names, prefix and metadata stay. With `dtype`
-    ("bfloat16", "float16", "float32", or "fp8_scaled": see `eight_bits`) floating-point tensors of
-    the transformer are cast, but for those that official pipelines keep in fp32, unless
-    `everything`, and quantised weights are dequantised. `padding` lets every block
+    `source` is a file (GGUF: only with a `dtype`), an index or a folder. Names and prefix stay, and
+    so does metadata: what a config.json says beside it joins it, what says how a file was packed
+    goes where it is dequantised. With `dtype` ("bfloat16", "float16", "float32", or "fp8_scaled":
+    see `eight_bits`) floating-point tensors of the transformer are cast, but for those that
+    official pipelines keep in fp32, unless `everything`, and quantised weights are dequantised.
+    `padding` lets every block
     start at a multiple of 4096 bytes, at the price of tensors of zeros that some programs refuse.
 
     A run that was ended early goes on where it was when it is called again in the same way; the

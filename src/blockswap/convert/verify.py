@@ -20,8 +20,8 @@ from ..layout.writing import Meter, Progress
 from ..paths import input_path
 from ..store.file_io import StreamedFile
 from .cast import PieceReader, pieces
-from .eight_bits import Eighth, eighths, is_quantised_to, mark
-from .weights import SourceTensor, as_weights, new_name, packing_of, source_tensors
+from .eight_bits import Eighth, new_tensors
+from .weights import SourceTensor, as_weights, packing_of
 
 AnySource = tuple[int, SourceTensor | Eighth]
 
@@ -125,18 +125,8 @@ def open_files(headers: Sequence[Stamped]) -> Iterator[list[StreamedFile]]:
 
 def sources_of(checkpoint: Checkpoint, *, eight_bits: bool) -> dict[str, AnySource]:
     """What each tensor of the new file is made of, by its name there."""
-    found: dict[str, AnySource] = {}
-    keys = {tensor.name: key for key, tensor in checkpoint.tensors.items()}
-    for source in source_tensors(checkpoint):
-        name, key = new_name(checkpoint, source[1]), keys.get(source[1].name)
-        if eight_bits and key is not None and is_quantised_to(source[1], key):
-            found |= {made.name: (source[0], made) for made in eighths(name, source[1])}
-        else:
-            found[name] = source
-    if eight_bits:
-        sign = mark(checkpoint)
-        found[sign.name] = (0, sign)
-    return found
+    made = new_tensors(checkpoint, eight_bits=eight_bits)
+    return {tensor.name: tensor.source for tensor in made}
 
 
 def compare(

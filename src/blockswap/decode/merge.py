@@ -12,10 +12,11 @@ from functools import partial
 
 import torch
 
+from ..layout.dtypes import PLAIN_FLOATS
 from ..layout.values import Leaf, contiguous_stride
 from .additions import Addition, Run, Shape
 from .scratch import Arrays, carve, scratch_bytes
-from .steps import PLAIN_FLOATS, Cost, Join, Step, copy, in_turn
+from .steps import Cost, Join, Step, copy, in_turn
 
 _FP32_BYTES = 4
 
@@ -191,7 +192,7 @@ class Merge:
 
         def rescale() -> None:
             wide.copy_(source)
-            torch.linalg.norm(measured, dim=1, out=norm)
+            torch.linalg.vector_norm(measured, dim=1, out=norm)  # `norm` would make an array
             torch.div(wide, norm, out=norm)
             total.mul_(norm[:, None])
 

@@ -1,12 +1,10 @@
 """What a step of decoding is: bytes it reads and writes, its scratch, its cost; cast and join.
 
 A tensor has a *stored form* (one or more arrays, as the file or host memory holds them) and a
-*compute form* (one array). Between them stands a chain of steps, in this order:
+*compute form* (one array). Where they differ one step stands between them, which reads the stored
+arrays and writes the whole compute form into the decode buffer:
 
-    nothing | cast | scale, or dequantise | add
-
-The first step reads stored arrays and writes the whole compute form into the decode buffer; each
-later one changes it there. An empty chain means that the stored form computes as it is.
+    cast | join | scale, or dequantise | merge adapters into what one of these makes
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +14,6 @@ from typing import Protocol
 import torch
 
 from ..layout.values import Leaf
-
-PLAIN_FLOATS = ("float32", "bfloat16", "float16")  # dtypes that add up with fp32 as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +66,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """The stored numbers in another dtype, rounded as `Tensor.to` rounds, or as they are.
-
-    With equal dtypes it is the copy that a later step of the chain can change.
-    """
+    """The stored numbers in another dtype, rounded as `Tensor.to` rounds."""
 
     stored: Leaf
     computed: Leaf

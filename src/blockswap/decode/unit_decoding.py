@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
+from ..layout.dtypes import PLAIN_FLOATS
 from ..layout.slab import pack
 from ..layout.values import Leaf, contiguous_stride
 from .merge import Merge, Merged
-from .steps import PLAIN_FLOATS, Cast, Cost, Step
+from .steps import Cast, Cost, Join, Step
 
 
 @dataclass(frozen=True, slots=True)
 class LeafForm:
     """The stored form of one leaf and the steps to its compute form; no steps: they are the same.
 
-    `stored` holds the arrays of all steps, in the order of the steps.
+    `stored` holds the arrays of all steps, in the order of the steps; today there is one at most.
     """
 
     stored: tuple[Leaf, ...]
@@ -49,19 +50,19 @@ class LeafForm:
         step = Merge(self.stored, base, self.computed, tuple(merged))
         return LeafForm((*self.stored, *stored), self.computed, (step,))
 
-    def then(self, step: Step, stored: Sequence[Leaf] = ()) -> "LeafForm":
-        """The form with one more step, whose own arrays are `stored`.
-
-        A leaf that was not decoded so far is copied first: what a slot holds stays as it came.
-        """
-        steps = self.steps or (Cast(self.stored[0], self.computed),)
-        return LeafForm((*self.stored, *stored), self.computed, (*steps, step))
-
 
 def plain_form(stored: Leaf, computed: Leaf) -> LeafForm:
     """The form of a leaf whose stored dtype may differ from the one it computes in."""
     steps = () if stored.dtype == computed.dtype else (Cast(stored, computed),)
     return LeafForm((stored,), computed, steps)
+
+
+def joined_form(stored: Sequence[Leaf], computed: Leaf) -> LeafForm:
+    """The form of a leaf that rests in the file as several pieces, in order.
+
+    So rest rows that a library's converter puts together, or swaps.
+    """
+    return LeafForm(tuple(stored), computed, (Join(tuple(stored), computed),))
 
 
 def decoded_once(

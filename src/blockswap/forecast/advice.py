@@ -30,9 +30,9 @@ def way_out(
 
 def _changes(name: str, companions: Companions) -> Iterator[tuple[str, Companions]]:
     if name == _TEXT:
-        if companions.text_encoder_dtype != "float8":
-            said = "run the text encoder in fp8 (--text-encoder float8) or on the CPU"
-            yield said, replace(companions, text_encoder_dtype="float8")
+        if not companions.text_encoder_streamed:
+            said = "stream the text encoder's blocks (--text-encoder streamed)"
+            yield said, replace(companions, text_encoder_streamed=True)
         return
     tiled = replace(companions, vae_tiled=True)
     if not companions.vae_tiled:

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..layout.checkpoint import Checkpoint, StoredTensor
-from ..layout.dtypes import ITEM_BYTES
 from ..layout.formats import unpacked
-from ..layout.formats.main_dtype import HALVES, is_quantised, keeps_dtype, main_dtype
+from ..layout.formats.main_dtype import computed_dtype, keeps_dtype, main_dtype
 from ..layout.geometry import (
     WanGeometry,
     file_names,
@@ -28,7 +27,6 @@ from .tensor_bytes import TensorBytes
 from .unit_bytes import facts_of_unit
 
 PUBLISHED_DTYPE = "bfloat16"
-_FLOATING = frozenset(name for name in ITEM_BYTES if "float" in name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +34,9 @@ class ModelFigures:
     """A transformer in byte counts; units in execution order, under diffusers' names.
 
     `dtype` is what most of its bytes are in after a cast that was asked for, `stored` what they are
-    in the file, `path` the file (both None for a published name). `layout` names the units for a
-    selection; it has no tensors. `notes`: what its plan says of its LoRAs.
+    in the file, `path` the file (both None for a published name). `loaded_units` are the same units
+    of the model in host memory, where they rest as they compute, LoRAs behind them. `layout` names
+    the units for a selection; it has no tensors. `notes`: what its plan says of its LoRAs.
     """
 
     label: str
@@ -46,6 +45,7 @@ class ModelFigures:
     dtype: str
     units: tuple[UnitFacts, ...]
     rest_bytes: int
+    loaded_units: tuple[UnitFacts, ...]
     path: Path | None = None
     stored: str | None = None
     notes: tuple[str, ...] = ()
@@ -57,7 +57,11 @@ def figures_of_variant(
     """One of Wan's models by its published name. Raises ArgsError."""
     geometry = replace(find_variant(name), naming="diffusers")
     shapes = file_names(geometry)
-    leaves = {key: _leaf(shape, dtype or PUBLISHED_DTYPE) for key, shape in shapes.items()}
+    held = dtype or PUBLISHED_DTYPE
+    leaves = {
+        key: _leaf(shape, _computed(key, _as_stored(key, shape, held), None, held))
+        for key, shape in shapes.items()
+    }
     label = name.strip().lower()
     return _figures(label, geometry, TensorBytes(leaves, fitted=_fitted(loras, leaves, label)))
 
@@ -68,8 +72,7 @@ def figures_of_file(
     """The same for an opened checkpoint, with the exact sizes of what is read from it."""
     checkpoint = unpacked(checkpoint)
     geometry = replace(infer_geometry(checkpoint), naming="diffusers")
-    quantised = any(map(is_quantised, checkpoint.tensors.values()))
-    main = main_dtype(checkpoint.tensors.values()) if quantised else None
+    main = main_dtype(checkpoint.tensors.values())
     stored = {to_diffusers_key(tensor.key): tensor for tensor in checkpoint.tensors.values()}
     leaves = {
         key: _leaf(tensor.shape, _computed(key, tensor, dtype, main))
@@ -95,6 +98,12 @@ def _figures(label: str, geometry: WanGeometry, tensors: TensorBytes) -> ModelFi
     units = tuple(
         facts_of_unit(name, parts[name], tensors) for name in units_in_order(tensors.leaves)
     )
+    in_memory = replace(tensors, stored=None)
+    loaded = tuple(
+        replace(facts_of_unit(unit.name, parts[unit.name], in_memory),
+                disk_slab_bytes=None, decode_bytes=0)
+        for unit in units
+    )  # fmt: skip
     # Cosines and sines, which diffusers' class keeps as buffers.
     tables = [_leaf((geometry.rope_max_seq_len, geometry.head_dim), "float32")] * 2
     return ModelFigures(
@@ -104,6 +113,7 @@ def _figures(label: str, geometry: WanGeometry, tensors: TensorBytes) -> ModelFi
         dtype=_main_dtype(tensors.leaves.values()),
         units=units,
         rest_bytes=pack([*(tensors.leaves[key] for key in rest), *tables]).nbytes,
+        loaded_units=loaded,
         notes=() if tensors.fitted is None else tensors.fitted.sentences,
     )
 
@@ -123,18 +133,14 @@ def _leaf(shape: tuple[int, ...], dtype: str) -> Leaf:
 
 
 def _computed(key: str, stored: StoredTensor, asked: str | None, main: str | None) -> str:
-    """What a tensor computes in: as asked, else as stored.
+    """What a tensor computes in, as `open_transformer` has it."""
+    inside = unit_of(key) is not None
+    return computed_dtype(stored, asked, main, kept=keeps_dtype(key), inside=inside)
 
-    In a quantised file, of which `main` is the dtype, it is as `open_transformer` has it.
-    """
-    if asked is not None and (is_quantised(stored) or stored.dtype in _FLOATING):
-        return asked
-    if main is None or asked is not None:
-        return stored.dtype
-    if not keeps_dtype(key):
-        return main
-    kept = stored.dtype in HALVES and unit_of(key) is not None
-    return stored.dtype if kept else "float32"
+
+def _as_stored(key: str, shape: tuple[int, ...], dtype: str) -> StoredTensor:
+    """A tensor of a published model, as its file of one dtype holds it."""
+    return StoredTensor(key, key, 0, dtype, shape, 0, 0)
 
 
 def _held(stored: Iterable[StoredTensor]) -> str:

@@ -7,6 +7,7 @@ from ..errors import ArgsError
 from ..layout.checkpoint import open_checkpoint
 from ..layout.formats import unpacked
 from ..layout.geometry.joined import joined
+from ..layout.shards import GGUF_SUFFIX, SUFFIX
 from ..lora.file import LoraFile
 from ..paths import is_there
 from ..published import find_published
@@ -36,7 +37,7 @@ def find_model(
             f"--module {modules[0]} goes onto a model's file, and {name} is none that is there: "
             "give the path of one"
         )
-    if name.endswith(".safetensors") or "/" in name or "\\" in name:
+    if name.lower().endswith((SUFFIX, GGUF_SUFFIX)) or "/" in name or "\\" in name:
         raise ArgsError(f"{name} is not there: give a checkpoint's path or a published name")
     published = find_published(name)
     if published is None:

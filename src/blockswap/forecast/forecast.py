@@ -5,7 +5,7 @@ from functools import cache
 
 from ..errors import PlanError
 from ..events import Counters, Measured
-from ..plan import Facts, Foresight, SwapPlan, UnitFacts, make_plan
+from ..plan import Facts, Foresight, SwapPlan, make_plan
 from ..plan.inputs.foresight import speeds_of
 from ..plan.inputs.machine import Machine
 from ..plan.inputs.margin import MARGIN
@@ -159,29 +159,16 @@ def has_plan(order: Order, foresight: Foresight) -> bool:
     return True
 
 
-def _loaded(unit: UnitFacts) -> UnitFacts:
-    """The unit of a model in host memory: it rests there as it computes."""
-    return UnitFacts(unit.name, unit.kind, unit.resident_bytes, unit.resident_bytes)
-
-
-def _adapted(unit: UnitFacts) -> UnitFacts:
-    """The same with LoRAs: it rests there with their factors, and is merged at each visit."""
-    return replace(unit, disk_slab_bytes=None, decode_bytes=0)
-
-
 def facts_of(order: Order) -> Facts:
     """The model and the machine as the planner takes them."""
     model, machine = order.model, order.machine
     known_host = order.host_free_bytes is not None
     from_file = order.on_host or known_host or order.args.ram_budget is not None
-    units = model.units
-    if not from_file:
-        units = tuple(map(_adapted if model.notes else _loaded, units))
     return Facts(
         label=model.label,
         device="the device" if machine is None else machine.name,
         on_host=order.on_host,
-        units=units,
+        units=model.units if from_file else model.loaded_units,
         rest_bytes=model.rest_bytes,
         device_free_bytes=order.device_free_bytes,
         host_free_bytes=order.host_free_bytes,

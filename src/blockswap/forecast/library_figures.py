@@ -22,6 +22,7 @@ def figures_of_published(published: Published, dtype: str) -> ModelFigures:
         dtype=dtype,
         units=tuple(units),
         rest_bytes=pack(_leaves(layout.rest)).nbytes,
+        loaded_units=tuple(unit.loaded() for unit in units),
     )
 
 

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..adapters.adapted import merged_form
-from ..decode.formats import packed_form
-from ..decode.unit_decoding import LeafForm, UnitDecoding, plain_form, stored_leaf
-from ..layout.checkpoint import StoredTensor
+from ..adapters.adapted import merged_form, part_of_file
+from ..adapters.stored import extent_of, stored_form
+from ..decode.unit_decoding import LeafForm, UnitDecoding, plain_form
 from ..layout.geometry import unit_of
 from ..layout.slab import pack
-from ..layout.values import Leaf
 from ..plan import UnitFacts
 from ..store.file_slab import Extent, file_slab
 from .tensor_bytes import TensorBytes
@@ -38,14 +36,8 @@ def _form(key: str, tensors: TensorBytes) -> LeafForm:
     """From the stored form, or without a file from the compute form, to what computes."""
     leaf, changes = tensors.leaves[key], [change for _, change in tensors.changes(key)]
     stored = tensors.stored
-    form = plain_form(leaf, leaf) if stored is None else _stored_form(stored[key], leaf)
+    form = plain_form(leaf, leaf) if stored is None else stored_form(stored[key], leaf).form
     return merged_form(form, changes) if changes else form
-
-
-def _stored_form(stored: StoredTensor, computed: Leaf) -> LeafForm:
-    if stored.packing is not None:
-        return packed_form(stored.packing, computed)
-    return plain_form(stored_leaf(stored.dtype, stored.shape), computed)
 
 
 def _disk_bytes(keys: Sequence[str], decoding: UnitDecoding, tensors: TensorBytes) -> int:
@@ -60,10 +52,7 @@ def _extents(key: str, tensors: TensorBytes) -> list[Extent]:
     if tensors.stored is None:
         return []
     stored = tensors.stored[key]
-    parts = [stored] if stored.packing is None else stored.packing.parts
-    found = [Extent(part.shard, part.offset, part.nbytes) for part in parts]
-    return found + [
-        Extent(tensors.files + number, tensor.offset, tensor.nbytes)
-        for number, change in tensors.changes(key)
-        for tensor in change.tensors
-    ]
+    parts = [*stored_form(stored, tensors.leaves[key]).parts]
+    for number, change in tensors.changes(key):
+        parts += [part_of_file(tensor, tensors.files + number) for tensor in change.tensors]
+    return [extent_of(part) for part in parts]

@@ -29,6 +29,10 @@ SAFETENSORS_CODES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+HALVES = ("bfloat16", "float16")
+PLAIN_FLOATS = ("float32", *HALVES)  # what computes, and adds up with fp32, as it is
+FP8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+
 # torch's name -> safetensors code
 CODES: Mapping[str, str] = MappingProxyType(
     {name: code for code, name in SAFETENSORS_CODES.items()}

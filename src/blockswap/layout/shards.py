@@ -1,7 +1,7 @@
 """Finding files: this module owns which files make up a checkpoint that a person names by one path.
 
-A path is one `.safetensors` file, an index (`*.safetensors.index.json`), or a folder that holds
-an index, one `.safetensors` file, or all shards of one set.
+A path is one `.safetensors` or `.gguf` file, an index (`*.safetensors.index.json`), or a folder
+that holds an index, one such file, or all shards of one set.
 """
 
 import re
@@ -16,6 +16,7 @@ from .quoting import quote, some
 from .strictjson import JsonRefused, parse_object
 
 SUFFIX = ".safetensors"
+GGUF_SUFFIX = ".gguf"
 INDEX_SUFFIX = ".safetensors.index.json"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 CONFIG_NAME = "config.json"
@@ -72,8 +73,13 @@ def _in_folder(folder: Path) -> FoundFiles:
     named = [name for name in files if name.startswith(DIFFUSERS_STEM)]
     chosen = named or files
     if not chosen:
-        packed = [name for name in names if name.lower().endswith(".gguf")]
-        if len(packed) == 1:
+        packed = [name for name in names if name.lower().endswith(GGUF_SUFFIX)]
+        if len(packed) > 1:
+            raise CheckpointError(
+                f"{folder} holds {len(packed)} {GGUF_SUFFIX} files ({some(packed)}): give the one "
+                "that is meant"
+            )
+        if packed:
             return FoundFiles(folder.name, (folder / packed[0],), None, _config(folder))
         raise _no_weights(folder)
     if len(chosen) > 1 or _SHARD.fullmatch(chosen[0]):
@@ -107,7 +113,9 @@ def _no_weights(folder: Path) -> CheckpointError:
             f"{folder} holds no {SUFFIX} file itself, its folders {some(inside)} do: "
             "give the folder of the transformer"
         )
-    return CheckpointError(f"{folder} holds no {SUFFIX} file: give a checkpoint or its folder")
+    return CheckpointError(
+        f"{folder} holds no {SUFFIX} or {GGUF_SUFFIX} file: give a checkpoint or its folder"
+    )
 
 
 def _check_one_set(folder: Path, names: list[str]) -> None:

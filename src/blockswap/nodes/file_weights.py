@@ -51,7 +51,7 @@ def keep_file_weights(
             specs[place.label] = spec_of(place.name, tensor, label=place.label), found
             notes[place.label] = dict(vars(tensor)) if is_packed(tensor) else {}
     setattr(model, _ATTRIBUTE, FileWeights(contents, specs, notes))
-    model.state_dict_for_saving = _refuse_to_save
+    model.state_dict_for_saving = refuse_to_save
 
 
 def with_mapped(model: Any, patches: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -69,7 +69,7 @@ def with_mapped(model: Any, patches: dict[str, list[Any]]) -> dict[str, list[Any
     return patches
 
 
-def _refuse_to_save(*_: Any, **__: Any) -> Any:
+def refuse_to_save(*_: Any, **__: Any) -> Any:
     raise ModelError(
         "this model is streamed from its file, and what would be saved is that file without its "
         "patches (LoRA, merges): load it with ComfyUI's own loader to save it"

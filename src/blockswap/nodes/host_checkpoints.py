@@ -82,7 +82,7 @@ def build(
     """
     if layers is not None:
         config.custom_operations = layers
-    with _plain_layers():
+    with plain_layers():
         model = config.get_model(weights, "", device=torch.device("meta"))
         offered = config.process_unet_state_dict(dict(weights))
         missing, unexpected = model.diffusion_model.load_state_dict(offered, strict=False)
@@ -93,7 +93,7 @@ def build(
 
 
 @contextmanager
-def _plain_layers() -> Iterator[None]:
+def plain_layers() -> Iterator[None]:
     """Under dynamic VRAM layers are made without weights; a model in a file needs them on meta."""
     try:
         memory: Any = importlib.import_module("comfy.memory_management")

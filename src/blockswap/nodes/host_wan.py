@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .host_checkpoints import plain_layers
+
 _MODULE = "comfy.ldm.wan.model"
 # Layouts of quantised tensors that round each token of their input by itself.
 BY_TOKEN = frozenset(
@@ -89,16 +91,18 @@ def small_block(block: Any, dim: int, heads: int) -> torch.nn.Module:
 
     kinds = {kind: name for name, kind in _wan().WAN_CROSSATTENTION_CLASSES.items()}
     more = {"block_id": block.block_id} if hasattr(block, "after_proj") else {}
-    made: torch.nn.Module = type(block)(
-        kinds[type(block.cross_attn)],
-        dim,
-        2 * dim,
-        heads,
-        qk_norm=block.qk_norm,
-        cross_attn_norm=block.cross_attn_norm,
-        operation_settings={"operations": comfy.ops.disable_weight_init, "dtype": torch.float32},
-        **more,
-    )
+    settings = {"operations": comfy.ops.disable_weight_init, "dtype": torch.float32}
+    with plain_layers():
+        made: torch.nn.Module = type(block)(
+            kinds[type(block.cross_attn)],
+            dim,
+            2 * dim,
+            heads,
+            qk_norm=block.qk_norm,
+            cross_attn_norm=block.cross_attn_norm,
+            operation_settings=settings,
+            **more,
+        )
     return made
 
 

@@ -28,7 +28,7 @@ from .arrival import (
     patch_while_running,
     refuse_unnoted,
 )
-from .file_weights import with_mapped
+from .file_weights import refuse_to_save, with_mapped
 from .gguf import is_bytes, patches_aside
 from .holding import Claim, Holding, Immovable, holding_of
 from .lost_patches import none_lost
@@ -137,6 +137,9 @@ class Overrides:
         patcher = self._patcher
         for name in self.names:
             setattr(patcher, name, getattr(self, name))
+        if files_of(patcher.model) is not None:
+            # Before newer cores take the weights apart, which some types do not bear.
+            patcher.state_dict_for_saving = refuse_to_save
         wish = self._wish
         # How much of the model stays under an automatic plan is what the host answers by loading.
         self._size_to_ask = self._whole

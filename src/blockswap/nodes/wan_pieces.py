@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ..pieces import LAYERS, Family, Keys, Piece, Small, Take, Visit, run, run_between
+from ..pieces import LAYERS, Family, Keys, Loan, Piece, Small, Visit, run, run_between
 from . import host_wan
+from .host_names import can_cut
 
 _DIM, _HEADS, _TOKENS, _TEXT, _IMAGE, _FRAMES = 24, 2, 150, 12, 4, 6
 _IMAGE_TOKENS = 257  # what the host's blocks take where nobody says
@@ -48,19 +49,21 @@ class WanFamily(Family):
         return _why_inputs(given)
 
     def run_block(
-        self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], take: Take
+        self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], loan: Loan
     ) -> Any:
-        """`take` gives a new tensor: nothing is lent where the model's forward is the host's."""
+        """Nothing is on loan: the model's forward is the host's."""
         visit = WanVisit(block, given, pieces)
         if "c" not in given:
-            return run(visit, given["x"], take(given["x"]))
+            return run(visit, given["x"], loan.take(given["x"]))
         control = given["c"]
         into = block.before_proj if block.block_id == 0 else None
-        return run_between(visit, (into, block.after_proj), (given["x"], control), take(control))
+        return run_between(visit, (into, block.after_proj), (given["x"], control), loan)
 
     def small(self, root: Any) -> Small | None:
         """One block of each kind that the model has; a timestep for all tokens, and one a frame."""
         kinds: dict[Any, Any] = {}
+        if not can_cut():
+            return None
         for block in root.modules():
             if host_wan.is_block(block):
                 first = getattr(block, "block_id", 1) == 0

@@ -1,7 +1,7 @@
 """Pieces: the forward of a block for some tokens after others, so that a clip needs less memory."""
 
 from .diffusers_family import DIFFUSERS
-from .family import LAYERS, Family, Small, Take
+from .family import LAYERS, Family, Loan, Small
 from .install import Pieces
 from .trial import why_never
 from .visit import Keys, Piece, Visit, run, run_between
@@ -11,10 +11,10 @@ __all__ = [
     "LAYERS",
     "Family",
     "Keys",
+    "Loan",
     "Piece",
     "Pieces",
     "Small",
-    "Take",
     "Visit",
     "run",
     "run_between",

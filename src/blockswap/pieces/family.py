@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
+from ..adapters.families import WAN_LISTS, unit_modules
 from .visit import Piece
 
-Lend = Callable[[torch.Tensor], torch.Tensor]  # the next block may write into this tensor
-Take = Callable[[torch.Tensor], torch.Tensor]  # where the result in place of this tensor goes
 Cut = Callable[[int], tuple[Piece, ...]]
 
 # Layers that give each token its own result whatever is beside it, in the packages that have them.
@@ -20,6 +19,37 @@ LAYERS = frozenset(
         *("ModuleList", "ModuleDict", "ParameterDict", "Sequential"),
     }
 )
+
+
+class Loan:
+    """Tensors that the block that is called next may write into: nobody else can hold them."""
+
+    def __init__(self) -> None:
+        self._lent: list[torch.Tensor] = []
+
+    def lend(self, tensor: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        """The first one, to be handed to the block; what was lent before is not any more."""
+        self._lent = [tensor, *more]
+        return tensor
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Where the block's result is to be written: the tensor itself if lent, or a new one."""
+        if self._take(tensor):
+            return tensor
+        return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+    def spend(self, tensor: torch.Tensor) -> None:
+        """Gives the memory of a lent tensor back, whoever on the way to the block refers to it."""
+        if self._take(tensor):
+            tensor.set_()  # type: ignore[call-overload]
+
+    def end(self) -> None:
+        self._lent = []
+
+    def _take(self, tensor: torch.Tensor) -> bool:
+        kept = [lent for lent in self._lent if lent is not tensor]
+        taken, self._lent = len(kept) < len(self._lent), kept
+        return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +67,14 @@ class Small:
 class Family(ABC):
     """One host's classes: which blocks are known in pieces, and how they run so."""
 
+    lists: tuple[str, ...] = WAN_LISTS  # where the blocks are that run in pieces
     layers: frozenset[str] = LAYERS
     packed_weights: frozenset[str] = frozenset()  # classes of weights that layers make plain
+
+    def blocks(self, root: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        """The blocks of a model that run in pieces where they can, by name."""
+        units = unit_modules(root)
+        return {u.name: u.module for u in units if u.name.rpartition(".")[0] in self.lists}
 
     @abstractmethod
     def is_block(self, block: torch.nn.Module) -> bool:
@@ -50,7 +86,7 @@ class Family(ABC):
 
     @abstractmethod
     def run_block(
-        self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], take: Take
+        self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], loan: Loan
     ) -> Any:
         """What the block's forward returns."""
 
@@ -74,6 +110,6 @@ class Family(ABC):
         """Tokens of a forward of the whole model; None where its arguments are unusual."""
         return None
 
-    def run_model(self, root: Any, given: dict[str, Any], cut: Cut, lend: Lend) -> Any:
-        """What the model's forward returns; blocks may write into what they are lent."""
+    def run_model(self, root: Any, given: dict[str, Any], cut: Cut, loan: Loan) -> Any:
+        """What the model's forward returns; blocks may write into what it lends them."""
         raise NotImplementedError  # only asked where `has_model` says so

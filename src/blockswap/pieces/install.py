@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ..adapters.families import bare, unit_modules
+from ..adapters.families import bare
 from ..plan.inputs.pieces import sizes_below
 from .cutting import cut, two_of_each_size
 from .diffusers_family import DIFFUSERS
-from .family import Family
+from .family import Family, Loan
 from .onlookers import mark, onlookers, why_before, why_parts, why_whole
 from .visit import Piece
 
@@ -48,11 +48,11 @@ class Pieces:
         self._samples = samples
         self._on_blocks = False
         self._root: Any = bare(model)
-        units = [unit for unit in unit_modules(self._root) if unit.kind in ("block", "vace")]
-        self._blocks = {unit.name: unit.module for unit in units}
+        self._blocks = family.blocks(self._root)
         self._tell, self._told = tell, set[str]()
         self._tokens = 0  # of the last forward of the model that was seen
-        self._lent: torch.Tensor | None = None
+        self._reached = False  # since it was last asked
+        self.loan = Loan()
         self._cleared = False  # in a forward of ours, in which every block was looked at
         self._installed: list[tuple[torch.nn.Module, Any]] = []
         if family.has_model(self._root):
@@ -103,20 +103,6 @@ class Pieces:
         pieces = cut(tokens, self.chunk_tokens)
         return two_of_each_size(pieces) if self._samples else pieces
 
-    def lend(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The block that is called next may write into `tensor`; nobody else can hold it."""
-        self._lent = tensor
-        return tensor
-
-    def take(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Where the block's result is to be written: the tensor itself if lent, or a new one."""
-        lent, self._lent = self._lent, None
-        return (
-            tensor
-            if lent is tensor
-            else torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        )
-
     def cuts(self, tokens: int) -> bool:
         """Whether so many tokens are cut at all, here and now."""
         if not self.chunk_tokens or torch.compiler.is_compiling() or torch.is_grad_enabled():
@@ -125,8 +111,17 @@ class Pieces:
 
     def expects(self, tokens: int) -> bool:
         """Notes a forward of the model with so many tokens; whether it is cut."""
-        self._tokens = tokens
+        self._tokens, self._reached = tokens, True
         return self.cuts(tokens)
+
+    def reached(self) -> None:
+        self._reached = True
+
+    def were_passed_by(self) -> bool:
+        """Whether a forward has run that never came here: a compiled one does not."""
+        passed = bool(self.chunk_tokens) and not self._reached
+        self._reached = False
+        return passed
 
     def may_cut(self, name: str, block: torch.nn.Module, why: str | None) -> bool:
         """`why`: what of this very call keeps it from being cut."""
@@ -161,9 +156,10 @@ class Pieces:
     def run_model(self, given: dict[str, Any]) -> Any:
         self._cleared = True
         try:
-            return self.family.run_model(self._root, given, self.cut, self.lend)
+            return self.family.run_model(self._root, given, self.cut, self.loan)
         finally:
-            self._cleared, self._lent = False, None
+            self._cleared = False
+            self.loan.end()
 
     def say(self, sentence: str) -> None:
         if sentence not in self._told:
@@ -218,6 +214,7 @@ class _BlockForward(_Forward):
 
     def serves(self, given: dict[str, Any]) -> bool:
         family, owner = self._owner.family, self._owner
+        owner.reached()
         tokens = family.tokens(given)
         if tokens is None or not owner.cuts(tokens):
             return False
@@ -228,7 +225,7 @@ class _BlockForward(_Forward):
         family, owner = self._owner.family, self._owner
         tokens = family.tokens(given)
         assert tokens is not None, "asked before"
-        return family.run_block(self._block, given, owner.cut(tokens), owner.take)
+        return family.run_block(self._block, given, owner.cut(tokens), owner.loan)
 
 
 class _ModelForward(_Forward):

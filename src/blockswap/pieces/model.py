@@ -3,7 +3,7 @@
 Everything is called as in the host's own forward, through the model's own parts. What differs: the
 hidden states are handed from block to block and held by nobody else, so a block may write into
 them; a timestep for each token is projected once for each that differs; VACE hints are made just
-before their layer, not all of them first; and the output head, in fp32, runs piece by piece.
+after their layer, not all of them first; and the output head, in fp32, runs piece by piece.
 """
 
 from collections.abc import Iterator
@@ -12,21 +12,25 @@ from typing import Any
 import torch
 
 from ..adapters.diffusers_seam import model_output
-from .family import Cut, Lend
+from .animate import motion_of, posed_patches
+from .family import Cut, Loan
 from .modulation import Modulation, TokenTimes, distinct_timesteps
 from .visit import Piece
 
 
-def run_model(model: Any, given: dict[str, Any], cut: Cut, lend: Lend) -> Any:
+def run_model(model: Any, given: dict[str, Any], cut: Cut, loan: Loan) -> Any:
     """The model's output for its forward's arguments, by name."""
     latents = given["hidden_states"]
     embedded = Embedded(model, given)
-    hidden = _patches(model.patch_embedding, latents)
-    if hasattr(model, "vace_blocks"):
-        hidden = _vace_layers(model, given, embedded, hidden, lend)
+    if hasattr(model, "face_adapter"):
+        hidden = _animated_layers(model, given, embedded, loan)
+    elif hasattr(model, "vace_blocks"):
+        hidden = _patches(model.patch_embedding, latents)
+        hidden = _vace_layers(model, given, embedded, hidden, loan)
     else:
+        hidden = _patches(model.patch_embedding, latents)
         for block in model.blocks:
-            hidden = block(lend(hidden), embedded.text, embedded.times, embedded.rotary)
+            hidden = block(loan.lend(hidden), embedded.text, embedded.times, embedded.rotary)
     out = _unpatched(model, _head(model, embedded, hidden, cut(hidden.shape[1])), latents.shape)
     return model_output(out) if given.get("return_dict", True) else (out,)
 
@@ -66,23 +70,50 @@ def _patches(embedding: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _vace_layers(
-    model: Any, given: dict[str, Any], embedded: Embedded, hidden: torch.Tensor, lend: Lend
+    model: Any, given: dict[str, Any], embedded: Embedded, hidden: torch.Tensor, loan: Loan
 ) -> torch.Tensor:
-    """All layers of a VACE model; only its first VACE block reads the hidden states."""
-    control = given["control_hidden_states"]
-    scales = _scales(model, control, given.get("control_hidden_states_scale"))
-    control = _padded(_patches(model.vace_patch_embedding, control), hidden.shape[1])
+    """All layers of a VACE model. A layer's block runs before the VACE block that it is hinted by:
+
+    that one does not read its result, and so neither hint nor control states wait for it. The first
+    VACE block reads the hidden states of before all layers, which the first layer leaves as they
+    are. (While a layer runs: its input and output or the control states, and its keys and values.)
+    """
+    scales = _scales(
+        model, given["control_hidden_states"], given.get("control_hidden_states_scale")
+    )
     vace_blocks = iter(model.vace_blocks)
     shared = embedded.text, embedded.times, embedded.rotary
+    control: torch.Tensor | None = None
     for layer, block in enumerate(model.blocks):
-        hint = None
-        if layer in model.config.vace_layers:
-            text, times, rotary = shared
-            vace = next(vace_blocks)
-            hint, control = vace(hidden, text, lend(control), times, rotary)
-        hidden = block(lend(hidden), *shared)
-        if hint is not None:
-            hidden = _hinted(hidden, hint, next(scales))
+        vace = next(vace_blocks) if layer in model.config.vace_layers else None
+        before = hidden
+        first = vace is not None and control is None
+        hidden = block(hidden if first else loan.lend(hidden), *shared)
+        if vace is None:
+            continue
+        if control is None:
+            embedding, latents = model.vace_patch_embedding, given["control_hidden_states"]
+            control = _padded(_patches(embedding, latents), hidden.shape[1])
+        text, times, rotary = shared
+        lent = loan.lend(control, *([before] if first else []))
+        hint, control = vace(before, text, lent, times, rotary)
+        hidden = _hinted(hidden, hint, next(scales))
+        del hint, lent, before
+    return hidden
+
+
+def _animated_layers(
+    model: Any, given: dict[str, Any], embedded: Embedded, loan: Loan
+) -> torch.Tensor:
+    """All layers of Animate; what a face block has seen is added behind every few of them."""
+    hidden, motion = posed_patches(model, given), motion_of(model, given)
+    every = model.config.inject_face_latents_blocks
+    for layer, block in enumerate(model.blocks):
+        hidden = block(loan.lend(hidden), embedded.text, embedded.times, embedded.rotary)
+        if layer % every == 0:
+            seen = model.face_adapter[layer // every](hidden, motion)
+            hidden.add_(seen)
+            del seen
     return hidden
 
 

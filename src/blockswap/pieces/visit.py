@@ -7,6 +7,7 @@ alive      hidden states, keys and values; of one piece: q, attention, the wide 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
@@ -27,6 +28,16 @@ class Visit(ABC):
     @abstractmethod
     def finished(self, hidden: torch.Tensor, keys: Keys, sample: int, piece: Piece) -> torch.Tensor:
         """A piece of hidden states after the block; `keys` are those of all tokens."""
+
+
+class Loans(Protocol):
+    """What the caller of a block has lent it."""
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Where the result in place of this tensor goes."""
+
+    def spend(self, tensor: torch.Tensor) -> None:
+        """It is not read any more."""
 
 
 def run(visit: Visit, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -62,18 +73,20 @@ def run_between(
     visit: Visit,
     layers: tuple[Layer | None, Layer | None],
     states: tuple[torch.Tensor, torch.Tensor],
-    out: torch.Tensor,
+    loan: Loans,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """A VACE block: the hint for its layer, and the control states after it, in `out`.
+    """A VACE block: the hint for its layer, and the control states after it.
 
     `layers`: the projection into the block and the one out of it, where it has them. `states`:
-    hidden states and control states, `[batch, tokens, dim]`; `out` may be the latter.
+    hidden states and control states, `[batch, tokens, dim]`; only the first block reads the former.
     """
     (into, outof), (hidden, control) = layers, states
+    out = loan.take(control)
     if into is not None:
         for where in _everywhere(control.shape[0], visit.pieces):
             out[where] = into(control[where]) + hidden[where]
         control = out
+        loan.spend(hidden)
     run(visit, control, out)
     return _hint(outof, out, visit.pieces), out
 

@@ -48,11 +48,13 @@ class Generation:
     denoising: ForwardCost
     decoding: PhaseCost
     carried_bytes: int
+    text_streamed: bool = False
 
     def phases(self, transformer_bytes: int) -> Iterator[PhaseNeed]:
         """In order; `transformer_bytes` is what the plan keeps of the transformer on the device."""
         text, carried = self.text_encoding, self.carried_bytes
-        yield PhaseNeed("text encoding", text.weight_bytes, text.activation_bytes)
+        weights = text.streamed_bytes if self.text_streamed else text.weight_bytes
+        yield PhaseNeed("text encoding", weights, text.activation_bytes)
         if (vae := self.conditioning) is not None:
             yield PhaseNeed("conditioning", vae.weight_bytes, vae.activation_bytes + carried)
         activations = self.denoising.activation_bytes + carried
@@ -67,12 +69,16 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Companions:
-    """How the models beside the transformer are run; `on_host` ones never come to the device."""
+    """How the models beside the transformer are run; `on_host` ones never come to the device.
+
+    `text_encoder_streamed`: its blocks are streamed, as `open_text_encoder` does it.
+    """
 
     text_encoder_dtype: TextEncoderDtype = "bfloat16"
     vae_dtype: ComputeDtype = "float32"
     vae_tiled: bool = False
     text_encoder_on_host: bool = False
+    text_encoder_streamed: bool = False
     vae_on_host: bool = False
 
 
@@ -93,6 +99,7 @@ def predict_generation(
         denoising=predict_forward(geometry, workload),
         decoding=predict_vae(workload, version=version, tiled=tiled, dtype=dtype),
         carried_bytes=carried_bytes(geometry, workload, dtype=beside.text_encoder_dtype),
+        text_streamed=beside.text_encoder_streamed,
     )
 
 

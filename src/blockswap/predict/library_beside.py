@@ -1,6 +1,6 @@
 """Text encoders and VAEs of models beside Wan's: what they need, followed without data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from inspect import signature
 from typing import Any
@@ -9,7 +9,7 @@ from ..plan.inputs.workload import ComputeDtype, Workload
 from ..published import Encoder, Family, Part, resolved, sizes_of
 from .cache import counts, library_versions, remembered
 from .library_forward import made
-from .phase import PhaseCost
+from .phase import SLOTS, PhaseCost
 from .text_encoder import TextEncoderDtype
 
 _HALF = "bfloat16"
@@ -27,6 +27,7 @@ def predict_library_text(family: Family, dtype: TextEncoderDtype) -> PhaseCost:
         activation_bytes=max(cost.activation_bytes for cost in costs),
         output_bytes=sum(cost.output_bytes for cost in costs),
         flops=sum(cost.flops for cost in costs),
+        streamed_bytes=sum(cost.streamed_bytes for cost in costs),
     )
 
 
@@ -77,10 +78,10 @@ def _follow_encoder(encoder: Encoder, dtype: TextEncoderDtype) -> PhaseCost:
         id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
     }
     small = dtype == "float8"
-    weights = sum(
-        tensor.numel() if small and tensor.dim() > 1 and id(tensor) not in tables else tensor.nbytes
-        for tensor in model.parameters()
-    )
+    stored = {
+        id(p): p.numel() if small and p.dim() > 1 and id(p) not in tables else p.nbytes
+        for p in model.parameters()
+    }
     ids = torch.ones(1, encoder.tokens, dtype=torch.int64)
     cost = record_call(
         Recorder([*model.parameters(), *model.buffers()]),
@@ -88,7 +89,30 @@ def _follow_encoder(encoder: Encoder, dtype: TextEncoderDtype) -> PhaseCost:
         ((ids, torch.ones_like(ids)), {}),
         label=encoder.part.class_name,
     )
-    return PhaseCost(weights, cost.activation_bytes, cost.output_bytes, cost.flops)
+    return PhaseCost(
+        weight_bytes=sum(stored.values()),
+        activation_bytes=cost.activation_bytes,
+        output_bytes=cost.output_bytes,
+        flops=cost.flops,
+        streamed_bytes=_streamed_bytes(model, stored, small=small, tokens=encoder.tokens),
+    )
+
+
+def _streamed_bytes(model: Any, stored: Mapping[int, int], *, small: bool, tokens: int) -> int:
+    """Slots, what lies outside the blocks, and of a table of tokens the rows of the prompt.
+
+    `stored`: bytes of each parameter by its id. fp8 is made 16 bits behind a block's slot.
+    """
+    from ..adapters.live import describe_module
+
+    live = describe_module(model)
+    blocks = [[t.tensor for t in unit.tensors] for unit in live.units]
+    slot = max(sum(stored.get(id(t), t.nbytes) for t in block) for block in blocks)
+    decoded = max(sum(t.nbytes for t in block) for block in blocks) if small else 0
+    outside = sum(stored.get(id(t.tensor), t.tensor.nbytes) for t in live.rest)
+    tables = [t.tensor for t in live.tables]
+    rows = sum(min(tokens, table.shape[0]) * table[0].nbytes for table in tables)
+    return min(SLOTS, len(blocks)) * slot + decoded + outside + rows
 
 
 def _follow_vae(family: Family, clip: Workload, *, tiled: bool, dtype: ComputeDtype) -> PhaseCost:

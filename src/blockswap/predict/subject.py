@@ -170,4 +170,5 @@ class LibrarySubject:
                 self.family, clip, tiled=beside.vae_tiled, dtype=beside.vae_dtype
             ),
             carried_bytes=self.carried_bytes(clip, dtype),
+            text_streamed=beside.text_encoder_streamed,
         )

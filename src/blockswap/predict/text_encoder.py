@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..errors import ArgsError
-from .phase import PhaseCost
+from .phase import SLOTS, PhaseCost
 
 TextEncoderDtype = Literal["bfloat16", "float16", "float32", "float8"]
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float8": 2}  # of what is computed
@@ -27,6 +27,11 @@ class TextEncoderGeometry:
         """Of the vocabulary, the position biases and the norms: what fp8 files leave as it is."""
         norms = (2 * self.layers + 1) * self.dim
         return self.vocabulary * self.dim + self.layers * self.buckets * self.heads + norms
+
+    @property
+    def layer_rest_parameters(self) -> int:
+        """Of one layer beside its matrices: position bias and two norms."""
+        return self.buckets * self.heads + 2 * self.dim
 
     @property
     def linear_parameters(self) -> int:
@@ -76,10 +81,16 @@ def predict_text_encoder(
     attention_bytes += batch * square * 4 * (1 if item == 4 else 2)
     # Six of the wide ones: GELU is spelled out.
     feed_forward_bytes = 2 * hidden_bytes + 6 * batch * tokens * g.ffn_dim * item
+    layer_linear = g.linear_parameters // g.layers
+    layer_bytes = layer_linear * stored + g.layer_rest_parameters * item
+    # Of the vocabulary only the rows of the prompt come; fp8 is made 16 bits behind a block's slot.
+    rows_bytes = (batch * tokens + 1) * g.dim * item
+    decoded_bytes = layer_linear * item if stored < item else 0
     scores_flops = 4 * batch * tokens * tokens * g.attention_dim * g.layers
     return PhaseCost(
         weight_bytes=g.embedding_parameters * item + g.linear_parameters * stored,
         activation_bytes=max(attention_bytes, feed_forward_bytes),
         output_bytes=hidden_bytes,
         flops=2 * batch * tokens * g.linear_parameters + scores_flops,
+        streamed_bytes=min(SLOTS, g.layers) * layer_bytes + decoded_bytes + rows_bytes,
     )

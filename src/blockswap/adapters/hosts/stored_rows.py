@@ -6,9 +6,8 @@ from math import prod
 
 import torch
 
-from ...decode.join import joined_form
 from ...decode.steps import Cast
-from ...decode.unit_decoding import stored_leaf
+from ...decode.unit_decoding import joined_form, stored_leaf
 from ...errors import GeometryError
 from ...layout.checkpoint import Checkpoint, StoredTensor
 from ...layout.quoting import quote, some

@@ -7,10 +7,9 @@ what such files keep in fp32 is little, and nobody who quantised a model compute
 from collections.abc import Iterable
 
 from ..checkpoint import StoredTensor
-from ..dtypes import ITEM_BYTES
+from ..dtypes import HALVES, ITEM_BYTES
 from ..geometry.naming import to_diffusers_key
 
-HALVES = ("bfloat16", "float16")
 # What the official pipelines keep in fp32 when they load in another dtype: `_keep_in_fp32_modules`
 # of diffusers' Wan classes, in diffusers' spelling (original: modulation, norm3, time_embedding).
 KEPT_PARTS = frozenset({"rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"})
@@ -20,6 +19,29 @@ _DEFAULT = "bfloat16"
 def keeps_dtype(key: str) -> bool:
     """Whether official pipelines keep the tensor (key in either naming) out of a cast."""
     return not KEPT_PARTS.isdisjoint(to_diffusers_key(key).split("."))
+
+
+def computed_dtype(
+    stored: StoredTensor, asked: str | None, main: str | None, *, kept: bool, inside: bool
+) -> str:
+    """What a stored tensor computes in, `asked` by the caller or in a file of this `main` dtype.
+
+    `kept`: official pipelines keep it in fp32; `inside` a unit: there a kept 16-bit tensor meets
+    fp32 activations and is widened where it is used, which gives the same bits without a decode of
+    every block. Outside 16-bit operands meet, and it shows. No `main`: what is not packed computes
+    as it is stored.
+    """
+    if stored.packing is not None:
+        return "float32" if kept else asked or main or _DEFAULT
+    if "float" not in stored.dtype:
+        return stored.dtype
+    if asked is not None:
+        return "float32" if kept else asked
+    if main is None:
+        return stored.dtype
+    if not kept:
+        return main
+    return stored.dtype if inside and stored.dtype in HALVES else "float32"
 
 
 def is_quantised(tensor: StoredTensor) -> bool:

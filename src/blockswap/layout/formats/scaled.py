@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from ...errors import GeometryError
 from ..checkpoint import Packing, StoredTensor
+from ..dtypes import FP8
 from ..quoting import quote
 from ..slab import align_up
 
-FP8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 # What lies beside a weight and multiplies it, whose product it is, and what only fp8 products of
 # activations need.
 SCALES = ("scale_weight", "weight_scale", "weight_scale_inv", "scale", "wscale")

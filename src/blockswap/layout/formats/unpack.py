@@ -11,8 +11,9 @@ from typing import Any
 
 from ...errors import GeometryError
 from ..checkpoint import Checkpoint, Packing, StoredTensor
+from ..dtypes import FP8
 from ..quoting import quote
-from .scaled import FP8, INPUT_SCALES, SCALES, fp8_scaled, int8_scaled, mxfp8, nvfp4, quanto
+from .scaled import INPUT_SCALES, SCALES, fp8_scaled, int8_scaled, mxfp8, nvfp4, quanto
 from .words import WORD, layer_words
 
 _MARK = "scaled_fp8"

@@ -28,6 +28,10 @@ class UnitFacts:
     ram_decode_bytes: int = 0
     decode_moved_bytes: int = 0
 
+    def loaded(self) -> "UnitFacts":
+        """The same unit of a model that lies in host memory as it computes."""
+        return UnitFacts(self.name, self.kind, self.resident_bytes, self.resident_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:

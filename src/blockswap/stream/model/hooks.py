@@ -74,14 +74,16 @@ class Hooks:
         applies: Callable[[str], bool],
         sentence: str,
     ) -> None:
-        """`state_dict()` of the module of a unit for which `applies` is true raises `sentence`."""
+        """`state_dict()` of a unit's module or a part of it raises `sentence` where `applies`."""
 
         def saves(name: str) -> bool:
             return not self._names_only and applies(name)
 
         for name, module in modules.items():
-            register: Any = module.register_state_dict_pre_hook
-            self._handles.append(register(_SavingRefusal(name, saves, sentence).hook))
+            refusal = _SavingRefusal(name, saves, sentence)
+            for part in module.modules():
+                register: Any = part.register_state_dict_pre_hook
+                self._handles.append(register(refusal.hook))
 
     @contextmanager
     def names_only(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from ...adapters.adapted import NO_LORAS, InMemory
 from ...adapters.live import LiveModel, LiveUnit
 from ...adapters.stored import StoredModel, extent_of
+from ...layout.dtypes import HALVES
 from ...layout.slab import pack
 from ...layout.values import Leaf, TensorSpec
 from ...plan import Facts, UnitFacts
@@ -15,7 +16,6 @@ from ...stream.device import Device
 
 # The CPU's kernels give equal bits for 16-bit floats at any offset, and so does a cast.
 LENIENT_ALIGNMENT = 8
-_HALVES = ("bfloat16", "float16")
 
 
 def leaves_of(specs: Iterable[TensorSpec]) -> tuple[Leaf, ...]:
@@ -80,7 +80,7 @@ def extents_of(model: StoredModel, unit: LiveUnit, *, on_host: bool) -> tuple[Ex
     extents = []
     for form in (form for tensor in unit.tensors for form in model.forms(tensor)):
         for part in form.parts:
-            lenient = on_host and (bool(form.form.steps) or part.dtype in _HALVES)
+            lenient = on_host and (bool(form.form.steps) or part.dtype in HALVES)
             alignment = LENIENT_ALIGNMENT if lenient else LEAST_ALIGNMENT
             extents.append(replace(extent_of(part), alignment=alignment))
     return tuple(extents)

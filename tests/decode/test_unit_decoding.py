@@ -1,52 +1,19 @@
-"""A unit's decoding: any leaf takes further steps, in order, in exactly the bytes that it says."""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+"""A unit's decoding: which leaves have a step, in exactly the bytes that it says."""
 
 import pytest
 import torch
 
 from blockswap.decode.additions import LowRank, Scale, Strength
-from blockswap.decode.join import joined_form
 from blockswap.decode.merge import Merged
 from blockswap.decode.steps import Cast, Cost
 from blockswap.decode.unit_decoding import (
     UnitDecoding,
-    decoded_on_host,
     decoded_once,
+    joined_form,
     plain_form,
     stored_leaf,
 )
 from blockswap.layout.slab import pack
-
-
-@dataclass(frozen=True)
-class _AddTwice:
-    """Adds twice an array of its own, through scratch memory as large as the output."""
-
-    nbytes: int
-    takes = 1
-
-    @property
-    def scratch_bytes(self) -> int:
-        return self.nbytes
-
-    @property
-    def cost(self) -> Cost:
-        return Cost(self.nbytes, self.nbytes, 1)
-
-    def prepare(
-        self, stored: Sequence[torch.Tensor], out: torch.Tensor, scratch: torch.Tensor
-    ) -> Callable[[], None]:
-        assert scratch.numel() == self.nbytes
-        work = scratch.view(out.dtype).view(out.shape)
-
-        def run() -> None:
-            torch.mul(stored[0], 2, out=work)
-            out.add_(work)
-
-        return run
-
 
 HALF, FULL = stored_leaf("bfloat16", (4, 3)), stored_leaf("float32", (4, 3))
 
@@ -61,27 +28,19 @@ def test_equal_forms_are_not_decoded() -> None:
     assert not decoding.rests_stored
 
 
-def test_a_step_behind_a_plain_leaf_leaves_what_came_as_it_was() -> None:
-    form = plain_form(FULL, FULL).then(_AddTwice(FULL.nbytes), [FULL])
-    weight, delta = torch.randn(4, 3), torch.randn(4, 3)
-    kept = weight.clone()
-    assert torch.equal(decoded_on_host(form, [weight, delta]), weight + 2 * delta)
-    assert torch.equal(weight, kept)
-
-
-def test_steps_run_in_order_each_on_its_own_arrays() -> None:
-    cast = plain_form(HALF, FULL).then(_AddTwice(FULL.nbytes), [FULL])
-    decoding = UnitDecoding((plain_form(FULL, FULL), cast, plain_form(HALF, FULL)))
-    assert decoding.stored == (FULL, HALF, FULL, HALF)
-    assert decoding.buffer_bytes == pack([FULL, FULL]).nbytes + FULL.nbytes
-    assert decoding.cost == Cast(HALF, FULL).cost + Cast(HALF, FULL).cost + cast.steps[1].cost
-    stored = [torch.randn(4, 3).to(getattr(torch, leaf.dtype)) for leaf in decoding.stored]
+def test_each_leaf_is_decoded_from_its_own_arrays() -> None:
+    joined = joined_form([stored_leaf("bfloat16", (4,)), stored_leaf("bfloat16", (8,))], FULL)
+    decoding = UnitDecoding((plain_form(FULL, FULL), joined, plain_form(HALF, FULL)))
+    assert decoding.stored == (FULL, *joined.stored, HALF)
+    assert decoding.buffer_bytes == pack([FULL, FULL]).nbytes
+    assert decoding.cost == joined.steps[0].cost + Cast(HALF, FULL).cost
+    stored = [torch.randn(leaf.shape).to(getattr(torch, leaf.dtype)) for leaf in decoding.stored]
     outs = [torch.empty(4, 3) for _ in decoding.decoded]
-    runs = decoding.prepare(stored, outs, torch.empty(FULL.nbytes, dtype=torch.uint8))
+    runs = decoding.prepare(stored, outs, torch.empty(0, dtype=torch.uint8))
     for _ in range(2):  # what was decoded before does not matter
         for run in runs:
             run()
-        assert torch.equal(outs[0], stored[1].float() + 2 * stored[2])
+        assert torch.equal(outs[0], torch.cat(stored[1:3]).float().view(4, 3))
         assert torch.equal(outs[1], stored[3].float())
 
 
