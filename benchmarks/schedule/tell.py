@@ -56,11 +56,14 @@ def report(rows: Sequence[Row]) -> str:
         slots = sorted({row.slots for row in own} - {0})
         used = f" ({' or '.join(map(str, slots))} slots)" if slots else ""
         parts += [
-            f"## {name}, {'from RAM' if tier == 'ram' else 'from disk'}{used}",
+            f"## {name}, {_FROM[tier]}{used}",
             "Columns are transfer / compute.",
             grid_table(own),
         ]
     return document(parts)
+
+
+_FROM = {"ram": "from RAM", "disk": "from disk", "parts": "from RAM in parts"}
 
 
 def summary_table(rows: Sequence[Row]) -> str:

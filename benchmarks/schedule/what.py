@@ -40,11 +40,14 @@ class Setting:
     """How our engine is run: `slots` None lets the plan choose.
 
     `in_ram`: from a checkpoint file, the share of the streamed blocks that rest in RAM.
+    `ranks` that bring each a part of a block, and get the others' at `gather` 1e9 bytes a second.
     """
 
     slots: int | None = None
     residents: Spread = "spread"
     in_ram: float = 0.0
+    ranks: int = 1
+    gather: float = 0.0
 
 
 AUTOMATIC = "ours"
@@ -57,7 +60,13 @@ SHARES = {
     BOTH if share == 50 else f"ours, {share} % on disk and the others in RAM": share / 100
     for share in range(10, 100, 10)
 }
-HELD_TO_TARGET = (AUTOMATIC, *SHARES)
+# Ranks, and 1e9 bytes a second of their gathers: half as fast as the links, as fast, and twice.
+IN_PARTS = {
+    f"ours, {ranks} ranks, gathers at {gather:g} GB/s": Setting(ranks=ranks, gather=gather)
+    for ranks in (2, 4, 8)
+    for gather in (5.0 * (ranks - 1), 10.0 * (ranks - 1), 20.0 * (ranks - 1))
+}
+HELD_TO_TARGET = (AUTOMATIC, *SHARES, *IN_PARTS)
 OURS: dict[str, Setting] = {
     AUTOMATIC: Setting(),
     TWO_SLOTS: Setting(slots=2),
@@ -170,6 +179,9 @@ def points(*, quick: bool = False) -> Iterator[Point]:
     for name, share in SHARES.items():
         for case in _cases(some(PEER_FRACTIONS), some(PEER_RATIOS)):
             yield Point(name, "disk", case, Setting(in_ram=1 - share))
+    for name, setting in IN_PARTS.items():
+        for case in _cases(some(PEER_FRACTIONS), some(PEER_RATIOS)):
+            yield Point(name, "parts", case, setting)
     for name in PEERS:
         for case in _cases(some(PEER_FRACTIONS), some(PEER_RATIOS)):
             yield Point(name, "ram", case)

@@ -60,6 +60,8 @@ class Counters:
     moved_bytes: int = 0  # bytes moved once more on the host because the file laid them unaligned
     on_demand: int = 0  # visits whose copy had not been asked for before the block was entered
     host_waits: int = 0  # times the forward thread waited for a file read
+    gathers: int = 0  # visits of which other ranks brought a part
+    gathered_bytes: int = 0  # what came from them
     looked_up_rows: int = 0  # of tables that are read by rows
     looked_up_bytes: int = 0
 

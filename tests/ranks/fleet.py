@@ -27,7 +27,7 @@ def run_ranks(count: int, scenario: str, **options: Any) -> list[Said]:
     with tempfile.TemporaryDirectory() as folder:
         processes = [_start(rank, count, scenario, options, folder) for rank in range(count)]
         try:
-            return [_said(process) for process in processes]
+            return [said(process) for process in processes]
         finally:
             for process in processes:
                 process.kill()
@@ -40,26 +40,31 @@ def values(said: list[Said]) -> list[Any]:
     return [one.value for one in said]
 
 
-def _start(
-    rank: int, count: int, scenario: str, options: dict[str, Any], folder: str
-) -> "subprocess.Popen[str]":
+def environment() -> dict[str, str]:
+    """Of a rank: where it finds the tests' modules."""
     paths = [str(HERE), str(TESTS), str(TESTS / "engine"), *sys.path]
-    environment = {
+    return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
     }
+
+
+def _start(
+    rank: int, count: int, scenario: str, options: dict[str, Any], folder: str
+) -> "subprocess.Popen[str]":
     what = json.dumps([rank, count, folder, scenario, options])
     return subprocess.Popen(
         [sys.executable, str(HERE / "scenarios.py"), what],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(),
     )
 
 
-def _said(process: "subprocess.Popen[str]") -> Said:
+def said(process: "subprocess.Popen[str]") -> Said:
+    """What a process has printed, once it has ended."""
     out, errors = process.communicate(timeout=300)
     lines = out.strip().splitlines()
     value = json.loads(lines[-1]) if process.returncode == 0 and lines else None

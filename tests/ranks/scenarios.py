@@ -7,19 +7,23 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from cases import forward, fresh, skeleton
+from cases import forward, fresh, inputs, skeleton
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import blockswap
-from blockswap.ranks import group
+from blockswap.ranks import companions, group, shared_weights
+from blockswap.stream.engine.streamer import Streamer
 
 Scenario = Callable[..., Any]
 
@@ -37,14 +41,14 @@ class Wide(nn.Module):
         return x
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, **rates: float) -> torch.device:
     torch.set_num_threads(1)
     if name == "cpu":
         return torch.device("cpu")
     import simaccel
 
     assert simaccel.unavailable_reason() is None
-    simaccel.configure(mode=name.removeprefix("sim-"), races="raise", poison=True)
+    simaccel.configure(mode=name.removeprefix("sim-"), races="raise", poison=True, **rates)
     simaccel.reset()
     return torch.device("sim", 0)
 
@@ -115,9 +119,15 @@ def opened_with_a_lora(rank: int, mesh: DeviceMesh, path: str) -> dict[str, Any]
                    for part, shape in (("A", (4, 48)), ("B", (48, 4)))}, lora)  # fmt: skip
     dist.barrier()
     args: Any = {"blocks": "1-3"}
-    outputs, said = [], ""
+    outputs, pairs, said = [], [], ""
     with torch.no_grad():
         for shared in (None, mesh):
+            experts: Any = blockswap.open_experts(
+                [path, path], args, device=here, loras=[[(lora, 0.5)], []], mesh=shared
+            )
+            pairs.append([forward(one, "diffusers", here) for one in experts])
+            for one in experts:
+                one.blockswap.close()
             model: Any = blockswap.open_transformer(
                 path, args, device=here, loras=[(lora, 0.5)], mesh=shared
             )
@@ -130,7 +140,11 @@ def opened_with_a_lora(rank: int, mesh: DeviceMesh, path: str) -> dict[str, Any]
             model.blockswap.close()
         plain = forward(fresh("diffusers"), "diffusers", here)
     return {
-        "equal": torch.equal(*outputs), "changed": not torch.equal(plain, outputs[0]), "said": said
+        "equal": torch.equal(*outputs),
+        "changed": not torch.equal(plain, outputs[0]),
+        "experts": [torch.equal(out, want) for pair in pairs
+                    for out, want in zip(pair, (outputs[0], plain), strict=True)],
+        "said": said,
     }  # fmt: skip
 
 
@@ -167,6 +181,53 @@ def memory(rank: int, mesh: DeviceMesh, gives: str) -> dict[str, Any]:
     }
 
 
+class _Gathered(TorchDispatchMode):
+    """Counts the bytes that gathers bring to this rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name().startswith("c10d::_allgather_base_"):
+            whole, part = args[0], args[1]
+            self.nbytes += (whole.numel() - part.numel()) * whole.element_size()
+        return func(*args, **(kwargs or {}))
+
+
+def beside_fsdp(rank: int, mesh: DeviceMesh, schedule: str) -> dict[str, Any]:
+    """The same model under FSDP2 with CPU offload, or ours: bytes of a forward and of the host."""
+    torch.manual_seed(7)
+    x = torch.linspace(-1, 1, 1024).expand(2, 1024)
+    model = Wide().requires_grad_(False)
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    with torch.no_grad():
+        expected = model(x)
+    dist.barrier()
+    before = _pss() - weights
+    if schedule == "fsdp":
+        policy = CPUOffloadPolicy(pin_memory=False)
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, offload_policy=policy)
+        fully_shard(model, mesh=mesh, offload_policy=policy)
+    else:
+        blockswap.swap_blocks(model, {"blocks_to_swap": 24}, device="cpu", mesh=mesh)
+    counted = _Gathered()
+    with torch.no_grad():
+        model(x)
+        with counted:
+            out = model(x)
+    dist.barrier()
+    held = _pss() - before
+    dist.barrier()
+    return {
+        "equal": torch.equal(out, expected),
+        "gathered": counted.nbytes,
+        "host": held,
+        "weights": weights,
+    }
+
+
 def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
     """One rank is at fault: what each of them says, and whether its model still computes."""
     group.WAIT_SECONDS = 3.0
@@ -182,6 +243,8 @@ def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
             args = {"blocks": "3-1"}
         elif fault == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "dies in opening":
+            shared_weights.map_segment = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         elif fault == "never comes":
             time.sleep(6)
             return "late"
@@ -203,27 +266,80 @@ def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
     return "accepted"
 
 
-def context_parallel(rank: int, mesh: DeviceMesh, kind: str, swapped: str) -> list[bool]:
-    """Ulysses over all ranks, beside the unswapped model under Ulysses and without it."""
-    from diffusers import ContextParallelConfig
+def context_parallel(rank: int, mesh: DeviceMesh, folder: str, cases: Any) -> dict[str, list[bool]]:
+    """diffusers' Ulysses or ring over all ranks, beside the unswapped model under the same.
 
+    A case: the model, what is parallel, when it is switched on, args, and whether from a file.
+    """
     # diffusers 0.42 divides by the number of accelerators when it sets up, and here is none.
     torch.accelerator.device_count = lambda: 1  # type: ignore[assignment]
-    here, family = torch.device("cpu"), kind
-    config = ContextParallelConfig(ulysses_degree=mesh.size())
-    with torch.no_grad():
-        alone = forward(_with_heads(kind), family, here)
-        plain = _with_heads(kind)
-        plain.enable_parallelism(config=config)
-        unswapped = forward(plain, family, here)
-        model = _with_heads(kind)
-        if swapped == "after":
-            model.enable_parallelism(config=config)
-        with blockswap.swap_blocks(model, {"blocks": "1-3"}, device="cpu", mesh=mesh):
-            if swapped == "before":
+    _ring_on_the_cpu()
+    found = {}
+    for kind, how, swapped, args, stored in cases:
+        family = "diffusers" if kind == "diffusers" else "diffusers-vace"
+        config = _parallel(how, mesh.size())
+        with torch.no_grad():
+            alone = _forward(_with_heads(kind), family, rank if config is None else 0)
+            plain = _with_heads(kind)
+            if config is not None:
+                plain.enable_parallelism(config=config)
+            unswapped = _forward(plain, family, rank if config is None else 0)
+            model = _brought(kind, args, mesh, Path(folder) / kind) if stored else _with_heads(kind)
+            if config is not None and swapped == "after" and not stored:
                 model.enable_parallelism(config=config)
-            outputs = [forward(model, family, here) for _ in range(2)]
-    return [torch.equal(out, unswapped) for out in outputs] + [torch.equal(unswapped, alone)]
+            if not stored:
+                blockswap.swap_blocks(model, args, device="cpu", mesh=mesh)
+            if config is not None and (swapped == "before" or stored):
+                model.enable_parallelism(config=config)
+            again = 2 if config is not None else 1 + rank  # data parallel: as many as each likes
+            outputs = [_forward(model, family, rank if config is None else 0) for _ in range(again)]
+            model.blockswap.close()
+        name = f"{kind}, {how}, {swapped}, {args}, {stored}"
+        found[name] = [torch.equal(out, unswapped) for out in outputs]
+        if how != "ring":  # which merges chunks in another order
+            found[name].append(torch.equal(unswapped, alone))
+    return found
+
+
+def _parallel(how: str, ranks: int) -> Any:
+    from diffusers import ContextParallelConfig
+
+    if how == "data":
+        return None
+    return ContextParallelConfig(**{f"{how}_degree": ranks})
+
+
+def _forward(model: Any, family: str, prompt: int) -> torch.Tensor:
+    """Of one of several prompts."""
+    given = inputs(family, torch.device("cpu"))
+    given["encoder_hidden_states"] = given["encoder_hidden_states"] * (1 + prompt)
+    out: torch.Tensor = model(**given, return_dict=False)[0]
+    return out
+
+
+def _brought(kind: str, args: Any, mesh: DeviceMesh, path: Path) -> Any:
+    """The model of a folder that one rank has saved."""
+    if mesh.get_rank() == 0:
+        _with_heads(kind).save_pretrained(path)
+    dist.barrier()
+    return blockswap.open_transformer(path, args, device="cpu", mesh=mesh)
+
+
+def _ring_on_the_cpu() -> None:
+    """Ring attention wants the logarithms of the sums, which diffusers does not give on the CPU."""
+    from diffusers.models import attention_dispatch
+
+    plain = attention_dispatch._native_attention_forward_op
+
+    def with_sums(ctx: Any, query: Any, key: Any, value: Any, *given: Any, **named: Any) -> Any:
+        if len(given) < 6 or not given[5]:
+            return plain(ctx, query, key, value, *given, **named)
+        turned = [x.permute(0, 2, 1, 3) for x in (query, key, value)]
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, sums = attend(*turned, scale=given[3])
+        return out.permute(0, 2, 1, 3), sums.permute(0, 2, 1)
+
+    attention_dispatch._native_attention_forward_op = with_sums
 
 
 def _with_heads(kind: str) -> Any:
@@ -246,8 +362,8 @@ def _with_heads(kind: str) -> Any:
     return WanVACETransformer3DModel(**sizes, vace_layers=[0, 2, 4], vace_in_channels=8).eval()
 
 
-def left_alone(rank: int, mesh: DeviceMesh) -> Any:
-    """The rank whose weights are shared is killed after opening: the others go on."""
+def left_alone(rank: int, mesh: DeviceMesh, when: str) -> Any:
+    """The rank whose weights are shared is killed after opening or in closing: others go on."""
     model = _given(rank, "mini", "meta")
     here = torch.device("cpu")
     with torch.no_grad():
@@ -255,6 +371,9 @@ def left_alone(rank: int, mesh: DeviceMesh) -> Any:
         swap = blockswap.swap_blocks(model, {"blocks_to_swap": 3}, device="cpu", mesh=mesh)
         dist.barrier()
         if rank == 0:
+            if when == "in closing":
+                Streamer.drain = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
+                swap.close()
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.5)
         equal_now = torch.equal(forward(model, "mini", here), expected)
@@ -269,12 +388,157 @@ def _pss() -> int:
     return int(found.group(1)) << 10
 
 
+def in_parts(rank: int, mesh: DeviceMesh, device: str) -> list[dict[str, Any]]:
+    """Forwards on the simulated accelerator with gathers, for a list, a count and automatic."""
+    where = _linked(device)
+    found = []
+    for family, args in (
+        ("mini", {"blocks": "0,2-3", "prefetch_blocks": 1}),
+        ("original", {"blocks_to_swap": 4, "prefetch_blocks": 1}),
+        ("mini", {"vram_budget": 16 << 10}),
+    ):
+        with torch.no_grad():
+            expected = forward(fresh(family).to(where), family, where)
+            model = _given(rank, family, "meta")
+            with blockswap.swap_blocks(model, args, device=where, mesh=mesh) as swap:
+                outputs = [forward(model, family, where) for _ in range(3)]
+                counters, plan = swap.measured().counters, swap.plan
+                report = str(swap.report())
+        found.append(
+            {
+                "equal": [torch.equal(out, expected) for out in outputs],
+                "copied": counters.copied_bytes / plan.streamed_bytes / 3,
+                "gathers": counters.gathers,
+                "on_demand": counters.on_demand,
+                "planned": plan.copied_bytes_per_forward / plan.streamed_bytes,
+                "streamed": len(plan.streamed),
+                "said": "copies its part of a streamed block" in report,
+                "groups": len(dist.distributed_c10d._world.pg_map),
+            }
+        )
+    return found
+
+
+def _linked(device: str) -> torch.device:
+    """Shared memory is pageable there, so that is the link; gathers go by faster, pinned copies."""
+    import sim_group
+
+    where = _device(device, pageable_gb_s=5, h2d_gb_s=100, d2h_gb_s=100)
+    sim_group.register()
+    return where
+
+
+def experts(rank: int, mesh: DeviceMesh, device: str, folder: str) -> dict[str, Any]:
+    """Two experts in turn, from memory and from files; the weights once, the slots shared."""
+    from expert_pair import expected, expert, write_experts
+
+    where = _device("cpu") if device == "cpu" else _linked(device)
+    args = {"blocks_to_swap": 4, "prefetch_blocks": 1}
+    if rank == 0:
+        write_experts(Path(folder), "mini")
+    dist.barrier()
+    paths = [Path(folder) / f"mini-{number}.safetensors" for number in range(2)]
+    found: dict[str, Any] = {}
+    for source in ("memory", "file"):
+        if source == "memory":
+            models: Any = [expert(number, "mini") for number in range(2)]
+            blockswap.swap_experts(models, args, device=where, mesh=mesh)
+        else:
+            models = blockswap.open_experts(
+                paths, args, device=where, mesh=mesh, skeletons=[skeleton("mini") for _ in paths]
+            )
+        equal = []
+        with torch.no_grad():
+            for number in (0, 0, 1, 1, 0, 1):
+                out = forward(models[number], "mini", where)
+                equal.append(torch.equal(out, expected(number, "mini", where)))
+        counters = [model.blockswap.measured().counters for model in models]
+        plans = [model.blockswap.plan for model in models]
+        found[source] = {
+            "equal": equal,
+            "gathers": [c.gathers for c in counters],
+            "copied": [c.copied_bytes for c in counters],
+            "planned": [plan.copied_bytes_per_forward for plan in plans],
+            "slabs": [plan.streamed_bytes for plan in plans],
+            "said": [s for c in models for s in c.blockswap.measured().sentences if "brings" in s],
+        }
+        for model in models:
+            model.blockswap.close()
+    return found
+
+
+def apart(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
+    """Ranks that do not do the same: how each goes on, what it says, how long it waited."""
+    where = _linked("sim-eager")
+    companions.GATHER_SECONDS = 2.0
+    with torch.no_grad():
+        expected = forward(fresh("mini").to(where), "mini", where)
+    found = {}
+    for what in ("another order", "one forward less", "closes", "is killed"):
+        model = _given(rank, "mini", "meta")
+        with torch.no_grad(), warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            swap = blockswap.swap_blocks(model, {"blocks_to_swap": 5}, device=where, mesh=mesh)
+            outputs = [forward(model, "mini", where)]
+            gathers = swap.measured().counters.gathers
+            began = time.monotonic()
+            if rank == 1:
+                _misbehave(model, swap, what, where)
+            else:
+                outputs += [forward(model, "mini", where) for _ in range(2)]
+            seconds = time.monotonic() - began
+            if what != "is killed":
+                dist.barrier()
+            if rank == 1 and what != "closes":
+                outputs += [forward(model, "mini", where) for _ in range(2)]
+            sentences = swap.measured().sentences
+            swap.close()
+        found[what] = {
+            "equal": [torch.equal(out, expected) for out in outputs],
+            "gathers": gathers,
+            "waited": seconds,
+            "said": [s for s in sentences if "brings all of every block" in s],
+            "warned": len([w for w in warned if "brings all of every block" in str(w.message)]),
+        }
+    return found
+
+
+def _misbehave(model: Any, swap: Any, what: str, where: torch.device) -> None:
+    x = torch.zeros(2, 16, device=where)
+    if what == "another order":
+        for index in (4, 2, 0):
+            model.blocks[index](x)
+    elif what == "closes":
+        swap.close()
+    elif what == "is killed":
+        model.blocks[1].register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        forward(model, "mini", where)
+
+
+def two_hosts(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
+    """Two ranks a host; the first of each has the weights: who shares with whom, and equality."""
+    here = torch.device("cpu")
+    with torch.no_grad():
+        expected = forward(fresh("mini"), "mini", here)
+        model = _given(rank % 2, "mini", "meta")
+        with blockswap.swap_blocks(model, {"blocks_to_swap": 3}, device="cpu", mesh=mesh) as swap:
+            outputs = [forward(model, "mini", here) for _ in range(2)]
+            sentences = swap.measured().sentences
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    segments = {line.split()[4] for line in maps if "blockswap weights" in line}
+    return {
+        "equal": [torch.equal(out, expected) for out in outputs],
+        "said": [s for s in sentences if "for the 2 ranks of this host" in s],
+        "segments": sorted(segments),
+        "host": group.ranks_of(mesh).neighbours,
+    }
+
+
 def _main() -> None:
     faulthandler.dump_traceback_later(100, exit=True)
     rank, count, folder, scenario, options = json.loads(sys.argv[1])
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count
-    )
+    store = folder if "://" in folder else f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
     mesh = init_device_mesh("cpu", (count,))
     value = globals()[scenario](rank, mesh, **options)
     sys.stdout.write("\n" + json.dumps(value) + "\n")

@@ -1,5 +1,6 @@
 """Several processes with one model: equal outputs, weights once a host, and what stops them all."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def test_loras_are_merged_into_what_ranks_share(tmp_path: Path) -> None:
     for one in found:
         assert one["equal"]
         assert one["changed"]
+        assert one["experts"] == [True] * 4
         assert "several ranks" in one["said"]
 
 
@@ -77,26 +79,67 @@ def test_weights_are_in_memory_once_for_all_ranks(gives: str) -> None:
         ("other model", "rank 1 has another model than rank 0 (5 units, not 6)"),
         ("args", "Invalid range: '3-1'"),
         ("dies", "ended or did not come within 3 s"),
+        ("dies in opening", "ended or did not come within 3 s"),
         ("never comes", "ended or did not come within 3 s"),
         ("nobody has weights", "none of ranks 0, 1 of this host has weights"),
     ],
 )
 def test_a_fault_of_one_rank_is_a_sentence_on_all_of_them(fault: str, said: str) -> None:
+    before = sorted(os.listdir("/dev/shm"))
     found = run_ranks(2, "refused", fault=fault)
-    alive = found[:1] if fault in ("dies", "never comes") else found
+    alive = found[:1] if fault.startswith(("dies", "never comes")) else found
+    assert [one.code for one in found[1:]] == [-9 if fault.startswith("dies") else 0]
+    assert sorted(os.listdir("/dev/shm")) == before
     for one in values(alive):
         assert said in one
         assert one.endswith("[]")
 
 
-def test_a_rank_that_is_killed_takes_no_weights_with_it() -> None:
-    killed, other = run_ranks(2, "left_alone")
+@pytest.mark.parametrize("when", ["in a pause", "in closing"])
+def test_a_rank_that_is_killed_takes_no_weights_with_it(when: str) -> None:
+    before = sorted(os.listdir("/dev/shm"))
+    killed, other = run_ranks(2, "left_alone", when=when)
+    assert sorted(os.listdir("/dev/shm")) == before
     assert killed.code == -9
     assert other.value == [True, True]
 
 
-@pytest.mark.parametrize(("count", "swapped"), [(2, "before"), (4, "after")])
-def test_context_parallel_ranks_compute_as_unswapped_ones(count: int, swapped: str) -> None:
-    """diffusers' Ulysses, switched on before or after swapping, and one process without it."""
-    for one in values(run_ranks(count, "context_parallel", kind="diffusers", swapped=swapped)):
-        assert one == [True, True, True]
+LIST, COUNT, AUTOMATIC = {"blocks": "1-3"}, {"blocks_to_swap": 4}, None
+
+
+@pytest.mark.parametrize(
+    ("count", "cases"),
+    [
+        (
+            2,
+            [
+                ("diffusers", "ulysses", "before", LIST, False),
+                ("diffusers", "ulysses", "after", AUTOMATIC, False),
+                ("diffusers", "ring", "after", COUNT, False),
+                ("vace", "data", "", AUTOMATIC, False),
+                ("diffusers", "data", "", COUNT, False),
+                ("vace", "data", "", LIST, True),
+                ("diffusers", "ring", "before", AUTOMATIC, True),
+            ],
+        ),
+        (
+            4,
+            [
+                ("diffusers", "ulysses", "after", COUNT, False),
+                ("vace", "data", "", COUNT, True),
+                ("diffusers", "ring", "before", LIST, True),
+                ("diffusers", "data", "", AUTOMATIC, True),
+            ],
+        ),
+    ],
+)
+def test_parallel_ranks_compute_as_unswapped_ones(count: int, cases: Any, tmp_path: Path) -> None:
+    """diffusers' Ulysses and ring, and a prompt for each rank; from memory and from a folder.
+
+    Its VACE class has no plan for context parallelism (`_cp_plan`), so that is data parallel only.
+    """
+    found = values(run_ranks(count, "context_parallel", folder=str(tmp_path), cases=cases))
+    for one in found:
+        assert len(one) == len(cases)
+        for case, equal in one.items():
+            assert all(equal), case

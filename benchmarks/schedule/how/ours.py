@@ -17,6 +17,7 @@ from benchmarks.schedule.what import (
 )
 from benchmarks.shared.from_file import opened_from_file
 from blockswap import BlockSwapArgs, SwapPlan, swap_blocks
+from one_rank import Others, swapped
 
 # What a `ram_budget` leaves to staging: two buffers for a block with its sectors, and less than a
 # block more.
@@ -60,6 +61,23 @@ def run_from_ram(
     model = timed_model(case, rates)
     with swap_blocks(model, arguments(case, setting), device="sim") as swap:
         transfer = rates.link_seconds(swap.plan.copied_bytes_per_forward)
+        steady = steady_state(model, steps)
+        return _outcome(case, swap.plan, steady, transfer)
+
+
+def run_in_parts(
+    case: Case, setting: Setting, steps: Steps = STEPS, rates: Rates = RATES
+) -> Outcome:
+    """The same as one of `setting.ranks` ranks, each with a link of its own and a gather link."""
+    prepare(rates)
+    model = timed_model(case, rates)
+    others = Others(0, setting.ranks, setting.gather * 1e9)
+    with swapped(model, arguments(case, setting), others) as swap:
+        streamed = swap.plan.streamed_bytes
+        own = rates.link_seconds(streamed // setting.ranks)
+        gathered = streamed * (setting.ranks - 1) / setting.ranks / (setting.gather * 1e9)
+        transfer = max(own, gathered)
+        model.compute_for(case.compute_seconds(transfer))
         steady = steady_state(model, steps)
         return _outcome(case, swap.plan, steady, transfer)
 

@@ -20,6 +20,9 @@ from ..errors import ArgsError, BlockSwapError, StateError
 # A rank may still be loading a large model from a slow disk when the others are ready.
 WAIT_SECONDS = 600.0
 
+# (ranks, backend, seconds of its timeout) -> what torch.distributed was then, and the group.
+_groups: dict[tuple[tuple[int, ...], str, float], tuple[Any, Any]] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -86,14 +89,35 @@ def ranks_of(mesh: Any) -> Ranks:
     return Ranks(group, ranks, rank, tuple(hosts[r] for r in ranks), WAIT_SECONDS)
 
 
+def group_of(ranks: tuple[int, ...], backend: str, seconds: float) -> Any:
+    """A group of our own over `ranks`, the same one each time. Every rank of it must call this.
+
+    One that is destroyed gives its name to the next, which would find its addresses in the store:
+    so they are kept, and forgotten when they have failed or torch.distributed was started anew.
+    """
+    key, world = (ranks, backend, seconds), dist.group.WORLD
+    kept = _groups.get(key)
+    if kept is not None and kept[0] is world:
+        return kept[1]
+    group = dist.new_group(
+        list(ranks),
+        backend=backend,
+        timeout=timedelta(seconds=seconds),
+        use_local_synchronization=True,
+    )
+    _groups[key] = world, group
+    return group
+
+
+def forget_group(group: Any) -> None:
+    """A group on which a rank was missing is of no more use."""
+    for key in [key for key, kept in _groups.items() if kept[1] is group]:
+        del _groups[key]
+
+
 def _own_group(ranks: tuple[int, ...], rank: int) -> Any:
     try:
-        return dist.new_group(
-            list(ranks),
-            backend="gloo",
-            timeout=timedelta(seconds=WAIT_SECONDS),
-            use_local_synchronization=True,
-        )
+        return group_of(ranks, "gloo", WAIT_SECONDS)
     except RuntimeError as error:
         raise _missing(rank, ranks, WAIT_SECONDS, "share weights") from error
 
@@ -103,6 +127,7 @@ def _exchange(ranks: Ranks, what: str, said: object) -> dict[int, Any]:
     try:
         dist.all_gather_object(told, said, group=ranks.group)
     except RuntimeError as error:
+        forget_group(ranks.group)
         raise _missing(ranks.rank, ranks.ranks, ranks.wait_seconds, what) from error
     return dict(zip(ranks.ranks, told, strict=True))
 

@@ -25,13 +25,23 @@ class Address:
 
 
 class Segment:
-    """Shared memory, `memory` uint8 `[nbytes]`. It lives as long as a tensor over it does."""
+    """Shared memory of `nbytes`. It lives as long as a tensor over it does."""
 
     def __init__(self, descriptor: int, nbytes: int) -> None:
         self._descriptor: int | None = descriptor
         self.address = Address(os.getpid(), descriptor, nbytes)
-        mapped = mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED)
-        self.memory = torch.frombuffer(mapped, dtype=torch.uint8)
+        self.mapped = mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED)
+
+    @property
+    def memory(self) -> torch.Tensor:
+        """All of it as a tensor."""
+        return torch.frombuffer(self.mapped, dtype=torch.uint8)
+
+    @property
+    def descriptor(self) -> int:
+        """The file, to be locked, until it is no longer offered."""
+        assert self._descriptor is not None, "asked for while it is offered"
+        return self._descriptor
 
     def stop_offering(self) -> None:
         """From here on nobody else can map it; what is mapped stays."""
@@ -40,7 +50,7 @@ class Segment:
             self._descriptor = None
 
 
-def make_segment(nbytes: int) -> Segment:
+def make_segment(nbytes: int, name: str = "weights") -> Segment:
     """A segment of `nbytes`, all zero, whose pages are taken when they are written.
 
     Raises StateError where the system has no such memory, PlanError where it is refused.
@@ -50,7 +60,7 @@ def make_segment(nbytes: int) -> Segment:
             "weights were to be shared by ranks of one host, and this system has no memory files "
             "(memfd_create, Linux): swap without mesh"
         )
-    descriptor = os.memfd_create("blockswap weights", os.MFD_CLOEXEC)
+    descriptor = os.memfd_create(f"blockswap {name}", os.MFD_CLOEXEC)
     try:
         os.ftruncate(descriptor, nbytes)
         return Segment(descriptor, nbytes)
@@ -62,8 +72,11 @@ def make_segment(nbytes: int) -> Segment:
         ) from error
 
 
-def map_segment(address: Address) -> Segment:
-    """The segment that another process made. Raises StateError where it cannot be opened."""
+def map_segment(address: Address, *, keep: bool = False) -> Segment:
+    """The segment that another process made; its file stays open where `keep` says so.
+
+    Raises StateError where it cannot be opened.
+    """
     path = f"/proc/{address.pid}/fd/{address.descriptor}"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -80,5 +93,6 @@ def map_segment(address: Address) -> Segment:
             f"mapping {format_bytes(address.nbytes)} of shared weights was refused by the system: "
             "close other programs, or swap without mesh"
         ) from error
-    segment.stop_offering()
+    if not keep:
+        segment.stop_offering()
     return segment

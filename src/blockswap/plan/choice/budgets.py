@@ -37,9 +37,12 @@ class Question:
 
     @property
     def slots(self) -> int:
-        """The slots asked for; three where nothing was asked."""
+        """The slots asked for; three where nothing was asked, and four where ranks gather blocks.
+
+        A slot is then in one of three ways busy: its part is copied, gathered, computed with.
+        """
         ahead = self.args.copies_ahead
-        return AUTOMATIC_SLOTS if ahead is None else ahead + 1
+        return AUTOMATIC_SLOTS + (self.facts.ranks > 1) if ahead is None else ahead + 1
 
     @property
     def speeds(self) -> Speeds | None:

@@ -43,7 +43,7 @@ class Facts:
     `granted_bytes`: what an application that shares the device out allows weights and slots, for a
     plan that was left open; None where the free memory decides. `notes`: sentences on the model
     that its plan repeats. `table_bytes`: lookup tables, of which a forward reads the rows that
-    it asks for.
+    it asks for. `ranks` of this host may bring each a part of a unit.
     Raises PlanError if the file has no bytes for a unit although it is to be read from there.
     """
 
@@ -59,6 +59,7 @@ class Facts:
     granted_bytes: int | None = None
     table_bytes: int = 0
     notes: tuple[str, ...] = ()
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         if not self.from_checkpoint:

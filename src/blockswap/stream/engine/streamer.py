@@ -120,8 +120,11 @@ class Streamer:
         # Whatever comes next is in a slot already: look one further than on entering.
         self._supply.fetch_ahead(self._supply.prefetch + 1)
         self._supply.read_ahead()
-        # Last: until here the pool is this thread's alone.
-        self.run = None
+        try:
+            self._supply.gather_copied()
+        finally:
+            # Last: until here the pool is this thread's alone.
+            self.run = None
         if lost is not None:
             # Not once only: a second forward would compute as if nothing had been asked.
             self._spoiled = (
@@ -227,6 +230,7 @@ class Streamer:
         self._closed = True
         self.abandon()
         self._complete_change()
+        self._supply.forget_gathers()
         for slot in self._supply.occupied():
             if slot.job is not None and not slot.job.wait(STUCK_SECONDS):
                 slot.job = None
@@ -307,7 +311,11 @@ class Streamer:
             self._pool.touch(slot)
             supply.fetch_ahead(supply.prefetch, behind=slot)
             supply.read_ahead()
-            if self._wait_for_read(run, slot):
+            waited = self._wait_for_read(run, slot)
+            if slot.gather is not None:
+                supply.complete(slot)
+                waited |= self._wait_for_read(run, slot)  # it may have to be brought alone
+            if waited:
                 supply.fetch_ahead(supply.prefetch)
             # The visit that a copy was made for carries that copy's times.
             mark = slot.mark or spare

@@ -90,9 +90,9 @@ class Supply:
             return
         wanted: list[StagedCopy] = []
         for owner, index in self._upcoming():
-            transfer = owner.transfer(index)
-            if isinstance(transfer, StagedCopy) and self._pool.find(owner.keys[index]) is None:
-                wanted.append(transfer)
+            ahead = owner.transfer(index).ahead
+            if ahead is not None and self._pool.find(owner.keys[index]) is None:
+                wanted.append(ahead)
                 if len(wanted) == buffers:
                     break
         for transfer in wanted:
@@ -125,6 +125,22 @@ class Supply:
         # Last, so that an interrupt before this line leaves a slot that holds nothing.
         slot.occupant = self.keys[index]
 
+    def complete(self, slot: Slot) -> None:
+        """The parts that other ranks bring of what the slot holds are called for."""
+        gathers = self._pool.gathers
+        if slot.gather is not None and gathers is not None:
+            gathers.complete(slot)
+
+    def gather_copied(self) -> None:
+        """What other ranks bring of copied units is called for, as far as it can be."""
+        if self._pool.gathers is not None:
+            self._pool.gathers.complete_copied()
+
+    def forget_gathers(self) -> None:
+        """The swap ends: other ranks are asked for nothing more."""
+        if self._pool.gathers is not None:
+            self._pool.gathers.forget(self.occupied())
+
     def empty_half_loaded(self) -> None:
         """Gives up what an interrupt kept from getting its slot: else its staging stays claimed."""
         for slot in self._pool.slots:
@@ -137,6 +153,8 @@ class Supply:
         A copy that waits for its read in staging is given up, and the read goes on alone.
         """
         slot.occupant = None
+        if slot.gather is not None:
+            self.complete(slot)
         if slot.job is not None:
             self._pool.readers.cancel_orphan(slot.job)
             slot.job.wait()
@@ -148,7 +166,7 @@ class Supply:
     def retire(self) -> None:
         """The swap is closed: nothing of it is expected or kept in the pool any more."""
         self._pool.turns.forget(self)
-        own = [unit.streamed.transfer for unit in self.units if unit.streamed is not None]
+        own = [unit.streamed.transfer.ahead for unit in self.units if unit.streamed is not None]
         for staging in self._pool.staging:
             if staging.occupant in own:
                 staging.occupant = None

@@ -24,11 +24,15 @@ class Slot:
 
     `ready` says that the slot holds the occupant's bytes, `free` that the last forward is done
     with them. `freed_on` is the stream on which `free` was recorded, None before the first time.
+    `gather` stands for the parts of other ranks, until they are on their way; `gathered` says that
+    `ready` was recorded after such parts, and no copy has waited for it since.
     """
 
     __slots__ = (
         "free",
         "freed_on",
+        "gather",
+        "gathered",
         "in_use",
         "index",
         "job",
@@ -47,6 +51,8 @@ class Slot:
         self.freed_on: Any = None
         self.occupant: Occupant | None = None
         self.job: Job | None = None  # None when ready was recorded by the forward thread itself
+        self.gather: object = None
+        self.gathered = False
         self.mark: Mark | None = None  # of the copy under way, until a visit takes it over
         self.in_use = False
         self.last_used = 0

@@ -35,6 +35,7 @@ from ..device import (
 from ..threads import interpreter_exit as exiting
 from ..threads.call_stack import in_any_module
 from .buffers import Occupant, Slot, Staging
+from .gathers import Companions, Gathers
 from .run import Run
 from .turns import Turns
 
@@ -93,6 +94,7 @@ class Pool:
         self.decoded_on: Any = None
         # Readers and the forward thread both enqueue on the copy stream, one unit at a time.
         self.enqueue_lock = threading.Lock()
+        self.gathers: Gathers | None = None  # where other ranks bring parts of units
         self._turn = 0
         self._uses = 0
 
@@ -116,6 +118,10 @@ class Pool:
         """The slot that has been free longest, of those not running and not in `keep`."""
         candidates = [s for s in self.slots if not s.in_use and s.occupant not in keep]
         return min(candidates, key=lambda slot: slot.last_used, default=None)
+
+    def fill_with(self, companions: Companions) -> None:
+        """From now on other ranks may bring parts of what comes into the slots."""
+        self.gathers = Gathers(self.device, companions)
 
     def touch(self, slot: Slot) -> None:
         """Notes that the slot was used just now."""
@@ -261,6 +267,8 @@ class Pool:
                 "and the memory they read into stay until it answers",
                 stacklevel=2,
             )
+        if self.gathers is not None:
+            self.gathers.companions.close()
         for slot in self.slots:
             slot.job = None
         for staging in self.staging:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from ...layout.shares import within
 from ...store.landing import Landing
 from ...store.readers import Follower, Job, Piece
 from ..marks import Mark, Recorder
@@ -36,15 +37,23 @@ Pairs = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
 class Transfer(Protocol):
-    """Brings one unit into any slot of the pool. `copied_bytes` are those from host to device."""
+    """Brings one unit into any slot of the pool. `copied_bytes` are those from host to device.
+
+    `ahead` is the copy whose read may be asked for before there is a slot, if there is one.
+    """
 
     copied_bytes: int
+
+    @property
+    def ahead(self) -> "StagedCopy | None": ...
 
     def start(self, slot: Slot, mark: Mark) -> None: ...
 
 
 class PinnedCopy:
     """One flat copy per run of pinned memory, on the copy stream."""
+
+    ahead = None
 
     def __init__(
         self, pool: Pool, runs: Sequence[tuple[torch.Tensor, int]], recorder: Recorder
@@ -72,15 +81,22 @@ class StagedCopy:
     else the reader that ends the read does.
     """
 
-    def __init__(self, pool: Pool, source: Source, nbytes: int, recorder: Recorder) -> None:
+    def __init__(
+        self, pool: Pool, source: Source, spans: Sequence[tuple[int, int]], recorder: Recorder
+    ) -> None:
+        """`spans`: (start, size) of what is copied of the slab, as it lies in staging."""
         self._pool = pool
         self._source = source
         self._recorder = recorder
-        self.copied_bytes = nbytes
+        self.copied_bytes = sum(size for _, size in spans)
         self._pairs: list[dict[int, Pairs]] = [
-            {id(s): tuple(_pairs(slot.memory, s.chunks, nbytes)) for s in pool.staging}
+            {id(s): tuple(_pairs(slot.memory, s.chunks, spans)) for s in pool.staging}
             for slot in pool.slots
         ]
+
+    @property
+    def ahead(self) -> "StagedCopy":
+        return self
 
     def read_ahead(self, keep: Collection[object]) -> bool:
         """Starts the read into a buffer that is free; False if only `keep` and copies are there."""
@@ -168,6 +184,7 @@ class DirectRead:
     """Reader threads read into the slot itself: on the CPU a slot is plain RAM."""
 
     copied_bytes = 0
+    ahead = None
 
     def __init__(self, pool: Pool, source: Source, recorder: Recorder) -> None:
         self._pool = pool
@@ -204,6 +221,10 @@ def _enqueue(
         if slot.freed_on is not None:
             # The compute stream reads the slot; the copy overwrites it after that forward.
             device.wait(copies, slot.free)
+        if slot.gathered:
+            # Other ranks' parts may still arrive there, for a unit that was brought and never run.
+            device.wait(copies, slot.ready)
+            slot.gathered = False
         mark.copy_started.record(copies)
         if staging is not None:
             staging.torn = True
@@ -239,15 +260,14 @@ def _guarded(
 
 
 def _pairs(
-    target: torch.Tensor, chunks: Sequence[torch.Tensor], nbytes: int
+    target: torch.Tensor, chunks: Sequence[torch.Tensor], spans: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(target, source) of each copy that brings `nbytes` bytes out of a staging buffer."""
-    start = 0
+    """(target, source) of each copy that brings `spans` out of a staging buffer."""
+    at = 0
     for chunk in chunks:
-        size = min(chunk.numel(), nbytes - start)
-        if size > 0:
-            yield target.narrow(0, start, size), chunk.narrow(0, 0, size)
-        start += size
+        for start, size in within(at, chunk.numel(), spans):
+            yield target.narrow(0, start, size), chunk.narrow(0, start - at, size)
+        at += chunk.numel()
 
 
 def _settle(recorder: Recorder, source: Source, landing: Landing) -> None:

@@ -3,11 +3,12 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from ...adapters.live import LiveModel
+from ...adapters.live import LiveModel, LiveUnit
 from ...plan import SwapPlan
 from ...stream.device import Device
 from ...stream.marks import Recorder
 from ...stream.pool.pool import Pool, PoolSizes
+from .brought_parts import BroughtParts
 from .pool_members import Sharing
 
 
@@ -22,6 +23,11 @@ class Parts:
     recorder: Recorder
     sharing: Sharing
     undo: ExitStack
+    brought: BroughtParts | None = None  # where other ranks bring parts of streamed units
+
+    def number_of(self, unit: LiveUnit) -> int:
+        """Which unit of the model it is."""
+        return next(i for i, other in enumerate(self.live.units) if other is unit)
 
 
 def make_parts(

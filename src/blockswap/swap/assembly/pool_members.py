@@ -10,6 +10,7 @@ from typing import Protocol
 from ...plan import SwapPlan
 from ...plan.correction.promotion import Movable
 from ...plan.joint_plan import together_bytes
+from ...plan.timing.shared_link import RankRates
 from ...stream.pool.pool import Pool
 
 
@@ -42,6 +43,7 @@ class Sharing:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
+        self.rates: RankRates | None = None  # where several ranks fill the pool's slots
         self._swaps: list[weakref.ref[Member]] = []
         self._residencies: list[weakref.ref[Residents]] = []
         self._correctors: list[weakref.ref[Measuring]] = []

@@ -68,14 +68,27 @@ def _mixed(
     return leaves
 
 
-def ram_transfer(parts: Parts, store: UnitStore, index: int) -> Transfer:
-    """How a unit in the RAM store reaches a slot: by itself if pinned, else through staging."""
-    runs = store.runs(index)
-    if store.is_pinned(index):
+def ram_transfer(parts: Parts, store: UnitStore, index: int, unit: LiveUnit) -> Transfer:
+    """How a unit in the RAM store reaches a slot, with the help of other ranks if they give any."""
+    runs, pinned = store.runs(index), store.is_pinned(index)
+    whole, brought = _from_ram(parts, runs, pinned=pinned), parts.brought
+    shares = None if brought is None else brought.shares(sum(m.numel() for m, _ in runs))
+    if brought is None or shares is None or not shares.part_bytes:
+        return whole
+    own = _from_ram(parts, brought.own_runs(runs, shares), pinned=pinned)
+    named = (unit.layout.name, parts.number_of(unit))
+    return brought.transfer(own, whole, named, shares, parts.recorder)
+
+
+def _from_ram(
+    parts: Parts, runs: Sequence[tuple[torch.Tensor, int]], *, pinned: bool
+) -> PinnedCopy | StagedCopy:
+    """By itself if pinned, else through staging."""
+    if pinned:
         return PinnedCopy(parts.pool, runs, parts.recorder)
     source: Source = PageableSource(runs)
-    nbytes = sum(memory.numel() for memory, _ in runs)
-    return StagedCopy(parts.pool, source, nbytes, parts.recorder)
+    spans = [(at, memory.numel()) for memory, at in runs]
+    return StagedCopy(parts.pool, source, spans, parts.recorder)
 
 
 def ram_unit(
@@ -94,7 +107,7 @@ def ram_unit(
     decoding = decoding or UnitDecoding(tuple(plain_form(leaf, leaf) for leaf in leaves))
     views = unit_views(leaves, store.slab_offsets(index), parts.pool)
     values, decode = decoded_values(unit, views, decoding, parts.pool)
-    transfer = ram_transfer(parts, store, index)
+    transfer = ram_transfer(parts, store, index, unit)
     return StreamedUnit(binding, transfer, tuple(map(binding.hanging, values)), decode)
 
 

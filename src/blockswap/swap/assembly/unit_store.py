@@ -1,6 +1,6 @@
 """Where streamed units of a loaded model rest in host memory: the swap's own, or the ranks'."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +11,7 @@ from ...layout.values import UnitLayout
 from ...ranks.shared_weights import SharedWeights
 from ...store.ram import RamStore
 from ...stream.device import Device
+from .parts import Parts
 
 
 class UnitStore(Protocol):
@@ -49,6 +50,10 @@ class HostMemory(Protocol):
         """First of all steps of opening, and the last to be taken back."""
         ...
 
+    def with_others(self, parts: Parts) -> Parts:
+        """Once there are slots: how other ranks help to bring what rests here."""
+        ...
+
     def store(self, units: Sequence[UnitLayout], pin_budget: int) -> UnitStore: ...
 
 
@@ -64,6 +69,10 @@ class OwnMemory:
     def hold(self, undo: ExitStack) -> None:
         """Memory is taken unit by unit."""
 
+    def with_others(self, parts: Parts) -> Parts:
+        """Nobody else has it."""
+        return parts
+
     def store(self, units: Sequence[UnitLayout], pin_budget: int) -> UnitStore:
         return RamStore(units, lender=self.device, pin_budget=pin_budget)
 
@@ -71,8 +80,15 @@ class OwnMemory:
 class SharedMemory:
     """Units rest where all ranks of the host have them; nothing moves. It is locked as a whole."""
 
-    def __init__(self, weights: SharedWeights, device: Device, pin_budget: int) -> None:
+    def __init__(
+        self,
+        weights: SharedWeights,
+        device: Device,
+        pin_budget: int,
+        with_others: Callable[[Parts], Parts],
+    ) -> None:
         self.pin_budget = pin_budget
+        self.with_others = with_others
         self._weights = weights
         self._device = device
         self._pinned = False

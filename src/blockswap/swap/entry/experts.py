@@ -8,6 +8,7 @@ slots   a  b   ...                                     there once, for both
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,21 +25,25 @@ from ...plan.joint_plan import (
     joined_selection,
     parted_plans,
 )
+from ...ranks.group import Ranks, ranks_of
+from ...ranks.shared_weights import SharedWeights, share_weights
 from ...selection import BlockSwapArgs
 from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
-from ..assembly.parts import make_pool
+from ..assembly.parts import Parts, make_pool
 from ..assembly.pool_members import Sharing
-from ..assembly.unit_store import OwnMemory
+from ..assembly.unit_store import OwnMemory, SharedMemory
 from ..opening.found_model import open_found
-from ..opening.from_memory import UNLIMITED
+from ..opening.from_memory import UNLIMITED, pin_budget
+from ..opening.rank_parts import agreed_basis, in_parts
+from ..opening.shared_file import share_file
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.outlook import AnyWorkload
 from ..running.handle import Swap
-from .arguments import as_args
+from .arguments import as_args, refuse_swapped
 from .checkpoint_file import Request, find_model
 from .host_library import AnyPath, source_of
-from .loaded_model import find_loaded, swap_loaded
+from .loaded_model import Asked, find_loaded, refuse_loras_on_ranks, swap_loaded
 
 
 class Swaps(tuple[Swap, ...]):
@@ -69,6 +74,7 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
     skeletons: Sequence[torch.nn.Module] | None = None,
     workload: AnyWorkload | None = None,
     loras: Sequence[Sequence[AnyLora]] | None = None,
+    mesh: Any = None,
 ) -> tuple[torch.nn.Module, ...]:
     """Opens checkpoints of models that are used in turn, such as the two experts of Wan 2.2.
 
@@ -77,6 +83,7 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
     gives it, with a `Swap` of its own, and they are closed one by one. When the turn of one ends,
     the first blocks of the next are read while its last ones run: from the second clip on, or
     where `Swap.followed_by` has told how many forwards a turn is. `loras`: a list for each.
+    `mesh` as in `open_transformer`.
 
     Raises what `open_transformer` raises, and leaves nothing open then.
     """
@@ -86,11 +93,17 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
             f"{len(skeletons)} skeletons were given for {len(paths)} checkpoints: give one for "
             "each, or none"
         )
-    wanted, where = as_args(args), open_device(device)
     given: Sequence[torch.nn.Module | None] = skeletons or [None] * len(paths)
+    requests = [
+        Request(dtype, skeleton, workload, own)
+        for skeleton, own in zip(given, _for_each(loras, len(paths)), strict=True)
+    ]
+    if mesh is not None:
+        return _open_shared(paths, mesh, args, device, requests)
+    wanted, where = as_args(args), open_device(device)
     found = [
-        find_model(source_of(path), wanted, where, Request(dtype, skeleton, workload, own))
-        for path, skeleton, own in zip(paths, given, _for_each(loras, len(paths)), strict=True)
+        find_model(source_of(path), wanted, where, request)
+        for path, request in zip(paths, requests, strict=True)
     ]
     joint = _Joint([model.basis for model in found])
     spare = max(0, ram_room(joint.plan, joint.facts, joint.selection, wanted)) // len(found)
@@ -131,15 +144,20 @@ def swap_experts(
     device: str | torch.device,
     workload: AnyWorkload | None = None,
     loras: Sequence[Sequence[AnyLora]] | None = None,
+    mesh: Any = None,
 ) -> Swaps:
     """Swaps loaded models that are used in turn, such as a pipeline's two transformers.
 
     As `open_experts` for models in host memory; use what it returns as a context manager or close
-    it. Raises what `swap_blocks` raises, and leaves the models as they were.
+    it. `mesh` as in `swap_blocks`. Raises what `swap_blocks` raises, and leaves the models as they
+    were.
     """
     _refuse_too_few(models, "model", "swap_blocks")
     if len({id(model) for model in models}) < len(models):
         raise ArgsError("the same model was given twice: give each model that is used in turn once")
+    if mesh is not None:
+        refuse_loras_on_ranks(loras)
+        return _swap_shared(models, mesh, args, device, workload)
     wanted, where = as_args(args), open_device(device)
     added = _for_each(loras, len(models))
     found = [
@@ -153,6 +171,74 @@ def swap_experts(
         for model, plan in zip(found, joint.plans(), strict=True):
             host = OwnMemory(where, plan.pinned_bytes + spare)
             swap = swap_loaded(model, plan, where, host, sharing)
+            undo.callback(swap.close)
+            swaps.append(swap)
+    return Swaps(swaps)
+
+
+def _swap_shared(
+    models: Sequence[torch.nn.Module],
+    mesh: Any,
+    args: BlockSwapArgs | Mapping[str, Any] | None,
+    device: str | torch.device,
+    workload: AnyWorkload | None,
+) -> Swaps:
+    """`swap_experts` on one rank of a mesh."""
+    ranks = ranks_of(mesh)
+    with ranks.together("check what was asked"):
+        wanted, where = as_args(args), open_device(device)
+        for model in models:
+            refuse_swapped(model)
+    weights = [share_weights(model, ranks, block_lists=wanted.block_lists) for model in models]
+    return _swap_all_shared(models, ranks, weights, Asked(wanted, where, workload))
+
+
+def _open_shared(
+    paths: Sequence[AnyPath],
+    mesh: Any,
+    args: BlockSwapArgs | Mapping[str, Any] | None,
+    device: str | torch.device,
+    requests: Sequence[Request],
+) -> tuple[torch.nn.Module, ...]:
+    """`open_experts` on one rank of a mesh."""
+    ranks = ranks_of(mesh)
+    with ranks.together("open the checkpoints"):
+        wanted, where = as_args(args), open_device(device)
+        found = [
+            find_model(source_of(path), wanted, where, replace(request, workload=None))
+            for path, request in zip(paths, requests, strict=True)
+        ]
+    weights = [
+        share_file(one.model, one.checkpoint.headers, ranks, where.torch_device, wanted.block_lists)
+        for one in found
+    ]
+    models = [one.model.live.root for one in found]
+    _swap_all_shared(models, ranks, weights, Asked(wanted, where, requests[0].workload))
+    return tuple(models)
+
+
+def _swap_all_shared(
+    models: Sequence[torch.nn.Module],
+    ranks: Ranks,
+    weights: Sequence[SharedWeights],
+    asked: Asked,
+) -> Swaps:
+    """Swaps models whose weights all ranks of the host share by now, with one pool."""
+    wanted, where = asked.wanted, asked.where
+    with ranks.together("find the blocks"), undisturbed():
+        found = [find_loaded(model, wanted, where, asked.workload) for model in models]
+    found = [replace(one, basis=agreed_basis(ranks, one.basis)) for one in found]
+    with ranks.together("plan"):
+        joint = _Joint([one.basis for one in found])
+    swaps = []
+    with _opening(joint.plan, where) as (sharing, undo):
+        for one, own, plan in zip(found, weights, joint.plans(), strict=True):
+
+            def beside(parts: Parts, own: SharedWeights = own, basis: Basis = one.basis) -> Parts:
+                return in_parts(parts, ranks, own, basis)
+
+            host = SharedMemory(own, where, pin_budget(wanted), beside)
+            swap = swap_loaded(one, plan, where, host, sharing)
             undo.callback(swap.close)
             swaps.append(swap)
     return Swaps(swaps)

@@ -23,7 +23,7 @@ from ...stream.model.hooks import Hooks
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import merged_leaves
-from ..assembly.parts import make_parts
+from ..assembly.parts import Parts, make_parts
 from ..assembly.pool_members import Sharing
 from ..assembly.table_rows import table_sentences
 from ..assembly.unit_store import HostMemory, OwnMemory, SharedMemory
@@ -31,6 +31,7 @@ from ..guards.cuda_graphs import refuse_cuda_graphs
 from ..opening.engine_start import start_engine
 from ..opening.from_memory import pin_budget, place_residents, rehome
 from ..opening.plan_again import plan_in_pool
+from ..opening.rank_parts import agreed_basis, in_parts
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_module
 from ..plan_inputs.outlook import AnyWorkload, foresee
@@ -75,7 +76,7 @@ def swap_blocks(
     that of the whole model on the same device.
     """
     if mesh is not None:
-        _refuse_loras_on_ranks(loras)
+        refuse_loras_on_ranks(loras)
         return _swap_shared(model, mesh, args, device, workload)
     wanted, where = as_args(args), open_device(device)
     found = find_loaded(model, wanted, where, workload, as_loras(loras))
@@ -128,12 +129,17 @@ class Asked:
 def swap_shared(model: torch.nn.Module, ranks: Ranks, weights: SharedWeights, asked: Asked) -> Swap:
     """Swaps a model whose weights all ranks of the host share by now."""
     wanted, where = asked.wanted, asked.where
-    with ranks.together("plan"), undisturbed():
+    with ranks.together("find the blocks"), undisturbed():
         found = find_loaded(model, wanted, where, asked.workload)
-        basis = found.basis
+    basis = agreed_basis(ranks, found.basis)
+    with ranks.together("plan"), undisturbed():
         plan = basis.plan()
-    host = SharedMemory(weights, where, pin_budget(wanted))
-    return swap_loaded(found, plan, where, host)
+
+    def with_others(parts: Parts) -> Parts:
+        return in_parts(parts, ranks, weights, basis)
+
+    host = SharedMemory(weights, where, pin_budget(wanted), with_others)
+    return swap_loaded(replace(found, basis=basis), plan, where, host)
 
 
 def find_loaded(
@@ -195,13 +201,15 @@ def swap_loaded(
     with ExitStack() as undo, undisturbed():
         if not where.on_host:
             host.hold(undo)
-        parts = make_parts(found.live, plan, where, undo, sharing)
+        parts = host.with_others(make_parts(found.live, plan, where, undo, sharing))
         streamed: dict[str, StreamedUnit] = {}
         residents: dict[str, Resident] = {}
         if not where.on_host:
             residents = place_residents(parts, loras)
             streamed = rehome(parts, plan, host, loras)
-        freedom = freedom_of(basis, RamForms(parts, basis.facts, host, loras))
+        freedom = None
+        if parts.brought is None:  # ranks that bring blocks in parts stay with one plan
+            freedom = freedom_of(basis, RamForms(parts, basis.facts, host, loras))
         debug = basis.args.block_swap_debug
         swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug, swap=swap)
         _refuse_saving(found, hooks, swap)
@@ -279,7 +287,7 @@ def _merged_loras(
     return merged
 
 
-def _refuse_loras_on_ranks(loras: Sequence[AnyLora] | None) -> None:
+def refuse_loras_on_ranks(loras: Sequence[Any] | None) -> None:
     """Raises ArgsError: ranks share the model's weights as they are."""
     if loras:
         raise ArgsError(

@@ -197,7 +197,7 @@ class Opening:
             transfer = DirectRead(parts.pool, source, parts.recorder)
         else:
             nbytes = store.slabs[index].slab.nbytes
-            transfer = StagedCopy(parts.pool, source, nbytes, parts.recorder)
+            transfer = StagedCopy(parts.pool, source, ((0, nbytes),), parts.recorder)
         binding = idle_binding(unit)
         return StreamedUnit(binding, transfer, tuple(map(binding.hanging, values)), decode)
 

@@ -78,7 +78,7 @@ def _through_the_mapping(parts: Parts, unit: LiveUnit) -> StreamedUnit:
     views = unit_views(unit.layout.leaves, slab.offsets, parts.pool)
     binding = idle_binding(unit)
     values = tuple(binding.hanging(values_from(unit.tensors, leaves)) for leaves in views)
-    transfer = StagedCopy(parts.pool, PageableSource(runs), slab.nbytes, parts.recorder)
+    transfer = StagedCopy(parts.pool, PageableSource(runs), ((0, slab.nbytes),), parts.recorder)
     return StreamedUnit(binding, transfer, values)
 
 

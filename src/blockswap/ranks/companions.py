@@ -1,0 +1,146 @@
+"""The ranks of one host that fill slots together: their gathers, the wait for them, its sentence.
+
+The group is one of our own, of the backend that torch has for the device (gloo on the CPU, nccl on
+CUDA): nothing but gathers runs on it. Before each of them the ranks agree in memory that they
+share (`ledger`), so that none is called which another rank does not call, too.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..errors import StateError
+from .group import Ranks, forget_group, group_of
+from .ledger import DIFFERS, LEFT, Ledger, ledger_bytes, wait_for
+from .segment import make_segment, map_segment
+
+# How long a rank waits for the others in a forward before it brings its blocks alone.
+GATHER_SECONDS = 60.0
+
+Tell = Callable[[str], None]
+
+
+class CompanionRanks:
+    """See `stream.pool.gathers.Companions`. `tell` gets the sentence when ranks part."""
+
+    def __init__(self, ranks: Ranks, group: Any, ledger: Ledger, seconds: float) -> None:
+        self.part, self.parts = ledger.position, ledger.ranks
+        self.tell: Tell = _nobody
+        self._names = ranks.neighbours
+        self._group = group
+        self._ledger = ledger
+        self._seconds = seconds
+        self._told = self._closed = False
+
+    def post(self, entry: int, what: int) -> None:
+        """See `Companions`; what follows, too."""
+        self._ledger.post(entry, what)
+
+    def together(self, entry: int, name: str) -> bool:
+        missing = wait_for(self._ledger, entry, self._seconds)
+        if missing:
+            together = self._ledger.part(entry, missing[0], 0)
+        else:
+            together = bool(self._ledger.together(entry))
+        if not together:
+            self._tell(name)
+        return together
+
+    def withdraw(self, entry: int, name: str) -> None:
+        self._ledger.withdraw(entry)
+        self._tell(name)
+
+    def gather(self, whole: torch.Tensor, part: torch.Tensor, name: str) -> None:
+        try:
+            _all_gather(whole, part, self._group)
+        except RuntimeError as error:
+            forget_group(self._group)
+            others = [r for p, r in enumerate(self._names) if p != self.part]
+            ended = [r for p, r in enumerate(self._names) if self._ledger.has_ended(p)]
+            who = f"rank {ended[0]} has ended" if ended else f"ranks {others} did not answer"
+            raise StateError(
+                f"rank {self._names[self.part]} was to gather {name} and {who} "
+                f"({str(error).partition(chr(10))[0]}): see what that rank says, then start all of "
+                "them again"
+            ) from error
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._ledger.close()
+
+    def _tell(self, name: str) -> None:
+        """Once: from here on every rank copies, or reads, each block itself."""
+        parting = self._ledger.parting()
+        if parting is None or self._told:
+            return
+        self._told = True
+        rank, me = self._names[parting.position], self._names[self.part]
+        what = {
+            DIFFERS: f"rank {rank} brings another block than {name}, which rank {self._names[0]} "
+            "brings",
+            LEFT: f"rank {rank} no longer brings its part of {name}",
+        }.get(
+            parting.why,
+            f"rank {rank} has ended and does not bring its part of {name}"
+            if self._ledger.has_ended(parting.position)
+            else f"rank {rank} did not bring its part of {name} within {self._seconds:g} s",
+        )
+        sentence = f"{what}: from here on each rank brings all of every block (rank {me})"
+        self.tell(sentence)
+        warnings.warn(sentence, stacklevel=2)
+
+
+def make_companions(ranks: Ranks, device: torch.device) -> CompanionRanks | None:
+    """Those of this host; None where it has but one rank, or torch has no collectives for `device`.
+
+    Every rank of `ranks` must call it.
+    """
+    neighbours = ranks.neighbours
+    backend = _backend_of(device)
+    told = ranks.agree("find how blocks can be gathered", backend)
+    if len(neighbours) < 2 or len({told[rank] for rank in neighbours}) > 1 or backend is None:
+        return None
+    maker = neighbours[0]
+    made = None
+    with ranks.together("make the memory in which gathers are agreed on"):
+        if ranks.rank == maker:
+            made = make_segment(ledger_bytes(len(neighbours)), "gathers")
+    addresses = ranks.agree("find that memory", made.address if made else None)
+    with ranks.together("map that memory"):
+        segment = made or map_segment(addresses[maker], keep=True)
+        ledger = Ledger(segment, neighbours.index(ranks.rank), len(neighbours))
+    with ranks.together("start a group for gathers"):
+        group = _group(neighbours, backend)
+    return CompanionRanks(ranks, group, ledger, GATHER_SECONDS)
+
+
+def _group(ranks: tuple[int, ...], backend: str) -> Any:
+    try:
+        return group_of(ranks, backend, GATHER_SECONDS)
+    except RuntimeError as error:
+        raise StateError(
+            f"a group of ranks {', '.join(map(str, ranks))} for gathers could not be started "
+            f"({str(error).partition(chr(10))[0]}): see what the other ranks say, then start all "
+            "of them again"
+        ) from error
+
+
+def _backend_of(device: torch.device) -> str | None:
+    try:
+        return str(dist.get_default_backend_for_device(device))
+    except (ValueError, KeyError):
+        return None
+
+
+def _all_gather(whole: torch.Tensor, part: torch.Tensor, group: Any) -> None:
+    # torch 2.13 renames it and warns of the old name.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(whole, part, group=group)
+
+
+def _nobody(sentence: str) -> None:
+    """Nobody to tell yet."""

@@ -1,0 +1,66 @@
+"""How fast the ranks of a host copy over their links, all at once, and how fast they gather."""
+
+from statistics import median
+from typing import Any
+
+import torch
+
+from ..ambient import undisturbed
+from ..plan.timing.shared_link import RankRates
+from ..stream.device import Device
+from .companions import CompanionRanks
+from .group import Ranks
+
+# Large enough for a link to show its rate, small enough for an opening.
+MEASURED_BYTES = 64 << 20
+_ROUNDS = 3
+_LEAST_SECONDS = 1e-9  # what no clock tells apart from nothing
+
+
+def measure(
+    device: Device,
+    ranks: Ranks,
+    companions: CompanionRanks,
+    source: torch.Tensor,
+    target: torch.Tensor,
+) -> RankRates:
+    """Rates of the slowest rank. Every rank must call it, with as many bytes in its own tensors.
+
+    `source` is host memory that blocks are copied from, `target` device memory.
+    """
+    nbytes = min(source.numel(), target.numel(), MEASURED_BYTES)
+    part = nbytes // companions.parts // 256 * 256
+    whole = target.narrow(0, 0, part * companions.parts)
+    own = whole.narrow(0, companions.part * part, part)
+
+    def copy() -> None:
+        whole.copy_(source.narrow(0, 0, whole.numel()), non_blocking=True)
+
+    def gather() -> None:
+        companions.gather(whole, own, "a measurement")
+
+    stream = device.new_stream()
+    with undisturbed():
+        device.synchronize()  # the target was made on another stream
+        ranks.agree("measure links", None)
+        copying = _seconds(device, stream, copy)
+        ranks.agree("measure gathers", None)
+        gathering = _seconds(device, stream, gather)
+    arriving = part * (companions.parts - 1)
+    told = ranks.agree("compare rates", (whole.numel() / copying, arriving / gathering))
+    here = [told[rank] for rank in ranks.neighbours]
+    return RankRates(companions.parts, min(h[0] for h in here), min(h[1] for h in here))
+
+
+def _seconds(device: Device, stream: Any, work: Any) -> float:
+    """The median of a few rounds, on the device's clock; one more goes ahead."""
+    rounds = []
+    with device.on(stream):
+        for _ in range(_ROUNDS + 1):
+            began, ended = (device.new_event(timing=True) for _ in range(2))
+            began.record(stream)
+            work()
+            ended.record(stream)
+            ended.synchronize()
+            rounds.append(began.elapsed_time(ended) / 1e3)
+    return max(median(rounds[1:]), _LEAST_SECONDS)
