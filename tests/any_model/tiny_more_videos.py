@@ -347,7 +347,6 @@ MORE_VIDEOS: dict[str, Tiny] = {
         {
             "blocks": 4,
             "motion_encoder.res_blocks": 2,
-            "motion_encoder.motion_network": 4,
             "face_adapter": 2,
         },
     ),
