@@ -249,3 +249,20 @@ def test_a_timestep_for_every_token_is_paid_for() -> None:
 def test_a_clip_the_model_cannot_cut_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(ArgsError, match="multiple of 32"):
         predict_forward(find_variant("wan2.2-ti2v-5b"), Workload(1280, 720, 121))
+
+
+def test_a_prediction_leaves_no_hooks_of_a_library_behind() -> None:
+    """transformers installs hooks in a first forward that records hidden states, and notes it."""
+    from transformers import LlamaConfig, LlamaModel
+
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+        num_attention_heads=4,
+    )  # fmt: skip
+    model = LlamaModel(config).eval()
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        expected = LlamaModel(config).eval()(ids, output_hidden_states=True).hidden_states
+        predict_module(model, (ids,), {"output_hidden_states": True})
+        found = model(ids, output_hidden_states=True).hidden_states
+    assert len(found) == len(expected) == 4

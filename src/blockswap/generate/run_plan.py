@@ -24,6 +24,7 @@ from .sample import loras_of, workload_of
 # What libraries and the system take when they first compute, read and encode: threads, kernels, the
 # video writer. Measured on Linux with torch 2.13 as 16 to 24 MB.
 FIRST_USE_BYTES = 20 * 2**20
+PLANNING_BYTES = 4 * 2**20  # what the process may still grow by until its plan is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ def _ram(job: Job, base: int) -> dict[str, Any]:
     """What of the host memory that was named a swap may take: to pin, or on the CPU to be in."""
     if job.request.ram_budget is None:
         return {}
-    left = max(0, job.request.ram_budget - base)
+    left = max(0, job.request.ram_budget - base - PLANNING_BYTES)
     return {"vram_budget": left} if job.on_host else {"ram_budget": left}
 
 
