@@ -1,4 +1,4 @@
-"""On two real accelerators or more: shared memory is registered, gathers are those of the device."""
+"""On two real accelerators or more: shared memory is registered, gathers are the devices' own."""
 
 import sys
 from collections.abc import Callable
