@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # One thread a worker: two workers with two threads each would only get in each other's way.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b disk-h3 encoder-umt5 every-point test-comfy test-formats test-any-model test-gpu comfy-env clean
+.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b disk-h3 encoder-umt5 whole-video every-point test-comfy test-formats test-any-model test-gpu comfy-env clean
 
 demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
@@ -75,6 +75,11 @@ test-any-model: $(VENV)/.ready
 # computed layer by layer: minutes, root and 12 GB of disk in FOLDER, or in a temporary folder.
 encoder-umt5: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.encoder_umt5 $(FOLDER)
+
+# One step and the decode of a clip by Wan 2.1 1.3B with UMT5-XXL (14 GB of random weights) in 4 GB
+# of memory: minutes, root and 16 GB of disk in FOLDER, or in a temporary folder.
+whole-video: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.whole_video $(FOLDER)
 
 # Root, cgroup v1, a quiet machine, 45 GB of disk: one to two hours.
 bench-disk: $(VENV)/.ready

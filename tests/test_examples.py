@@ -1,5 +1,6 @@
 """Every example and every blockswap command of the README runs."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # `$ blockswap ...` lines of the README; the demo has tests of its own.
@@ -24,6 +26,18 @@ def run(command, cwd):
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_example_runs_and_reports(example, tmp_path):
     assert "blocks streamed" in run([sys.executable, str(example)], tmp_path)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_runs_from_its_first_cell_to_its_last(notebook, tmp_path):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    (tmp_path / "cells.py").write_text("\n\n".join(code), encoding="utf-8")
+    told = run([sys.executable, "cells.py"], tmp_path)
+    assert "fits: " in told
+    assert "transformer: " in told
+    assert "(1, 5, 32, 32, 3)" in told
+    assert (tmp_path / "ball.mp4").exists()
 
 
 def test_the_readme_shows_commands():

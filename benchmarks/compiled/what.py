@@ -14,9 +14,10 @@ TARGET_RATIO = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Seconds of one forward, in memory and streamed, in rounds taken in turn.
+    """Processor seconds of one forward, in memory and streamed, in rounds taken in turn.
 
-    `graphs`: how many graphs Inductor compiled for the streamed model.
+    `graphs`: how many graphs Inductor compiled for the streamed model. `waited`: seconds of all
+    forwards in which a block waited for its bytes, None where the device does not tell.
     """
 
     what: str
@@ -24,6 +25,7 @@ class Row:
     streamed: tuple[float, ...]
     graphs: int
     equal: bool
+    waited: float | None = None
 
     @property
     def ratio(self) -> float:

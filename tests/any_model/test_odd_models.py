@@ -27,7 +27,9 @@ def test_the_units_are_those_that_are_written_down(name: str) -> None:
     assert [unit.index for unit in units] == list(range(len(units)))
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize(
+    ("device", "prefetch"), [("cpu", 0), ("sim-eager", 2), ("sim-lazy", 0)], indirect=["device"]
+)
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_model_is_equal_to_the_last_bit(
     name: str, device: torch.device, prefetch: int

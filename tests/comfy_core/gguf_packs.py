@@ -10,6 +10,7 @@ from typing import Any
 import comfy.sd
 import gguf
 import numpy as np
+import tiny
 import torch
 
 from comfy_host.environment import HERE
@@ -33,14 +34,13 @@ def pack(name: str) -> Any:
     return found
 
 
-def written(path: Path, weights: dict[str, torch.Tensor], kinds: Any = "Q8_0") -> str:
-    """A GGUF file: linears of blocks in a block type (or one for each key), the rest in fp32."""
+def written(path: Path, weights: dict[str, torch.Tensor], kind: str = "Q8_0") -> str:
+    """A GGUF file: linears of blocks in a block type, the rest in fp32."""
     writer = gguf.GGUFWriter(path, "wan")
     for key, value in weights.items():
         array = value.float().numpy()
-        kind = kinds(key, value) if callable(kinds) else kinds
-        inside = "blocks." in key and key.endswith(".weight") and value.ndim == 2
-        quant = gguf.GGMLQuantizationType[kind if inside or callable(kinds) else "F32"]
+        inside = tiny.is_linear_of_a_block(key, value)
+        quant = gguf.GGMLQuantizationType[kind if inside else "F32"]
         if value.ndim > 4:
             writer.add_array(f"comfy.gguf.orig_shape.{key}", [int(n) for n in value.shape])
             array = array.reshape(value.shape[0] * value.shape[1], *value.shape[2:])

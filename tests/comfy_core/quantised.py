@@ -18,10 +18,6 @@ FORMATS = tuple(
 )
 
 
-def is_linear_of_a_block(key: str, value: torch.Tensor) -> bool:
-    return "blocks." in key and key.endswith(".weight") and value.ndim == 2
-
-
 def fp8_scaled(
     weights: dict[str, Any], *, full: bool = False, inputs: float | None = None
 ) -> dict[str, Any]:
@@ -39,7 +35,7 @@ def comfy_quant(weights: dict[str, Any], formats: tuple[str, ...], **words: Any)
     """Each layer in the next of `formats`, said beside it; `words` are said of every layer."""
     made, number = {}, 0
     for key, value in weights.items():
-        if not is_linear_of_a_block(key, value):
+        if not tiny.is_linear_of_a_block(key, value):
             made[key] = value
             continue
         name = formats[number % len(formats)]

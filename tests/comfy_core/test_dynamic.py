@@ -33,7 +33,7 @@ def test_a_core_without_it_says_so() -> None:
 def fp8(weights: dict[str, Any]) -> dict[str, Any]:
     """Plain fp8 weights without scales, everything outside the blocks' linears as it was."""
     return {
-        key: value.to(torch.float8_e4m3fn) if tiny._is_linear_of_a_block(key, value) else value
+        key: value.to(torch.float8_e4m3fn) if tiny.is_linear_of_a_block(key, value) else value
         for key, value in weights.items()
     }
 

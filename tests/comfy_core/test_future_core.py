@@ -17,10 +17,12 @@ from test_loader import saved
 
 from blockswap import BlockSwapArgs
 from blockswap.errors import HostError
-from blockswap.nodes import host, host_checkpoints, host_dynamic, host_names
+from blockswap.nodes import host, host_checkpoints, host_dynamic, host_names, host_wan
 from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.patcher import Wish, swap_on_clone
 from blockswap.nodes.swap_node import BlockSwapNode
+from blockswap.nodes.wan_pieces import WAN
+from blockswap.pieces import why_never
 
 SINGLE = [
     name
@@ -109,6 +111,17 @@ def test_a_patch_that_the_host_does_not_note_is_not_lost_in_silence(
         tiny.sample(model)
 
 
+@pytest.mark.parametrize("name", host_names.CUTTING)
+def test_without_a_name_that_pieces_need_blocks_run_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tiny.model("t2v")
+    assert why_never(plain.model.diffusion_model, WAN) is None
+    monkeypatch.setattr(host_names, "_is_there", lambda asked: asked != name)
+    why = why_never(plain.model.diffusion_model, WAN)
+    assert why == "WanModel is no model that is known in pieces"
+
+
 def test_the_list_of_names_is_whole() -> None:
     """Every attribute of a module of the host that the seam files read stands in the list."""
     listed = {n for names in host_names.NAMES for n in names.split("|")} | set(host_names.OPTIONAL)
@@ -116,6 +129,7 @@ def test_the_list_of_names_is_whole() -> None:
         (host, set()),
         (host_checkpoints, set()),
         (host_dynamic, set(host_names.SHARING)),
+        (host_wan, set(host_names.CUTTING)),
     ):
         used = set(_names_of_the_host(Path(inspect.getfile(file))))
         assert used
@@ -125,7 +139,7 @@ def test_the_list_of_names_is_whole() -> None:
 
 def test_only_the_seam_files_reach_into_the_host() -> None:
     for file in Path(inspect.getfile(host)).parent.glob("*.py"):
-        if file.name not in ("host.py", "host_checkpoints.py", "host_dynamic.py", "host_names.py"):
+        if not file.name.startswith("host"):
             assert not list(_names_of_the_host(file)), file.name
 
 

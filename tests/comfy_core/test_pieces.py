@@ -1,12 +1,15 @@
 """ComfyUI's Wan blocks in pieces of tokens: the whole's latents, or whole with a sentence."""
 
 import functools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
 from blockswap.nodes.holding import holding_of
 from blockswap.nodes.wan_pieces import WAN
@@ -110,6 +113,47 @@ def test_as_the_node_is_asked(kind: str, lora: bool) -> None:
     assert not [s for s in swap.plan.sentences if "run whole" in s]
     assert torch.equal(tiny.sample(plain, clip=CLIP), expected)
     assert "forward" not in vars(plain.model.diffusion_model.blocks[0])
+
+
+SIZES = {
+    "batch of 2": (2, 5, 14, 14),
+    "4 x 64 + 1": (1, 257, 2, 2),
+    "33": (1, 33, 2, 2),  # fewer than a piece has at least: whole
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_odd_sizes(size: str) -> None:
+    plain = tiny.model("t2v")
+    expected = tiny.sample(plain, clip=SIZES[size])
+    model = tiny.swapped(plain, blocks="0-3", chunk_tokens=64)
+    assert torch.equal(tiny.sample(model, clip=SIZES[size]), expected)
+    assert not [s for s in holding_of(plain.model).swap.plan.sentences if "run whole" in s]
+
+
+def layers_skipped(model: Any) -> Any:
+    return SkipLayerGuidanceDiT.execute(model, 3.0, 0.0, 1.0, double_layers="1,2").result[0]
+
+
+def easy_cache(model: Any) -> Any:
+    return EasyCacheNode.execute(model, 0.5, 0.0, 1.0, False).result[0]
+
+
+def lazy_cache(model: Any) -> Any:
+    return LazyCacheNode.execute(model, 0.5, 0.0, 1.0, False).result[0]
+
+
+@pytest.mark.parametrize("node", [layers_skipped, easy_cache, lazy_cache], ids=lambda n: n.__name__)
+def test_nodes_of_the_host_that_skip_and_reuse(node: Callable[[Any], Any]) -> None:
+    plain = tiny.model("t2v")
+    bare = tiny.sample(plain, clip=CLIP, steps=5)
+    expected = tiny.sample(node(plain), clip=CLIP, steps=5)
+    assert not torch.equal(expected, bare)
+    model = node(tiny.swapped(plain, blocks="0-3", chunk_tokens=64))
+    for _ in range(2):
+        assert torch.equal(tiny.sample(model, clip=CLIP, steps=5), expected)
+    swap = holding_of(plain.model).swap
+    assert not [s for s in swap.plan.sentences if "run whole" in s]
 
 
 class Seen:

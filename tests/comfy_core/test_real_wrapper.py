@@ -11,7 +11,6 @@ from typing import Any
 import comfy.model_management as management
 import pytest
 import real_wrapper
-import simulated
 import torch
 import wrapper_packs
 from safetensors.torch import save_file
@@ -54,24 +53,13 @@ def device(
     if request.param == "cpu":
         yield torch.device("cpu")
     else:
-        yield from _simulated(request, monkeypatch)
+        yield from wrapper_packs.simulated(real_wrapper.NAME, request, monkeypatch)
 
 
 @pytest.fixture
 def sim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     real_wrapper.part("utils")
-    yield from _simulated(request, monkeypatch)
-
-
-def _simulated(request: pytest.FixtureRequest, patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    accelerator = request.getfixturevalue("sim_module")
-    accelerator.configure(mode="eager", races="raise", poison=True)
-    accelerator.reset()
-    where = torch.device("sim", 0)
-    simulated.point_at(where, patch)
-    wrapper_packs.point_at(real_wrapper.NAME, where, patch)
-    yield where
-    assert accelerator.races() == []
+    yield from wrapper_packs.simulated(real_wrapper.NAME, request, monkeypatch)
 
 
 def model(kind: str, files: Files, patch: pytest.MonkeyPatch) -> Any:

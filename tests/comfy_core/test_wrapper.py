@@ -5,11 +5,11 @@ is what was asked, its own swap has moved nothing, latents are those without the
 """
 
 import importlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import simulated
 import torch
 import wrapper_packs
 
@@ -37,23 +37,12 @@ def device(
     if request.param == "cpu":
         yield torch.device("cpu")
     else:
-        yield from _simulated(request, monkeypatch)
+        yield from wrapper_packs.simulated(NAME, request, monkeypatch)
 
 
 @pytest.fixture
 def sim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    yield from _simulated(request, monkeypatch)
-
-
-def _simulated(request: pytest.FixtureRequest, patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    accelerator = request.getfixturevalue("sim_module")
-    accelerator.configure(mode="eager", races="raise", poison=True)
-    accelerator.reset()
-    where = torch.device("sim", 0)
-    simulated.point_at(where, patch)
-    wrapper_packs.point_at(NAME, where, patch)
-    yield where
-    assert accelerator.races() == []
+    yield from wrapper_packs.simulated(NAME, request, monkeypatch)
 
 
 def part(name: str) -> Any:
@@ -363,3 +352,65 @@ def test_a_name_that_is_gone(taken: str, monkeypatch: pytest.MonkeyPatch) -> Non
     for refused in ({"blocks": "0"}, {"vram_budget": "1GiB"}):
         with pytest.raises(ArgsError, match=r"WanVideoWrapper, whose own block swap .* give"):
             swapped(patcher, **refused)
+
+
+class Failing:
+    """A block whose forward runs out of memory a few times, at its end."""
+
+    def __init__(self, patcher: Any, times: int, block: int = 4) -> None:
+        self.left = times
+        self.calls = 0
+        patcher.model.diffusion_model.blocks[block].register_forward_hook(self._fail)
+
+    def _fail(self, *_: Any) -> None:
+        self.calls += 1
+        if self.left:
+            self.left -= 1
+            torch.rand(3)  # the random state has moved on
+            raise torch.OutOfMemoryError("Tried to allocate 1.00 MiB.")
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["plain", "gguf", "scaled lora"])
+def test_a_forward_that_runs_out_of_memory(kind: str, times: int, sim: torch.device) -> None:
+    plain = model(kind)
+    expected = sample(plain)
+    ours = swapped(plain, vram_budget="1GiB")
+    before = torch.get_rng_state()
+    failing = Failing(plain, times)
+    assert torch.equal(sample(ours), expected)
+    assert failing.left == 0
+    assert torch.equal(torch.get_rng_state(), before)
+    told = str(takeover_on(ours).swap.report())
+    assert "a forward ran out of memory: what it held was dropped" in told or times > 1
+    # Half of what stays is let go first; slots take their room in so small a model.
+    assert {1: 0, 2: BLOCKS // 2, 3: BLOCKS}[times] <= len(streamed(ours)) <= BLOCKS * (times > 1)
+    assert torch.equal(sample(ours), expected)
+    assert len(streamed(ours)) == 0  # the next run begins with what it was asked
+    assert torch.equal(sample(plain), expected)
+    assert own_moves(plain) == []
+
+
+@pytest.mark.parametrize(
+    ("times", "asked", "cache", "said"),
+    [
+        (2, {"blocks": "0,2"}, False, "no block can leave the device any more"),
+        (4, {"vram_budget": "1GiB"}, False, "no block can leave the device any more"),
+        (1, {"vram_budget": "1GiB"}, True, "with a feature cache .* is not run again"),
+    ],
+)
+def test_a_forward_that_cannot_be_run_again_says_why(
+    times: int, asked: dict[str, Any], cache: bool, said: str, sim: torch.device
+) -> None:
+    plain = model()
+    expected = sample(plain)
+    ours = swapped(plain, **asked)
+    Failing(plain, times)
+    plain.model.diffusion_model.enable_teacache = cache
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        sample(ours)
+    assert re.search(said, " ".join(raised.value.__notes__))
+    assert takeover_on(ours).swap.closed
+    plain.model.diffusion_model.enable_teacache = False
+    assert torch.equal(sample(ours), expected)
+    assert torch.equal(sample(plain), expected)

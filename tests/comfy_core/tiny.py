@@ -68,7 +68,7 @@ def fp8_scaled(weights: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint as `*_fp8_scaled` files have it: fp8 linears of blocks, each with a scale."""
     made: dict[str, Any] = {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
     for key, value in weights.items():
-        if _is_linear_of_a_block(key, value):
+        if is_linear_of_a_block(key, value):
             scale = value.float().abs().max() / 448
             made[key] = (value.float() / scale).to(torch.float8_e4m3fn)
             made[key.replace(".weight", ".scale_weight")] = scale.reshape(())
@@ -82,7 +82,7 @@ def mixed_fp8(weights: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     made: dict[str, Any] = {}
     layers = {}
     for key, value in weights.items():
-        if _is_linear_of_a_block(key, value):
+        if is_linear_of_a_block(key, value):
             scale = value.float().abs().max() / 448
             made[key] = (value.float() / scale).to(torch.float8_e4m3fn)
             made[key.replace(".weight", ".weight_scale")] = scale.reshape(())
@@ -93,7 +93,7 @@ def mixed_fp8(weights: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return made, {"_quantization_metadata": json.dumps(words)}
 
 
-def _is_linear_of_a_block(key: str, value: torch.Tensor) -> bool:
+def is_linear_of_a_block(key: str, value: torch.Tensor) -> bool:
     return "blocks." in key and key.endswith(".weight") and value.ndim == 2
 
 

@@ -4,11 +4,13 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import MagicMock
 
 import pytest
+import simulated as comfy_simulated
 import torch
 
 STAND_IN = Path(__file__).parents[1] / "comfy_host" / "packs" / "wrapper_stand_in"
@@ -49,3 +51,17 @@ def point_at(name: str, device: torch.device, patch: pytest.MonkeyPatch) -> None
         inside = known == name or known.startswith(f"{name}.")
         if inside and isinstance(vars(module).get("device"), torch.device):
             patch.setattr(module, "device", device)
+
+
+def simulated(
+    name: str, request: pytest.FixtureRequest, patch: pytest.MonkeyPatch
+) -> Iterator[torch.device]:
+    """What a fixture yields from: ComfyUI and the pack compute on the simulated accelerator."""
+    accelerator = request.getfixturevalue("sim_module")
+    accelerator.configure(mode="eager", races="raise", poison=True)
+    accelerator.reset()
+    where = torch.device("sim", 0)
+    comfy_simulated.point_at(where, patch)
+    point_at(name, where, patch)
+    yield where
+    assert accelerator.races() == []

@@ -21,6 +21,8 @@ from blockswap import (
 )
 from blockswap.errors import ArgsError, BlockSwapError, GeometryError, PlanError, StateError
 from blockswap.plan.joint_plan import together_bytes
+from blockswap.swap.entry import loaded_model
+from blockswap.swap.opening import found_model
 
 OUTER = ("blocks.0.attn1.to_q", "blocks.3.ffn.net.2", "proj_out")
 # By name: kind, layers (None: all of the samples'), rank.
@@ -241,3 +243,36 @@ def test_where_no_lora_is_merged_it_says_what_to_do(tmp_path, files):
         lambda: encoder.blockswap.set_loras(loras_of(files, "a")), StateError, "load_lora_adapter"
     )
     encoder.blockswap.close()
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_an_interrupt_while_it_is_opened_anew(
+    sim_device, sim, tmp_path, files, store, failures, monkeypatch
+):
+    """It runs as before; where that could not be opened either, it is closed as ever."""
+    folder = saved(tmp_path / "model", BF16)
+    model = opened(store, folder, BF16, sim_device, None)
+    swap, want, calls = model.blockswap, forward(model, sim_device, BF16), []
+    start = loaded_model.start_engine
+
+    def interrupted(*args, **kwargs):
+        calls.append(None)
+        if len(calls) <= failures:
+            raise KeyboardInterrupt
+        return start(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        for module in (found_model, loaded_model):
+            patch.setattr(module, "start_engine", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            swap.set_loras(loras_of(files, "a"))
+    assert swap.closed == (failures == 2)
+    if not swap.closed:
+        assert torch.equal(forward(model, sim_device, BF16), want)
+    elif store == "memory":
+        assert torch.equal(forward(model.to(sim_device), sim_device, BF16), want)
+    else:
+        expect_refusal(lambda: forward(model, sim_device, BF16), StateError, "is closed")
+    swap.close()
+    assert not hasattr(model, "blockswap")

@@ -16,6 +16,8 @@ FILES: dict[str, tuple[float, bool, int, int]] = {
     "dora": (0.8, True, 0, 4),
     "lora": (-0.4, False, 1, 4),
     "other": (0.6, False, 2, 8),
+    "4steps_high": (1.0, False, 3, 4),
+    "style": (0.7, False, 4, 8),
 }
 # Which LoRAs a clip begins with, and which it ends with.
 LORAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

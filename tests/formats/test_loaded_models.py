@@ -70,3 +70,19 @@ def test_a_parameter_with_tensors_on_it_is_refused() -> None:
     model.blocks[0].attn1.to_q._parameters["weight"] = packed
     with pytest.raises(ModelError, match="does not say what it consists of"):
         swap_blocks(model, BlockSwapArgs(blocks_to_swap=2), device="cpu")
+
+
+def test_a_parameter_that_quantises_itself_is_refused_on_an_accelerator(
+    sim: Any, sim_device: torch.device
+) -> None:
+    """As the 8-bit ones of bitsandbytes: they do it when they are moved."""
+    own = type("Int8Params", (torch.nn.Parameter,), {"__module__": "bitsandbytes.nn.modules"})
+    model = build("t2v")
+    table = model.blocks[0].attn1.to_q._parameters
+    weight: Any = torch.Tensor._make_subclass(own, table["weight"].detach(), False)
+    weight.CB, weight.has_fp16_weights = None, False
+    table["weight"] = weight
+    args = BlockSwapArgs(blocks_to_swap=2)
+    with pytest.raises(ModelError, match="a Int8Params of bitsandbytes, which quantises itself"):
+        swap_blocks(model, args, device=sim_device)
+    swap_blocks(model, args, device="cpu").close()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_pipelines import save
+from single_files import write
+from tiny_pipelines import SAVED_AS, save
 
 from blockswap.cache import cache_folder
 from blockswap.plan.inputs.machine import Machine
@@ -21,8 +22,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     root = tmp_path_factory.mktemp("pipelines")
 
     def folder(kind: str) -> Path:
-        kind = "t2v" if kind == "v2v" else kind
+        kind = SAVED_AS.get(kind, kind)
         path = root / kind
+        if not path.exists() and kind == "files":
+            write(path, "experts")
         return path if path.exists() else save(kind, path)
 
     return folder

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from single_files import lora
 from whole import request_for
 
+from blockswap.generate import VideoRequest
 from blockswap.generate.run import make_videos, prepare
+
+LORAS = (("lora_high", 1), ("lora_low", 2))
 
 
 def run_apart(folder: Path, output: Path, kind: str, point: str, sent: str) -> int | None:
@@ -25,6 +29,14 @@ def run_apart(folder: Path, output: Path, kind: str, point: str, sent: str) -> i
     process.start()
     process.join()
     return process.exitcode
+
+
+def request_of(folder: Path, kind: str, place: Path) -> VideoRequest:
+    """The request of that kind; of single files with the LoRAs that lie beside them."""
+    if kind != "files":
+        return request_for(kind, place)
+    high, low = (((lora(folder / f"{name}.safetensors", seed), 1.0),) for name, seed in LORAS)
+    return request_for("t2v", place, loras_high=high, loras_low=low)
 
 
 def told(output: Path) -> tuple[str, int, int]:
@@ -41,7 +53,7 @@ def _run(folder: Path, output: Path, kind: str, point: str, sent: str) -> None:
     # Where tests run in the background a shell has them ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["BLOCKSWAP_CACHE"] = str(output.parent / "cache")
-    job, plan = prepare(folder, request_for(kind, output.parent), output, device="cpu")
+    job, plan = prepare(folder, request_of(folder, kind, output.parent), output, device="cpu")
     phase, _, number = point.partition(":")
     if phase == "read":
         _end_when_computing(number, sent)

@@ -185,3 +185,13 @@ def write(folder: Path, kind: str) -> tuple[dict[str, Path], Any]:
         boundary_ratio=0.875 if len(models) > 1 else None,
     )
     return files, pipe
+
+
+def lora(path: Path, seed: int) -> Path:
+    """A LoRA on one layer, written if it is not there."""
+    draw = torch.Generator().manual_seed(seed)
+    layer = "diffusion_model.blocks.1.self_attn.q"
+    down, up = (torch.randn(*s, generator=draw) for s in ((2, 128), (128, 2)))
+    if not path.exists():
+        save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, path)
+    return path

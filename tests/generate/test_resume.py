@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from interrupted import digest_of, run_apart, told
-from whole import by_us, request_for
+from interrupted import digest_of, request_of, run_apart, told
+from whole import by_us
 
 # Where it ends, by which signal; then which steps and texts are still to be computed.
 POINTS = [
@@ -15,7 +15,8 @@ POINTS = [
     ("t2v", "sample:3", "SIGINT", 1, 0),
     ("t2v", "read:WanDecoder3d", "SIGKILL", 0, 0),
     ("t2v", "write:5", "SIGKILL", 0, 0),
-    ("two-experts", "sample:1", "SIGKILL", 3, 0),
+    ("two-experts", "sample:2", "SIGKILL", 2, 0),  # the second expert's turn comes
+    ("files", "sample:2", "SIGKILL", 2, 0),  # experts in single files, a LoRA on each
     ("i2v", "sample:2", "SIGKILL", 2, 0),
 ]
 # The others; `make every-point` runs them, too.
@@ -23,7 +24,9 @@ FURTHER = [
     ("t2v", "encode:1", "SIGINT", 4, 1),
     ("t2v", "sample:2", "SIGKILL", 2, 0),
     ("t2v", "sample:4", "SIGKILL", 0, 0),
-    ("two-experts", "sample:2", "SIGINT", 2, 0),
+    ("two-experts", "sample:1", "SIGINT", 3, 0),
+    ("files", "sample:1", "SIGINT", 3, 0),
+    ("files", "encode:1", "SIGKILL", 4, 1),
     ("v2v", "sample:1", "SIGINT", 2, 0),
 ]
 if os.environ.get("BLOCKSWAP_EVERY_POINT"):
@@ -40,9 +43,8 @@ def undisturbed(
     def digest(kind: str) -> str:
         if kind not in known:
             place = tmp_path_factory.mktemp(kind)
-            (frames,), _, _ = by_us(
-                folders(kind), request_for(kind, place), place / "clip.mp4", "cpu"
-            )
+            request = request_of(folders(kind), kind, place)
+            (frames,), _, _ = by_us(folders(kind), request, place / "clip.mp4", "cpu")
             known[kind] = digest_of(frames)
         return known[kind]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from single_files import transformer, vae, vendor_vae, write
+from single_files import lora, transformer, vae, vendor_vae, write
 from tiny_pipelines import tokenizer
 from whole import NEGATIVE, PROMPT, by_us, request_for
 
@@ -20,6 +20,18 @@ from blockswap.generate.parts.load import load_part
 from blockswap.generate.run import prepare
 from blockswap.plan.inputs.machine import Machine
 
+WAN_22 = {
+    "base_dim": 8,
+    "decoder_base_dim": 12,
+    "z_dim": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "latents_mean": [0.0] * 48,
+    "latents_std": [1.0] * 48,
+}
 KINDS = ("bf16", "fp8_scaled", "gguf", "experts")
 
 
@@ -53,14 +65,6 @@ def frames_of(pipe: Any, request: Any, device: Any) -> np.ndarray:
     )
     pipe.to("cpu")
     return np.asarray(frames[0])
-
-
-def lora(path: Path, seed: int) -> Path:
-    draw = torch.Generator().manual_seed(seed)
-    layer = "diffusion_model.blocks.1.self_attn.q"
-    down, up = (torch.randn(*s, generator=draw) for s in ((2, 128), (128, 2)))
-    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, path)
-    return path
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -166,6 +170,34 @@ def test_as_folders_lie(downloads: Callable[[str], Any], tmp_path: Path) -> None
     assert told.transformers[0].path.parent == vendor
 
 
+def test_among_the_files_of_other_models(downloads: Callable[[str], Any], tmp_path: Path) -> None:
+    """A folder of models holds other encoders and VAEs, too: Wan's own are taken."""
+    from transformers import T5Config, T5EncoderModel
+
+    files, _ = downloads("bf16")
+    for file in files.values():
+        (tmp_path / file.name).symlink_to(file)
+    config = T5Config(
+        vocab_size=40, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    other = {k: v.clone() for k, v in T5EncoderModel(config).state_dict().items()}
+    other.pop("encoder.embed_tokens.weight", None)
+    save_file(other, tmp_path / "a_t5.safetensors")
+    save_file({"decoder.conv_in.weight": torch.zeros(4, 4, 3, 3)}, tmp_path / "a_vae.safetensors")
+    save_file(vendor_vae(vae(**WAN_22)), tmp_path / "wan2.2_vae.safetensors")
+    (tmp_path / "sd.ckpt").write_bytes(b"PK")
+    found = find_components(tmp_path)
+    assert (found.vae.path.name, found.text_encoder.path.name) == (
+        "pixels.safetensors",
+        "encoder.safetensors",
+    )
+    (tmp_path / "pixels.safetensors").unlink()
+    (tmp_path / "wan2.2_vae.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no VAE; .*another family"):
+        find_components(tmp_path)
+
+
 def spoilt(files: dict[str, Path], folder: Path) -> dict[str, tuple[tuple[Path, ...], str]]:
     """What is given for the model, and what is said of it."""
     wan, encoder, pixels = files["wan"], files["encoder"], files["pixels"]
@@ -224,18 +256,7 @@ def test_a_tokenizer_that_is_told(downloads: Callable[[str], Any], tmp_path: Pat
     "config",
     [
         {},
-        {
-            "base_dim": 8,
-            "decoder_base_dim": 12,
-            "z_dim": 48,
-            "is_residual": True,
-            "in_channels": 12,
-            "out_channels": 12,
-            "patch_size": 2,
-            "scale_factor_spatial": 16,
-            "latents_mean": [0.0] * 48,
-            "latents_std": [1.0] * 48,
-        },
+        WAN_22,
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])

@@ -48,6 +48,23 @@ def vae(latents: int = LATENTS) -> Any:
     ).eval()
 
 
+def image_encoder() -> Any:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+        image_size=56, patch_size=14,
+    )  # fmt: skip
+    return CLIPVisionModel(config).eval()
+
+
+def image_processor() -> Any:
+    from transformers import CLIPImageProcessor
+
+    size = {"height": 56, "width": 56}
+    return CLIPImageProcessor(size=size, crop_size=size)
+
+
 def transformer(kind: str = "t2v", *, image: bool = False) -> Any:
     from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 
@@ -67,6 +84,8 @@ def transformer(kind: str = "t2v", *, image: bool = False) -> Any:
     )
     if image:
         config |= {"in_channels": 2 * LATENTS + 4}
+    if kind == "i2v-clip":
+        config |= {"image_dim": 32, "added_kv_proj_dim": 48}
     if kind == "vace":
         config |= {"vace_layers": [0, 2], "vace_in_channels": 2 * LATENTS + 64}
         return WanVACETransformer3DModel(**config).eval()
@@ -81,7 +100,11 @@ def scheduler() -> Any:
     )
 
 
-KINDS = ("t2v", "i2v", "vace", "v2v", "two-experts")
+# "ti2v" reads a timestep for each token, as TI2V 5B does; "ti2v-image" starts from an image, too.
+KINDS = ("t2v", "i2v", "i2v-clip", "ti2v", "ti2v-image", "vace", "v2v", "two-experts")
+# Those that are made by diffusers' pipeline for images, and those that have the parts of another.
+FROM_IMAGES = ("i2v", "i2v-clip", "ti2v-image")
+SAVED_AS = {"v2v": "t2v", "ti2v-image": "ti2v"}
 
 
 def save(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -94,15 +117,20 @@ def save(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
         "text_encoder": text_encoder(),
         "vae": vae(),
         "scheduler": scheduler(),
-        "transformer": transformer(kind, image=kind == "i2v").to(dtype),
+        "transformer": transformer(kind, image=kind.startswith("i2v")).to(dtype),
     }
     how: dict[str, Any] = {}
     if kind == "two-experts":
         parts["transformer_2"] = transformer().to(dtype)
         how["boundary_ratio"] = 0.875
-    name = {"vace": "WanVACEPipeline", "i2v": "WanImageToVideoPipeline"}.get(kind, "WanPipeline")
-    if kind == "i2v":
-        how |= {"image_encoder": None, "image_processor": None}
+    name = {"vace": "WanVACEPipeline"}.get(kind, "WanPipeline")
+    if kind.startswith("i2v"):
+        name = "WanImageToVideoPipeline"
+        clip = kind == "i2v-clip"
+        parts["image_encoder"] = image_encoder() if clip else None
+        parts["image_processor"] = image_processor() if clip else None
+    if kind == "ti2v":
+        how["expand_timesteps"] = True
     if kind == "vace":
         how |= {"transformer_2": None}
     for part in parts.values():

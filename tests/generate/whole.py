@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tiny_pipelines import FROM_IMAGES
 
 from blockswap.generate import VideoRequest, make_videos
 from blockswap.generate.run import Made, prepare
@@ -25,7 +26,7 @@ def request_for(kind: str, folder: Path, **changes: Any) -> VideoRequest:
         "guidance": 4.0,
         "seed": 3,
     }
-    if kind in ("i2v", "vace"):
+    if kind in (*FROM_IMAGES, "vace"):
         given["image"] = draw_image(folder / "start.png")
     if kind == "v2v":
         given["video"] = draw_video(folder / "start.mp4")
@@ -52,12 +53,12 @@ def by_diffusers(kind: str, folder: Path, request: VideoRequest, device: Any) ->
 
     from blockswap.generate.video import read_frames
 
-    name = {
-        "i2v": "WanImageToVideoPipeline",
-        "vace": "WanVACEPipeline",
-        "v2v": "WanVideoToVideoPipeline",
-    }.get(kind, "WanPipeline")
-    pipe = getattr(diffusers, name).from_pretrained(folder)
+    name = {"vace": "WanVACEPipeline", "v2v": "WanVideoToVideoPipeline"}.get(kind, "WanPipeline")
+    more: dict[str, Any] = {}
+    if kind in FROM_IMAGES:
+        name = "WanImageToVideoPipeline"
+        more = {"image_encoder": None, "image_processor": None} if kind != "i2v-clip" else {}
+    pipe = getattr(diffusers, name).from_pretrained(folder, **more)
     pipe.set_progress_bar_config(disable=True)
     for model in pipe.components.values():
         if isinstance(model, torch.nn.Module):
@@ -70,7 +71,7 @@ def by_diffusers(kind: str, folder: Path, request: VideoRequest, device: Any) ->
     size = (request.width, request.height)
     if request.image is not None:
         image = Image.open(request.image).convert("RGB").resize(size)
-        given |= {"image": image} if kind == "i2v" else {"reference_images": [image]}
+        given |= {"image": image} if kind in FROM_IMAGES else {"reference_images": [image]}
     if request.video is not None:
         given["video"] = read_frames(request.video, width=size[0], height=size[1], most=9)
     if kind != "v2v":

@@ -8,6 +8,7 @@ import pytest
 import torch
 from clips import clip, given, loaded, run
 
+from blockswap import BlockSwapArgs, swap_blocks
 from blockswap.pieces import Pieces, why_never
 
 diffusers = pytest.importorskip("diffusers")
@@ -226,3 +227,16 @@ def test_removed_pieces_leave_nothing_behind() -> None:
     pieces = Pieces(model, 64, print)
     pieces.remove()
     assert [dict(vars(module)) for module in model.modules()] == before
+
+
+def test_a_compiled_model_runs_whole_and_says_so() -> None:
+    workload = clip("t2v")
+    model, inputs = loaded("t2v", workload), given("t2v", workload)
+    whole = run(model, inputs)
+    with swap_blocks(model, BlockSwapArgs(blocks="0-2", chunk_tokens=64), device="cpu") as swap:
+        assert torch.equal(run(model, inputs), whole)
+        assert swap.plan.chunk_tokens == 64
+        compiled = torch.compile(model, backend="eager")
+        assert torch.equal(run(compiled, inputs), whole)
+        assert "the model's forward is compiled" in str(swap.report())
+        assert "in pieces of" not in swap.status_line()

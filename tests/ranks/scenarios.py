@@ -111,6 +111,35 @@ def opened(rank: int, mesh: DeviceMesh, family: str, path: str) -> dict[str, Any
     return {"equal": [torch.equal(out, expected) for out in outputs], "read": read}
 
 
+def opened_with_a_lora(rank: int, mesh: DeviceMesh, path: str) -> dict[str, Any]:
+    """The same with a LoRA, beside one process of its own; what `set_loras` says."""
+    here, lora = torch.device("cpu"), f"{path}.lora.safetensors"
+    if rank == 0:
+        save_file(fresh("diffusers").state_dict(), path, {"wan.num_heads": "3"})
+        draw = torch.Generator().manual_seed(1)
+        save_file({f"blocks.1.attn1.to_q.lora_{part}.weight": torch.randn(shape, generator=draw)
+                   for part, shape in (("A", (4, 48)), ("B", (48, 4)))}, lora)  # fmt: skip
+    dist.barrier()
+    args: Any = {"blocks": "1-3"}
+    outputs, said = [], ""
+    with torch.no_grad():
+        for shared in (None, mesh):
+            model: Any = blockswap.open_transformer(
+                path, args, device=here, loras=[(lora, 0.5)], mesh=shared
+            )
+            outputs.append(forward(model, "diffusers", here))
+            if shared is not None:
+                try:
+                    model.blockswap.set_loras([])
+                except blockswap.errors.StateError as error:
+                    said = str(error)
+            model.blockswap.close()
+        plain = forward(fresh("diffusers"), "diffusers", here)
+    return {
+        "equal": torch.equal(*outputs), "changed": not torch.equal(plain, outputs[0]), "said": said
+    }  # fmt: skip
+
+
 def _read_bytes() -> int:
     found = re.search(r"^rchar: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)
     assert found

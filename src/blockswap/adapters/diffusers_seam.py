@@ -109,8 +109,8 @@ def attend_with(
 def cut_classes() -> dict[str, tuple[type, ...]]:
     """The classes whose forwards are known well enough to run them in pieces of tokens.
 
-    By role: "model", "vace_model", "block", "vace_block", "processor". Empty while diffusers is not
-    loaded: then no model is one of its classes.
+    By role: "model", "vace_model", "animate_model", "block", "vace_block", "face_block",
+    "processor". Empty while diffusers is not loaded: then no model is one of its classes.
     """
     if "diffusers" not in sys.modules:
         return {}
@@ -121,17 +121,23 @@ def cut_classes() -> dict[str, tuple[type, ...]]:
         return {}
     blocks: list[type] = [transformer_wan.WanTransformerBlock]
     processors: list[type] = [transformer_wan.WanAttnProcessor]
+    animates: tuple[type, ...] = ()
+    faces: tuple[type, ...] = ()
     try:
         from diffusers.models.transformers import transformer_wan_animate as animate
     except ImportError:
         pass  # older than Wan2.2 Animate
     else:
         blocks.append(animate.WanTransformerBlock)
-        processors.append(animate.WanAttnProcessor)
+        processors += [animate.WanAttnProcessor, animate.WanAnimateFaceBlockAttnProcessor]
+        animates = (animate.WanAnimateTransformer3DModel,)
+        faces = (animate.WanAnimateFaceBlockCrossAttention,)
     return {
         "model": (WanTransformer3DModel,),
         "vace_model": (WanVACETransformer3DModel,),
+        "animate_model": animates,
         "block": tuple(blocks),
+        "face_block": faces,
         "vace_block": (transformer_wan_vace.WanVACETransformerBlock,),
         "processor": tuple(processors),
     }

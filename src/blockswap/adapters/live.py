@@ -13,10 +13,12 @@ import torch
 
 from ..errors import ModelError
 from ..layout.values import ModelLayout, TensorSpec, UnitLayout
-from ..store.leaves import leaf_tensors, spec_of
+from ..store.leaves import leaf_tensors, named_class, spec_of
 from ..store.places import Place
 from .families import UnitModule, bare, unit_modules
 from .lookup import is_lookup_table
+
+_SELF_QUANTISING = ("bitsandbytes",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,22 @@ def _live(name: str, places: tuple[Place, ...]) -> LiveTensor:
     return LiveTensor(
         spec=spec_of(name, tensor, label=places[0].label), tensor=tensor, places=places
     )
+
+
+def refuse_self_quantising(model: LiveModel) -> None:
+    """Raises ModelError for weights that quantise themselves when they are moved to a device.
+
+    What would arrive in a slot are the numbers from before.
+    """
+    for unit in model.units:
+        for live in unit.tensors:
+            if type(live.tensor).__module__.partition(".")[0] in _SELF_QUANTISING:
+                name = f"{live.places[0].label} is a {named_class(live.tensor)}"
+                raise ModelError(
+                    f"{name}, which quantises itself when it is moved to a device, and streamed "
+                    "weights arrive as they are: load the model in bf16, as GGUF or quantised by "
+                    "torchao"
+                )
 
 
 def refuse_unloaded(model: LiveModel, units: Collection[str] | None = None) -> None:

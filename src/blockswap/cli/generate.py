@@ -64,6 +64,9 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         bool | None,
         typer.Option("--tiled/--whole", help="Decode in tiles; by default where it must be."),
     ] = None,
+    preview: Annotated[
+        int, typer.Option(metavar="STEPS", help="Draw the first frame every so many steps; 0: no.")
+    ] = 0,
     output: Annotated[Path, typer.Option(help="The video, an MP4.")] = Path("out.mp4"),
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, xpu ...")] = None,
@@ -99,6 +102,7 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         loras_high=tuple(map(parse_lora, lora_high or ())),
         loras_low=tuple(map(parse_lora, lora_low or ())),
         chunk_tokens=chunk_tokens,
+        preview_every=preview,
     )
     files: Any = ModelFiles(tuple(map(Path, model)), high_noise, low_noise, tokenizer, shift)
     if model == [TINY]:

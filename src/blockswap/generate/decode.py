@@ -12,6 +12,7 @@ from .encode import Encoded
 from .host_pipelines import Steering, build_pipeline, steered
 from .job import Job, Progress
 from .parts.load import load_part
+from .preview import preview_path
 from .sample import call_arguments, sampling_models
 from .state import RunState, state_path
 from .video import write_video
@@ -65,3 +66,5 @@ def _write(job: Job, clip: int, frames: Any, progress: Progress) -> None:
 
     write_video(path, as_bytes(), width=request.width, height=request.height, fps=job.fps)
     state_path(path).unlink(missing_ok=True)
+    if request.preview_every:
+        preview_path(path).unlink(missing_ok=True)

@@ -24,8 +24,8 @@ class VideoRequest:
     `vram_budget` and `ram_budget` are bytes, None for what is there. `image` starts the clip (or
     is a reference for VACE), `video` is what it follows. `tiled` asks for the VAE's tiles; None
     leaves that to the budget. `loras` are files and strengths, for every transformer; `loras_high`
-    and `loras_low` those of one expert alone. `chunk_tokens` is that of `BlockSwapArgs`. Raises
-    ArgsError.
+    and `loras_low` those of one expert alone. `chunk_tokens` is that of `BlockSwapArgs`;
+    every `preview_every` steps the first frame is drawn (0: never). Raises ArgsError.
     """
 
     prompts: tuple[str, ...]
@@ -45,6 +45,7 @@ class VideoRequest:
     loras_high: tuple[tuple[Path, float], ...] = ()
     loras_low: tuple[tuple[Path, float], ...] = ()
     chunk_tokens: int | None = None
+    preview_every: int = 0
 
     def __post_init__(self) -> None:
         Workload(self.width, self.height, self.frames)  # says which sizes and counts there are
@@ -56,6 +57,8 @@ class VideoRequest:
             raise ArgsError(f"guidance={self.guidance} was asked: give a number from 0 on, as 5")
         if not 0 <= self.seed < 2**63:
             raise ArgsError(f"seed={self.seed} was asked: give a whole number from 0 to 2^63-1")
+        if type(self.preview_every) is not int or self.preview_every < 0:
+            raise ArgsError(f"preview_every={self.preview_every!r} was asked: give steps, or 0")
         loras = (*self.loras, *self.loras_high, *self.loras_low)
         for given in (self.image, self.video, *(path for path, _ in loras)):
             if given is not None and not is_there(given):

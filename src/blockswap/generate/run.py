@@ -9,6 +9,7 @@ import torch
 
 from ..errors import StateError
 from ..plan.inputs.machine import Machine
+from ..report.output import PNG, refuse_other
 from ..store.host_memory import peak_host_bytes
 from ..stream.device import open_device
 from .costs import latent_shape
@@ -18,6 +19,7 @@ from .host_pipelines import pipeline_name
 from .job import Job, Progress, silent
 from .parts.find import ModelFiles, find_components
 from .parts.tiny import TINY, tiny_components
+from .preview import preview_path
 from .request import VideoRequest, check_room, output_paths
 from .run_plan import RunPlan, plan_run, refuse_unfit
 from .sample import sample_all
@@ -57,6 +59,9 @@ def prepare(
     """
     require_writer()
     outputs = output_paths(output, len(request.prompts))
+    if request.preview_every:
+        for path in outputs:
+            refuse_other(preview_path(path), PNG)
     where = open_device(device).torch_device
     pixels = request.width * request.height
     tiny = not isinstance(model, ModelFiles) and str(model) == TINY

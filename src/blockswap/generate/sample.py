@@ -14,6 +14,7 @@ from .encode import Encoded, open_image
 from .host_pipelines import Steering, build_pipeline, restore_scheduler, scheduler_state, steered
 from .job import Job, Progress
 from .parts.load import build_empty, load_part
+from .preview import Previews
 from .state import RunState, read_state, state_path, write_state
 from .video import read_frames
 
@@ -131,7 +132,7 @@ def sample_all(
         read_state(state_path(path), job.asked(clip), job.device) if resume else None
         for clip, path in enumerate(job.outputs)
     ]
-    stage = Stage(job, args)
+    stage, previews = Stage(job, args), Previews(job)
     states, computed = [], []
     try:
         for clip, before in enumerate(found):
@@ -139,7 +140,7 @@ def sample_all(
                 states.append(before)
                 computed.append(0)
                 continue
-            sampler = _Sampler(job, stage, clip, progress)
+            sampler = _Sampler(job, stage, clip, progress, previews)
             states.append(sampler.run(encoded, before))
             computed.append(sampler.computed)
             if job.conditioned:
@@ -152,8 +153,11 @@ def sample_all(
 class _Sampler:
     """One clip's way through the pipeline."""
 
-    def __init__(self, job: Job, stage: Stage, clip: int, progress: Progress) -> None:
+    def __init__(
+        self, job: Job, stage: Stage, clip: int, progress: Progress, previews: Previews
+    ) -> None:
         self._job, self._stage, self._clip, self._progress = job, stage, clip, progress
+        self._previews = previews
         self._asked, self._path = job.asked(clip), state_path(job.outputs[clip])
         self._generator = torch.Generator().manual_seed(job.request.seed)
         self._last: RunState | None = None
@@ -213,6 +217,8 @@ class _Sampler:
         write_state(self._path, self._asked, self._last)
         self._last = RunState(step + 1, int(pipe.num_timesteps), {"latents": given["latents"]})
         self.computed += 1
+        if self._previews.is_due(step + 1):
+            self._previews.draw(self._clip, pipe.scheduler, given["latents"])
         self._progress("sample", step + 1, int(pipe.num_timesteps))
         return {}
 

@@ -107,6 +107,20 @@ SHARING = (
     "comfy.ops.fp8_ops",
     "comfy.utils.string_to_seed",
 )
+# What blocks of the host's Wan models run in pieces through; without one of these they run whole.
+CUTTING = (
+    "comfy.ldm.wan.model.EmbedND",
+    "comfy.ldm.wan.model.VaceWanAttentionBlock",
+    "comfy.ldm.wan.model.WAN_CROSSATTENTION_CLASSES",
+    "comfy.ldm.wan.model.WanAttentionBlock",
+    "comfy.ldm.wan.model.WanI2VCrossAttention",
+    "comfy.ldm.wan.model.WanSelfAttention",
+    "comfy.ldm.wan.model.WanT2VCrossAttention",
+    "comfy.ldm.wan.model.apply_rope1",
+    "comfy.ldm.wan.model.optimized_attention",
+    "comfy.model_management.cast_to",
+    "comfy.ops.disable_weight_init",
+)
 # Methods of a patcher under dynamic VRAM.
 DYNAMIC = ("cached_patcher_init", "get_clone_model_override")
 
@@ -130,6 +144,11 @@ def require() -> None:
 def can_share() -> bool:
     """Whether this core's dynamic VRAM has every name that blocks are taken out of it through."""
     return all(map(_is_there, SHARING))
+
+
+def can_cut() -> bool:
+    """Whether this core has every name that blocks run in pieces through."""
+    return all(map(_is_there, CUTTING))
 
 
 def require_of(patcher: Any) -> None:

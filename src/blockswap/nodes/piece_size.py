@@ -32,11 +32,17 @@ _chosen: "weakref.WeakKeyDictionary[Swap, dict[_Shape, int]]" = weakref.WeakKeyD
 
 def run_in_pieces(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Stands around the forward of the host's transformer."""
-    root: Any = executor.class_obj  # type: ignore[attr-defined]
-    swap = vars(root).get("blockswap")
-    if isinstance(swap, Swap) and not swap.closed and swap.pieces is not None:
-        _choose(root, swap, swap.pieces, args, kwargs)
+    if not torch.compiler.is_compiling():  # compiled models run whole
+        root: Any = executor.class_obj  # type: ignore[attr-defined]
+        swap = vars(root).get("blockswap")
+        if isinstance(swap, Swap) and not swap.closed and swap.pieces is not None and _usual(args):
+            _choose(root, swap, swap.pieces, args, kwargs)
     return executor(*args, **kwargs)
+
+
+def _usual(args: tuple[Any, ...]) -> bool:
+    """Whether the arguments begin with latents, a timestep and text, as the host's own do."""
+    return len(args) > 2 and all(isinstance(arg, torch.Tensor) for arg in args[:3])
 
 
 def cut_smaller(swap: Swap | None) -> str | None:
@@ -79,8 +85,9 @@ def _size_that_fits(root: Any, swap: Swap, tokens: int, given: Any) -> int:
     smaller = sizes_below(tokens)
     if pieces is None or device.type == "cpu" or not smaller:
         return 0
-    shell, free = shell_of(root, given[0][0].dtype), host.free_bytes(device)
+    free = host.free_bytes(device)
     try:
+        shell = shell_of(root, given[0][0].dtype)
         whole = follow(shell, pieces.family, 0, given)
         if whole + MARGIN.of(whole) <= free:
             return 0
@@ -88,8 +95,11 @@ def _size_that_fits(root: Any, swap: Swap, tokens: int, given: Any) -> int:
             needed = follow(shell, pieces.family, size, given)
             if needed + MARGIN.of(needed) <= free:
                 break
-    except ModelError as error:
-        swap.tell(f"blocks run whole until memory runs out, what that needs is not known: {error}")
+    except Exception as error:  # noqa: BLE001 - another pack's forward may do anything without data
+        swap.tell(
+            "blocks run whole until memory runs out, for what that needs cannot be foreseen "
+            f"({str(error) or repr(error):.160})"
+        )
         return 0
     swap.tell(
         f"the whole forward needs {format_bytes(whole)} of activations, and {format_bytes(free)} "

@@ -10,6 +10,7 @@ import torch
 
 from ..pieces import LAYERS, Family, Keys, Loan, Piece, Small, Visit, run, run_between
 from . import host_wan
+from .host_names import can_cut
 
 _DIM, _HEADS, _TOKENS, _TEXT, _IMAGE, _FRAMES = 24, 2, 150, 12, 4, 6
 _IMAGE_TOKENS = 257  # what the host's blocks take where nobody says
@@ -61,6 +62,8 @@ class WanFamily(Family):
     def small(self, root: Any) -> Small | None:
         """One block of each kind that the model has; a timestep for all tokens, and one a frame."""
         kinds: dict[Any, Any] = {}
+        if not can_cut():
+            return None
         for block in root.modules():
             if host_wan.is_block(block):
                 first = getattr(block, "block_id", 1) == 0

@@ -108,7 +108,7 @@ def _ending(original: Callable[..., Any]) -> Callable[..., Any]:
     def offload_transformer(transformer: Any, *args: Any, **kwargs: Any) -> Any:
         takeover = takeover_of(transformer)
         if takeover is not None:
-            takeover.close()
+            takeover.close_run()
             takeover.restore_settings(Count)
         return original(transformer, *args, **kwargs)
 

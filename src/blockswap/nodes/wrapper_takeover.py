@@ -7,6 +7,7 @@ has put weights where it wants them, and closed when the pack takes them up agai
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ import torch
 from ..adapters.families import unit_modules
 from ..adapters.live import describe_module
 from ..ambient import undisturbed
+from ..errors import PlanError
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
 from ..swap import Hosted, Swap, plan_units, stream_units
 from . import host
+from .overrides import Wish
 from .status import StatusLine
 from .wrapper_forms import (
     bring_to_host,
@@ -28,6 +31,7 @@ from .wrapper_forms import (
     renew,
 )
 from .wrapper_gguf import forget_quantised, idle_forms
+from .wrapper_memory import survive
 from .wrapper_names import COUNTS, SETTINGS
 
 _ATTRIBUTE = "blockswap_takeover"
@@ -40,6 +44,8 @@ class Takeover:
         self._reference = weakref.ref(transformer)
         self._settings: dict[str, Any] = {}
         self._undo = ExitStack()
+        self._wish, self._weights = Wish(BlockSwapArgs()), None  # of the run that is open
+        self.device = torch.device("cpu")
         self.swap: Swap | None = None
         self._status = StatusLine(lambda: "" if self.swap is None else self.swap.status_line())
         vars(transformer)[_ATTRIBUTE] = self
@@ -79,25 +85,59 @@ class Takeover:
         Raises SelectionError, PlanError, ModelError or DeviceError, and gives everything back.
         """
         self._status.node_id = node_id
-        transformer = self._transformer
-        device = torch.device(transformer.main_device)
+        self._wish, self._weights = Wish(args), weights
+        self._open()
+        for name in COUNTS:
+            setattr(self._transformer, name, nothing)
+
+    def _open(self) -> None:
+        transformer, args = self._transformer, self._wish.args
+        self.device = device = torch.device(transformer.main_device)
         with ExitStack() as undo, undisturbed():
             describable(undo, transformer, device)
-            plan = self._plan(args, device)
-            self._place(undo, plan, weights, device)
+            plan = self._plan(device)
+            self._place(undo, plan, self._weights, device)
             self.swap = stream_units(
                 transformer, plan, args, device=device, hosted=Hosted(self._status)
             )
+            if device.type != "cpu":
+                survive(undo, transformer, self)
             self._undo = undo.pop_all()
-        for name in COUNTS:
-            setattr(transformer, name, nothing)
 
-    def _plan(self, args: BlockSwapArgs, device: torch.device) -> SwapPlan:
+    # When a forward runs out of memory.
+
+    def can_stream_more(self) -> bool:
+        """Whether blocks stay that the plan, and not the user, has chosen."""
+        return self.swap is not None and not self._wish.exact and bool(self.swap.plan.residents)
+
+    def stream_more(self, *, everything: bool) -> str:
+        """Opens the swap anew with fewer blocks that stay; says what has left."""
+        assert self.swap is not None, "asked before"
+        plan = self.swap.plan
+        limit = 0 if everything else plan.device_bytes - plan.resident_bytes // 2
+        self.close()
+        for limit_bytes in (limit, 0):
+            self._wish = replace(self._wish, limit_bytes=limit_bytes)
+            try:
+                self._open()
+                break
+            except PlanError:
+                if limit_bytes == 0:
+                    raise
+        return f"{len(plan.residents) - len(self.swap.plan.residents)} blocks no longer stay"
+
+    def tell(self, sentence: str) -> None:
+        """What the report is to say."""
+        if self.swap is not None:
+            self.swap.tell(sentence)
+
+    def _plan(self, device: torch.device) -> SwapPlan:
         """The plan for what is free now and what of this model is there already."""
         transformer = self._transformer
         here = sum(p.nbytes for p in transformer.parameters() if p.device.type == device.type)
         granted = max(host.free_bytes(device) + here - host.inference_bytes(), 0)
-        return plan_units(transformer, args, device=device, granted_bytes=granted)
+        args, limited = self._wish.within(granted)
+        return plan_units(transformer, args, device=device, granted_bytes=limited)
 
     def _place(self, undo: ExitStack, plan: SwapPlan, weights: Any, device: torch.device) -> None:
         if device.type == "cpu":
@@ -121,6 +161,11 @@ class Takeover:
             if self.swap is not None:
                 self.swap.close()
             self._undo.close()
+
+    def close_run(self) -> None:
+        """The same at the end of a run: nothing of the pack's is kept."""
+        self.close()
+        self._weights = None
 
     def close_for_loading(self) -> None:
         """Gives the blocks back where the pack is about to load all weights anew.

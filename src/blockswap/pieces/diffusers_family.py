@@ -6,32 +6,40 @@ from typing import Any
 import torch
 
 from ..adapters.diffusers_seam import cut_classes, is_parallel
-from ..adapters.families import unit_modules
+from ..adapters.families import WAN_LISTS
+from .animate import run_face
 from .block import BlockVisit
 from .family import LAYERS, Cut, Family, Loan, Small
 from .model import run_model
 from .visit import Piece, run, run_between
 
 _INPUTS = {"hidden_states", "encoder_hidden_states", "temb", "rotary_emb"}
+_OF_A_FACE = {"hidden_states", "encoder_hidden_states"}
+_ROLES = ("model", "vace_model", "animate_model")
 _HEADS, _HEAD_DIM, _TEXT, _IMAGE = 2, 12, 16, 20
 
 
 class DiffusersFamily(Family):
     """diffusers' transformers of Wan, with VACE blocks or without."""
 
+    lists = (*WAN_LISTS, "face_adapter")
     layers = LAYERS | {"FP32LayerNorm", "FeedForward", "WanAttention"}
 
     def is_block(self, block: torch.nn.Module) -> bool:
         classes = cut_classes()
-        return type(block) in (*classes.get("block", ()), *classes.get("vace_block", ()))
+        roles = ("block", "vace_block", "face_block")
+        return type(block) in [kind for role in roles for kind in classes.get(role, ())]
 
     def tokens(self, given: dict[str, Any]) -> int | None:
-        return given["hidden_states"].shape[1] if given.keys() >= _INPUTS else None
+        usual = given.keys() >= _INPUTS or given.keys() == _OF_A_FACE
+        return given["hidden_states"].shape[1] if usual else None
 
     def run_block(
         self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], loan: Loan
     ) -> Any:
         hidden = given["hidden_states"]
+        if given.keys() == _OF_A_FACE:
+            return run_face(block, hidden, given["encoder_hidden_states"], pieces)
         shared = given["encoder_hidden_states"], given["temb"], given["rotary_emb"]
         visit = BlockVisit(block, shared, pieces)
         if not hasattr(block, "proj_out"):
@@ -53,7 +61,7 @@ class DiffusersFamily(Family):
 
     def has_model(self, root: torch.nn.Module) -> bool:
         classes = cut_classes()
-        return type(root) in (*classes.get("model", ()), *classes.get("vace_model", ()))
+        return type(root) in [kind for role in _ROLES for kind in classes.get(role, ())]
 
     def model_tokens(self, root: Any, given: dict[str, Any]) -> int | None:
         """Not where a LoRA is scaled for one forward: the host does that around its own."""
@@ -74,7 +82,7 @@ class DiffusersFamily(Family):
             return None
         config, kind = _small_config(root.config), type(root)
         # The blocks' own forwards: one that was replaced is tried anew.
-        forwards = dict.fromkeys(type(unit.module).forward for unit in unit_modules(root))
+        forwards = dict.fromkeys(type(block).forward for block in self.blocks(root).values())
         key = (kind, kind.forward, *forwards, *sorted(map(str, config.items())))
         return Small(key, lambda: kind(**config), lambda model: _two_steps(model, _inputs(config)))
 
@@ -93,6 +101,10 @@ def _small_config(config: Mapping[str, Any]) -> dict[str, Any]:
         small |= {"pos_embed_seq_len": 8}
     if "vace_layers" in small:
         small |= {"vace_layers": [0, 1]}
+    if "motion_encoder_size" in small:
+        small |= {"motion_encoder_size": 8, "motion_encoder_channel_sizes": {"4": 6, "8": 6}}
+        small |= {"motion_style_dim": 8, "motion_dim": 4, "motion_encoder_dim": 8}
+        small |= {"face_encoder_hidden_dim": 8, "inject_face_latents_blocks": 2}
     return small
 
 
@@ -122,4 +134,9 @@ def _inputs(config: Mapping[str, Any]) -> dict[str, Any]:
         given["control_hidden_states"] = torch.randn(
             1, config["vace_in_channels"], frames, side, side
         )
+    if "motion_encoder_size" in config:
+        channels = config["latent_channels"]
+        given["pose_hidden_states"] = torch.randn(1, channels, frames - 1, side, side)
+        size = config["motion_encoder_size"]
+        given["face_pixel_values"] = torch.randn(1, 3, 4 * (frames - 1), size, size)
     return given

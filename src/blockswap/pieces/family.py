@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.families import WAN_LISTS, unit_modules
 from .visit import Piece
 
 Cut = Callable[[int], tuple[Piece, ...]]
@@ -66,8 +67,14 @@ class Small:
 class Family(ABC):
     """One host's classes: which blocks are known in pieces, and how they run so."""
 
+    lists: tuple[str, ...] = WAN_LISTS  # where the blocks are that run in pieces
     layers: frozenset[str] = LAYERS
     packed_weights: frozenset[str] = frozenset()  # classes of weights that layers make plain
+
+    def blocks(self, root: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        """The blocks of a model that run in pieces where they can, by name."""
+        units = unit_modules(root)
+        return {u.name: u.module for u in units if u.name.rpartition(".")[0] in self.lists}
 
     @abstractmethod
     def is_block(self, block: torch.nn.Module) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.families import bare, unit_modules
+from ..adapters.families import bare
 from ..plan.inputs.pieces import sizes_below
 from .cutting import cut, two_of_each_size
 from .diffusers_family import DIFFUSERS
@@ -48,10 +48,10 @@ class Pieces:
         self._samples = samples
         self._on_blocks = False
         self._root: Any = bare(model)
-        units = [unit for unit in unit_modules(self._root) if unit.kind in ("block", "vace")]
-        self._blocks = {unit.name: unit.module for unit in units}
+        self._blocks = family.blocks(self._root)
         self._tell, self._told = tell, set[str]()
         self._tokens = 0  # of the last forward of the model that was seen
+        self._reached = False  # since it was last asked
         self.loan = Loan()
         self._cleared = False  # in a forward of ours, in which every block was looked at
         self._installed: list[tuple[torch.nn.Module, Any]] = []
@@ -111,8 +111,17 @@ class Pieces:
 
     def expects(self, tokens: int) -> bool:
         """Notes a forward of the model with so many tokens; whether it is cut."""
-        self._tokens = tokens
+        self._tokens, self._reached = tokens, True
         return self.cuts(tokens)
+
+    def reached(self) -> None:
+        self._reached = True
+
+    def were_passed_by(self) -> bool:
+        """Whether a forward has run that never came here: a compiled one does not."""
+        passed = bool(self.chunk_tokens) and not self._reached
+        self._reached = False
+        return passed
 
     def may_cut(self, name: str, block: torch.nn.Module, why: str | None) -> bool:
         """`why`: what of this very call keeps it from being cut."""
@@ -205,6 +214,7 @@ class _BlockForward(_Forward):
 
     def serves(self, given: dict[str, Any]) -> bool:
         family, owner = self._owner.family, self._owner
+        owner.reached()
         tokens = family.tokens(given)
         if tokens is None or not owner.cuts(tokens):
             return False

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..adapters.diffusers_seam import model_output
+from .animate import motion_of, posed_patches
 from .family import Cut, Loan
 from .modulation import Modulation, TokenTimes, distinct_timesteps
 from .visit import Piece
@@ -21,10 +22,13 @@ def run_model(model: Any, given: dict[str, Any], cut: Cut, loan: Loan) -> Any:
     """The model's output for its forward's arguments, by name."""
     latents = given["hidden_states"]
     embedded = Embedded(model, given)
-    hidden = _patches(model.patch_embedding, latents)
-    if hasattr(model, "vace_blocks"):
+    if hasattr(model, "face_adapter"):
+        hidden = _animated_layers(model, given, embedded, loan)
+    elif hasattr(model, "vace_blocks"):
+        hidden = _patches(model.patch_embedding, latents)
         hidden = _vace_layers(model, given, embedded, hidden, loan)
     else:
+        hidden = _patches(model.patch_embedding, latents)
         for block in model.blocks:
             hidden = block(loan.lend(hidden), embedded.text, embedded.times, embedded.rotary)
     out = _unpatched(model, _head(model, embedded, hidden, cut(hidden.shape[1])), latents.shape)
@@ -95,6 +99,21 @@ def _vace_layers(
         hint, control = vace(before, text, lent, times, rotary)
         hidden = _hinted(hidden, hint, next(scales))
         del hint, lent, before
+    return hidden
+
+
+def _animated_layers(
+    model: Any, given: dict[str, Any], embedded: Embedded, loan: Loan
+) -> torch.Tensor:
+    """All layers of Animate; what a face block has seen is added behind every few of them."""
+    hidden, motion = posed_patches(model, given), motion_of(model, given)
+    every = model.config.inject_face_latents_blocks
+    for layer, block in enumerate(model.blocks):
+        hidden = block(loan.lend(hidden), embedded.text, embedded.times, embedded.rotary)
+        if layer % every == 0:
+            seen = model.face_adapter[layer // every](hidden, motion)
+            hidden.add_(seen)
+            del seen
     return hidden
 
 

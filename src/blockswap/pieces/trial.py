@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.families import bare, unit_modules
+from ..adapters.families import bare
 from ..ambient import as_at_start
 from .diffusers_family import DIFFUSERS
 from .family import Family, Small
@@ -27,11 +27,9 @@ def why_never(model: torch.nn.Module, family: Family = DIFFUSERS) -> str | None:
     small = family.small(root)
     if small is None:
         return f"{type(root).__name__} is no model that is known in pieces"
-    for unit in unit_modules(root):
-        if unit.kind in ("block", "vace"):
-            why = why_before(unit.module) or why_whole(unit.module, family)
-            if why is not None:
-                return f"{unit.name}: {why}"
+    for name, block in family.blocks(root).items():
+        if why := why_before(block) or why_whole(block, family):
+            return f"{name}: {why}"
     if small.key not in _found:
         _found[small.key] = _try(type(root).__name__, small, family)
     return _found[small.key]

@@ -42,13 +42,32 @@ def total_host_bytes() -> int | None:
 
 
 def peak_host_bytes() -> int | None:
-    """Peak resident set size of this process in bytes; None where it is not told (Windows)."""
+    """Peak resident set size of this process in bytes; None where it is not told (Windows).
+
+    Linux tells that of this program; `getrusage` that of whoever it was forked from, if larger.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        status = ""
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_host_bytes() -> int | None:
+    """Resident set size of this process now; its peak where only that is told."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return peak_host_bytes()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _installed() -> int | None:

@@ -139,9 +139,16 @@ def _refuse_opaque(name: str, tensor: torch.Tensor) -> None:
     if _is_noted(tensor):
         return
     raise ModelError(
-        f"{name} is a {type(tensor).__qualname__}, a tensor subclass that does not say what it "
+        f"{name} is a {named_class(tensor)}, a tensor subclass that does not say what it "
         "consists of (no __tensor_flatten__): replace it by a plain tensor before swapping blocks"
     )
+
+
+def named_class(tensor: torch.Tensor) -> str:
+    """The tensor's class, with the package that it is of where that is not torch."""
+    package = type(tensor).__module__.partition(".")[0]
+    of = "" if package in ("torch", "__main__", "builtins") else f" of {package}"
+    return f"{type(tensor).__qualname__}{of}"
 
 
 def _is_noted(tensor: torch.Tensor) -> bool:

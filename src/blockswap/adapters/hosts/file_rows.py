@@ -1,7 +1,7 @@
 """Which bytes of a checkpoint a tensor is, followed through any library's own loading code.
 
 A `FileRows` looks like a CPU tensor and has no data: it knows which stored elements, one behind
-the other, it stands for. Views, splits along the first axis, joins and casts hand that on; any
+the other, it stands for. Views, splits and joins of whole rows, and casts hand that on; any
 other operation gives one that says by what it was computed. So a library's loader or converter
 runs as it is, on names and ranges, and what comes out says where in the file each weight lies.
 """
@@ -17,6 +17,7 @@ from ...errors import GeometryError
 from ...layout.checkpoint import StoredTensor
 from ...store.leaves import torch_dtype
 
+MOST_PARTS = 512  # of a tensor (experts, say) that is joined or cut in each of its parts
 _AS_THEY_ARE = frozenset(
     {
         "detach", "alias", "clone", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze",
@@ -169,17 +170,32 @@ def _cut(
     shaped: torch.Tensor,
 ) -> Origin:
     axis = _axis(args, 1, kwargs) % source.dim()
-    if prod(source.shape[:axis]) != 1:
-        whole = prod(shaped.shape) == prod(source.shape)  # an axis of one element may go
-        return source.blockswap_origin if whole else Origin(computed_by=f"{name} of columns")
+    if prod(shaped.shape) == prod(source.shape):  # an axis of one element may go
+        return source.blockswap_origin
     first = args[2] if len(args) > 2 else 0
     step = args[4] if name == "slice" and len(args) > 4 else 1
     if step != 1:
         return Origin(computed_by="a slice with steps")
     size = source.shape[axis]
     first = min(max((first or 0) + size * ((first or 0) < 0), 0), size)
+    count = 1 if name == "select" else shaped.shape[axis]
+    return _along(name, source, axis, first, count)
+
+
+def _along(name: str, source: FileRows, axis: int, first: int, count: int) -> Origin:
+    """`count` indices of an axis from `first` on: a range in each of the parts before that axis."""
+    parts = prod(source.shape[:axis])
+    if not _are_ranges(parts, source.shape[axis:]):
+        return Origin(computed_by=f"{name} of columns")
     inner = prod(source.shape[axis + 1 :])
-    return source.blockswap_origin.part(first * inner, prod(shaped.shape))
+    whole, origin = source.shape[axis] * inner, source.blockswap_origin
+    found = [origin.part(part * whole + first * inner, count * inner) for part in range(parts)]
+    return Origin(tuple(_merged([run for one in found for run in one.runs])), origin.computed_by)
+
+
+def _are_ranges(parts: int, below: Sequence[int]) -> bool:
+    """Whether what lies below an axis are ranges worth a read: matrices, in not too many parts."""
+    return parts == 1 or (parts <= MOST_PARTS and sum(size != 1 for size in below) > 1)
 
 
 def _piece(
@@ -194,25 +210,28 @@ def _piece(
     if not isinstance(source, FileRows) or name not in ("split", "split_with_sizes", "unbind"):
         return Origin(computed_by=name)
     axis = _axis(args, 1 if name == "unbind" else 2, kwargs) % source.dim()
-    if prod(source.shape[:axis]) != 1:
-        return Origin(computed_by=f"{name} of columns")
-    inner = prod(source.shape[axis + 1 :])
-    return source.blockswap_origin.part(place[1] * inner, prod(piece.shape))
+    return _along(name, source, axis, place[1], 1 if name == "unbind" else piece.shape[axis])
 
 
 def _joined(name: str, sources: Sequence[torch.Tensor], axis: int) -> Origin:
-    runs: list[Run] = []
+    rows: list[FileRows] = []
     for source in sources:
         if not isinstance(source, FileRows):
             return Origin(computed_by=f"{name} with values of its own")
         if source.blockswap_origin.computed_by:
             return source.blockswap_origin
-        before = source.shape[: axis % (source.dim() + (name == "stack"))]
-        if prod(before) != 1:
-            return Origin(computed_by=f"{name} of columns")
         if source.dtype != sources[0].dtype:
             return Origin(computed_by=f"{name} of several dtypes")
-        runs += source.blockswap_origin.runs
+        rows.append(source)
+    axis %= rows[0].dim() + (name == "stack")
+    parts = prod(rows[0].shape[:axis])
+    if not all(_are_ranges(parts, source.shape[axis:]) for source in rows):
+        return Origin(computed_by=f"{name} of columns")
+    runs: list[Run] = []
+    for part in range(parts):
+        for source in rows:
+            size = prod(source.shape[axis:])
+            runs += source.blockswap_origin.part(part * size, size).runs
     return Origin(tuple(_merged(runs)))
 
 

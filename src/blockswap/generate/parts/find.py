@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import CheckpointError
+from ...errors import BlockSwapError, CheckpointError
 from ...paths import input_path
 from .components import VAE, Components, Part, reads_image, refuse_mismatch
 from .files import (
@@ -57,17 +57,18 @@ def find_components(
     Raises CheckpointError where one is missing, there more than once, or another model's.
     """
     given = model if isinstance(model, ModelFiles) else ModelFiles((Path(model),))
-    found, pickles = _gather(given)
-    transformers = _transformers(given, found, pickles)
+    found, strangers = _gather(given)
+    transformers = _transformers(given, found, strangers)
+    found = _fitting(found, transformers[0])
     folder = input_path(given.paths[0]) if given.paths else transformers[0].path
     index = _index(folder)
-    encoder = _one(given, found, "text encoder", pickles)
+    encoder = _one(given, found, "text encoder", strangers)
     parts = Components(
         folder=folder,
         transformers=transformers,
         text_encoder=encoder,
         tokenizer=_tokenizer(given, found, encoder),
-        vae=_one(given, found, "VAE", pickles),
+        vae=_one(given, found, "VAE", strangers),
         scheduler=encoder,
         image_encoder=found.get("image encoder", [None])[0],
         image_processor=found.get("image processor", [None])[0],
@@ -79,42 +80,61 @@ def find_components(
     return parts
 
 
-def _gather(given: ModelFiles) -> tuple[Found, list[Path]]:
-    """Every part in what was given, by role, and the pickles that lie beside them."""
+def _gather(given: ModelFiles) -> tuple[Found, list[str]]:
+    """Every part in what was given, by role; what lies in folders and is none, in sentences.
+
+    A file that was given by its own name must be a part.
+    """
     found: Found = {}
-    pickles: list[Path] = []
+    strangers: list[str] = []
     for path in map(input_path, given.paths):
         if path.is_file():
             role, part = part_of_file(path)
             found.setdefault(role, []).append(part)
         elif path.is_dir():
-            for role, part in _below(path, 0, pickles):
+            for role, part in _below(path, 0, strangers):
                 found.setdefault(role, []).append(part)
         else:
             raise CheckpointError(
                 f"{path} was given as the model, and it is not there: give a folder or files "
                 f"with {_HELD}"
             )
-    return found, pickles
+    return found, strangers
 
 
-def _below(folder: Path, depth: int, pickles: list[Path]) -> Iterator[tuple[str, Part]]:
+def _below(folder: Path, depth: int, strangers: list[str]) -> Iterator[tuple[str, Part]]:
     """Parts in a folder and in those inside it; a folder that is a part is looked at no further."""
     own = part_of_folder(folder) if depth or not (folder / "model_index.json").exists() else None
     if own is not None:
         yield own
         return
     for path, members in checkpoints_in(folder):
-        if role_of_file(path) not in ("LoRA", ""):
-            yield part_of_file(path, members)
+        try:
+            if role_of_file(path) not in ("LoRA", ""):
+                yield part_of_file(path, members)
+        except BlockSwapError as error:  # another model's: it matters where Wan's is missing
+            strangers.append(str(error))
     inside = sorted(folder.iterdir())
-    pickles += [path for path in inside if path.suffix in PICKLES and path.is_file()]
+    pickles = [path for path in inside if path.suffix in PICKLES and path.is_file()]
+    if pickles:
+        strangers.append(refusal_of_pickles(pickles))
     for path in inside:
         if path.is_dir() and depth < _DEPTH and not path.name.startswith("."):
-            yield from _below(path, depth + 1, pickles)
+            yield from _below(path, depth + 1, strangers)
 
 
-def _transformers(given: ModelFiles, found: Found, pickles: list[Path]) -> tuple[Part, ...]:
+def _fitting(found: Found, transformer: Part) -> Found:
+    """Of several of a kind those that the transformer computes with, as folders of models hold."""
+    latents = int(transformer.config.get("out_channels") or 16)
+    fits: dict[str, Callable[[Part], bool]] = {
+        "VAE": lambda part: int(part.config.get("z_dim", 16)) == latents,
+        "text encoder": lambda part: part.class_name.startswith("UMT5"),
+    }
+    chosen = {role: [p for p in found.get(role, []) if fit(p)] for role, fit in fits.items()}
+    return {**found, **{role: parts for role, parts in chosen.items() if parts}}
+
+
+def _transformers(given: ModelFiles, found: Found, strangers: Sequence[str]) -> tuple[Part, ...]:
     """One, or the expert of high noise and that of low noise."""
     told = (given.high_noise, given.low_noise)
     if (told[0] is None) != (told[1] is None):
@@ -125,7 +145,7 @@ def _transformers(given: ModelFiles, found: Found, pickles: list[Path]) -> tuple
         return tuple(_expert(input_path(path)) for path in (told[0], told[1]))
     parts = found.get("transformer", [])
     if len(parts) < 2:
-        return (_one(given, found, "transformer", pickles),)
+        return (_one(given, found, "transformer", strangers),)
     if all(part.source == "library" for part in parts) and len(parts) == 2:
         return tuple(sorted(parts, key=lambda part: part.path.name))
     high, low = ([p for p in parts if sign.search(_told_by(p))] for sign in (_HIGH, _LOW))
@@ -156,7 +176,7 @@ def _expert(path: Path) -> Part:
     return found[0]
 
 
-def _one(given: ModelFiles, found: Found, role: str, pickles: Sequence[Path]) -> Part:
+def _one(given: ModelFiles, found: Found, role: str, strangers: Sequence[str]) -> Part:
     parts = found.get(role, [])
     if len(parts) > 1:
         names = ", ".join(str(part.path) for part in parts)
@@ -166,8 +186,8 @@ def _one(given: ModelFiles, found: Found, role: str, pickles: Sequence[Path]) ->
         )
     if parts:
         return parts[0]
-    beside = f"; {refusal_of_pickles(list(pickles))}" if pickles else f": {_HELD} are needed"
-    raise CheckpointError(f"{given.label} holds no {role}{beside}")
+    beside = "".join(f"; {sentence}" for sentence in strangers[:3])
+    raise CheckpointError(f"{given.label} holds no {role}{beside or f': {_HELD} are needed'}")
 
 
 def _tokenizer(given: ModelFiles, found: Found, encoder: Part) -> Part:

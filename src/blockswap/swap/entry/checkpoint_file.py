@@ -40,7 +40,7 @@ from .host_library import (
     source_of,
     transformer_of_library,
 )
-from .loaded_model import Asked, refuse_loras_on_ranks, swap_shared
+from .loaded_model import Asked, swap_shared
 
 
 @undisturbed()
@@ -74,20 +74,21 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
     `workload` and `loras` are those of `swap_blocks`.
 
     With a `mesh` every rank of it makes this call: the file is read once a host, into memory that
-    all ranks of the host share, as it computes, and blocks are streamed from there.
+    all ranks of the host share, as it computes (LoRAs merged), and blocks are streamed from there.
 
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
     """
     source = source_of(path, subfolder, variant, config)
     if mesh is not None:
-        refuse_loras_on_ranks(loras)
         ranks = ranks_of(mesh)
         with ranks.together("open the checkpoint"):
             wanted, where = as_args(args), open_device(device)
-            found = find_model(source, wanted, where, Request(dtype, skeleton))
-        root = found.model.live.root
-        weights = share_file(found.model, found.checkpoint.headers, ranks, wanted.block_lists)
+            asked = Request(dtype, skeleton, loras=as_loras(loras))
+            found = find_model(source, wanted, where, asked)
+        root, headers = found.model.live.root, found.checkpoint.headers
+        reader = where.torch_device
+        weights = share_file(found.model, headers, ranks, reader, wanted.block_lists)
         swap_shared(root, ranks, weights, Asked(wanted, where, workload))
         return root
     wanted, where = as_args(args), open_device(device)

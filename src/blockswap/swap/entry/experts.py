@@ -95,8 +95,11 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
         )
     given: Sequence[torch.nn.Module | None] = skeletons or [None] * len(paths)
     if mesh is not None:
-        refuse_loras_on_ranks(loras)
-        return _open_shared(paths, mesh, args, device, [Request(dtype, s, workload) for s in given])
+        requests = [
+            Request(dtype, skeleton, workload, own)
+            for skeleton, own in zip(given, _for_each(loras, len(paths)), strict=True)
+        ]
+        return _open_shared(paths, mesh, args, device, requests)
     wanted, where = as_args(args), open_device(device)
     found = [
         find_model(source_of(path), wanted, where, Request(dtype, skeleton, workload, own))
@@ -206,7 +209,8 @@ def _open_shared(
             for path, request in zip(paths, requests, strict=True)
         ]
     weights = [
-        share_file(one.model, one.checkpoint.headers, ranks, wanted.block_lists) for one in found
+        share_file(one.model, one.checkpoint.headers, ranks, where.torch_device, wanted.block_lists)
+        for one in found
     ]
     models = [one.model.live.root for one in found]
     _swap_all_shared(models, ranks, weights, Asked(wanted, where, requests[0].workload))

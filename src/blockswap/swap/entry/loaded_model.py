@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...adapters.adapted import InMemory, fit_model, in_memory
-from ...adapters.live import LiveModel, describe_module, refuse_unloaded
+from ...adapters.live import LiveModel, describe_module, refuse_self_quantising, refuse_unloaded
 from ...ambient import undisturbed
 from ...errors import ArgsError, ModelError
 from ...lora.file import open_lora
@@ -156,6 +156,7 @@ def find_loaded(
     refuse_unloaded(live)
     _refuse_on_host(loras, where)
     if not where.on_host:
+        refuse_self_quantising(live)
         refuse_cuda_graphs([model], live.layout.label)
     return _with_loras(live, wanted, where, workload, loras)
 
@@ -291,7 +292,8 @@ def refuse_loras_on_ranks(loras: Sequence[Any] | None) -> None:
     if loras:
         raise ArgsError(
             "loras= and mesh= were given together, and ranks share the model's weights alone: "
-            "merge the LoRAs into the model first (fuse_lora), or load them beside it afterwards"
+            "open its file with open_transformer, merge the LoRAs into the model (fuse_lora), or "
+            "load them beside it afterwards"
         )
 
 

@@ -71,6 +71,8 @@ def start_engine(  # noqa: PLR0913 - all but four by name
             doors = Doors(parts, swap, debug=debug)
             doors.look()
             doors.close(undo)
+    if pieces is not None:
+        hooks.after_forward(_Compiled(pieces, swap).look)
     if debug:
         swap.print_visits()
         hooks.after_forward(swap.flush_visits)
@@ -111,6 +113,18 @@ def _pieces(parts: Parts, swap: Swap, family: Family) -> Pieces | None:
     pieces = Pieces(root, asked or 0, swap.tell, family=family)
     parts.undo.callback(pieces.remove)
     return pieces
+
+
+class _Compiled:
+    """Finds that a forward which was to be cut never came to where it is cut, and says so once."""
+
+    def __init__(self, pieces: Pieces, swap: Swap) -> None:
+        self._pieces, self._swap = pieces, swap
+
+    def look(self) -> None:
+        if self._pieces.were_passed_by() and self._swap.plan.chunk_tokens:
+            why = "all blocks run whole and not in pieces: the model's forward is compiled"
+            self._swap.cut(0, why)
 
 
 def _streamer(

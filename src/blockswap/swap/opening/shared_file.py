@@ -20,15 +20,17 @@ def share_file(
     model: StoredModel,
     headers: Sequence[Stamped],
     ranks: Ranks,
+    device: torch.device,
     block_lists: Sequence[str] = (),
 ) -> SharedWeights:
     """Fills the parameters of the skeleton, on all ranks, from one reading of the file a host.
 
-    Buffers that the file holds are read by each rank for itself. Raises as `share_weights`,
-    ReadError and PlanError.
+    LoRAs behind the model are merged on the way, by the `device` of the rank that reads. Buffers
+    that the file holds are read by each rank for itself. Raises as `share_weights`, ReadError and
+    PlanError.
     """
     readers = ReaderPool()
-    loader = Loader(model, headers, readers, torch.device("cpu"))
+    loader = Loader(model, headers, readers, device)
 
     def fill(name: str, tensors: Sequence[LiveTensor], homes: Sequence[torch.Tensor]) -> None:
         leaves = loader.decoded(name or "the rest of the model", tensors)
