@@ -1,5 +1,6 @@
 """What the ranks of a test do; each function runs in a process of its own, one of a group's."""
 
+import copy
 import faulthandler
 import json
 import os
@@ -22,6 +23,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import blockswap
+from blockswap.plan.timing.shared_link import RankRates
 from blockswap.ranks import companions, group, shared_weights
 from blockswap.stream.engine.streamer import Streamer
 
@@ -178,6 +180,32 @@ def memory(rank: int, mesh: DeviceMesh, gives: str) -> dict[str, Any]:
         "out": out.double().sum().item(),
         "segments": segments,
         "left": sorted(os.listdir("/dev/shm")),
+    }
+
+
+def on_accelerators(rank: int, mesh: DeviceMesh, pays: bool) -> dict[str, Any]:
+    """Each rank on an accelerator of its own, in parts or not: for whoever has two of them."""
+    present = torch.accelerator.current_accelerator()
+    assert present is not None
+    where = torch.device(present.type, rank)
+    torch.accelerator.set_device_index(rank)
+    RankRates.pays = property(lambda _: pays)  # type: ignore[assignment, method-assign]
+    torch.manual_seed(7)
+    model = Wide().requires_grad_(False)
+    x = torch.linspace(-1, 1, 2048).reshape(2, 1024).to(where)
+    with torch.no_grad():
+        expected = copy.deepcopy(model).to(where)(x).cpu()
+        with blockswap.swap_blocks(model, {"blocks_to_swap": 20}, device=where, mesh=mesh) as swap:
+            before = swap.measured().counters
+            outputs = [model(x).cpu() for _ in range(4)]
+            after, plan = swap.measured().counters, swap.plan
+            report = str(swap.report())
+    return {
+        "equal": [torch.equal(out, expected) for out in outputs],
+        "gathers": after.gathers - before.gathers,
+        "copied": after.copied_bytes - before.copied_bytes,
+        "slabs": plan.streamed_bytes,
+        "report": report,
     }
 
 

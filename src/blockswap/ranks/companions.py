@@ -29,7 +29,7 @@ class CompanionRanks:
     def __init__(self, ranks: Ranks, group: Any, ledger: Ledger, seconds: float) -> None:
         self.part, self.parts = ledger.position, ledger.ranks
         self.tell: Tell = _nobody
-        self._names = ranks.neighbours
+        self._names = ranks.ranks
         self._group = group
         self._ledger = ledger
         self._seconds = seconds
@@ -95,14 +95,13 @@ class CompanionRanks:
 
 
 def make_companions(ranks: Ranks, device: torch.device) -> CompanionRanks | None:
-    """Those of this host; None where it has but one rank, or torch has no collectives for `device`.
+    """`ranks` of one host as companions; None where torch has no collectives for `device`.
 
-    Every rank of `ranks` must call it.
+    Every one of them must call it.
     """
-    neighbours = ranks.neighbours
-    backend = _backend_of(device)
+    neighbours, backend = ranks.ranks, _backend_of(device)
     told = ranks.agree("find how blocks can be gathered", backend)
-    if len(neighbours) < 2 or len({told[rank] for rank in neighbours}) > 1 or backend is None:
+    if backend is None or len(set(told.values())) > 1:
         return None
     maker = neighbours[0]
     made = None

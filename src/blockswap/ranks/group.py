@@ -8,7 +8,7 @@ what a forward's own collectives do is not disturbed. After opening nothing is a
 import contextlib
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,14 @@ class Ranks:
         """The ranks of this host, in mesh order."""
         here = self.hosts[self.ranks.index(self.rank)]
         return tuple(r for r, host in zip(self.ranks, self.hosts, strict=True) if host == here)
+
+    def of_this_host(self) -> "Ranks":
+        """The same without those of other hosts. Every rank of this host must call it."""
+        here = self.neighbours
+        if here == self.ranks:
+            return self
+        hosts = (self.hosts[self.ranks.index(self.rank)],) * len(here)
+        return replace(self, group=_own_group(here, self.rank), ranks=here, hosts=hosts)
 
     def agree(self, what: str, said: object) -> dict[int, Any]:
         """What every rank said, by rank, once all have said it.

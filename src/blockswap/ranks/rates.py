@@ -48,8 +48,8 @@ def measure(
         gathering = _seconds(device, stream, gather)
     arriving = part * (companions.parts - 1)
     told = ranks.agree("compare rates", (whole.numel() / copying, arriving / gathering))
-    here = [told[rank] for rank in ranks.neighbours]
-    return RankRates(companions.parts, min(h[0] for h in here), min(h[1] for h in here))
+    links, gathers = zip(*told.values(), strict=True)
+    return RankRates(companions.parts, min(links), min(gathers))
 
 
 def _seconds(device: Device, stream: Any, work: Any) -> float:

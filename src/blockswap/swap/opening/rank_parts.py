@@ -32,11 +32,12 @@ def agreed_basis(ranks: Ranks, basis: Basis) -> Basis:
 
 
 def in_parts(parts: Parts, ranks: Ranks, weights: SharedWeights, basis: Basis) -> Parts:
-    """`parts` with the plan as it will be carried out. Every rank of `ranks` must call it."""
+    """`parts` with the plan as it will be carried out. Every rank of this host must call it."""
     if len(ranks.neighbours) < 2:
         return parts
+    ranks = ranks.of_this_host()  # what is decided from here on may differ between hosts
     told = ranks.agree("compare plans", _moving(parts.plan))
-    here = [told[rank] for rank in ranks.neighbours]
+    here = list(told.values())
     if any(slots == 0 for _, slots, *_ in here):
         return parts  # nothing moves, on the CPU or because all of it stays
     if here[1:] != here[:-1]:
