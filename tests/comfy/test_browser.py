@@ -140,7 +140,7 @@ def test_the_args_node_shows_every_setting_and_what_it_means(page: Page, info: O
     args = f"{OURS}Args"
     add_by_search(page, "WanVideo Block Swap Args", 500, 300)
     shown = page.evaluate("app.graph._nodes[0].widgets.map(w => [w.name, w.value])")
-    assert dict(shown) == graphs.ARGS
+    assert dict(shown) == {**graphs.ARGS, "chunk_tokens": -1}
     page.evaluate("app.graph._nodes[0].setSize([360, 300])")
     tips = {name: options["tooltip"] for name, _, options in graphs.inputs_of(info[args])}
     for name in graphs.ARGS:

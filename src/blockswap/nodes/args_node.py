@@ -153,15 +153,6 @@ def _how() -> list[Any]:
             "a count is given.",
             **rarely_used(),
         ),
-        _count(
-            "chunk_tokens",
-            1_000_000,
-            "Most tokens that a block of a Wan model computes at once: smaller pieces need less "
-            "memory for activations, for the same latents. -1: all together where that fits, else "
-            "the largest pieces that do. 0: always all together. At least 64; below 2048 it gets "
-            "slower.",
-            **rarely_used(),
-        ),
         io.Boolean.Input(
             "use_non_blocking",
             default=True,
@@ -172,6 +163,16 @@ def _how() -> list[Any]:
             "block_swap_debug",
             default=False,
             tooltip="Print a line for each block with its true times to the console. Slows down.",
+            **rarely_used(),
+        ),
+        _count(
+            "chunk_tokens",
+            1_000_000,
+            "Most tokens that a block of a Wan model computes at once: smaller pieces need less "
+            "memory for activations, for the same latents. -1: all together where that fits, else "
+            "the largest pieces that do. 0: always all together. At least 64; below 2048 it gets "
+            "slower.",
+            optional=True,  # and last: saved workflows keep values by place, prompts by name
             **rarely_used(),
         ),
     ]
