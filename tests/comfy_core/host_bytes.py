@@ -42,7 +42,7 @@ def models(way: str, path: str) -> Any:
     import comfy.sd
 
     from blockswap import BlockSwapArgs
-    from blockswap.nodes.patcher import Wish, swap_on_clone
+    from blockswap.nodes.clone.patcher import Wish, swap_on_clone
 
     plain = comfy.sd.load_diffusion_model(path)
     for args in ASKED:

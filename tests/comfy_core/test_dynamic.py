@@ -22,8 +22,8 @@ from test_loader import opened, saved
 from tiny import swapped
 
 from blockswap.errors import ModelError
-from blockswap.nodes import host, host_dynamic, host_names
-from blockswap.nodes.holding import holding_of
+from blockswap.nodes.clone.holding import holding_of
+from blockswap.nodes.seams import host, host_dynamic, host_names
 
 
 def test_a_core_without_it_says_so() -> None:

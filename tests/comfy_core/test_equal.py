@@ -7,7 +7,7 @@ import tiny
 import torch
 from tiny import swapped
 
-from blockswap.nodes.holding import holding_of
+from blockswap.nodes.clone.holding import holding_of
 
 ASKED: dict[str, dict[str, Any]] = {
     "list": {"blocks": "0,2,3-5"},

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from test_loader import opened, saved
 
 from blockswap.errors import ModelError
-from blockswap.nodes.holding import holding_of
+from blockswap.nodes.clone.holding import holding_of
 from blockswap.store.leaves import leaf_tensors
 
 Made = tuple[dict[str, Any], dict[str, str] | None]

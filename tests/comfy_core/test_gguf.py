@@ -20,10 +20,10 @@ from tiny import swapped
 
 from blockswap import BlockSwapArgs
 from blockswap.errors import BlockSwapError, HostError, ModelError
-from blockswap.nodes import gguf_pack
-from blockswap.nodes.holding import holding_of
+from blockswap.nodes.clone.holding import holding_of
+from blockswap.nodes.clone.patcher import Wish
 from blockswap.nodes.loading import load_streamed
-from blockswap.nodes.patcher import Wish
+from blockswap.nodes.seams import gguf_pack
 
 KINDS = [("stand-in", "Q8_0")]
 if gguf_packs.REAL:

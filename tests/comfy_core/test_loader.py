@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 
 from blockswap import BlockSwapArgs
 from blockswap.errors import ModelError
-from blockswap.nodes.holding import holding_of
-from blockswap.nodes.host_checkpoints import WEIGHT_DTYPES
+from blockswap.nodes.clone.holding import holding_of
+from blockswap.nodes.clone.overrides import plan_text
+from blockswap.nodes.clone.patcher import Wish, swap_on_clone
 from blockswap.nodes.loading import load_streamed
-from blockswap.nodes.overrides import plan_text
-from blockswap.nodes.patcher import Wish, swap_on_clone
+from blockswap.nodes.seams.host_checkpoints import WEIGHT_DTYPES
 
 
 def saved(path: Path, weights: dict[str, Any], metadata: dict[str, str] | None = None) -> str:

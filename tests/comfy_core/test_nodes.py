@@ -12,11 +12,11 @@ import torch
 from blockswap import BlockSwapArgs
 from blockswap.errors import ArgsError, SelectionError
 from blockswap.nodes.args_node import BlockSwapArgsNode, args_from
+from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.extension import comfy_entrypoint
-from blockswap.nodes.holding import holding_of
 from blockswap.nodes.report_node import BlockSwapReportNode
 from blockswap.nodes.swap_node import ALIAS, BlockSwapNode
-from blockswap.nodes.wrapper_pack import is_wrappers
+from blockswap.nodes.wrapper.pack import is_wrappers
 
 WIDGETS: dict[str, Any] = {
     "blocks": "",

@@ -17,7 +17,7 @@ import torch
 from test_loader import opened, saved
 from tiny import swapped
 
-from blockswap.nodes.holding import holding_of
+from blockswap.nodes.clone.holding import holding_of
 
 BLOCKS = 20
 pytestmark = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)

@@ -14,9 +14,9 @@ import tiny
 import torch
 from tiny import swapped
 
-from blockswap.nodes import piece_size
-from blockswap.nodes.holding import holding_of
-from blockswap.nodes.wan_pieces import WAN
+from blockswap.nodes.clone.holding import holding_of
+from blockswap.nodes.in_pieces import piece_size
+from blockswap.nodes.in_pieces.wan_pieces import WAN
 from blockswap.pieces import Pieces
 from blockswap.plan.inputs.margin import NO_MARGIN
 from blockswap.predict.shell import shell_of
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
 
 @pytest.fixture(autouse=True)
 def _on_sim(sim_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for place in ("blockswap.nodes.piece_size", "blockswap.pieces.install"):
+    for place in ("blockswap.nodes.in_pieces.piece_size", "blockswap.pieces.install"):
         monkeypatch.setattr(f"{place}.sizes_below", small_sizes)
     monkeypatch.setattr(piece_size, "MARGIN", NO_MARGIN)
     monkeypatch.setattr(piece_size, "KERNELS", "portable")

@@ -11,8 +11,8 @@ import torch
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
-from blockswap.nodes.holding import holding_of
-from blockswap.nodes.wan_pieces import WAN
+from blockswap.nodes.clone.holding import holding_of
+from blockswap.nodes.in_pieces.wan_pieces import WAN
 from blockswap.pieces import Pieces, why_never
 
 CLIP = (1, 5, 14, 14)  # 245 tokens

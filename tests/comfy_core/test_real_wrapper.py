@@ -16,9 +16,9 @@ import wrapper_packs
 from safetensors.torch import save_file
 
 from blockswap import BlockSwapArgs
-from blockswap.nodes import wrapper_names
 from blockswap.nodes.swap_node import BlockSwapNode
-from blockswap.nodes.wrapper_pack import takeover_on
+from blockswap.nodes.wrapper import names as wrapper_names
+from blockswap.nodes.wrapper.pack import takeover_on
 
 pytestmark = pytest.mark.skipif(
     real_wrapper.HOME is None,

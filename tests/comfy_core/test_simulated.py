@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from tiny import swapped
 
 from blockswap import BlockSwapArgs
-from blockswap.nodes.holding import holding_of
+from blockswap.nodes.clone.holding import holding_of
+from blockswap.nodes.clone.patcher import Wish
 from blockswap.nodes.loading import load_streamed
-from blockswap.nodes.patcher import Wish
 
 BLOCKS = 30
 STEPS = 2

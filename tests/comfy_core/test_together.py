@@ -18,7 +18,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
 from blockswap.errors import ModelError
-from blockswap.nodes.holding import holding_of
+from blockswap.nodes.clone.holding import holding_of
 
 STREAMED = {"blocks": "0,2-4"}
 

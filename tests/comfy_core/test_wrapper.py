@@ -15,10 +15,11 @@ import wrapper_packs
 
 from blockswap import BlockSwapArgs
 from blockswap.errors import ArgsError, ModelError, PlanError, SelectionError
-from blockswap.nodes import wrapper_doors, wrapper_names
 from blockswap.nodes.report_node import BlockSwapReportNode
 from blockswap.nodes.swap_node import BlockSwapNode
-from blockswap.nodes.wrapper_pack import takeover_on
+from blockswap.nodes.wrapper import doors as wrapper_doors
+from blockswap.nodes.wrapper import names as wrapper_names
+from blockswap.nodes.wrapper.pack import takeover_on
 
 NAME = "wrapper_stand_in"
 BLOCKS = 6

@@ -9,13 +9,7 @@ from ..errors import ArgsError
 from ..layout.dtypes import HALVES
 from ..lora.request import Lora
 from ..paths import is_there
-from ..plan.inputs.cards import (
-    LANE_RATES,
-    LINK_SHARE,
-    SUSTAINED_SHARE,
-    find_card,
-    machine_of_card,
-)
+from ..plan.inputs.cards import LANE_RATES, LINK_SHARE, SUSTAINED_SHARE, find_card, machine_of_card
 from ..plan.inputs.machine import DiskFigures, Machine
 from ..plan.inputs.workload import ComputeDtype
 from ..predict import Companions

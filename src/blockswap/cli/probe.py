@@ -43,7 +43,7 @@ def probe(
     """
     if not is_there(folder):
         raise ReadError(f"{folder} is not there: name a folder or a file on the disk that is meant")
-    from ..probe import probe as probe_machine  # torch: not for `--help`
+    from ..probe import probe as probe_machine
 
     with new_console(stderr=True).status("measuring; other programs at work show in the figures"):
         found = probe_machine(device, place=folder, fresh=fresh)

@@ -2,10 +2,11 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, plan_route
+from . import plan_route
 from .args_node import BlockSwapArgsNode
 from .loader_node import BlockSwapLoaderNode
 from .report_node import BlockSwapReportNode
+from .seams import host
 from .swap_node import ALIAS, BlockSwapAliasNode, BlockSwapNode
 
 

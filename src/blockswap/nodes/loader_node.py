@@ -7,10 +7,10 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..swap import as_args
-from .host_checkpoints import WEIGHT_DTYPES
+from .clone.overrides import plan_text
+from .clone.patcher import Wish
 from .loading import load_streamed
-from .overrides import plan_text
-from .patcher import Wish
+from .seams.host_checkpoints import WEIGHT_DTYPES
 from .status import send_text
 from .types import CATEGORY, args_input, found_by, rarely_used
 

@@ -18,12 +18,12 @@ from ..layout.geometry.infer import module_of
 from ..store.leaves import rebuild, spec_of
 from ..stream.units.binding import as_value
 from ..swap import FileUnits, find_file_units
-from . import gguf_pack, host_checkpoints, host_dynamic
-from .contents import FileContents, contents_of, file_keys, refuse_unused
-from .file_weights import keep_file_weights
-from .host_names import require
-from .overrides import plan_text
-from .patcher import Wish, keep_file_units, swap_on_clone
+from .clone.overrides import plan_text
+from .clone.patcher import Wish, keep_file_units, swap_on_clone
+from .from_file.contents import FileContents, contents_of, file_keys, refuse_unused
+from .from_file.file_weights import keep_file_weights
+from .seams import gguf_pack, host_checkpoints, host_dynamic
+from .seams.host_names import require
 
 _OTHERWISE = "use ComfyUI's own loader with WanVideo Block Swap behind it"
 

@@ -14,10 +14,10 @@ import torch
 from ..errors import BlockSwapError, ModelError
 from ..selection import BlockSwapArgs
 from ..swap import as_args
-from . import host
 from .args_node import args_from
+from .clone.patcher import Wish
 from .loading import plan_for_file
-from .patcher import Wish
+from .seams import host
 
 PATH = "/blockswap/plan"
 # Loaders whose file is known from their widgets, and whether blocks are streamed from that file.

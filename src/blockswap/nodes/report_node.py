@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from . import host
-from .holding import last_holding_of
-from .host_names import require
-from .patcher import release, transformer_of
+from .clone.holding import last_holding_of
+from .clone.patcher import release, transformer_of
+from .seams import host
+from .seams.host_names import require
 from .types import CATEGORY, found_by, model_input
-from .wrapper_pack import is_wrappers, takeover_on, what_was_said
+from .wrapper.pack import is_wrappers, takeover_on, what_was_said
 
 
 class BlockSwapReportNode(io.ComfyNode):

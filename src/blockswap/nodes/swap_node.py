@@ -5,11 +5,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..swap import as_args
-from .overrides import plan_text
-from .patcher import Wish, swap_on_clone
+from .clone.overrides import plan_text
+from .clone.patcher import Wish, swap_on_clone
 from .status import send_text
 from .types import CATEGORY, AnyModel, args_input, found_by, model_input
-from .wrapper_pack import is_wrappers, swap_on_wrappers
+from .wrapper.pack import is_wrappers, swap_on_wrappers
 
 ALIAS = "WanVideoBlockSwap"
 

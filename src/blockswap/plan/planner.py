@@ -8,12 +8,7 @@ from ..units import format_bytes, format_bytes_at_least
 from .choice.budgets import Question, question_of, without_ram
 from .choice.cut_forward import Attempt, asked_in_pieces, best_in_pieces, lacks_room
 from .choice.decision import Choice, choose
-from .choice.plan_bytes import (
-    build_plan,
-    planned_units,
-    staging_of,
-    whole_bytes,
-)
+from .choice.plan_bytes import build_plan, planned_units, staging_of, whole_bytes
 from .inputs.foresight import Foresight
 from .inputs.unit_sizes import Facts
 from .sentences.memory import memory_warning, ram_sentences, slot_sentences, table_sentences

@@ -5,12 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ..layout.geometry import WanGeometry
-from ..plan.inputs.workload import (
-    ComputeDtype,
-    ForwardCost,
-    Workload,
-    latent_size,
-)
+from ..plan.inputs.workload import ComputeDtype, ForwardCost, Workload, latent_size
 from .phase import PhaseCost
 from .text_encoder import TextEncoderDtype, predict_text_encoder
 from .transformer import predict_forward

@@ -15,13 +15,7 @@ from ..plan.inputs.workload import (
     token_count,
 )
 from ..published import Family, resolved, sizes_of
-from .generation import (
-    SAMPLER_LATENTS,
-    Companions,
-    Generation,
-    carried_bytes,
-    predict_generation,
-)
+from .generation import SAMPLER_LATENTS, Companions, Generation, carried_bytes, predict_generation
 from .library_beside import predict_library_text, predict_library_vae
 from .library_forward import predict_library_forward
 from .text_encoder import TextEncoderDtype

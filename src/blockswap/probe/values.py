@@ -4,13 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..plan.inputs.machine import (
-    DiskFigures,
-    Machine,
-    disk_from,
-    machine_from,
-    text_from,
-)
+from ..plan.inputs.machine import DiskFigures, Machine, disk_from, machine_from, text_from
 from ..store.disk import PIECE_BYTES
 from ..store.readers import READERS
 from ..units import KIB, MIB

@@ -7,13 +7,7 @@ left out: it is smaller than that of frames.
 """
 
 from ..plan.inputs.workload import Grid
-from .encoders import (
-    BYT5_SMALL,
-    CLIP_L,
-    GEMMA3_12B,
-    QWEN3_VL_32B,
-    QWEN25_VL_7B_TEXT,
-)
+from .encoders import BYT5_SMALL, CLIP_L, GEMMA3_12B, QWEN3_VL_32B, QWEN25_VL_7B_TEXT
 from .record import Encoder, Family, Made, Part, Soundtrack, Where
 
 HUNYUAN_VIDEO_15 = Family(

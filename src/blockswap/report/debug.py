@@ -1,12 +1,7 @@
 """The line that `block_swap_debug` prints each time a block has run."""
 
 from ..events import Visit
-from .spans import (
-    copy_span,
-    has_unmeasured_transfer,
-    is_late,
-    read_span,
-)
+from .spans import copy_span, has_unmeasured_transfer, is_late, read_span
 from .words import say_bytes, say_rate, say_seconds
 
 

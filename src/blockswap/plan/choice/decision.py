@@ -17,12 +17,7 @@ from dataclasses import dataclass
 from ...units import format_bytes
 from .budgets import Question, automatic_limit
 from .fastest import fastest_fit
-from .options import (
-    Fit,
-    Option,
-    best_fit,
-    floor_of,
-)
+from .options import Fit, Option, best_fit, floor_of
 from .refusals import refusal
 
 

@@ -26,12 +26,7 @@ from ...store.disk import DiskStore
 from ...store.file_slab import SECTOR
 from ...store.readers import READERS, STUCK_SECONDS, ReaderPool
 from ...units import format_bytes
-from ..device import (
-    Device,
-    Event,
-    aligned,
-    host_buffer,
-)
+from ..device import Device, Event, aligned, host_buffer
 from ..threads import interpreter_exit as exiting
 from ..threads.call_stack import in_any_module
 from .buffers import Occupant, Slot, Staging

@@ -15,11 +15,7 @@ from ...adapters.live import LiveTensor
 from ...decode.unit_decoding import decoded_once
 from ...layout.slab import pack
 from ...layout.values import Recipe
-from ...store.leaves import (
-    leaf_tensors,
-    rebuild,
-    view_leaf,
-)
+from ...store.leaves import leaf_tensors, rebuild, view_leaf
 from ...store.traces import Traces
 from ...stream.device import Device
 from ...stream.units.binding import as_value

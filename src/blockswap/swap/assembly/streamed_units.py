@@ -12,12 +12,7 @@ from ...store.leaves import view_leaf
 from ...stream.pool.pool import Pool
 from ...stream.units.binding import Binding
 from ...stream.units.decode import Decode
-from ...stream.units.transfer import (
-    PinnedCopy,
-    Source,
-    StagedCopy,
-    Transfer,
-)
+from ...stream.units.transfer import PinnedCopy, Source, StagedCopy, Transfer
 from ...stream.units.unit import StreamedUnit
 from .device_slabs import values_from
 from .parts import Parts

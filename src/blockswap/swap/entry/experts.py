@@ -19,12 +19,7 @@ from ...lora.request import AnyLora, Lora, as_loras
 from ...plan import SwapPlan, make_plan
 from ...plan.choice.budgets import ram_room
 from ...plan.choice.refusals import refuse_beyond_memory
-from ...plan.joint_plan import (
-    joined_facts,
-    joined_foresight,
-    joined_selection,
-    parted_plans,
-)
+from ...plan.joint_plan import joined_facts, joined_foresight, joined_selection, parted_plans
 from ...ranks.group import Ranks, ranks_of
 from ...ranks.shared_weights import SharedWeights, share_weights
 from ...selection import BlockSwapArgs

@@ -18,13 +18,7 @@ from ...lora.request import AnyLora, Lora, as_loras
 from ...pieces import Pieces
 from ...plan import SwapPlan
 from ...plan.correction.change_sentences import recent
-from ...report import (
-    Summary,
-    debug_line,
-    draw_timeline,
-    summarise,
-    write_trace,
-)
+from ...report import Summary, debug_line, draw_timeline, summarise, write_trace
 from ...store.host_memory import peak_host_bytes
 from ...stream.device import Device
 from ...stream.engine.streamer import Streamer

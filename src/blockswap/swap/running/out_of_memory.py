@@ -24,13 +24,7 @@ from ...plan.correction.change_sentences import retry_sentence, smaller_sentence
 from ...plan.correction.promotion import half_leaving, leaving
 from ...stream.device import Device
 from ...stream.engine.streamer import Streamer
-from ...units import (
-    GIB,
-    KIB,
-    MIB,
-    format_bytes,
-    format_bytes_at_least,
-)
+from ...units import GIB, KIB, MIB, format_bytes, format_bytes_at_least
 from .corrector import Corrector
 from .handle import Swap
 from .outside_weights import explained

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
-from ..pieces import Family, Pieces, why_never
-from ..plan.inputs.margin import MARGIN
-from ..plan.inputs.pieces import sizes_below
-from ..plan.inputs.workload import KernelSet
-from ..predict import predict_module
-from ..predict.shell import shell_of
-from ..swap import Swap
-from ..units import format_bytes
-from . import host
+from ...errors import ModelError
+from ...pieces import Family, Pieces, why_never
+from ...plan.inputs.margin import MARGIN
+from ...plan.inputs.pieces import sizes_below
+from ...plan.inputs.workload import KernelSet
+from ...predict import predict_module
+from ...predict.shell import shell_of
+from ...swap import Swap
+from ...units import format_bytes
+from ..seams import host
 
 KERNELS: KernelSet = "cuda"  # what accelerators compute with
 _Shape = tuple[Any, ...]

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..errors import HostError, ModelError
-from ..layout.checkpoint import Checkpoint
+from ...errors import HostError, ModelError
+from ...layout.checkpoint import Checkpoint
 
 LOADER = "Unet Loader (GGUF)"
 _NODE = "UnetLoaderGGUF"

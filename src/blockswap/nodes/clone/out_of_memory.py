@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..errors import PlanError
-from ..stream.device import open_device
-from ..swap import Attempt
-from ..units import format_bytes
-from . import host, host_dynamic
+from ...errors import PlanError
+from ...stream.device import open_device
+from ...swap import Attempt
+from ...units import format_bytes
+from ..in_pieces.piece_size import cut_smaller, run_in_pieces
+from ..seams import host, host_dynamic
 from .holding import Holding, holding_of
 from .overrides import KEY, release, transformer_of, wish_of
-from .piece_size import cut_smaller, run_in_pieces
 
 _ALL = 1e30
 # Failures after which a forward is run again: dropped, others all gone, half of ours, all of ours.

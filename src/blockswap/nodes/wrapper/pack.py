@@ -1,7 +1,7 @@
 """Models of the wrapper pack (WANVIDEOMODEL): whether we stream their blocks, or the pack itself.
 
-Where the pack is as `wrapper_names` knows it, a clone carries counts that ask its loading to leave
-all blocks in host memory, and the runs of that clone are ours (`wrapper_doors`). Any other version
+Where the pack is as `names` knows it, a clone carries counts that ask its loading to leave
+all blocks in host memory, and the runs of that clone are ours (`doors`). Any other version
 keeps its own block swap, with an exact count: its sampler reads a dictionary from the model's
 `transformer_options`, knows a count and swaps the last blocks. For a model whose linears are its
 own (fp8 with scales, GGUF, LoRAs that are not merged) it swaps as many as the count says, for any
@@ -11,14 +11,14 @@ other one fewer: there the count is handed over one higher. What it has no word 
 import logging
 from typing import Any
 
-from ..adapters.families import unit_modules
-from ..errors import ArgsError, ModelError
-from ..layout.values import ModelLayout, UnitLayout
-from ..selection import BlockSwapArgs, select
-from ..selection.grammar import MOST_INDEX
-from .wrapper_doors import Asked, Count, take_over
-from .wrapper_names import COUNTS, SETTINGS, bare_transformer, missing, pack_of, pipeline_of
-from .wrapper_takeover import Takeover, takeover_of
+from ...adapters.families import unit_modules
+from ...errors import ArgsError, ModelError
+from ...layout.values import ModelLayout, UnitLayout
+from ...selection import BlockSwapArgs, select
+from ...selection.grammar import MOST_INDEX
+from .doors import Asked, Count, take_over
+from .names import COUNTS, SETTINGS, bare_transformer, missing, pack_of, pipeline_of
+from .takeover import Takeover, takeover_of
 
 _SAID = "blockswap_said"
 _ARGS = "block_swap_args"

@@ -7,13 +7,13 @@ a clone off the model.
 import logging
 from typing import Any
 
-from ..adapters.live import describe_module
-from ..selection import select
-from . import host, host_dynamic
+from ...adapters.live import describe_module
+from ...selection import select
+from ..seams import host, host_dynamic
+from ..seams.gguf import patches_aside
+from ..seams.host_names import require, require_of
 from .dynamic import DynamicOverrides
-from .gguf import patches_aside
 from .holding import holding_of
-from .host_names import require, require_of
 from .out_of_memory import survive
 from .overrides import KEY, Overrides, Wish, keep_file_units, release, transformer_of, wish_of
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..adapters.live import places_of
-from ..errors import ModelError
-from ..layout.checkpoint import Checkpoint
-from ..layout.prefix import is_meaningless
-from ..layout.values import Leaf
-from ..store.leaves import leaf_tensors, torch_dtype
-from . import gguf_pack, host_checkpoints
-from .gguf import on_meta
+from ...adapters.live import places_of
+from ...errors import ModelError
+from ...layout.checkpoint import Checkpoint
+from ...layout.prefix import is_meaningless
+from ...layout.values import Leaf
+from ...store.leaves import leaf_tensors, torch_dtype
+from ..seams import gguf_pack, host_checkpoints
+from ..seams.gguf import on_meta
 
 # What the host reads while it decides; everything else is seen by its shape alone.
 _READ = (".comfy_quant", ".scale_input")

@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from ..ambient import undisturbed
-from ..plan import SwapPlan
-from ..selection import BlockSwapArgs
-from ..swap import FileUnits, Hosted, Swap, stream_file_units, stream_units
-from . import host
-from .arrival import forget_patches
-from .gguf import patches_aside
-from .status import StatusLine
-from .wan_pieces import WAN
+from ...ambient import undisturbed
+from ...plan import SwapPlan
+from ...selection import BlockSwapArgs
+from ...swap import FileUnits, Hosted, Swap, stream_file_units, stream_units
+from ..from_file.arrival import forget_patches
+from ..in_pieces.wan_pieces import WAN
+from ..seams import host
+from ..seams.gguf import patches_aside
+from ..status import StatusLine
 
 _ATTRIBUTE = "blockswap_holding"
 

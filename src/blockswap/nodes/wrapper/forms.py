@@ -2,7 +2,7 @@
 
 LoRAs that are not merged hang as buffers and are streamed as parameters; parts of a block that run
 outside of its forward stay on the device; VACE blocks, whose `forward` is called by
-name, are called as modules. Tensors of GGUF files are the business of `wrapper_gguf`.
+name, are called as modules. Tensors of GGUF files are the business of `gguf`.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ..adapters.families import bare, unit_modules
-from ..adapters.live import LiveUnit
-from ..store.leaves import leaf_tensors
-from .wrapper_gguf import on_host, say_what_they_are
-from .wrapper_names import LORA_BUFFERS, OUTSIDE
+from ...adapters.families import bare, unit_modules
+from ...adapters.live import LiveUnit
+from ...store.leaves import leaf_tensors
+from .gguf import on_host, say_what_they_are
+from .names import LORA_BUFFERS, OUTSIDE
 
 _OUTSIDE = "blockswap_outside"
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from ..plan import SwapPlan
-from ..swap import FileUnits, Hosted, Mapped, Swap, stream_units
-from . import host_dynamic
-from .arrival import forget_patches
+from ...plan import SwapPlan
+from ...swap import FileUnits, Hosted, Mapped, Swap, stream_units
+from ..from_file.arrival import forget_patches
+from ..in_pieces.wan_pieces import WAN
+from ..seams import host_dynamic
 from .dynamic_patches import attach_patches
 from .holding import Claim, Holding
-from .wan_pieces import WAN
 
 
 class DynamicHolding(Holding):

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from ..layout.slab import align_up
-from ..plan import SwapPlan
-from ..units import format_bytes
-from . import host
+from ...layout.slab import align_up
+from ...plan import SwapPlan
+from ...units import format_bytes
+from ..seams import host
 
 _UNBOUNDED = 1e31  # the host says 1e32 where it sets no limit
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from ..stream.device import open_device
-from ..swap import Attempt
-from . import host
+from ...stream.device import open_device
+from ...swap import Attempt
+from ..seams import host
 
 _MOST = 3  # failures after which it is run again: dropped, half of what stays, all of it
 _CACHES = ("enable_teacache", "enable_magcache", "enable_easycache")

@@ -16,22 +16,22 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from ..errors import ModelError, PlanError
-from ..plan import SwapPlan
-from ..selection import BlockSwapArgs
-from ..swap import FileUnits, Mapped, plan_file_units, plan_units
-from . import host
-from .arrival import (
+from ...errors import ModelError, PlanError
+from ...plan import SwapPlan
+from ...selection import BlockSwapArgs
+from ...swap import FileUnits, Mapped, plan_file_units, plan_units
+from ..from_file.arrival import (
     as_loaded,
     forget_patches,
     patch_on_arrival,
     patch_while_running,
     refuse_unnoted,
 )
-from .file_weights import refuse_to_save, with_mapped
-from .gguf import is_bytes, patches_aside
+from ..from_file.file_weights import refuse_to_save, with_mapped
+from ..seams import host
+from ..seams.gguf import is_bytes, patches_aside
+from ..seams.lost_patches import none_lost
 from .holding import Claim, Holding, Immovable, holding_of
-from .lost_patches import none_lost
 from .room import granted_by_host, plan_sentence, size_with, whole_size
 
 KEY = "blockswap"

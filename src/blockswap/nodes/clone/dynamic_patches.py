@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
-from . import host, host_dynamic
-from .arrival import Patches, as_loaded, patch_while_running
+from ...errors import ModelError
+from ..from_file.arrival import Patches, as_loaded, patch_while_running
+from ..seams import host, host_dynamic
 
 _NAMES = ("weight", "bias")
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..selection import BlockSwapArgs
-from .wrapper_names import FUNCTIONS, INIT, LOAD, OFFLOAD, Pack
-from .wrapper_takeover import Takeover, takeover_of
+from ...selection import BlockSwapArgs
+from .names import FUNCTIONS, INIT, LOAD, OFFLOAD, Pack
+from .takeover import Takeover, takeover_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..errors import HostError
-from . import host
+from ...errors import HostError
+from ..seams import host
 
 _HOOKS = "blockswap_patching"
 # By a weight's name in its module: from the weight that has arrived and the module's input.

@@ -13,11 +13,11 @@ The host's own loading prepares everything but the streamed blocks, which it doe
 
 from typing import Any
 
-from ..swap import Mapped
-from . import host_dynamic
+from ...swap import Mapped
+from ..seams import host_dynamic
+from ..seams.lost_patches import none_lost
 from .dynamic_holding import DynamicHolding
 from .holding import Holding, holding_of
-from .lost_patches import none_lost
 from .overrides import Overrides, files_of, release, transformer_of
 from .room import granted_of
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
+from ...errors import ModelError
 
 
 def converted(

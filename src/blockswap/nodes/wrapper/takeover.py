@@ -12,27 +12,20 @@ from typing import Any
 
 import torch
 
-from ..adapters.families import unit_modules
-from ..adapters.live import describe_module
-from ..ambient import undisturbed
-from ..errors import PlanError
-from ..plan import SwapPlan
-from ..selection import BlockSwapArgs
-from ..swap import Hosted, Swap, plan_units, stream_units
-from . import host
-from .overrides import Wish
-from .status import StatusLine
-from .wrapper_forms import (
-    bring_to_host,
-    buffers_on,
-    called_as_modules,
-    describable,
-    place,
-    renew,
-)
-from .wrapper_gguf import forget_quantised, idle_forms
-from .wrapper_memory import survive
-from .wrapper_names import COUNTS, SETTINGS
+from ...adapters.families import unit_modules
+from ...adapters.live import describe_module
+from ...ambient import undisturbed
+from ...errors import PlanError
+from ...plan import SwapPlan
+from ...selection import BlockSwapArgs
+from ...swap import Hosted, Swap, plan_units, stream_units
+from ..clone.overrides import Wish
+from ..seams import host
+from ..status import StatusLine
+from .forms import bring_to_host, buffers_on, called_as_modules, describable, place, renew
+from .gguf import forget_quantised, idle_forms
+from .memory import survive
+from .names import COUNTS, SETTINGS
 
 _ATTRIBUTE = "blockswap_takeover"
 

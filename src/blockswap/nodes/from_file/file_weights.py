@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from ..adapters.live import places_of
-from ..errors import ModelError
-from ..layout.values import TensorSpec
-from ..store.leaves import rebuild, spec_of
+from ...adapters.live import places_of
+from ...errors import ModelError
+from ...layout.values import TensorSpec
+from ...store.leaves import rebuild, spec_of
+from ..seams.gguf import is_packed
 from .contents import FileContents
-from .gguf import is_packed
 
 _ATTRIBUTE = "blockswap_file_weights"
 _PREFIX = "diffusion_model."

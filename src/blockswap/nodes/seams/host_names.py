@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import HostError
+from ...errors import HostError
 from .host import OVERRIDDEN, asks_the_device, is_dynamic
 
 OLDEST, NEWEST = "0.3.75", "0.33.0"

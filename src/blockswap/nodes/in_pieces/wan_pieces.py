@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..pieces import LAYERS, Family, Keys, Loan, Piece, Small, Visit, run, run_between
-from . import host_wan
-from .host_names import can_cut
+from ...pieces import LAYERS, Family, Keys, Loan, Piece, Small, Visit, run, run_between
+from ..seams import host_wan
+from ..seams.host_names import can_cut
 
 _DIM, _HEADS, _TOKENS, _TEXT, _IMAGE, _FRAMES = 24, 2, 150, 12, 4, 6
 _IMAGE_TOKENS = 257  # what the host's blocks take where nobody says

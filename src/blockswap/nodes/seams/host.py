@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..errors import HostError, ModelError
+from ...errors import HostError, ModelError
 from .lost_patches import none_lost
 
 # Methods of a model patcher that a clone with block swap stands in front of.

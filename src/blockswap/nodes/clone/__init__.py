@@ -1,0 +1,1 @@
+"""A clone with block swap: what it wishes, what is ours of its model, and until when."""

@@ -1,0 +1,1 @@
+"""Models of the wrapper pack on this engine, for as long as a run of its sampler lasts."""
