@@ -76,9 +76,16 @@ def test_tiles_where_the_decoder_does_not_fit_whole(
     pipe = built("wan")
     pipe.vae.enable_tiling(32, 32, 24, 24)
     pipe.vae.disable_tiling()
-    with swap_pipeline(pipe, device=sim_device, vram_budget=6 * MIB):
+    with swap_pipeline(pipe, device=sim_device, vram_budget=6 * MIB) as swap:
         assert torch.equal(made(pipe, "wan", **size), expected)
         assert pipe.vae.use_tiling
+        assert "in its own tiles" in swap.report()
+    assert not pipe.vae.use_tiling, "as it came"
+    for asked in (True, False):
+        pipe.vae.use_tiling = not asked
+        with swap_pipeline(pipe, device=sim_device, tiled=asked):
+            assert pipe.vae.use_tiling is asked
+        assert pipe.vae.use_tiling is not asked
 
 
 def test_on_the_cpu_nothing_moves() -> None:

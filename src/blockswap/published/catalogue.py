@@ -13,7 +13,8 @@ from .pictures import FLUX_1, FLUX_2, QWEN_IMAGE, Z_IMAGE
 from .record import Family, Published
 from .videos import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, LTX_2, MINIMAX_H3
 
-# What differs from the defaults of the class; sources: the transformer/config.json of each model.
+# What differs from the defaults of the class. Inferred: with these, parameters are as many as the
+# models are published with; their own configs were not at hand, and a folder's is taken first.
 _MODELS = (
     Published("qwen-image", QWEN_IMAGE),
     Published("flux.2-dev", FLUX_2),

@@ -1,9 +1,10 @@
 """Text encoders of published models, as configurations of transformers' classes.
 
-Sources: the config.json of each model (Qwen/Qwen2.5-VL-7B-Instruct, Qwen/Qwen3-4B,
+Meant are the config.json files of these models (Qwen/Qwen2.5-VL-7B-Instruct, Qwen/Qwen3-4B,
 Qwen/Qwen3-VL-32B-Instruct, mistralai/Mistral-Small-3.2-24B-Instruct-2506, google/gemma-3-12b-it,
-google/byt5-small, google/t5-v1_1-xxl, openai/clip-vit-large-patch14). What is not stated is the
-default of the class.
+google/byt5-small, google/t5-v1_1-xxl, openai/clip-vit-large-patch14), written down without them at
+hand: where such a folder is there, its own config is planned with instead. What is not stated is
+the default of the class.
 """
 
 from .record import Part

@@ -1,7 +1,7 @@
 """Families of models that make pictures: Qwen-Image, Flux.2, Flux.1 and Z-Image.
 
 Sources: `__call__` and `encode_prompt` of diffusers' pipelines (arguments, tokens, steps of sizes);
-the defaults of diffusers' classes, which are those of the published transformers and of Qwen's and
+the defaults of diffusers' classes, taken for those of the published transformers and of Qwen's and
 Flux.2's VAEs; the vae/config.json of black-forest-labs/FLUX.1-dev, which Z-Image has, too.
 """
 

@@ -1,7 +1,7 @@
 """Families of models that make videos: HunyuanVideo 1.5, HunyuanVideo, LTX-2 and MiniMax-H3.
 
 Sources: `__call__` and `encode_prompt` of diffusers' pipelines (arguments, tokens, steps of sizes
-and frames); the defaults of diffusers' classes, which are those of the published transformers and
+and frames); the defaults of diffusers' classes, taken for those of the published transformers and
 VAEs but for what is stated. Of LTX-2 and MiniMax-H3, which make sound, too, the VAE of sound is
 left out: it is smaller than that of frames.
 """

@@ -59,7 +59,8 @@ class PipelineSwap:
                 f"{member.name}: {format_bytes(member.weights)}, "
                 + (f"{member.turns} turns, {how}{beside}" if member.turns else "no turn yet")
             )
-            lines += [f"  {sentence}" for sentence in member.sentences]
+            said = [*member.sentences, *([member.tiles] if member.tiles else [])]
+            lines += [f"  {sentence}" for sentence in said]
         return "\n".join(lines)
 
     def close(self) -> None:
@@ -68,6 +69,7 @@ class PipelineSwap:
             return
         self.closed = True
         self._stage.clear()
+        self._stage.restore_tiling()
         for owner, kind in reversed(self._classes):
             owner.__class__ = kind
             vars(owner).pop(_STAGE, None)
@@ -122,9 +124,7 @@ def swap_pipeline(
     if tiled is not None:
         stage.tiled = tiled
         for model in (model for member in members for model in member.models):
-            switch = getattr(model, "enable_tiling" if tiled else "disable_tiling", None)
-            if switch is not None:
-                switch()
+            stage.switch_tiling(model, on=tiled)
     limit = args.vram_budget_bytes if args.vram_budget_bytes is not None else where.free_bytes()
     on_host = stage.device.type == "cpu"  # nothing moves, for everything is there
     return PipelineSwap(pipe, stage, members, None if on_host else limit)
@@ -196,13 +196,15 @@ def _taking_the_stage(kind: type, name: str) -> Callable[..., Any]:
         stage, member = vars(model)[_STAGE]
         followed = getattr(kind, "forward" if name == "__call__" else name)
         args, kwargs = stage.enter(member, model, followed, (args, kwargs))
-        own = getattr(kind, name)
+        own, attempt = getattr(kind, name), stage.attempt()
         try:
             return own(model, *args, **kwargs)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            attempt.failed(error)
             if not stage.make_room(member, model):
                 raise
-        return own(model, *args, **kwargs)  # outside: the error holds what the call had made
+        attempt.restore()  # outside: the error holds what the call had made
+        return own(model, *args, **kwargs)
 
     return call
 

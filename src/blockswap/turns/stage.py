@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 
 from ..errors import PlanError
 from ..stream.device import Device
+from ..swap.running.out_of_memory import Attempt
 from ..units import format_bytes
 from .needs import bytes_of_call
 from .turn import Turn, weight_bytes
@@ -26,6 +27,7 @@ class Member:
     activation_bytes: int | None = None
     signature: Any = None
     sentences: list[str] = field(default_factory=list)
+    tiles: str = ""  # what is said of its tiles, where it was put into them
 
     def __post_init__(self) -> None:
         self.weights = sum(map(weight_bytes, self.models))
@@ -45,6 +47,7 @@ class Stage:
         self._before = where.allocated_bytes()
         self._budget = where.free_bytes() if vram_budget is None else vram_budget
         self.tiled: bool | None = None
+        self._tilings: list[tuple[Any, bool]] = []  # models, and whether they had tiles before
         self._now: Member | None = None
         self._turn: Turn | None = None
 
@@ -71,7 +74,7 @@ class Stage:
         if self._now is not member:
             self.clear()
         if self._now is not member or not member.streamed:
-            needs = self._needs(model, call, args, kwargs)
+            needs = self._needs(member, model, call, given=(args, kwargs))
             member.activation_bytes = needs
             if self._now is not member or (needs or 0) > (self._room() or needs or 0):
                 self._open(member, needs or 0)
@@ -83,14 +86,31 @@ class Stage:
 
         A decoder works in tiles then, any other model is streamed with half of the room left free.
         """
-        tiles, room = getattr(model, "enable_tiling", None), self._budget
-        if tiles is not None and self.tiled is None and not getattr(model, "use_tiling", False):
-            tiles()
+        room = self._budget
+        if self._may_tile(model) and not getattr(model, "use_tiling", False):
+            self._tile(member, model, "whole it ran out of memory")
             return True
         if room is None or member.streamed or member.activation_bytes is not None:
             return False
         self._open(member, max(room // 2, room - member.weights + 1))
         return True
+
+    def attempt(self) -> Attempt:
+        """A call that begins now, for the case that it runs out of memory."""
+        return Attempt(self._where)
+
+    def switch_tiling(self, model: Any, on: bool) -> None:
+        """Tiles of a model's own, until `restore_tiling`; nothing for a model without."""
+        switch = getattr(model, "enable_tiling" if on else "disable_tiling", None)
+        if switch is not None:
+            self._tilings.append((model, bool(getattr(model, "use_tiling", False))))
+            switch()
+
+    def restore_tiling(self) -> None:
+        """Every model has tiles again, or none, as it came."""
+        for model, had in reversed(self._tilings):
+            (model.enable_tiling if had else model.disable_tiling)()
+        self._tilings.clear()
 
     def clear(self) -> None:
         """Takes whoever is there off the device."""
@@ -119,16 +139,26 @@ class Stage:
         member.streamed = self._turn.plan is not None
         member.sentences = [] if self._turn.plan is None else list(self._turn.plan.sentences)
 
-    def _needs(self, model: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> int | None:
+    def _needs(
+        self, member: Member, model: Any, call: Callable[..., Any], given: tuple[Any, Any]
+    ) -> int | None:
         """What the call takes; a decoder that does not fit whole works in tiles from now on."""
+        args, kwargs = given
         found = bytes_of_call(model, call, args, kwargs, self.device.type)
-        room, tiles = self._room(), getattr(model, "enable_tiling", None)
-        if found is None or room is None or tiles is None or self.tiled is not None:
+        room = self._room()
+        if found is None or room is None or not self._may_tile(model):
             return found
-        if weight_bytes(model) + found > room:
-            tiles()
+        if weight_bytes(model) + found > room and not getattr(model, "use_tiling", False):
+            self._tile(member, model, f"whole it needs {format_bytes(found)} beside its weights")
             found = bytes_of_call(model, call, args, kwargs, self.device.type)
         return found
+
+    def _may_tile(self, model: Any) -> bool:
+        return self.tiled is None and hasattr(model, "enable_tiling")
+
+    def _tile(self, member: Member, model: Any, why: str) -> None:
+        self.switch_tiling(model, on=True)
+        member.tiles = f"it works in its own tiles, which are blended at their seams: {why}"
 
     def _room(self) -> int | None:
         """The budget without what is there by now: the pipeline's own tensors, and models."""
