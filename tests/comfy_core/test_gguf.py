@@ -101,7 +101,7 @@ def test_our_loader_streams_the_files_bytes(
 
 
 @pytest.mark.parametrize("family", ["i2v", "vace", "ti2v-5b"])
-def test_other_families_on_a_small_device(family: str, tmp_path: Path) -> None:
+def test_other_families(family: str, tmp_path: Path) -> None:
     path = written(tmp_path / "wan.gguf", tiny.state_dict(family))
     expected = tiny.sample(gguf_packs.loaded("stand-in", path))
     model = opened(path, blocks_to_swap=4, vace_blocks_to_swap=1, prefetch_blocks=2)
