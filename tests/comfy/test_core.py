@@ -18,6 +18,8 @@ SUITES = (
     "test_nodes.py",
     "test_other_models.py",
     "test_out_of_memory.py",
+    "test_piece_size.py",
+    "test_pieces.py",
     "test_plan.py",
     "test_real_wrapper.py",
     "test_simulated.py",

@@ -124,6 +124,7 @@ def test_ctrl_c_at_any_line_of_a_change_is_survived(
 ) -> None:
     """A change and a retried forward are interrupted; what follows is right, bytes included."""
     expected = reference("mini", sim_device)
+    gc.collect()  # what tests before this one left would go meanwhile
     base = sim.counters().device_bytes
     with (
         opened(store, "mini", sim_device, budget("mini", stay, store), shelf=shelf) as (

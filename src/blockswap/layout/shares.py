@@ -4,7 +4,7 @@ slab     |part of rank 0|part of rank 1|part of rank 2|tail|
 rank 1 brings            ##############                ####
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Span = tuple[int, int]  # start and size
@@ -47,4 +47,16 @@ def within(start: int, nbytes: int, spans: Sequence[Span]) -> list[Span]:
         begin, end = max(start, first), min(start + nbytes, first + size)
         if begin < end:
             found.append((begin, end - begin))
+    return found
+
+
+def side_by_side(spans: Iterable[Span]) -> list[Span]:
+    """The same bytes in order, with spans that touch as one."""
+    found: list[Span] = []
+    for start, size in sorted(spans):
+        if found and sum(found[-1]) == start:
+            first, before = found.pop()
+            found.append((first, before + size))
+        else:
+            found.append((start, size))
     return found

@@ -82,7 +82,7 @@ def _follow_encoder(encoder: Encoder, dtype: TextEncoderDtype) -> PhaseCost:
         id(p): p.numel() if small and p.dim() > 1 and id(p) not in tables else p.nbytes
         for p in model.parameters()
     }
-    ids = torch.ones(1, encoder.tokens, dtype=torch.int64)
+    ids = torch.ones(1, encoder.tokens, dtype=torch.int64, device="cpu")
     cost = record_call(
         Recorder([*model.parameters(), *model.buffers()]),
         lambda ids, mask: model(ids, attention_mask=mask, output_hidden_states=True),

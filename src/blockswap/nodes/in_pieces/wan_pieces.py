@@ -143,7 +143,7 @@ class WanVisit(Visit):
         rows = own[:, :, number]
         if rows.shape[1] > 1:
             each = -(-self._tokens // rows.shape[1])
-            places = torch.arange(*piece, device=rows.device)
+            places = torch.arange(*piece, dtype=torch.int64, device=rows.device)
             rows = rows[:, torch.div(places, each, rounding_mode="floor")]
         return self._table[:, number].unsqueeze(0) + rows
 
@@ -183,17 +183,17 @@ class _SmallModel(torch.nn.Module):
         self.blocks = torch.nn.ModuleList(made)
         for parameter in self.parameters():
             parameter.requires_grad_(False)
-            parameter.copy_(torch.randn(parameter.shape) / 4)
+            parameter.copy_(_drawn(*parameter.shape) / 4)
 
     def forward(self) -> torch.Tensor:
         shared = {
             "freqs": host_wan.rotary_table(_TOKENS, _DIM // _HEADS),
-            "context": torch.randn(1, _IMAGE + _TEXT, _DIM),
+            "context": _drawn(1, _IMAGE + _TEXT, _DIM),
             "context_img_len": _IMAGE,
             "transformer_options": {},
         }
-        hidden, seen = torch.randn(1, _TOKENS, _DIM), []
-        for times in (torch.randn(1, 6, _DIM), torch.randn(1, _FRAMES + 1, 6, _DIM)):
+        hidden, seen = _drawn(1, _TOKENS, _DIM), []
+        for times in (_drawn(1, 6, _DIM), _drawn(1, _FRAMES + 1, 6, _DIM)):
             for block in self.blocks:
                 if hasattr(block, "after_proj"):
                     seen += block(hidden, x=hidden, e=times, **shared)
@@ -201,3 +201,7 @@ class _SmallModel(torch.nn.Module):
                     hidden = block(hidden, e=times, **shared)
                     seen.append(hidden)
         return torch.cat(seen)
+
+
+def _drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float32, device="cpu")

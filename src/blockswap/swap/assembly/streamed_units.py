@@ -6,6 +6,7 @@ import torch
 
 from ...adapters.live import LiveUnit
 from ...decode.unit_decoding import UnitDecoding, plain_form
+from ...layout.shares import side_by_side
 from ...layout.slab import pack
 from ...layout.values import Leaf
 from ...store.leaves import view_leaf
@@ -82,7 +83,7 @@ def _from_ram(
     if pinned:
         return PinnedCopy(parts.pool, runs, parts.recorder)
     source: Source = PageableSource(runs)
-    spans = [(at, memory.numel()) for memory, at in runs]
+    spans = side_by_side((at, memory.numel()) for memory, at in runs)
     return StagedCopy(parts.pool, source, spans, parts.recorder)
 
 

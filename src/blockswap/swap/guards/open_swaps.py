@@ -2,18 +2,19 @@
 
 import weakref
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import torch
 
-# By the root of each open swap, the modules of its units. The entry goes with its root.
-_units: "weakref.WeakKeyDictionary[torch.nn.Module, frozenset[torch.nn.Module]]" = (
-    weakref.WeakKeyDictionary()
-)
+_Modules: TypeAlias = "weakref.WeakSet[torch.nn.Module]"
+# By the root of each open swap, the modules of its units. Weak on both sides: a swapped block's
+# hooks lead to its root, and a model that is dropped must go.
+_units: "weakref.WeakKeyDictionary[torch.nn.Module, _Modules]" = weakref.WeakKeyDictionary()
 
 
 def opened(root: torch.nn.Module, units: Iterable[torch.nn.Module]) -> None:
     """A swap of `root` streams `units` from here on."""
-    _units[root] = frozenset(units)
+    _units[root] = weakref.WeakSet(units)
 
 
 def ended(root: torch.nn.Module) -> None:
