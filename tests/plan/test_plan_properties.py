@@ -11,6 +11,7 @@ from plan_samples import block, blocks, layout_of, machine
 from blockswap.errors import PlanError
 from blockswap.layout.slab import align_up, staging_chunks
 from blockswap.plan import make_plan
+from blockswap.plan.choice.slot_size import serving_bytes
 from blockswap.selection import BlockSwapArgs, Selection, select
 from blockswap.units import parse_bytes
 
@@ -134,7 +135,9 @@ def test_bytes_a_forward_are_those_of_the_streamed_unless_they_stay_in_their_slo
     through = [u.slab_bytes for u in streamed if u.tier == "disk" or pageable]
     staged = bool(through) and not of.on_host
     assert (plan.staging_buffers > 0) == staged
-    assert plan.staging_bytes == (sum(staging_chunks(max(through))) if staged else 0)
+    exact = sum(staging_chunks(max(through))) if staged else 0
+    # A little more where that serves blocks that may come to be streamed later.
+    assert plan.staging_bytes in (exact, serving_bytes(of, exact))
 
 
 @settings(deadline=None)
