@@ -109,7 +109,8 @@ def small_block(block: Any, dim: int, heads: int) -> torch.nn.Module:
 def rotary_table(tokens: int, head_dim: int) -> torch.Tensor:
     """Rotary tables of so many tokens, as the host's model makes them for its blocks."""
     third = 2 * (head_dim // 6)
-    places = torch.arange(tokens).reshape(1, tokens, 1).repeat(1, 1, 3).float()
+    rows = torch.arange(tokens, dtype=torch.float32, device="cpu")
+    places = rows.reshape(1, tokens, 1).repeat(1, 1, 3)
     embed = _wan().EmbedND(
         dim=head_dim, theta=10000.0, axes_dim=[head_dim - 2 * third, third, third]
     )
