@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from blockswap.plan.inputs.workload import Workload
-from blockswap.predict.subject import LibrarySubject, Wish
+from blockswap.predict.subject import PublishedSubject, Wish
 from blockswap.published import PUBLISHED
 
 BLOCKS = 20  # of 50, which would be 66 GB
 MODEL = replace(PUBLISHED["minimax-h3"], config={"num_layers": BLOCKS})
-SUBJECT = LibrarySubject(MODEL.family, MODEL.config)
+SUBJECT = PublishedSubject(MODEL.family, MODEL.config)
 LIMIT = 6 * 10**9
 OPENING_SECONDS = 10.0
 OVER_BOUND = 1.1

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from blockswap import open_transformer
 from blockswap.cli.app import app
 from blockswap.errors import OtherModelError
-from blockswap.predict.subject import LibrarySubject, Wish
+from blockswap.predict.subject import PublishedSubject, Wish
 from blockswap.published import FAMILIES
 
 runner = CliRunner()
@@ -151,7 +151,7 @@ def test_a_known_class_is_forecast_from_its_folder(tmp_path: Path) -> None:
     asked = ("plan", "--model", folder, "--size", "64x96", "--text-encoder", "cpu", *CARD)
     found = told(*asked)
     config = {k: v for k, v in build("QwenImageTransformer2DModel").config.items() if k[0] != "_"}
-    subject = LibrarySubject(FAMILIES["QwenImageTransformer2DModel"], config)
+    subject = PublishedSubject(FAMILIES["QwenImageTransformer2DModel"], config)
     clip = subject.clip(Wish((64, 96), dtype="float32"))
     cost = subject.forward(clip).activation_bytes + subject.carried_bytes(clip, "bfloat16")
     assert found["plan"]["activation_bytes"] == cost

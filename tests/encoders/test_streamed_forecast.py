@@ -6,7 +6,7 @@ from tiny_encoders import ENCODERS
 
 from blockswap import BlockSwapArgs, swap_blocks
 from blockswap.predict import text_encoder
-from blockswap.predict.library_beside import _streamed_bytes
+from blockswap.predict.published_beside import _streamed_bytes
 
 ALL = BlockSwapArgs(blocks_to_swap=999)
 TOKENS = 12

@@ -12,7 +12,7 @@ from peaks import expect, loaded, measured, on_device
 
 from blockswap.adapters.hosts.empty_models import empty_model
 from blockswap.plan.inputs.workload import Workload
-from blockswap.predict.library_forward import follow_library_forward, library_inputs
+from blockswap.predict.published_forward import follow_library_forward, library_inputs
 from blockswap.published import FAMILIES
 
 _FLUX = {

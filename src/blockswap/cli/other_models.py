@@ -102,7 +102,7 @@ def figures_of_folder(
     `notes` gets what is assumed beside it.
     """
     from ..forecast import ModelFigures
-    from ..predict.subject import LibrarySubject
+    from ..predict.subject import PublishedSubject
     from ..swap.entry.other_model import find_library_model
 
     family = family_of(folder.class_name) if folder.package == "diffusers" else None
@@ -112,7 +112,7 @@ def figures_of_folder(
     facts, sizes = found.basis.facts, _dtype_bytes(found.checkpoint.tensors.values())
     family, said = with_parts_of(family, folder.path.parent)
     stated = {name: one for name, one in folder.config.items() if not name.startswith("_")}
-    subject = LibrarySubject(family, stated)
+    subject = PublishedSubject(family, stated)
     try:
         subject.forward(subject.least_clip())
     except ModelError as error:

@@ -12,7 +12,7 @@ from ..lora.file import LoraFile
 from ..paths import is_there
 from ..published import find_published
 from .figures import PUBLISHED_DTYPE, ModelFigures, figures_of_file, figures_of_variant
-from .library_figures import figures_of_published
+from .published_figures import figures_of_published
 
 
 def find_model(

@@ -16,8 +16,8 @@ from ..plan.inputs.workload import (
 )
 from ..published import Family, resolved, sizes_of
 from .generation import SAMPLER_LATENTS, Companions, Generation, carried_bytes, predict_generation
-from .library_beside import predict_library_text, predict_library_vae
-from .library_forward import predict_library_forward
+from .published_beside import predict_published_text, predict_published_vae
+from .published_forward import predict_published_forward
 from .text_encoder import TextEncoderDtype
 from .transformer import predict_forward, predict_in_pieces
 
@@ -106,7 +106,7 @@ class WanSubject:
 
 
 @dataclass(frozen=True)
-class LibrarySubject:
+class PublishedSubject:
     """A class of diffusers whose inputs are recorded; `config` differs from its defaults."""
 
     family: Family
@@ -139,7 +139,7 @@ class LibrarySubject:
         return sizes_of(self.family, self.config, clip)["tokens"]
 
     def forward(self, clip: Workload) -> ForwardCost:
-        return predict_library_forward(self.family, self.config, clip)
+        return predict_published_forward(self.family, self.config, clip)
 
     @property
     def cuts(self) -> bool:
@@ -157,10 +157,10 @@ class LibrarySubject:
     def generation(self, clip: Workload, beside: Companions) -> Generation:
         dtype = beside.text_encoder_dtype
         return Generation(
-            text_encoding=predict_library_text(self.family, dtype),
+            text_encoding=predict_published_text(self.family, dtype),
             conditioning=None,
             denoising=self.forward(clip),
-            decoding=predict_library_vae(
+            decoding=predict_published_vae(
                 self.family, clip, tiled=beside.vae_tiled, dtype=beside.vae_dtype
             ),
             carried_bytes=self.carried_bytes(clip, dtype),

@@ -66,9 +66,9 @@ def _spec(variant: str | WanGeometry | Published, options: SynthOptions) -> Spec
                 f"{found.name} is written under the names of diffusers' class: leave out other "
                 "names and prefixes"
             )
-        from .library_spec import LibrarySpec
+        from .published_spec import PublishedSpec
 
-        return LibrarySpec(found, dtype, mixed, seed)
+        return PublishedSpec(found, dtype, mixed, seed)
     geometry = find_variant(variant) if isinstance(variant, str) else found
     assert geometry is not None, "a value is what it is"
     return SynthSpec(geometry, dtype, options.naming or "original", options.prefix, mixed, seed)

@@ -8,14 +8,14 @@ from typing import Any
 from ..plan.inputs.workload import ComputeDtype, Workload
 from ..published import Encoder, Family, Part, resolved, sizes_of
 from .cache import counts, library_versions, remembered
-from .library_forward import made
 from .phase import SLOTS, PhaseCost
+from .published_forward import made
 from .text_encoder import TextEncoderDtype
 
 _HALF = "bfloat16"
 
 
-def predict_library_text(family: Family, dtype: TextEncoderDtype) -> PhaseCost:
+def predict_published_text(family: Family, dtype: TextEncoderDtype) -> PhaseCost:
     """Encoding one prompt: all text encoders are on the device, one after the other runs.
 
     "float8": matrices in fp8, embeddings and norms in 16 bits; computed in 16 bits. Raises
@@ -31,7 +31,7 @@ def predict_library_text(family: Family, dtype: TextEncoderDtype) -> PhaseCost:
     )
 
 
-def predict_library_vae(
+def predict_published_vae(
     family: Family, clip: Workload, *, tiled: bool, dtype: ComputeDtype
 ) -> PhaseCost:
     """Decoding one clip's latents, or a picture's. Raises as the forward's prediction does."""

@@ -14,7 +14,7 @@ from .transformer import cost_of
 _OTHERWISE = (TypeError, ValueError, KeyError, AttributeError, IndexError)
 
 
-def predict_library_forward(
+def predict_published_forward(
     family: Family, config: Mapping[str, Any], clip: Workload
 ) -> ForwardCost:
     """What one forward costs: from the cache, else followed now.
@@ -39,7 +39,7 @@ def predict_library_forward(
 def follow_library_forward(
     family: Family, config: Mapping[str, Any], clip: Workload
 ) -> ForwardCost:
-    """The same, followed. Raises as `predict_library_forward` does."""
+    """The same, followed. Raises as `predict_published_forward` does."""
     from ..adapters.hosts.empty_models import empty_model
     from .module import predict_module
 

@@ -13,7 +13,7 @@ from .spec import DTYPES
 
 
 @dataclass(frozen=True, slots=True)
-class LibrarySpec:
+class PublishedSpec:
     """A folder to be, under the class's own names; what the class keeps in fp32 stays so.
 
     `mixed` keeps norms in float32, too. Raises ArgsError for a dtype that no checkpoint has, and

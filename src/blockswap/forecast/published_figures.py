@@ -3,7 +3,7 @@
 from ..layout.slab import pack
 from ..layout.values import Leaf, ModelLayout, TensorSpec
 from ..plan import UnitFacts
-from ..predict.subject import LibrarySubject
+from ..predict.subject import PublishedSubject
 from ..published import Published
 from .figures import ModelFigures
 
@@ -17,7 +17,7 @@ def figures_of_published(published: Published, dtype: str) -> ModelFigures:
         units.append(UnitFacts(unit.name, unit.kind, nbytes, nbytes, nbytes))
     return ModelFigures(
         label=published.name,
-        subject=LibrarySubject(published.family, published.config),
+        subject=PublishedSubject(published.family, published.config),
         layout=layout,
         dtype=dtype,
         units=tuple(units),
