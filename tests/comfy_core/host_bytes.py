@@ -42,7 +42,8 @@ def models(way: str, path: str) -> Any:
     import comfy.sd
 
     from blockswap import BlockSwapArgs
-    from blockswap.nodes.clone.patcher import Wish, swap_on_clone
+    from blockswap.nodes.clone.patcher import swap_on_clone
+    from blockswap.nodes.wish import Wish
 
     plain = comfy.sd.load_diffusion_model(path)
     for args in ASKED:

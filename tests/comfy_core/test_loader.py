@@ -14,9 +14,10 @@ from blockswap import BlockSwapArgs
 from blockswap.errors import ModelError
 from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.clone.overrides import plan_text
-from blockswap.nodes.clone.patcher import Wish, swap_on_clone
+from blockswap.nodes.clone.patcher import swap_on_clone
 from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.seams.host_checkpoints import WEIGHT_DTYPES
+from blockswap.nodes.wish import Wish
 
 
 def saved(path: Path, weights: dict[str, Any], metadata: dict[str, str] | None = None) -> str:

@@ -17,8 +17,8 @@ from tiny import swapped
 
 from blockswap import BlockSwapArgs
 from blockswap.nodes.clone.holding import holding_of
-from blockswap.nodes.clone.patcher import Wish
 from blockswap.nodes.loading import load_streamed
+from blockswap.nodes.wish import Wish
 
 BLOCKS = 30
 STEPS = 2

@@ -19,11 +19,12 @@ from ..store.leaves import rebuild, spec_of
 from ..stream.units.binding import as_value
 from ..swap import FileUnits, find_file_units
 from .clone.overrides import plan_text
-from .clone.patcher import Wish, keep_file_units, swap_on_clone
+from .clone.patcher import keep_file_units, swap_on_clone
 from .from_file.contents import FileContents, contents_of, file_keys, refuse_unused
 from .from_file.file_weights import keep_file_weights
 from .seams import gguf_pack, host_checkpoints, host_dynamic
 from .seams.host_names import require
+from .wish import Wish
 
 _OTHERWISE = "use ComfyUI's own loader with WanVideo Block Swap behind it"
 

@@ -15,9 +15,9 @@ from ..errors import BlockSwapError, ModelError
 from ..selection import BlockSwapArgs
 from ..swap import as_args
 from .args_node import args_from
-from .clone.patcher import Wish
 from .loading import plan_for_file
 from .seams import host
+from .wish import Wish
 
 PATH = "/blockswap/plan"
 # Loaders whose file is known from their widgets, and whether blocks are streamed from that file.

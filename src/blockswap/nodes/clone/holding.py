@@ -112,22 +112,16 @@ class Holding:
         return "" if self.swap is None else self.swap.status_line()
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """While the host loads for the holder: moves of held modules do nothing."""
-        self.loading = True
-        try:
-            yield
-        finally:
-            self.loading = False
+    def at_work(self, *, taking: bool = False) -> Iterator[None]:
+        """While the host loads for the holder: moves of held modules do nothing.
 
-    @contextmanager
-    def taking_turn(self) -> Iterator[None]:
-        """While the host prepares the streamed units, and only them."""
-        self.taking = True
+        `taking`: it prepares the streamed units, and only them.
+        """
+        self.loading, self.taking = True, taking
         try:
             yield
         finally:
-            self.taking = False
+            self.loading = self.taking = False
 
     def taken_off(self, patcher: Any) -> None:
         """The host has taken a clone off the model, and left the weights as they are."""

@@ -7,17 +7,17 @@ patched as ever; where the user chose them, the host takes its own weights off. 
 put back, so the output is that of a forward that never failed.
 """
 
-import sys
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from ...errors import PlanError
-from ...stream.device import open_device
-from ...swap import Attempt
+import torch
+
 from ...units import format_bytes
 from ..in_pieces.piece_size import cut_smaller, run_in_pieces
+from ..run_again import RunAgain
 from ..seams import host, host_dynamic
+from ..wish import Wish
 from .holding import Holding, holding_of
 from .overrides import KEY, release, transformer_of, wish_of
 
@@ -33,36 +33,37 @@ def survive(patcher: Any) -> None:
 
 def _run(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     model: Any = executor.class_obj  # type: ignore[attr-defined]
-    holding = holding_of(model)
+    holding, call = holding_of(model), partial(executor, *args, **kwargs)
     if holding is None or holding.claim.device.type == "cpu":
-        return executor(*args, **kwargs)
-    attempt, count = Attempt(open_device(holding.claim.device)), 0
-    while True:
-        try:
-            return executor(*args, **kwargs)
-        except Exception as error:
-            if not host.is_out_of_memory(error):
-                raise
-            count += 1
-            attempt.failed(error)
-            if not _may_go_on(model, count):
-                _annotate(error, _note(model, count))
-                raise
-        # Here and not in the clause above, where the interpreter still holds the error.
-        attempt.drop()
-        said = _cut_smaller(model)
+        return call()
+    return _Sampled(model, holding.claim.device).run(call)
+
+
+class _Sampled(RunAgain):
+    """One forward of a sampled model."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        super().__init__(device)
+        self._model = model
+
+    def why_not(self) -> str | None:
+        may = _may_go_on(self._model, self.count)
+        return None if may else _note(self._model, self.count)
+
+    def make_room(self) -> str:
+        """Smaller pieces before anything leaves: no weight moves for them."""
+        holding = holding_of(self._model)
+        said = None if holding is None else cut_smaller(holding.swap)
         if said is None:
-            said = _make_room(model, attempt.wanted(), count)
-        else:
-            count -= 1  # what was tried before says nothing of smaller pieces
-        _tell(model, attempt.asked, said)
-        attempt.restore()
+            return _make_room(self._model, self.attempt.wanted(), self.count)
+        self.count -= 1  # what was tried before says nothing of smaller pieces
+        return said
 
-
-def _cut_smaller(model: Any) -> str | None:
-    """Smaller pieces before anything leaves: no weight moves for them."""
-    holding = holding_of(model)
-    return None if holding is None else cut_smaller(holding.swap)
+    def tell(self, left: str) -> None:
+        holding, asked = holding_of(self._model), self.attempt.asked
+        if holding is not None and holding.swap is not None:
+            wanted = "" if asked is None else f" (it asked for {format_bytes(asked)} more)"
+            holding.swap.tell(f"a forward ran out of memory{wanted}: {left}, and it was run again")
 
 
 def _may_go_on(model: Any, count: int) -> bool:
@@ -83,8 +84,10 @@ def _movable(patcher: Any, holding: Holding) -> bool:
     return any(unit.tier == "resident" for unit in holding.plan.units)
 
 
-def _wish(patcher: Any) -> Any:
-    return wish_of(patcher)
+def _wish(patcher: Any) -> Wish:
+    wish = wish_of(patcher)
+    assert wish is not None, "asked before"
+    return wish
 
 
 def _make_room(model: Any, wanted: int | None, count: int) -> str:
@@ -119,30 +122,16 @@ def _load_with_less(patcher: Any, holding: Holding, lacking: int | None, count: 
     plan, before = holding.plan, len(holding.plan.residents)
     leave = max(lacking or 0, plan.resident_bytes // 2)
     limit = 0 if count == _MOST else max(plan.device_bytes - leave, 0)
-    for limit_bytes in (limit, 0):
-        patcher.set_attachments(KEY, replace(_wish(patcher), limit_bytes=limit_bytes))
-        release(patcher.model)
-        try:
-            host.reload(patcher)
-            break
-        except PlanError:
-            if limit_bytes == 0:
-                raise
+    _wish(patcher).open_with_less(limit, partial(_load_for, patcher))
     now = holding_of(patcher.model)
     after = len(now.plan.residents) if now is not None else 0
     return f"{before - after} blocks no longer stay"
 
 
-def _tell(model: Any, asked: int | None, said: str) -> None:
-    holding = holding_of(model)
-    if holding is not None and holding.swap is not None:
-        wanted = "" if asked is None else f" (it asked for {format_bytes(asked)} more)"
-        holding.swap.tell(f"a forward ran out of memory{wanted}: {said}, and it was run again")
-
-
-def _annotate(error: BaseException, note: str) -> None:
-    if sys.version_info >= (3, 11):
-        error.add_note(note)
+def _load_for(patcher: Any, wish: Wish) -> None:
+    patcher.set_attachments(KEY, wish)
+    release(patcher.model)
+    host.reload(patcher)
 
 
 def _note(model: Any, count: int) -> str:

@@ -12,13 +12,11 @@ do the work, seen through these:
 """
 
 import weakref
-from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from ...errors import ModelError, PlanError
 from ...plan import SwapPlan
-from ...selection import BlockSwapArgs
 from ...swap import FileUnits, Mapped, plan_file_units, plan_units
 from ..from_file.arrival import (
     as_loaded,
@@ -31,52 +29,12 @@ from ..from_file.file_weights import refuse_to_save, with_mapped
 from ..seams import host
 from ..seams.gguf import is_bytes, patches_aside
 from ..seams.lost_patches import none_lost
+from ..wish import Wish
 from .holding import Claim, Holding, Immovable, holding_of
 from .room import granted_by_host, plan_sentence, size_with, whole_size
 
 KEY = "blockswap"
 _FILES = "blockswap_files"
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a node asked for, as it travels with the clones of a patcher."""
-
-    args: BlockSwapArgs
-    node_id: str | None = None
-    # Bytes of weights and slots that a forward ran out of memory with less than: 0 is the least.
-    limit_bytes: int | None = None
-
-    @property
-    def automatic(self) -> bool:
-        """Whether the plan waits for what the host grants when it loads."""
-        args = self.args
-        named = args.block_list is not None or args.blocks_to_swap is not None
-        return not named and args.vram_budget is None
-
-    @property
-    def exact(self) -> bool:
-        """Whether the blocks are chosen, and the plan has no say in it."""
-        return not self.automatic and self.args.vram_budget is None
-
-    def within(self, granted: int | None) -> tuple[BlockSwapArgs, int | None]:
-        """Arguments and grant for a plan, under the limit that an out-of-memory has set."""
-        args, limit = self.args, self.limit_bytes
-        if limit is None or self.exact:
-            return args, granted
-        if limit == 0:
-            return _everything(args), granted
-        if args.vram_budget_bytes is not None:
-            return replace(args, vram_budget=min(limit, args.vram_budget_bytes)), granted
-        return args, limit if granted is None else min(limit, granted)
-
-
-def _everything(args: BlockSwapArgs) -> BlockSwapArgs:
-    """Exactly what may be streamed, all of it."""
-    named = args.block_list is not None or args.blocks_to_swap is not None
-    if named:
-        return replace(args, vram_budget=None)
-    return replace(args, vram_budget=None, blocks_to_swap=9999, vace_blocks_to_swap=9999)
 
 
 def keep_file_units(model: Any, files: FileUnits) -> None:
@@ -318,8 +276,8 @@ class Overrides:
             # Weights in memory are patched for good; of those in a file the host only notes what is
             # to be patched, as it does for weights that it finds no room for.
             room = 1e32 if files is None else 1e-3
-            turn = holding.taking_turn()
-            with holding.at_work(), turn, host.without_callbacks(patcher), none_lost():
+            turn = holding.at_work(taking=True)
+            with turn, host.without_callbacks(patcher), none_lost():
                 self._load(device, room, False, False)
         if files is not None:
             _settle_notes(holding, patcher)

@@ -12,12 +12,13 @@ from ...selection import select
 from ..seams import host, host_dynamic
 from ..seams.gguf import patches_aside
 from ..seams.host_names import require, require_of
+from ..wish import Wish
 from .dynamic import DynamicOverrides
 from .holding import holding_of
 from .out_of_memory import survive
-from .overrides import KEY, Overrides, Wish, keep_file_units, release, transformer_of, wish_of
+from .overrides import KEY, Overrides, keep_file_units, release, transformer_of, wish_of
 
-__all__ = ["Wish", "keep_file_units", "release", "swap_on_clone", "transformer_of"]
+__all__ = ["keep_file_units", "release", "swap_on_clone", "transformer_of"]
 
 
 def swap_on_clone(patcher: Any, wish: Wish) -> Any:

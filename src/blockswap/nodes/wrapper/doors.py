@@ -12,28 +12,19 @@ open has been closed.
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from ...selection import BlockSwapArgs
+from ..wish import Wish
 from .names import FUNCTIONS, INIT, LOAD, OFFLOAD, Pack
 from .takeover import Takeover, takeover_of
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the node asked for, as the counts of a clone carry it to the pack's functions."""
-
-    args: BlockSwapArgs
-    node_id: str | None = None
 
 
 class Count(int):
     """A count for the pack, and whose wish is behind it."""
 
-    wish: Asked
+    wish: Wish
 
-    def __new__(cls, value: int, wish: Asked) -> "Count":
+    def __new__(cls, value: int, wish: Wish) -> "Count":
         made = super().__new__(cls, value)
         made.wish = wish
         return made
@@ -48,7 +39,7 @@ class Count(int):
 _ours: set[Callable[..., Any]] = set()  # what stands in front, in all versions that are loaded
 
 
-def wish_in(args: Any) -> Asked | None:
+def wish_in(args: Any) -> Wish | None:
     """The wish in arguments of the pack, if they are ours."""
     count = args.get("blocks_to_swap") if isinstance(args, dict) else None
     return count.wish if isinstance(count, Count) else None
@@ -94,7 +85,7 @@ def _starting(original: Callable[..., Any]) -> Callable[..., Any]:
             result = original(transformer, block_swap_args, model)
         nothing = Count(0, wish)
         try:
-            takeover.open(wish.args, wish.node_id, model["sd"], nothing)
+            takeover.open(wish, model["sd"], nothing)
         except BaseException:
             takeover.restore_settings(Count)
             raise

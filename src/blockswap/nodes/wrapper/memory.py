@@ -7,13 +7,12 @@ next one reads (a feature cache, keys of earlier frames), there is one clear sen
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
-from ...stream.device import open_device
-from ...swap import Attempt
-from ..seams import host
+from ..run_again import RunAgain
 
 _MOST = 3  # failures after which it is run again: dropped, half of what stays, all of it
 _CACHES = ("enable_teacache", "enable_magcache", "enable_easycache")
@@ -37,26 +36,7 @@ def survive(undo: ExitStack, transformer: Any, blocks: Movable) -> None:
     call = type(transformer)._call_impl.__get__(transformer)
 
     def calling(*args: Any, **kwargs: Any) -> Any:
-        attempt, count = Attempt(open_device(blocks.device)), 0
-        while True:
-            try:
-                return call(*args, **kwargs)
-            except Exception as error:
-                if not host.is_out_of_memory(error):
-                    raise
-                count += 1
-                attempt.failed(error)
-                hopeless = _why_not(transformer, blocks, count)
-                if hopeless is not None:
-                    error.add_note(f"blockswap: {hopeless}")
-                    raise
-            # Here and not in the clause above, where the interpreter still holds the error.
-            attempt.drop()
-            said = "what it held was dropped"
-            if count > 1:
-                said = blocks.stream_more(everything=count == _MOST)
-            blocks.tell(f"a forward ran out of memory: {said}, and it was run again")
-            attempt.restore()
+        return _Called(transformer, blocks).run(partial(call, *args, **kwargs))
 
     vars(transformer)["_call_impl"] = calling
     undo.callback(_calls_as_before, transformer, calling)
@@ -67,16 +47,37 @@ def _calls_as_before(transformer: Any, calling: Callable[..., Any]) -> None:
         del vars(transformer)["_call_impl"]
 
 
-def _why_not(transformer: Any, blocks: Movable, count: int) -> str | None:
-    if any(getattr(transformer, name, False) for name in _CACHES) or any(
-        getattr(block, "kv_cache", None) is not None for block in transformer.blocks
-    ):
+class _Called(RunAgain):
+    """One call of the transformer."""
+
+    def __init__(self, transformer: Any, blocks: Movable) -> None:
+        super().__init__(blocks.device)
+        self._transformer, self._blocks = transformer, blocks
+
+    def why_not(self) -> str | None:
+        if _writes(self._transformer):
+            return (
+                "blockswap: a forward with a feature cache or with keys of earlier frames is not "
+                "run again, for the failed one may have written there: lower vram_budget, or take "
+                "the cache off"
+            )
+        if self.count == 1 or (self.count <= _MOST and self._blocks.can_stream_more()):
+            return None
         return (
-            "a forward with a feature cache or with keys of earlier frames is not run again, for "
-            "the failed one may have written there: lower vram_budget, or take the cache off"
+            "blockswap: no block can leave the device any more: ask for more blocks, or for a "
+            "smaller clip"
         )
-    if count == 1:
-        return None
-    if count > _MOST or not blocks.can_stream_more():
-        return "no block can leave the device any more: ask for more blocks, or for a smaller clip"
-    return None
+
+    def make_room(self) -> str:
+        if self.count == 1:
+            return "what it held was dropped"
+        return self._blocks.stream_more(everything=self.count == _MOST)
+
+    def tell(self, left: str) -> None:
+        self._blocks.tell(f"a forward ran out of memory: {left}, and it was run again")
+
+
+def _writes(transformer: Any) -> bool:
+    """Whether a forward changes what the next one reads."""
+    cached = any(getattr(transformer, name, False) for name in _CACHES)
+    return cached or any(getattr(b, "kv_cache", None) is not None for b in transformer.blocks)

@@ -16,7 +16,8 @@ from ...errors import ArgsError, ModelError
 from ...layout.values import ModelLayout, UnitLayout
 from ...selection import BlockSwapArgs, select
 from ...selection.grammar import MOST_INDEX
-from .doors import Asked, Count, take_over
+from ..wish import Wish
+from .doors import Count, take_over
 from .names import COUNTS, SETTINGS, bare_transformer, missing, pack_of, pipeline_of
 from .takeover import Takeover, takeover_of
 
@@ -43,7 +44,7 @@ def swap_on_wrappers(model: Any, args: BlockSwapArgs, node_id: str | None) -> tu
     transformer = bare_transformer(model)
     select(args, _layout(transformer))
     take_over(transformer, pack)
-    wish = Asked(args, node_id)
+    wish = Wish(args, node_id)
     asked = dict.fromkeys(SETTINGS, False) | {"prefetch_blocks": 0}
     asked |= {key: Count(MOST_INDEX, wish) for key in COUNTS}
     said = "this is a model of WanVideoWrapper: its blocks are streamed here, its own swap is off"

@@ -7,7 +7,6 @@ has put weights where it wants them, and closed when the pack takes them up agai
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,13 +14,12 @@ import torch
 from ...adapters.families import unit_modules
 from ...adapters.live import describe_module
 from ...ambient import undisturbed
-from ...errors import PlanError
 from ...plan import SwapPlan
 from ...selection import BlockSwapArgs
 from ...swap import Hosted, Swap, plan_units, stream_units
-from ..clone.overrides import Wish
 from ..seams import host
 from ..status import StatusLine
+from ..wish import Wish
 from .forms import bring_to_host, buffers_on, called_as_modules, describable, place, renew
 from .gguf import forget_quantised, idle_forms
 from .memory import survive
@@ -72,26 +70,26 @@ class Takeover:
 
     # The blocks.
 
-    def open(self, args: BlockSwapArgs, node_id: str | None, weights: Any, nothing: int) -> None:
-        """Streams what `args` asks for. `weights`: the pack's own copies in host memory, by name.
+    def open(self, wish: Wish, weights: Any, nothing: int) -> None:
+        """Streams what `wish` asks for. `weights`: the pack's own copies in host memory, by name.
 
         Raises SelectionError, PlanError, ModelError or DeviceError, and gives everything back.
         """
-        self._status.node_id = node_id
-        self._wish, self._weights = Wish(args), weights
-        self._open()
+        self._status.node_id = wish.node_id
+        self._weights = weights
+        self._open(wish)
         for name in COUNTS:
             setattr(self._transformer, name, nothing)
 
-    def _open(self) -> None:
-        transformer, args = self._transformer, self._wish.args
+    def _open(self, wish: Wish) -> None:
+        transformer, self._wish = self._transformer, wish
         self.device = device = torch.device(transformer.main_device)
         with ExitStack() as undo, undisturbed():
             describable(undo, transformer, device)
             plan = self._plan(device)
             self._place(undo, plan, self._weights, device)
             self.swap = stream_units(
-                transformer, plan, args, device=device, hosted=Hosted(self._status)
+                transformer, plan, wish.args, device=device, hosted=Hosted(self._status)
             )
             if device.type != "cpu":
                 survive(undo, transformer, self)
@@ -109,14 +107,7 @@ class Takeover:
         plan = self.swap.plan
         limit = 0 if everything else plan.device_bytes - plan.resident_bytes // 2
         self.close()
-        for limit_bytes in (limit, 0):
-            self._wish = replace(self._wish, limit_bytes=limit_bytes)
-            try:
-                self._open()
-                break
-            except PlanError:
-                if limit_bytes == 0:
-                    raise
+        self._wish.open_with_less(limit, self._open)
         return f"{len(plan.residents) - len(self.swap.plan.residents)} blocks no longer stay"
 
     def tell(self, sentence: str) -> None:
