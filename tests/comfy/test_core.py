@@ -25,6 +25,7 @@ SUITES = (
     "test_simulated.py",
     "test_together.py",
     "test_wrapper.py",
+    "test_wrapper_memory.py",
 )
 # With BLOCKSWAP_WRAPPER=<folder of the real wrapper pack>; skipped with a reason otherwise.
 NEEDS_THE_WRAPPER = "test_real_wrapper.py"
@@ -41,7 +42,9 @@ def test_in_the_process_of_comfyui(suite: str, environment: Environment) -> None
     }
     for name in [name for name in variables if name.startswith(("PYTEST_", "COV_"))]:
         del variables[name]
-    command = [environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"]
+    # The folder of the pack is a package of its own, which pytest would try to import.
+    command = [environment.python, "-m", "pytest", f"--confcutdir={tests}"]
+    command += ["-q", "-p", "no:cacheprovider", "-rs"]
     ran = subprocess.run(
         [*command, tests / "comfy_core" / suite],
         cwd=REPOSITORY,

@@ -4,25 +4,31 @@ Every way in which that pack places weights, on the CPU and on the simulated acc
 is what was asked, its own swap has moved nothing, latents are those without the node.
 """
 
-import importlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import wrapper_packs
+from stand_in import (
+    BLOCKS,
+    NAME,
+    model,
+    names,
+    own_moves,
+    part,
+    sample,
+    streamed,
+    swapped,
+    with_lora,
+)
 
-from blockswap import BlockSwapArgs
-from blockswap.errors import ArgsError, ModelError, PlanError, SelectionError
+from blockswap.errors import ArgsError, ModelError, SelectionError
 from blockswap.nodes.report_node import BlockSwapReportNode
-from blockswap.nodes.swap_node import BlockSwapNode
 from blockswap.nodes.wrapper import doors as wrapper_doors
 from blockswap.nodes.wrapper import names as wrapper_names
 from blockswap.nodes.wrapper.pack import takeover_on
 
-NAME = "wrapper_stand_in"
-BLOCKS = 6
 KINDS = ("plain", "merged", "scaled", "gguf", "lora", "scaled lora", "vace", "vace gguf")
 
 
@@ -44,53 +50,6 @@ def device(
 @pytest.fixture
 def sim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield from wrapper_packs.simulated(NAME, request, monkeypatch)
-
-
-def part(name: str) -> Any:
-    return importlib.import_module(f"{NAME}.{name}")
-
-
-def model(kind: str = "plain") -> Any:
-    (patcher,) = part("nodes_model_loading").WanVideoModelLoader().load(kind)
-    return with_lora(patcher) if "lora" in kind else patcher
-
-
-def with_lora(patcher: Any) -> Any:
-    clone = patcher.clone()
-    draw = torch.Generator().manual_seed(5)
-    for number in range(BLOCKS):
-        pair = (torch.randn(16, 2, generator=draw), torch.randn(2, 16, generator=draw))
-        clone.patches[f"blocks.{number}.q.weight"] = [pair]
-    return clone
-
-
-def sample(patcher: Any, **options: Any) -> torch.Tensor:
-    latents: torch.Tensor = part("nodes_sampler").sample(patcher, **options)
-    assert torch.isfinite(latents).all()
-    return latents
-
-
-def swapped(patcher: Any, **asked: Any) -> Any:
-    (clone,) = BlockSwapNode.execute(patcher, BlockSwapArgs(**asked).to_mapping()).result
-    return clone
-
-
-def streamed(patcher: Any) -> tuple[str, ...]:
-    """The units that were brought to the device in the last run."""
-    takeover = takeover_on(patcher)
-    assert takeover is not None
-    assert takeover.swap is not None
-    assert takeover.swap.closed
-    return tuple(sorted({v.unit for v in takeover.swap.measured().visits if v.tier != "resident"}))
-
-
-def own_moves(patcher: Any) -> list[Any]:
-    """What the pack's own loop has moved."""
-    return list(patcher.model.diffusion_model.moved)
-
-
-def names(*blocks: int) -> tuple[str, ...]:
-    return tuple(f"blocks.{number}" for number in blocks)
 
 
 def test_the_stand_in_swaps_by_itself(device: torch.device) -> None:
@@ -138,49 +97,6 @@ def test_vace_blocks_and_the_text_embedder(sim: torch.device) -> None:
     assert list(dict(plain.model.diffusion_model.vace_blocks[0].named_children())) == [
         "norm", "q", "ffn", "before_proj", "after_proj",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ["plain", "gguf"])
-def test_nothing_is_copied_back_and_a_budget_holds(
-    kind: str, sim: torch.device, sim_module: Any
-) -> None:
-    plain = model(kind)
-    expected = sample(plain)
-    ours = swapped(plain, vram_budget="24KiB")
-    before = sim_module.counters().d2h_bytes
-    assert torch.equal(sample(ours, force_offload=False), expected)
-    assert sim_module.counters().d2h_bytes - before == expected.nbytes  # the latents
-    takeover = takeover_on(ours)
-    assert takeover.swap.plan.device_bytes <= 24 << 10
-    takeover.close()
-    assert streamed(ours)
-
-
-@pytest.mark.parametrize("kind", ["plain", "scaled", "lora"])
-def test_host_memory_is_not_doubled(kind: str, sim: torch.device) -> None:
-    """The pack keeps the weights for its next run: what is streamed rests there, and only there."""
-    plain = model(kind)
-    ours, kept = swapped(plain, blocks="1,4"), plain.model.pipeline["sd"]
-    before = {key: value.clone() for key, value in kept.items()}
-    sample(ours, force_offload=False)
-    found = 0
-    for name, weight in plain.model.diffusion_model.named_parameters():
-        if name.startswith(("blocks.1.", "blocks.4.")) and "lora_diff" not in name:
-            assert weight.data_ptr() == kept[name].data_ptr()
-            found += 1
-    assert found == 18
-    takeover_on(ours).close()
-    assert all(torch.equal(kept[key].float(), value.float()) for key, value in before.items())
-
-
-def test_a_budget_that_is_too_small_leaves_the_model_usable(sim: torch.device) -> None:
-    plain = model()
-    expected = sample(plain)
-    ours = swapped(plain, vram_budget="1KiB")
-    with pytest.raises(PlanError, match=r"1\.0 KiB"):
-        sample(ours)
-    assert torch.equal(sample(plain), expected)
-    assert own_moves(plain) == []
 
 
 def test_two_experts_in_turn(sim: torch.device) -> None:
@@ -353,65 +269,3 @@ def test_a_name_that_is_gone(taken: str, monkeypatch: pytest.MonkeyPatch) -> Non
     for refused in ({"blocks": "0"}, {"vram_budget": "1GiB"}):
         with pytest.raises(ArgsError, match=r"WanVideoWrapper, whose own block swap .* give"):
             swapped(patcher, **refused)
-
-
-class Failing:
-    """A block whose forward runs out of memory a few times, at its end."""
-
-    def __init__(self, patcher: Any, times: int, block: int = 4) -> None:
-        self.left = times
-        self.calls = 0
-        patcher.model.diffusion_model.blocks[block].register_forward_hook(self._fail)
-
-    def _fail(self, *_: Any) -> None:
-        self.calls += 1
-        if self.left:
-            self.left -= 1
-            torch.rand(3)  # the random state has moved on
-            raise torch.OutOfMemoryError("Tried to allocate 1.00 MiB.")
-
-
-@pytest.mark.parametrize("times", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["plain", "gguf", "scaled lora"])
-def test_a_forward_that_runs_out_of_memory(kind: str, times: int, sim: torch.device) -> None:
-    plain = model(kind)
-    expected = sample(plain)
-    ours = swapped(plain, vram_budget="1GiB")
-    before = torch.get_rng_state()
-    failing = Failing(plain, times)
-    assert torch.equal(sample(ours), expected)
-    assert failing.left == 0
-    assert torch.equal(torch.get_rng_state(), before)
-    told = str(takeover_on(ours).swap.report())
-    assert "a forward ran out of memory: what it held was dropped" in told or times > 1
-    # Half of what stays is let go first; slots take their room in so small a model.
-    assert {1: 0, 2: BLOCKS // 2, 3: BLOCKS}[times] <= len(streamed(ours)) <= BLOCKS * (times > 1)
-    assert torch.equal(sample(ours), expected)
-    assert len(streamed(ours)) == 0  # the next run begins with what it was asked
-    assert torch.equal(sample(plain), expected)
-    assert own_moves(plain) == []
-
-
-@pytest.mark.parametrize(
-    ("times", "asked", "cache", "said"),
-    [
-        (2, {"blocks": "0,2"}, False, "no block can leave the device any more"),
-        (4, {"vram_budget": "1GiB"}, False, "no block can leave the device any more"),
-        (1, {"vram_budget": "1GiB"}, True, "with a feature cache .* is not run again"),
-    ],
-)
-def test_a_forward_that_cannot_be_run_again_says_why(
-    times: int, asked: dict[str, Any], cache: bool, said: str, sim: torch.device
-) -> None:
-    plain = model()
-    expected = sample(plain)
-    ours = swapped(plain, **asked)
-    Failing(plain, times)
-    plain.model.diffusion_model.enable_teacache = cache
-    with pytest.raises(torch.OutOfMemoryError) as raised:
-        sample(ours)
-    assert re.search(said, " ".join(raised.value.__notes__))
-    assert takeover_on(ours).swap.closed
-    plain.model.diffusion_model.enable_teacache = False
-    assert torch.equal(sample(ours), expected)
-    assert torch.equal(sample(plain), expected)
