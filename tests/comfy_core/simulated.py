@@ -1,6 +1,8 @@
 """ComfyUI's memory management pointed at the simulated accelerator."""
 
+import gc
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import comfy.model_base
@@ -51,3 +53,11 @@ def computing_on(device: torch.device, patch: pytest.MonkeyPatch) -> Iterator[No
     patch.setattr(comfy.model_base.BaseModel, "memory_required", lambda *_, **__: 1 << 18)
     yield
     management.unload_all_models()
+
+
+def limit(sim: ModuleType, request: pytest.FixtureRequest, nbytes: int) -> None:
+    """From now on the device has room for so many bytes beside what is on it."""
+    gc.collect()
+    torch.accelerator.empty_cache()
+    mode = request.node.callspec.params["sim_device"].removeprefix("sim-")
+    sim.configure(capacity=sim.counters().device_bytes + nbytes, mode=mode)

@@ -1,6 +1,5 @@
 """A sampled forward that runs out of memory runs again, through the host's memory management."""
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,7 @@ import pytest
 import simulated
 import tiny
 import torch
+from simulated import limit
 from test_loader import opened, saved
 from tiny import swapped
 
@@ -47,13 +47,6 @@ class Hungry:
 
     def _drop(self, *_: Any) -> None:
         self._kept = None
-
-
-def limit(sim: ModuleType, request: pytest.FixtureRequest, nbytes: int) -> None:
-    gc.collect()
-    torch.accelerator.empty_cache()
-    mode = request.node.callspec.params["sim_device"].removeprefix("sim-")
-    sim.configure(capacity=sim.counters().device_bytes + nbytes, mode=mode)
 
 
 ASKED: dict[str, dict[str, Any]] = {

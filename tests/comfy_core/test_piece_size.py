@@ -12,6 +12,7 @@ import pytest
 import simulated
 import tiny
 import torch
+from simulated import limit
 from tiny import swapped
 
 from blockswap.nodes.clone.holding import holding_of
@@ -89,13 +90,6 @@ def test_predicted_peak_is_the_measured_one(
         peaks.append(measured)
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[0] > peaks[2] * 1.2
-
-
-def limit(sim: ModuleType, request: pytest.FixtureRequest, nbytes: int) -> None:
-    gc.collect()
-    torch.accelerator.empty_cache()
-    mode = request.node.callspec.params["sim_device"].removeprefix("sim-")
-    sim.configure(capacity=sim.counters().device_bytes + nbytes, mode=mode)
 
 
 @pytest.fixture
