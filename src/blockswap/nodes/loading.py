@@ -15,12 +15,18 @@ from ..adapters.live import places_of
 from ..errors import ModelError
 from ..layout.checkpoint import Checkpoint, open_checkpoint
 from ..layout.geometry.infer import module_of
-from ..store.leaves import rebuild, spec_of
+from ..store.leaves import spec_of
 from ..stream.units.binding import as_value
 from ..swap import FileUnits, find_file_units
 from .clone.overrides import plan_text
 from .clone.patcher import keep_file_units, swap_on_clone
-from .from_file.contents import FileContents, contents_of, file_keys, refuse_unused
+from .from_file.contents import (
+    FileContents,
+    as_the_model_has_it,
+    contents_of,
+    file_keys,
+    refuse_unused,
+)
 from .from_file.file_weights import keep_file_weights
 from .seams import gguf_pack, host_checkpoints, host_dynamic
 from .seams.host_names import require
@@ -179,8 +185,5 @@ def _load_rest(
             if tensor.device.type != "meta" or place.label.startswith(units):
                 continue
             spec = spec_of(place.name, tensor, label=place.label)
-            leaves = [
-                read(key, leaf) for key, leaf in zip(keys[place.label], spec.leaves, strict=True)
-            ]
-            real = rebuild(spec, leaves)
+            real = as_the_model_has_it(read, spec, keys[place.label])
             place.table[place.name] = as_value(real, is_parameter=place.is_parameter)

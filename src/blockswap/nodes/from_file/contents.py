@@ -5,9 +5,10 @@ its own consists of several tensors of the file. Here the file is seen through t
 tensors: what became of each of its tensors is known, and one that nothing consumed is an error.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -16,13 +17,14 @@ from ...adapters.live import places_of
 from ...errors import ModelError
 from ...layout.checkpoint import Checkpoint
 from ...layout.prefix import is_meaningless
-from ...layout.values import Leaf
-from ...store.leaves import leaf_tensors, torch_dtype
+from ...layout.values import Leaf, TensorSpec
+from ...store.leaves import leaf_tensors, rebuild, torch_dtype
 from ..seams import gguf_pack, host_checkpoints
 from ..seams.gguf import on_meta
 
 # What the host reads while it decides; everything else is seen by its shape alone.
 _READ = (".comfy_quant", ".scale_input")
+Read = Callable[[str, Leaf], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class FileContents:
     origins: Mapping[str, str]
 
     @contextmanager
-    def reading(self) -> Iterator[Callable[[str, Leaf], torch.Tensor]]:
+    def reading(self) -> Iterator[Read]:
         """Reads tensors of the file, each as one leaf of the model has it."""
         from safetensors import safe_open
 
@@ -98,7 +100,12 @@ def _contents_of_gguf(checkpoint: Checkpoint) -> FileContents:
     return FileContents(checkpoint, weights, {key: key for key in weights})
 
 
-def _mapped_reader(checkpoint: Checkpoint) -> Callable[[str, Leaf], torch.Tensor]:
+def as_the_model_has_it(read: Read, spec: TensorSpec, keys: Sequence[str]) -> Any:
+    """A weight, of the parts that the file holds under `keys`."""
+    return rebuild(spec, [read(key, leaf) for key, leaf in zip(keys, spec.leaves, strict=True)])
+
+
+def _mapped_reader(checkpoint: Checkpoint) -> Read:
     """Reads tensors of a GGUF file: the bytes of packed ones, numbers of any other."""
     (header,) = checkpoint.headers
     size = header.file_bytes

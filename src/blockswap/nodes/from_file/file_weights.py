@@ -14,9 +14,9 @@ import torch
 from ...adapters.live import places_of
 from ...errors import ModelError
 from ...layout.values import TensorSpec
-from ...store.leaves import rebuild, spec_of
+from ...store.leaves import spec_of
 from ..seams.gguf import is_packed
-from .contents import FileContents
+from .contents import FileContents, Read, as_the_model_has_it
 
 _ATTRIBUTE = "blockswap_file_weights"
 _PREFIX = "diffusion_model."
@@ -30,12 +30,9 @@ class FileWeights:
     specs: Mapping[str, tuple[TensorSpec, Sequence[str]]]
     notes: Mapping[str, Mapping[str, Any]]  # what a pack has noted on its own tensors
 
-    def mapped(self, label: str) -> torch.Tensor:
+    def mapped(self, label: str, read: Read) -> torch.Tensor:
         """The weight in the dtype that it computes in; where the file has that, mapped from it."""
-        spec, keys = self.specs[label]
-        with self.contents.reading() as read:
-            leaves = [read(k, leaf) for k, leaf in zip(keys, spec.leaves, strict=True)]
-        made = rebuild(spec, leaves)
+        made: torch.Tensor = as_the_model_has_it(read, *self.specs[label])
         vars(made).update(self.notes[label])
         return made
 
@@ -62,10 +59,11 @@ def with_mapped(model: Any, patches: dict[str, list[Any]]) -> dict[str, list[Any
     weights: FileWeights | None = vars(model).get(_ATTRIBUTE)
     if weights is None:
         return patches
-    for key, entries in patches.items():
-        label = key.removeprefix(_PREFIX)
-        if label in weights.specs:
-            entries[0] = (weights.mapped(label), *entries[0][1:])
+    with weights.contents.reading() as read:
+        for key, entries in patches.items():
+            label = key.removeprefix(_PREFIX)
+            if label in weights.specs:
+                entries[0] = (weights.mapped(label, read), *entries[0][1:])
     return patches
 
 
