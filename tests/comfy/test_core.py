@@ -42,9 +42,7 @@ def test_in_the_process_of_comfyui(suite: str, environment: Environment) -> None
     }
     for name in [name for name in variables if name.startswith(("PYTEST_", "COV_"))]:
         del variables[name]
-    # The folder of the pack is a package of its own, which pytest would try to import.
-    command = [environment.python, "-m", "pytest", f"--confcutdir={tests}"]
-    command += ["-q", "-p", "no:cacheprovider", "-rs"]
+    command = [environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"]
     ran = subprocess.run(
         [*command, tests / "comfy_core" / suite],
         cwd=REPOSITORY,
