@@ -7,62 +7,15 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from diffusers.hooks import (
-    FirstBlockCacheConfig,
-    LayerSkipConfig,
-    MagCacheConfig,
-    PyramidAttentionBroadcastConfig,
-    TaylorSeerCacheConfig,
-    apply_first_block_cache,
-    apply_layer_skip,
-    apply_mag_cache,
-    apply_pyramid_attention_broadcast,
-    apply_taylorseer_cache,
-)
 from lora_samples import adapter, forward, reference, saved, spelled
 from test_loras_merged import BF16, opened
 
 from pairs import pairwise
+from skipping import SKIPPING
 
 STEPS = 6
-
-
-def _pyramid(model):
-    config = PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2,
-        cross_attention_block_skip_range=3,
-        current_timestep_callback=lambda: 500,
-    )
-    apply_pyramid_attention_broadcast(model, config)
-
-
-SEER = TaylorSeerCacheConfig(
-    cache_interval=3, disable_cache_before_step=1, cache_identifiers=[r"blocks\.\d+\.attn1"]
-)
-CALLERS = {
-    "first block cache": lambda model: apply_first_block_cache(
-        model, FirstBlockCacheConfig(threshold=100.0)
-    ),
-    "mag cache": lambda model: apply_mag_cache(
-        model,
-        MagCacheConfig(
-            threshold=10.0, retention_ratio=0.2, num_inference_steps=STEPS, mag_ratios=[1.0] * STEPS
-        ),
-    ),
-    "taylorseer": lambda model: apply_taylorseer_cache(
-        model, SEER
-    ),
-    "pyramid attention": _pyramid,
-    "layer skip": lambda model: apply_layer_skip(
-        model,
-        LayerSkipConfig(
-            indices=[1], fqn="blocks", skip_attention=False, skip_attention_scores=False,
-            skip_ff=True,
-        ),
-    ),
-}  # fmt: skip
 CASES = pairwise(
-    device=("cpu", "sim-eager", "sim-lazy"), caller=tuple(CALLERS),
+    device=("cpu", "sim-eager", "sim-lazy"), caller=tuple(SKIPPING),
     passes=("one", "two"),
 )  # fmt: skip
 
@@ -103,7 +56,7 @@ def test_a_caller_that_skips(device, tmp_path, case):
     whole.to(device)
     plain = outputs(whole, device, case["passes"], cached=False)
     for each in (whole, model):
-        CALLERS[case["caller"]](each)
+        SKIPPING[case["caller"]](each, STEPS)
     want = outputs(whole, device, case["passes"])
     got = outputs(model, device, case["passes"])
     assert not all(map(torch.equal, want, plain)), "the caller skips nothing"

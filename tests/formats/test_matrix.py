@@ -129,7 +129,7 @@ def test_streamed_as_unswapped(
     with opened.blockswap as swap:
         hook = CALLERS[caller]
         for each in (whole, opened) if hook is not None else ():
-            hook(each)
+            hook(each, STEPS)
         for count, at, loras in ((half, 0, first), (STEPS - half, half, later)):
             if loras != first:
                 merge_into(whole, stored, loras)

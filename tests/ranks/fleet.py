@@ -23,7 +23,7 @@ class Said:
 
 
 def run_ranks(count: int, scenario: str, **options: Any) -> list[Said]:
-    """Runs `scenario` (a function of scenarios.py) in `count` processes, one rank each."""
+    """Runs `scenario` (a function in scenarios/) in `count` processes, one rank each."""
     with tempfile.TemporaryDirectory() as folder:
         processes = [_start(rank, count, scenario, options, folder) for rank in range(count)]
         try:
@@ -55,7 +55,7 @@ def _start(
 ) -> "subprocess.Popen[str]":
     what = json.dumps([rank, count, folder, scenario, options])
     return subprocess.Popen(
-        [sys.executable, str(HERE / "scenarios.py"), what],
+        [sys.executable, "-m", "scenarios", what],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

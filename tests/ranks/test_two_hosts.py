@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from fleet import HERE, environment, said, values
+from fleet import environment, said, values
 
 NAMES = ("blockswap-a", "blockswap-b")
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
@@ -39,7 +39,7 @@ def hosts() -> Iterator[None]:
 def _host(number: int, store: str) -> "subprocess.Popen[str]":
     """Two ranks in namespaces of their own; what they say is one after the other."""
     ranks = [
-        f"{sys.executable} {HERE / 'scenarios.py'} "
+        f"{sys.executable} -m scenarios "
         f"'{json.dumps([2 * number + rank, 4, store, 'two_hosts', {}])}'"
         for rank in range(2)
     ]

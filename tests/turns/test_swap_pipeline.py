@@ -128,7 +128,16 @@ def test_refusals(sim_device: torch.device) -> None:
     swap = swap_blocks(pipe.transformer, {"blocks_to_swap": 2}, device=sim_device)
     with pytest.raises(StateError, match="of transformer are swapped already"):
         swap_pipeline(pipe, device=sim_device)
+    plain, pipe.transformer = pipe.transformer, torch.compile(pipe.transformer)
+    with pytest.raises(StateError, match="of transformer are swapped already"):
+        swap_pipeline(pipe, device=sim_device)
+    pipe.transformer = plain
     swap.close()
+    part = torch.nn.Module()
+    part.blocks = pipe.transformer.transformer_blocks
+    with swap_blocks(part, {"blocks_to_swap": 2}, device=sim_device):
+        with pytest.raises(StateError, match="shares blocks with a Module that is swapped already"):
+            swap_pipeline(pipe, device=sim_device)
     pipe.vae.to(sim_device)
     with pytest.raises(ModelError, match=r"vae is on sim, and models wait in host memory"):
         swap_pipeline(pipe, device=sim_device)

@@ -9,6 +9,7 @@ import torch
 from ..selection import BlockSwapArgs
 from ..swap import Outlook, open_experts, open_transformer
 from ..swap.entry.checkpoint_file import empty_transformer
+from ..swap.guards.open_swaps import is_swapped
 from ..turns.turn import leave, settle
 from .encode import Encoded, open_image
 from .host_pipelines import Steering, build_pipeline, restore_scheduler, scheduler_state, steered
@@ -56,8 +57,7 @@ class Stage:
 
     @property
     def is_open(self) -> bool:
-        swap = vars(self.models[0]).get("blockswap")
-        return swap is not None and not swap.closed
+        return is_swapped(self.models[0])
 
     def close(self) -> None:
         """Takes them off the device."""

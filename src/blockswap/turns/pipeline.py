@@ -9,6 +9,8 @@ import torch
 from ..errors import ArgsError, ModelError, PlanError, StateError
 from ..selection import BlockSwapArgs
 from ..stream.device import open_device
+from ..swap.entry.arguments import refuse_swapped
+from ..swap.guards.open_swaps import is_swapped
 from ..units import format_bytes
 from .stage import Member, Stage
 
@@ -161,12 +163,12 @@ def _refuse_foreign(pipe: Any, members: list[Member]) -> None:
         pipe.to("cpu")
     for member in members:
         for model in member.models:
-            swap = vars(model).get("blockswap")
-            if swap is not None and not swap.closed:
+            if is_swapped(model):
                 raise StateError(
                     f"the blocks of {member.name} are swapped already: close that, and they are "
                     "swapped with the pipeline"
                 )
+            refuse_swapped(model)  # a part of it may be
             strange = {t.device.type for t in model.parameters()} - {"cpu"}
             if strange:
                 raise ModelError(

@@ -45,10 +45,29 @@ void configure_from(const py::dict& options) {
   configure(config);
 }
 
-py::dict read_counters() {
+// A copy of what the mutex guards, to make Python objects of without it: making one may collect
+// garbage, and a tensor that goes then takes the mutex itself.
+template <class Read>
+auto copied(Read read) {
   Lock lock(state().mutex);
-  const Counters counters = state().counters;
-  const Memory& memory = state().memory;
+  return read(state());
+}
+
+// What of the memory is counted as it changes.
+std::vector<std::pair<const char*, int64_t>> counts_of(const Memory& memory) {
+  return {
+      {"device_bytes", memory.allocated()},
+      {"device_bytes_peak", memory.peak_allocated()},
+      {"pinned_bytes", memory.pinned_bytes()},
+      {"pinned_bytes_peak", memory.peak_pinned_bytes()},
+      {"pinned_locked_bytes", memory.pinned_locked_bytes()},
+      {"pinned_locked_bytes_peak", memory.peak_pinned_locked_bytes()},
+  };
+}
+
+py::dict read_counters() {
+  const auto [counters, counts] =
+      copied([](const State& s) { return std::pair(s.counters, counts_of(s.memory)); });
   py::dict out;
   out["ops"] = counters.ops;
   out["h2d_copies"] = counters.h2d_copies;
@@ -73,13 +92,8 @@ py::dict read_counters() {
   out["probes"] = counters.probes;
   out["device_allocations"] = counters.device_allocations;
   out["device_frees"] = counters.device_frees;
-  out["device_bytes"] = memory.allocated();
-  out["device_bytes_peak"] = memory.peak_allocated();
   out["pinned_allocations"] = counters.pinned_allocations;
-  out["pinned_bytes"] = memory.pinned_bytes();
-  out["pinned_bytes_peak"] = memory.peak_pinned_bytes();
-  out["pinned_locked_bytes"] = memory.pinned_locked_bytes();
-  out["pinned_locked_bytes_peak"] = memory.peak_pinned_locked_bytes();
+  for (const auto& [name, bytes] : counts) out[name] = bytes;
   return out;
 }
 
@@ -88,9 +102,9 @@ py::tuple as_tuple(const Side& side) {
 }
 
 py::list read_races() {
-  Lock lock(state().mutex);
+  const std::vector<Race> races = copied([](const State& s) { return s.races.races(); });
   py::list out;
-  for (const Race& race : state().races.races()) {
+  for (const Race& race : races) {
     out.append(py::make_tuple(race.kind, race.message, race.label, as_tuple(race.earlier),
                               as_tuple(race.later)));
   }
@@ -98,9 +112,9 @@ py::list read_races() {
 }
 
 py::list read_trace() {
-  Lock lock(state().mutex);
+  const std::vector<TraceRecord> records = copied([](const State& s) { return s.trace; });
   py::list out;
-  for (const TraceRecord& record : state().trace) {
+  for (const TraceRecord& record : records) {
     out.append(py::make_tuple(record.name, record.stream, record.start_seconds, record.end_seconds,
                               record.bytes));
   }

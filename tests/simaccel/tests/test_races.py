@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import pytest
@@ -330,3 +331,26 @@ def test_failed_op_leaves_nothing_behind():
         slot.fill_(2)
     torch.accelerator.synchronize()
     assert slot.unique().tolist() == [1]
+
+
+# ---- telling of them ----------------------------------------------------------------------------
+
+
+def test_tensors_may_go_while_it_is_told_what_was_found():
+    """Making the answer collects garbage, and a tensor in it gives its memory back."""
+    sim.configure(races="record", trace=True)
+    tensor, others = on_device(), [torch.Stream("sim") for _ in range(2)]
+    for stream in others * 50:
+        with stream:
+            tensor.add_(1)
+    before = gc.get_threshold()
+    gc.set_threshold(10)
+    try:
+        for tell in (sim.races, sim.trace, sim.counters) * 20:
+            kept = [torch.zeros(1, device="sim")]
+            kept.append(kept)
+            del kept
+            assert tell()
+    finally:
+        gc.set_threshold(*before)
+    torch.accelerator.synchronize()

@@ -128,7 +128,7 @@ class Supply:
     def complete(self, slot: Slot) -> None:
         """The parts that other ranks bring of what the slot holds are called for."""
         gathers = self._pool.gathers
-        if slot.gather is not None and gathers is not None:
+        if gathers is not None:
             gathers.complete(slot)
 
     def gather_copied(self) -> None:
@@ -153,8 +153,7 @@ class Supply:
         A copy that waits for its read in staging is given up, and the read goes on alone.
         """
         slot.occupant = None
-        if slot.gather is not None:
-            self.complete(slot)
+        self.complete(slot)
         if slot.job is not None:
             self._pool.readers.cancel_orphan(slot.job)
             slot.job.wait()

@@ -8,7 +8,7 @@ import torch
 from ...adapters.families import bare
 from ...errors import ArgsError, StateError
 from ...selection import BlockSwapArgs
-from ..guards.open_swaps import overlapping
+from ..guards.open_swaps import is_swapped, overlapping
 from ..running.handle import Swap
 
 
@@ -28,7 +28,7 @@ def refuse_swapped(model: torch.nn.Module) -> None:
             f"this {label} was swapped in the process that this one was "
             "forked from, and only that one can give it back: load the model here"
         )
-    if isinstance(swap, Swap) and not swap.closed:
+    if is_swapped(model):
         raise StateError(f"this {label} is swapped already: close that swap first")
     other = overlapping(bare(model))
     if other is not None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,11 @@ from ...plan.choice.budgets import ram_room
 from ...plan.choice.refusals import refuse_beyond_memory
 from ...plan.joint_plan import joined_facts, joined_foresight, joined_selection, parted_plans
 from ...ranks.group import Ranks, ranks_of
-from ...ranks.shared_weights import SharedWeights, share_weights
+from ...ranks.shared_weights import SharedWeights
 from ...selection import BlockSwapArgs
 from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
-from ..assembly.parts import Parts, make_pool
+from ..assembly.parts import make_pool
 from ..assembly.pool_members import Sharing
 from ..assembly.unit_store import OwnMemory, SharedMemory
 from ..opening.found_model import open_found
@@ -35,10 +36,16 @@ from ..opening.shared_file import share_file
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.outlook import AnyWorkload
 from ..running.handle import Swap
-from .arguments import as_args, refuse_swapped
+from .arguments import as_args
 from .checkpoint_file import Request, find_model
 from .host_library import AnyPath, source_of
-from .loaded_model import Asked, find_loaded, refuse_loras_on_ranks, swap_loaded
+from .loaded_model import (
+    Asked,
+    find_loaded,
+    refuse_loras_on_ranks,
+    share_models,
+    swap_loaded,
+)
 
 
 class Swaps(tuple[Swap, ...]):
@@ -152,7 +159,7 @@ def swap_experts(
         raise ArgsError("the same model was given twice: give each model that is used in turn once")
     if mesh is not None:
         refuse_loras_on_ranks(loras)
-        return _swap_shared(models, mesh, args, device, workload)
+        return _swap_all_shared(models, *share_models(models, mesh, args, device, workload))
     wanted, where = as_args(args), open_device(device)
     added = _for_each(loras, len(models))
     found = [
@@ -169,23 +176,6 @@ def swap_experts(
             undo.callback(swap.close)
             swaps.append(swap)
     return Swaps(swaps)
-
-
-def _swap_shared(
-    models: Sequence[torch.nn.Module],
-    mesh: Any,
-    args: BlockSwapArgs | Mapping[str, Any] | None,
-    device: str | torch.device,
-    workload: AnyWorkload | None,
-) -> Swaps:
-    """`swap_experts` on one rank of a mesh."""
-    ranks = ranks_of(mesh)
-    with ranks.together("check what was asked"):
-        wanted, where = as_args(args), open_device(device)
-        for model in models:
-            refuse_swapped(model)
-    weights = [share_weights(model, ranks, block_lists=wanted.block_lists) for model in models]
-    return _swap_all_shared(models, ranks, weights, Asked(wanted, where, workload))
 
 
 def _open_shared(
@@ -228,11 +218,8 @@ def _swap_all_shared(
     swaps = []
     with _opening(joint.plan, where) as (sharing, undo):
         for one, own, plan in zip(found, weights, joint.plans(), strict=True):
-
-            def beside(parts: Parts, own: SharedWeights = own, basis: Basis = one.basis) -> Parts:
-                return in_parts(parts, ranks, own, basis)
-
-            host = SharedMemory(own, where, pin_budget(wanted), beside)
+            others = partial(in_parts, ranks=ranks, weights=own, basis=one.basis)
+            host = SharedMemory(own, where, pin_budget(wanted), others)
             swap = swap_loaded(one, plan, where, host, sharing)
             undo.callback(swap.close)
             swaps.append(swap)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ...stream.model.hooks import Hooks
 from ...stream.units.resident import Resident
 from ...stream.units.unit import StreamedUnit
 from ..assembly.device_slabs import merged_leaves
-from ..assembly.parts import Parts, make_parts
+from ..assembly.parts import make_parts
 from ..assembly.pool_members import Sharing
 from ..assembly.table_rows import table_sentences
 from ..assembly.unit_store import HostMemory, OwnMemory, SharedMemory
@@ -77,7 +78,8 @@ def swap_blocks(
     """
     if mesh is not None:
         refuse_loras_on_ranks(loras)
-        return _swap_shared(model, mesh, args, device, workload)
+        ranks, (weights,), asked = share_models([model], mesh, args, device, workload)
+        return swap_shared(model, ranks, weights, asked)
     wanted, where = as_args(args), open_device(device)
     found = find_loaded(model, wanted, where, workload, as_loras(loras))
     basis = found.basis
@@ -100,23 +102,6 @@ class LoadedModel:
         return _with_loras(live, self.basis.args, where, self.workload, loras)
 
 
-def _swap_shared(
-    model: torch.nn.Module,
-    mesh: Any,
-    args: BlockSwapArgs | Mapping[str, Any] | None,
-    device: str | torch.device,
-    workload: AnyWorkload | None,
-) -> Swap:
-    """`swap_blocks` on one rank of a mesh."""
-    ranks = ranks_of(mesh)
-    with ranks.together("check what was asked"):
-        wanted, where = as_args(args), open_device(device)
-        _refuse_no_module(model)
-        refuse_swapped(model)
-    weights = share_weights(model, ranks, block_lists=wanted.block_lists)
-    return swap_shared(model, ranks, weights, Asked(wanted, where, workload))
-
-
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a caller asked for, after the checks."""
@@ -124,6 +109,24 @@ class Asked:
     wanted: BlockSwapArgs
     where: Device
     workload: AnyWorkload | None
+
+
+def share_models(
+    models: Sequence[torch.nn.Module],
+    mesh: Any,
+    args: BlockSwapArgs | Mapping[str, Any] | None,
+    device: str | torch.device,
+    workload: AnyWorkload | None,
+) -> tuple[Ranks, list[SharedWeights], Asked]:
+    """What a rank of `mesh` does first: the checks, then weights that rest once for all ranks."""
+    ranks = ranks_of(mesh)
+    with ranks.together("check what was asked"):
+        wanted, where = as_args(args), open_device(device)
+        for model in models:
+            _refuse_no_module(model)
+            refuse_swapped(model)
+    weights = [share_weights(model, ranks, block_lists=wanted.block_lists) for model in models]
+    return ranks, weights, Asked(wanted, where, workload)
 
 
 def swap_shared(model: torch.nn.Module, ranks: Ranks, weights: SharedWeights, asked: Asked) -> Swap:
@@ -134,11 +137,8 @@ def swap_shared(model: torch.nn.Module, ranks: Ranks, weights: SharedWeights, as
     basis = agreed_basis(ranks, found.basis)
     with ranks.together("plan"), undisturbed():
         plan = basis.plan()
-
-    def with_others(parts: Parts) -> Parts:
-        return in_parts(parts, ranks, weights, basis)
-
-    host = SharedMemory(weights, where, pin_budget(wanted), with_others)
+    others = partial(in_parts, ranks=ranks, weights=weights, basis=basis)
+    host = SharedMemory(weights, where, pin_budget(wanted), others)
     return swap_loaded(replace(found, basis=basis), plan, where, host)
 
 

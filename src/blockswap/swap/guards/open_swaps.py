@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 import torch
 
+from ...adapters.families import bare
+
 _Modules: TypeAlias = "weakref.WeakSet[torch.nn.Module]"
 # By the root of each open swap, the modules of its units. Weak on both sides: a swapped block's
 # hooks lead to its root, and a model that is dropped must go.
@@ -20,6 +22,11 @@ def opened(root: torch.nn.Module, units: Iterable[torch.nn.Module]) -> None:
 def ended(root: torch.nn.Module) -> None:
     """The swap of `root` has given everything back."""
     _units.pop(root, None)
+
+
+def is_swapped(model: torch.nn.Module) -> bool:
+    """Whether the model, or the one inside a `torch.compile` wrapper, is swapped itself."""
+    return bare(model) in _units
 
 
 def overlapping(model: torch.nn.Module) -> torch.nn.Module | None:

@@ -22,6 +22,7 @@ from ...report import Summary, debug_line, draw_timeline, summarise, write_trace
 from ...store.host_memory import peak_host_bytes
 from ...stream.device import Device
 from ...stream.engine.streamer import Streamer
+from ...stream.marks import Recorder
 from .merged_loras import MergedLoras
 
 # Raises where the LoRAs do not fit, else gives what opens the closed model for a handle.
@@ -43,7 +44,6 @@ class Swap:
         self.plan = plan
         self._device = device
         self._streamer = streamer
-        self._recorder = streamer.recorder
         self._undo = ExitStack()
         self._entered = False
         self.closed = False
@@ -73,7 +73,7 @@ class Swap:
 
     def begin(self, plan: SwapPlan, streamer: Streamer) -> None:
         """The same handle goes on with a model that was opened anew: its report begins again."""
-        self._streamer, self._recorder = streamer, streamer.recorder
+        self._streamer = streamer
         self._earlier_peak_bytes = 0
         self.replan(plan)
 
@@ -99,6 +99,10 @@ class Swap:
     def reads_from_disk(self, name: str) -> bool:
         """Whether the unit's weights are in its file only, at this moment."""
         return any(u.name == name and u.tier == "disk" for u in self._streamer.units)
+
+    @property
+    def _recorder(self) -> Recorder:
+        return self._streamer.recorder
 
     @property
     def forked(self) -> bool:
@@ -137,8 +141,8 @@ class Swap:
 
         After `swap_blocks` the parameters are the same objects with the same values as before.
         After `open_transformer` and `open_text_encoder` the model has no weights any more (with a
-        `mesh` it keeps them). Raises StateError, changing
-        nothing, while another thread runs the model.
+        `mesh` it keeps them). Raises StateError, changing nothing, while another thread runs the
+        model.
         """
         if self.closed:
             return

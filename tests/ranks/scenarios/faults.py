@@ -1,0 +1,123 @@
+"""Ranks that refuse, do something else or are killed: what they say, how the others go on."""
+
+import os
+import signal
+import time
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from cases import forward, fresh
+from torch.distributed.device_mesh import DeviceMesh
+
+import blockswap
+from blockswap.ranks import companions, group, shared_weights
+from blockswap.stream.engine.streamer import Streamer
+
+from .given import given, linked
+
+
+def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
+    """One rank is at fault: what each of them says, and whether its model still computes."""
+    group.WAIT_SECONDS = 3.0
+    model = given(rank, "mini", "weights")
+    args: Any = {"blocks_to_swap": 2}
+    if rank == 1:
+        if fault == "other weights":
+            with torch.no_grad():
+                next(model.blocks[1].parameters()).add_(1)  # type: ignore[index]
+        elif fault == "other model":
+            del model.blocks[-1]  # type: ignore[union-attr, arg-type]
+        elif fault == "args":
+            args = {"blocks": "3-1"}
+        elif fault == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "dies in opening":
+            shared_weights.map_segment = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "never comes":
+            time.sleep(6)
+            return "late"
+    if fault == "nobody has weights":
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        model = model.to("meta")
+    began = time.monotonic()
+    try:
+        blockswap.swap_blocks(model, args, device="cpu", mesh=mesh).close()
+    except blockswap.BlockSwapError as error:
+        assert "blockswap" not in vars(model)
+        if fault != "nobody has weights":
+            with torch.no_grad():
+                forward(model, "mini", torch.device("cpu"))
+        return (
+            f"{type(error).__name__}: {error} [{'late' if time.monotonic() - began > 60 else ''}]"
+        )
+    return "accepted"
+
+
+def left_alone(rank: int, mesh: DeviceMesh, when: str) -> Any:
+    """The rank whose weights are shared is killed after opening or in closing: others go on."""
+    model = given(rank, "mini", "meta")
+    here = torch.device("cpu")
+    with torch.no_grad():
+        expected = forward(fresh("mini"), "mini", here)
+        swap = blockswap.swap_blocks(model, {"blocks_to_swap": 3}, device="cpu", mesh=mesh)
+        dist.barrier()
+        if rank == 0:
+            if when == "in closing":
+                Streamer.drain = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
+                swap.close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.5)
+        equal_now = torch.equal(forward(model, "mini", here), expected)
+        swap.close()
+        return [equal_now, torch.equal(forward(model, "mini", here), expected)]
+
+
+def apart(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
+    """Ranks that do not do the same: how each goes on, what it says, how long it waited."""
+    where = linked("sim-eager")
+    companions.GATHER_SECONDS = 2.0
+    with torch.no_grad():
+        expected = forward(fresh("mini").to(where), "mini", where)
+    found = {}
+    for what in ("another order", "one forward less", "closes", "is killed"):
+        model = given(rank, "mini", "meta")
+        with torch.no_grad(), warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            swap = blockswap.swap_blocks(model, {"blocks_to_swap": 5}, device=where, mesh=mesh)
+            outputs = [forward(model, "mini", where)]
+            gathers = swap.measured().counters.gathers
+            began = time.monotonic()
+            if rank == 1:
+                _misbehave(model, swap, what, where)
+            else:
+                outputs += [forward(model, "mini", where) for _ in range(2)]
+            seconds = time.monotonic() - began
+            if what != "is killed":
+                dist.barrier()
+            if rank == 1 and what != "closes":
+                outputs += [forward(model, "mini", where) for _ in range(2)]
+            sentences = swap.measured().sentences
+            swap.close()
+        found[what] = {
+            "equal": [torch.equal(out, expected) for out in outputs],
+            "gathers": gathers,
+            "waited": seconds,
+            "said": [s for s in sentences if "brings all of every block" in s],
+            "warned": len([w for w in warned if "brings all of every block" in str(w.message)]),
+        }
+    return found
+
+
+def _misbehave(model: Any, swap: Any, what: str, where: torch.device) -> None:
+    x = torch.zeros(2, 16, device=where)
+    if what == "another order":
+        for index in (4, 2, 0):
+            model.blocks[index](x)
+    elif what == "closes":
+        swap.close()
+    elif what == "is killed":
+        model.blocks[1].register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        forward(model, "mini", where)

@@ -1,0 +1,63 @@
+"""The models and devices that scenarios share, and the memory that a rank holds."""
+
+import re
+from pathlib import Path
+
+import torch
+from cases import fresh
+from torch import nn
+
+
+class Wide(nn.Module):
+    """Blocks of 4 MiB each, so that weights stand out in a process's memory."""
+
+    def __init__(self, blocks: int = 24) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(1024, 1024, bias=False) for _ in range(blocks))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x).tanh()
+        return x
+
+
+def device_of(name: str, **rates: float) -> torch.device:
+    torch.set_num_threads(1)
+    if name == "cpu":
+        return torch.device("cpu")
+    import simaccel
+
+    assert simaccel.unavailable_reason() is None
+    simaccel.configure(mode=name.removeprefix("sim-"), races="raise", poison=True, **rates)
+    simaccel.reset()
+    return torch.device("sim", 0)
+
+
+def linked(device: str) -> torch.device:
+    """Shared memory is pageable there, so that is the link; gathers go by faster, pinned copies."""
+    import sim_group
+
+    where = device_of(device, pageable_gb_s=5, h2d_gb_s=100, d2h_gb_s=100)
+    sim_group.register()
+    return where
+
+
+def given(rank: int, family: str, gives: str) -> nn.Module:
+    """The model as this rank has it: with weights on the first, else as `gives` says."""
+    model = fresh(family)
+    if rank == 0 or gives == "weights":
+        return model
+    for module in model.modules():  # buffers stay real
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(
+                    torch.empty_like(parameter, device="meta"), requires_grad=False
+                )
+    return model
+
+
+def pss() -> int:
+    text = Path("/proc/self/smaps_rollup").read_text()
+    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+    assert found
+    return int(found.group(1)) << 10

@@ -1,0 +1,107 @@
+"""Models that a library runs on all ranks at once (Ulysses, ring, data), swapped or not."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from cases import inputs
+from torch.distributed.device_mesh import DeviceMesh
+
+import blockswap
+
+
+def context_parallel(rank: int, mesh: DeviceMesh, folder: str, cases: Any) -> dict[str, list[bool]]:
+    """diffusers' Ulysses or ring over all ranks, beside the unswapped model under the same.
+
+    A case: the model, what is parallel, when it is switched on, args, and whether from a file.
+    """
+    # diffusers 0.42 divides by the number of accelerators when it sets up, and here is none.
+    torch.accelerator.device_count = lambda: 1  # type: ignore[assignment]
+    _ring_on_the_cpu()
+    found = {}
+    for kind, how, swapped, args, stored in cases:
+        family = "diffusers" if kind == "diffusers" else "diffusers-vace"
+        config = _parallel(how, mesh.size())
+        with torch.no_grad():
+            alone = _forward(_with_heads(kind), family, rank if config is None else 0)
+            plain = _with_heads(kind)
+            if config is not None:
+                plain.enable_parallelism(config=config)
+            unswapped = _forward(plain, family, rank if config is None else 0)
+            model = _brought(kind, args, mesh, Path(folder) / kind) if stored else _with_heads(kind)
+            if config is not None and swapped == "after" and not stored:
+                model.enable_parallelism(config=config)
+            if not stored:
+                blockswap.swap_blocks(model, args, device="cpu", mesh=mesh)
+            if config is not None and (swapped == "before" or stored):
+                model.enable_parallelism(config=config)
+            again = 2 if config is not None else 1 + rank  # data parallel: as many as each likes
+            outputs = [_forward(model, family, rank if config is None else 0) for _ in range(again)]
+            model.blockswap.close()
+        name = f"{kind}, {how}, {swapped}, {args}, {stored}"
+        found[name] = [torch.equal(out, unswapped) for out in outputs]
+        if how != "ring":  # which merges chunks in another order
+            found[name].append(torch.equal(unswapped, alone))
+    return found
+
+
+def _parallel(how: str, ranks: int) -> Any:
+    from diffusers import ContextParallelConfig
+
+    if how == "data":
+        return None
+    return ContextParallelConfig(**{f"{how}_degree": ranks})
+
+
+def _forward(model: Any, family: str, prompt: int) -> torch.Tensor:
+    """Of one of several prompts."""
+    given = inputs(family, torch.device("cpu"))
+    given["encoder_hidden_states"] = given["encoder_hidden_states"] * (1 + prompt)
+    out: torch.Tensor = model(**given, return_dict=False)[0]
+    return out
+
+
+def _brought(kind: str, args: Any, mesh: DeviceMesh, path: Path) -> Any:
+    """The model of a folder that one rank has saved."""
+    if mesh.get_rank() == 0:
+        _with_heads(kind).save_pretrained(path)
+    dist.barrier()
+    return blockswap.open_transformer(path, args, device="cpu", mesh=mesh)
+
+
+def _ring_on_the_cpu() -> None:
+    """Ring attention wants the logarithms of the sums, which diffusers does not give on the CPU."""
+    from diffusers.models import attention_dispatch
+
+    plain = attention_dispatch._native_attention_forward_op
+
+    def with_sums(ctx: Any, query: Any, key: Any, value: Any, *given: Any, **named: Any) -> Any:
+        if len(given) < 6 or not given[5]:
+            return plain(ctx, query, key, value, *given, **named)
+        turned = [x.permute(0, 2, 1, 3) for x in (query, key, value)]
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, sums = attend(*turned, scale=given[3])
+        return out.permute(0, 2, 1, 3), sums.permute(0, 2, 1)
+
+    attention_dispatch._native_attention_forward_op = with_sums
+
+
+def _with_heads(kind: str) -> Any:
+    """A model whose heads and tokens four ranks can share."""
+    from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
+
+    sizes: Any = dict(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=96,
+        num_layers=6,
+    )
+    torch.manual_seed(3)
+    if kind == "diffusers":
+        return WanTransformer3DModel(**sizes).eval()
+    return WanVACETransformer3DModel(**sizes, vace_layers=[0, 2, 4], vace_in_channels=8).eval()
