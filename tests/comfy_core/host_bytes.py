@@ -43,7 +43,7 @@ def models(way: str, path: str) -> Any:
 
     from blockswap import BlockSwapArgs
     from blockswap.nodes.clone.patcher import swap_on_clone
-    from blockswap.nodes.wish import Wish
+    from blockswap.nodes.runs.wish import Wish
 
     plain = comfy.sd.load_diffusion_model(path)
     for args in ASKED:

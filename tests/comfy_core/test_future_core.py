@@ -20,9 +20,9 @@ from blockswap.errors import HostError
 from blockswap.nodes.clone.patcher import swap_on_clone
 from blockswap.nodes.in_pieces.wan_pieces import WAN
 from blockswap.nodes.loading import load_streamed
+from blockswap.nodes.runs.wish import Wish
 from blockswap.nodes.seams import host, host_checkpoints, host_dynamic, host_names, host_wan
 from blockswap.nodes.swap_node import BlockSwapNode
-from blockswap.nodes.wish import Wish
 from blockswap.pieces import why_never
 
 SINGLE = [

@@ -22,8 +22,8 @@ from blockswap import BlockSwapArgs
 from blockswap.errors import BlockSwapError, HostError, ModelError
 from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.loading import load_streamed
+from blockswap.nodes.runs.wish import Wish
 from blockswap.nodes.seams import gguf_pack
-from blockswap.nodes.wish import Wish
 
 KINDS = [("stand-in", "Q8_0")]
 if gguf_packs.REAL:

@@ -16,8 +16,8 @@ from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.clone.overrides import plan_text
 from blockswap.nodes.clone.patcher import swap_on_clone
 from blockswap.nodes.loading import load_streamed
+from blockswap.nodes.runs.wish import Wish
 from blockswap.nodes.seams.host_checkpoints import WEIGHT_DTYPES
-from blockswap.nodes.wish import Wish
 
 
 def saved(path: Path, weights: dict[str, Any], metadata: dict[str, str] | None = None) -> str:

@@ -14,7 +14,7 @@ from blockswap.adapters.live import describe_module
 from blockswap.errors import SelectionError
 from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.clone.patcher import swap_on_clone
-from blockswap.nodes.wish import Wish
+from blockswap.nodes.runs.wish import Wish
 
 _FLUX: dict[str, Any] = dict(
     image_model="flux", in_channels=16, out_channels=16, patch_size=2, vec_in_dim=32,

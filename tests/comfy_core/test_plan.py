@@ -18,8 +18,8 @@ from blockswap.errors import HostError
 from blockswap.nodes.clone.overrides import plan_text
 from blockswap.nodes.clone.patcher import swap_on_clone
 from blockswap.nodes.loading import load_streamed, plan_for_file
+from blockswap.nodes.runs.wish import Wish
 from blockswap.nodes.seams import host
-from blockswap.nodes.wish import Wish
 
 ARGS: tuple[dict[str, Any], ...] = ({}, {"blocks": "0,2-4"}, {"vram_budget": "4MiB"})
 

@@ -18,7 +18,7 @@ from tiny import swapped
 from blockswap import BlockSwapArgs
 from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.loading import load_streamed
-from blockswap.nodes.wish import Wish
+from blockswap.nodes.runs.wish import Wish
 
 BLOCKS = 30
 STEPS = 2

@@ -14,8 +14,8 @@ import torch
 
 from blockswap import BlockSwapArgs
 from blockswap.nodes.clone.patcher import swap_on_clone
+from blockswap.nodes.runs.wish import Wish
 from blockswap.nodes.seams import host_checkpoints
-from blockswap.nodes.wish import Wish
 
 DIM, BLOCKS = 128, 6
 _COMMON: dict[str, Any] = dict(dim=DIM, ffn_dim=256, num_heads=1, num_layers=BLOCKS, qk_norm=True)

@@ -10,7 +10,7 @@ import torch
 from ..errors import StateError
 from ..plan.inputs.machine import Machine
 from ..report.output import PNG, refuse_other
-from ..store.host_memory import peak_host_bytes
+from ..store.host_memory import peak_host_bytes, return_freed_memory
 from ..stream.device import open_device
 from .costs import latent_shape
 from .decode import OnFrames, decode_all
@@ -55,6 +55,7 @@ def prepare(
 ) -> tuple[Job, RunPlan]:
     """Checks everything that can be known before the first byte of weights is read, and plans.
 
+    With a `ram_budget` this process gives large memory back as soon as it is freed, from now on.
     Raises ArgsError, CheckpointError, OutputError, PlanError or DeviceError.
     """
     require_writer()
@@ -70,6 +71,8 @@ def prepare(
     latents = torch.Size(latent_shape(job)).numel()
     # The state holds the latents and the scheduler's history; twice while it is replaced.
     check_room(outputs[0].parent, len(outputs) * (2 * 8 * 4 * latents + request.raw_frame_bytes))
+    if request.ram_budget is not None:
+        return_freed_memory()
     plan = plan_run(job)
     return replace(job, tiled=plan.tiled), plan
 

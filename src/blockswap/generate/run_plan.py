@@ -22,8 +22,8 @@ from .parts.load import class_named
 from .sample import loras_of, workload_of
 
 # What libraries and the system take when they first compute, read and encode: threads, kernels, the
-# video writer. Measured on Linux with torch 2.13 as 16 to 24 MB.
-FIRST_USE_BYTES = 20 * 2**20
+# video writer. Measured on Linux with torch 2.13 as 8 MB.
+FIRST_USE_BYTES = 12 * 2**20
 PLANNING_BYTES = 4 * 2**20  # what the process may still grow by until its plan is made
 
 

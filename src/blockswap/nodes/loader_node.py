@@ -9,10 +9,10 @@ from comfy_api.latest import io
 from ..swap import as_args
 from .clone.overrides import plan_text
 from .loading import load_streamed
+from .runs.status import send_text
+from .runs.wish import Wish
 from .seams.host_checkpoints import WEIGHT_DTYPES
-from .status import send_text
 from .types import CATEGORY, args_input, found_by, rarely_used
-from .wish import Wish
 
 
 def _files() -> list[str]:

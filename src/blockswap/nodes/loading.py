@@ -28,9 +28,9 @@ from .from_file.contents import (
     refuse_unused,
 )
 from .from_file.file_weights import keep_file_weights
+from .runs.wish import Wish
 from .seams import gguf_pack, host_checkpoints, host_dynamic
 from .seams.host_names import require
-from .wish import Wish
 
 _OTHERWISE = "use ComfyUI's own loader with WanVideo Block Swap behind it"
 

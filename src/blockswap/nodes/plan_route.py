@@ -16,8 +16,8 @@ from ..selection import BlockSwapArgs
 from ..swap import as_args
 from .args_node import args_from
 from .loading import plan_for_file
+from .runs.wish import Wish
 from .seams import host
-from .wish import Wish
 
 PATH = "/blockswap/plan"
 # Loaders whose file is known from their widgets, and whether blocks are streamed from that file.

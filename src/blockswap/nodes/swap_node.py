@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from ..swap import as_args
 from .clone.overrides import plan_text
 from .clone.patcher import swap_on_clone
-from .status import send_text
+from .runs.status import send_text
+from .runs.wish import Wish
 from .types import CATEGORY, AnyModel, args_input, found_by, model_input
-from .wish import Wish
 from .wrapper.pack import is_wrappers, swap_on_wrappers
 
 ALIAS = "WanVideoBlockSwap"

@@ -1,10 +1,13 @@
 """Host memory free, at most and in total (/proc/meminfo, container limits); the process's peak."""
 
+import ctypes
 import os
 import sys
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
+_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
+_FIRST_MMAP_THRESHOLD = 128 * 1024  # where glibc begins
 # (limit, usage) of the control group this process is in, as containers mount it: v2, then v1.
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -68,6 +71,20 @@ def resident_host_bytes() -> int | None:
     except (OSError, ValueError, IndexError):
         return peak_host_bytes()
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def return_freed_memory() -> None:
+    """From now on, large allocations that this process frees go back to the system at once.
+
+    glibc raises the size from which it maps allocations apart each time one is freed, up to 32 MiB,
+    and keeps what lies below it in its heaps: a run's peak then differs by tens of MB from one run
+    to the next. A size that is set is not raised (mallopt(3), M_MMAP_THRESHOLD). Nothing happens
+    where the C library is another one.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _FIRST_MMAP_THRESHOLD)
+    except (AttributeError, OSError, TypeError):  # not glibc; Windows
+        return
 
 
 def _installed() -> int | None:

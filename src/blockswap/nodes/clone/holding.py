@@ -24,9 +24,9 @@ from ...selection import BlockSwapArgs
 from ...swap import FileUnits, Hosted, Swap, stream_file_units, stream_units
 from ..from_file.arrival import forget_patches
 from ..in_pieces.wan_pieces import WAN
+from ..runs.status import StatusLine
 from ..seams import host
 from ..seams.gguf import patches_aside
-from ..status import StatusLine
 
 _ATTRIBUTE = "blockswap_holding"
 

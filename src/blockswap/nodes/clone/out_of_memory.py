@@ -15,9 +15,9 @@ import torch
 
 from ...units import format_bytes
 from ..in_pieces.piece_size import cut_smaller, run_in_pieces
-from ..run_again import RunAgain
+from ..runs.run_again import RunAgain
+from ..runs.wish import Wish
 from ..seams import host, host_dynamic
-from ..wish import Wish
 from .holding import Holding, holding_of
 from .overrides import KEY, release, transformer_of, wish_of
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from ...adapters.live import describe_module
 from ...selection import select
+from ..runs.wish import Wish
 from ..seams import host, host_dynamic
 from ..seams.gguf import patches_aside
 from ..seams.host_names import require, require_of
-from ..wish import Wish
 from .dynamic import DynamicOverrides
 from .holding import holding_of
 from .out_of_memory import survive

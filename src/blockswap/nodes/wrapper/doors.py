@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..wish import Wish
+from ..runs.wish import Wish
 from .names import FUNCTIONS, INIT, LOAD, OFFLOAD, Pack
 from .takeover import Takeover, takeover_of
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..run_again import RunAgain
+from ..runs.run_again import RunAgain
 
 _MOST = 3  # failures after which it is run again: dropped, half of what stays, all of it
 _CACHES = ("enable_teacache", "enable_magcache", "enable_easycache")

@@ -16,7 +16,7 @@ from ...errors import ArgsError, ModelError
 from ...layout.values import ModelLayout, UnitLayout
 from ...selection import BlockSwapArgs, select
 from ...selection.grammar import MOST_INDEX
-from ..wish import Wish
+from ..runs.wish import Wish
 from .doors import Count, take_over
 from .names import COUNTS, SETTINGS, bare_transformer, missing, pack_of, pipeline_of
 from .takeover import Takeover, takeover_of

@@ -17,9 +17,9 @@ from ...ambient import undisturbed
 from ...plan import SwapPlan
 from ...selection import BlockSwapArgs
 from ...swap import Hosted, Swap, plan_units, stream_units
+from ..runs.status import StatusLine
+from ..runs.wish import Wish
 from ..seams import host
-from ..status import StatusLine
-from ..wish import Wish
 from .forms import bring_to_host, buffers_on, called_as_modules, describable, place, renew
 from .gguf import forget_quantised, idle_forms
 from .memory import survive

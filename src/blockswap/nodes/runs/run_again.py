@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from ..errors import DeviceError
-from ..stream.device import open_device
-from ..swap import Attempt
-from .seams import host
+from ...errors import DeviceError
+from ...stream.device import open_device
+from ...swap import Attempt
+from ..seams import host
 
 
 class RunAgain(ABC):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from .seams import host
+from ..seams import host
 
 _EVERY_SECONDS = 0.5
 

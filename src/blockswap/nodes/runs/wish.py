@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..errors import PlanError
-from ..selection import BlockSwapArgs
+from ...errors import PlanError
+from ...selection import BlockSwapArgs
 
 
 @dataclass(frozen=True, slots=True)
