@@ -102,15 +102,13 @@ def plan_transformer(
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
+    dtype: torch.dtype | None = None,
     workload: AnyWorkload | None = None,
     loras: Sequence[AnyLora] | None = None,
 ) -> SwapPlan:
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
-    wanted, where = as_args(args), open_device(device)
-    found = find_model(
-        source_of(path), wanted, where, Request(workload=workload, loras=as_loras(loras))
-    )
-    return plan_found(found)
+    asked = Request(dtype=dtype, workload=workload, loras=as_loras(loras))
+    return plan_found(find_model(source_of(path), as_args(args), open_device(device), asked))
 
 
 def empty_transformer(path: str | os.PathLike[str], *, device: str | torch.device) -> Any:
