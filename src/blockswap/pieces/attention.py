@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..adapters.diffusers_seam import attend_with, attention_backend
+from .modulation import of_sample
 
 TEXT_TOKENS = 512  # what comes before the last 512 is the image's
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -40,11 +41,10 @@ class Context:
 
     def of(self, sample: int) -> "Context":
         """Those of one sample."""
-        only = slice(sample, sample + 1)
-        text = self.text[0][only], self.text[1][only]
+        text = of_sample(self.text[0], sample), of_sample(self.text[1], sample)
         if self.image is None:
             return Context(text)
-        return Context(text, (self.image[0][only], self.image[1][only]))
+        return Context(text, (of_sample(self.image[0], sample), of_sample(self.image[1], sample)))
 
 
 def context_of(attention: Any, text: torch.Tensor) -> Context:

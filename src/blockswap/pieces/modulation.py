@@ -70,14 +70,19 @@ class Modulation:
         times, rows = self._times, self._rows
         if isinstance(times, TokenTimes):
             assert rows is not None, "made with the times"
-            return PieceVectors(rows, of_tokens=times.rows_of[sample, start:stop])
+            return PieceVectors(rows, of_tokens=of_sample(times.rows_of, sample)[0, start:stop])
         if rows is not None:
-            return PieceVectors(rows[sample : sample + 1])
-        own = times[sample : sample + 1, start:stop]
+            return PieceVectors(of_sample(rows, sample))
+        own = of_sample(times, sample)[:, start:stop]
         return PieceVectors(own, table=self._table, widen=self._widen)
 
     def _cast(self, times: torch.Tensor) -> torch.Tensor:
         return times.float() if self._widen else times
+
+
+def of_sample(given: torch.Tensor, sample: int) -> torch.Tensor:
+    """What one sample of the batch has, where all may have the same: `[1, ...]`."""
+    return given if given.shape[0] == 1 else given[sample : sample + 1]
 
 
 def distinct_timesteps(timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
