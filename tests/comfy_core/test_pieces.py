@@ -69,6 +69,58 @@ def test_latents_in_pieces_are_the_wholes(family: str, monkeypatch: pytest.Monke
     assert torch.equal(tiny.sample(plain, **given), expected)
 
 
+def two_videos() -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(2)
+
+    def latents(channels: int) -> torch.Tensor:
+        return torch.randn(1, channels, *CLIP[1:], generator=draw)
+
+    frames, masks = [[latents(count) for _ in range(2)] for count in (32, 64)]
+    return {"vace_frames": frames, "vace_mask": masks, "vace_strength": [0.5, 0.75]}
+
+
+def forward_replaced_before(root: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(root, "forward_orig", functools.partial(root.forward_orig), raising=False)
+
+
+def another_version(root: Any, patch: pytest.MonkeyPatch) -> None:
+    own = type(root).forward_orig
+
+    def newer(self: Any, x: Any, t: Any, context: Any, *args: Any, **given: Any) -> Any:
+        return own(self, x, t, context, *args, **given) * 0.5
+
+    patch.setattr(type(root), "forward_orig", newer)
+
+
+TOUCHED = {
+    None: "",
+    forward_replaced_before: "of the model, its forward was replaced by other code before",
+    another_version: "holds two states more than ours would",
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHED)
+def test_vace_with_two_videos_in_our_own_forward_and_in_anothers(
+    touch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a forward that was read is ours; in any other, blocks write into nothing of it."""
+    plain = tiny.model("vace")
+    root = plain.model.diffusion_model
+    with monkeypatch.context() as patch:
+        if touch is not None:
+            touch(root, patch)
+        expected = tiny.sample(plain, clip=CLIP, conditioning=two_videos())
+        assert not torch.equal(expected, tiny.sample(plain, clip=CLIP))
+        said: list[str] = []
+        pieces = Pieces(root, 64, said.append, family=WAN)
+        assert torch.equal(tiny.sample(plain, clip=CLIP, conditioning=two_videos()), expected)
+        assert ("forward_orig" in vars(root)) == (touch is not another_version)
+        pieces.remove()
+    assert len(said) == (touch is not None)
+    assert "".join(said).endswith(TOUCHED[touch])
+    assert "forward_orig" not in vars(root)
+
+
 MODELS = {
     "plain": lambda: tiny.model("t2v"),
     "fp8_scaled": lambda: tiny.loaded(tiny.fp8_scaled(tiny.state_dict("t2v"))),

@@ -14,7 +14,7 @@ import wrapper_packs
 from stand_in import BLOCKS, NAME, model, own_moves, sample, streamed, swapped
 
 from blockswap.errors import PlanError
-from blockswap.nodes import run_again
+from blockswap.nodes.runs import run_again
 from blockswap.nodes.wrapper.pack import takeover_on
 
 

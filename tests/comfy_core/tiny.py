@@ -132,12 +132,13 @@ def sample(
     clip: tuple[int, ...] = (1, 3, 8, 8),
     noise_mask: torch.Tensor | None = None,
     image: Any = None,
+    conditioning: dict[str, Any] | None = None,
 ) -> Any:
     """Latents of two steps through ComfyUI's own sampler; `image` as CLIP sees it."""
     noise = noise_for(patcher, clip)
     draw = torch.Generator().manual_seed(5)
     texts = [torch.randn(1, 7, 4096, generator=draw) for _ in range(2)]
-    positive, negative = ([[text, {}]] for text in texts)
+    positive, negative = ([[text, dict(conditioning or {})]] for text in texts)
     if hooks is not None:
         positive[0][1]["hooks"] = hooks
     if image is not None:

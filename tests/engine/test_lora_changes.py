@@ -8,6 +8,7 @@ import torch
 from cases import expect_refusal
 from diffusers.hooks import FirstBlockCacheConfig
 from lora_samples import adapter, forward, reference, saved, spelled, write
+from seams import collect_pools, wait_for_readers
 from test_loras_merged import ARGS, BF16, opened
 from torch._dynamo.testing import CompileCounter
 
@@ -143,6 +144,28 @@ def test_one_expert_changes_in_the_slots_that_both_share(sim_device, sim, tmp_pa
     both(("b",), ())
     for model in models:
         model.blockswap.close()
+
+
+@pytest.mark.parametrize("changed", [(0,), (1,), (0, 1), (1, 0)])
+def test_who_follows_is_said_of_the_new_engine(
+    sim_device, sim, tmp_path, files, changed, monkeypatch
+):
+    """`followed_by`, where one of both is opened anew since, or both."""
+    pools = collect_pools(monkeypatch)
+    folder = saved(tmp_path / "model", BF16)
+    models = open_experts(
+        [folder] * 2, {"blocks_to_swap": 3}, device=sim_device, loras=[loras_of(files, "a")] * 2
+    )
+    high, low = (model.blockswap for model in models)
+    high.followed_by(low, after=2)
+    for number in changed:
+        models[number].blockswap.set_loras([])
+    for early in (False, True):
+        forward(models[0], sim_device, BF16)
+        wait_for_readers(pools[-1])
+        assert (low.measured().counters.copies > 0) == early
+    for swap in (high, low):
+        swap.close()
 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])

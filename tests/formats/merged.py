@@ -1,15 +1,18 @@
 """LoRA files for the small models of this folder, and PEFT's own layers that merge them."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from files import build
+from files import without_data
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
 from safetensors.torch import save_file
 
+# Each LoRA as a file, with its strength, for a kind of model.
+LoraFiles = Callable[[str], dict[str, tuple[Path, float]]]
 LAYERS = ("blocks.0.attn1.to_q", "blocks.1.ffn.net.2", "blocks.2.attn2.to_v", "proj_out")
 # By name: strength, whether it is a DoRA, seed, rank.
 FILES: dict[str, tuple[float, bool, int, int]] = {
@@ -27,11 +30,10 @@ LORAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+@functools.cache
 def factors(model: str, name: str) -> dict[str, dict[str, torch.Tensor]]:
     _, dora, seed, rank = FILES[name]
-    draw, made = torch.Generator().manual_seed(seed), {}
-    with torch.device("meta"):
-        empty = build(model)
+    draw, made, empty = torch.Generator().manual_seed(seed), {}, without_data(model)
     for layer in LAYERS:
         out, inside = empty.get_submodule(layer).weight.shape
         made[layer] = {

@@ -174,6 +174,30 @@ def test_hooks_on_all_modules_are_onlookers() -> None:
     assert "is hooked on all modules" in said[0]
 
 
+def test_a_model_whose_forward_others_replaced_before_keeps_theirs() -> None:
+    """As accelerate and diffusers put their hooks around a forward."""
+    workload = clip("t2v")
+    model, inputs = loaded("t2v", workload), given("t2v", workload)
+    whole = run(model, inputs)
+    calls: list[int] = []
+    own = model.forward
+
+    def theirs(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    model.forward = functools.wraps(own)(theirs)
+    said: list[str] = []
+    pieces = Pieces(model, 64, said.append)
+    assert torch.equal(run(model, inputs), whole)
+    pieces.remove()
+    assert calls == [1]
+    assert [
+        s for s in said if s.endswith("of the model, its forward was replaced by other code before")
+    ]
+    assert model.forward.__wrapped__ == own
+
+
 def test_a_class_whose_forward_is_another_one_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded("t2v", clip("t2v"))
     assert why_never(model) is None

@@ -33,8 +33,11 @@ class Loan:
         return tensor
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Where the block's result is to be written: the tensor itself if lent, or a new one."""
-        if self._take(tensor):
+        """Where the block's result is to be written: the tensor itself if lent, or a new one.
+
+        A lent one whose tokens do not lie one behind the other can only be spent.
+        """
+        if tensor.is_contiguous() and self._take(tensor):
             return tensor
         return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
@@ -70,6 +73,7 @@ class Family(ABC):
     lists: tuple[str, ...] = WAN_LISTS  # where the blocks are that run in pieces
     layers: frozenset[str] = LAYERS
     packed_weights: frozenset[str] = frozenset()  # classes of weights that layers make plain
+    model_forward: str = "forward"  # the method of a whole model that `run_model` stands in for
 
     def blocks(self, root: torch.nn.Module) -> dict[str, torch.nn.Module]:
         """The blocks of a model that run in pieces where they can, by name."""
@@ -105,6 +109,10 @@ class Family(ABC):
     def has_model(self, root: torch.nn.Module) -> bool:
         """Whether the forward of the whole model is known, and `run_model` stands in for it."""
         return False
+
+    def why_hosts_own(self, root: torch.nn.Module) -> str | None:
+        """Said once where the host's forward of this model stays, and takes more memory."""
+        return None
 
     def model_tokens(self, root: Any, given: dict[str, Any]) -> int | None:
         """Tokens of a forward of the whole model; None where its arguments are unusual."""

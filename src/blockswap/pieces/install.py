@@ -54,17 +54,30 @@ class Pieces:
         self._reached = False  # since it was last asked
         self.loan = Loan()
         self._cleared = False  # in a forward of ours, in which every block was looked at
-        self._installed: list[tuple[torch.nn.Module, Any]] = []
+        self._installed: list[tuple[torch.nn.Module, str, Any]] = []
+        self._why_hosts_own = None if samples else family.why_hosts_own(self._root)
         if family.has_model(self._root):
-            self._install(self._root, _ModelForward(self, self._root, self._root.forward))
+            self._install_on_model(family.model_forward)
         if chunk_tokens:
             self._install_on_blocks()
+
+    def _install_on_model(self, name: str) -> None:
+        if why := why_before(self._root, name):
+            self._why_hosts_own = (
+                "blocks run in pieces and write each its result into memory of its own: of the "
+                f"model, {why}"
+            )
+            return
+        original = getattr(self._root, name)
+        self._install(self._root, _ModelForward(self, self._root, original), name)
 
     def _install_on_blocks(self) -> None:
         """Later than on the model where memory runs out: nothing hangs on blocks before."""
         if self._on_blocks:
             return
         self._on_blocks = True
+        if self._why_hosts_own is not None:
+            self.say(self._why_hosts_own)
         for name, block in self._blocks.items():
             if self._may_be_cut(name, block, why_before(block)):
                 self._install(block, _BlockForward(self, name, block, block.forward))
@@ -84,19 +97,20 @@ class Pieces:
         if chunk_tokens:
             self._install_on_blocks()
 
-    def _install(self, module: Any, forward: Any) -> None:
-        before = vars(module).get("forward")
-        module.forward = mark(functools.wraps(forward.original)(forward.call))
-        self._installed.append((module, (module.forward, before)))
+    def _install(self, module: Any, forward: Any, name: str = "forward") -> None:
+        before = vars(module).get(name)
+        ours = mark(functools.wraps(forward.original)(forward.call))
+        setattr(module, name, ours)
+        self._installed.append((module, name, (ours, before)))
 
     def remove(self) -> None:
         """Gives every module back the forward that it had; what others put around ours stays."""
         self.chunk_tokens = 0
-        for module, (ours, before) in self._installed:
-            if vars(module).get("forward") is ours:
-                del module.forward
+        for module, name, (ours, before) in self._installed:
+            if vars(module).get(name) is ours:
+                delattr(module, name)
                 if before is not None:
-                    module.forward = before
+                    setattr(module, name, before)
         self._installed.clear()
 
     def cut(self, tokens: int) -> tuple[Piece, ...]:
@@ -148,7 +162,7 @@ class Pieces:
 
     def _wrapped(self) -> str | None:
         """What other code does between the blocks, seen by what stands in front of our forwards."""
-        ours = {id(module): forward for module, (forward, _) in self._installed}
+        ours = {id(module): forward for module, _, (forward, _) in self._installed}
         if all(vars(b).get("forward") is ours.get(id(b), self) for b in self._blocks.values()):
             return None
         return "the forward of a block was wrapped by other code"

@@ -39,9 +39,9 @@ def mark(forward: Any) -> Any:
     return forward
 
 
-def why_before(block: torch.nn.Module) -> str | None:
-    """Why a block that other code came to first runs whole: its forward is theirs to call."""
-    forward = vars(block).get("forward")
+def why_before(module: torch.nn.Module, name: str = "forward") -> str | None:
+    """Why ours is not put on a block or model that other code came to first: theirs is to call."""
+    forward = vars(module).get(name)
     if forward is None or getattr(forward, _MARK, None) == id(forward):
         return None
     return "its forward was replaced by other code before"

@@ -85,6 +85,8 @@ def run_between(
     if into is not None:
         for where in _everywhere(control.shape[0], visit.pieces):
             out[where] = into(control[where]) + hidden[where]
+        if out is not control:
+            loan.spend(control)
         control = out
         loan.spend(hidden)
     run(visit, control, out)

@@ -22,7 +22,7 @@ from ...predict import predict_module
 from ...predict.shell import shell_of
 from ...swap import Swap
 from ...units import format_bytes
-from ..seams import host
+from ..seams import host, host_wan
 
 KERNELS: KernelSet = "cuda"  # what accelerators compute with
 _Shape = tuple[Any, ...]
@@ -113,8 +113,8 @@ def follow(shell: Any, family: Family, chunk_tokens: int, given: Any) -> int:
     """Bytes that a forward takes beside its inputs, whole (0) or in pieces. Raises ModelError."""
     args, kwargs = given
     # Its options (patches, wrappers) are what other packs do in the forward of the model itself.
-    plain = tuple({} if isinstance(value, Mapping) else value for value in args)
-    named = {name: {} if isinstance(v, Mapping) else v for name, v in kwargs.items()}
+    plain = tuple(host_wan.idle(v) if isinstance(v, Mapping) else v for v in args)
+    named = {n: host_wan.idle(v) if isinstance(v, Mapping) else v for n, v in kwargs.items()}
     cut = Pieces(shell, chunk_tokens, _refuse, family=family, samples=True)
     try:
         cost = predict_module(shell, plain, named, kernels=KERNELS)

@@ -1,16 +1,17 @@
 """ComfyUI's Wan blocks in pieces of tokens: their own arithmetic, layer by layer, for some tokens.
 
-Such a block never writes into what it is handed: the host's models, caches and block patches of
-other packs read a block's input after it has run.
+Such a block never writes into what it is handed by the host's forward: models, caches and block
+patches of other packs read a block's input after it has run. Our own of the VACE model lends it.
 """
 
 from typing import Any
 
 import torch
 
-from ...pieces import LAYERS, Family, Keys, Loan, Piece, Small, Visit, run, run_between
+from ...pieces import LAYERS, Cut, Family, Keys, Loan, Piece, Small, Visit, run, run_between
 from ..seams import host_wan
 from ..seams.host_names import can_cut
+from .vace_forward import run_vace, vace_tokens
 
 _DIM, _HEADS, _TOKENS, _TEXT, _IMAGE, _FRAMES = 24, 2, 150, 12, 4, 6
 _IMAGE_TOKENS = 257  # what the host's blocks take where nobody says
@@ -23,6 +24,7 @@ class WanFamily(Family):
         *("WanSelfAttention", "WanT2VCrossAttention", "WanI2VCrossAttention", "WanFeedForward"),
     }
     packed_weights = host_wan.PACKED
+    model_forward = "forward_orig"
 
     def is_block(self, block: torch.nn.Module) -> bool:
         return host_wan.is_block(block)
@@ -51,13 +53,30 @@ class WanFamily(Family):
     def run_block(
         self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], loan: Loan
     ) -> Any:
-        """Nothing is on loan: the model's forward is the host's."""
+        """Nothing is on loan but in our own forward of the VACE model."""
         visit = WanVisit(block, given, pieces)
         if "c" not in given:
             return run(visit, given["x"], loan.take(given["x"]))
         control = given["c"]
         into = block.before_proj if block.block_id == 0 else None
         return run_between(visit, (into, block.after_proj), (given["x"], control), loan)
+
+    def has_model(self, root: torch.nn.Module) -> bool:
+        return host_wan.is_vace(root) and host_wan.knows_vace(root)
+
+    def model_tokens(self, root: Any, given: dict[str, Any]) -> int | None:
+        return vace_tokens(root, given)
+
+    def run_model(self, root: Any, given: dict[str, Any], cut: Cut, loan: Loan) -> Any:
+        return run_vace(root, given, loan)
+
+    def why_hosts_own(self, root: torch.nn.Module) -> str | None:
+        if not host_wan.is_vace(root) or host_wan.knows_vace(root):
+            return None
+        return (
+            "the forward of this VACE model is none that is known (another version's, or another "
+            "pack's), so it is left as it is and holds two states more than ours would"
+        )
 
     def small(self, root: Any) -> Small | None:
         """One block of each kind that the model has; a timestep for all tokens, and one a frame."""

@@ -4,6 +4,8 @@ Functions are looked up where the host's own block finds them, at each call: oth
 in that place.
 """
 
+import hashlib
+import inspect
 import sys
 from typing import Any
 
@@ -24,6 +26,9 @@ PACKED = frozenset({"QuantizedTensor", "GGMLTensor"})
 # Patches of a block's insides that are called with the tokens that are at hand.
 INSIDE = ("attn1_patch", "attn2_patch")
 OVERRIDE = "optimized_attention_override"
+# The VACE model's own forward as it is known: a digest of its text, and whether it tells blocks
+# their number in the options.
+_VACE_FORWARDS = {"d6963e29e0e048d1": False, "dcf20755d6bfaa0c": True}
 
 
 def _wan() -> Any:
@@ -39,6 +44,55 @@ def is_block(block: torch.nn.Module) -> bool:
     parts: Any = block
     crossing = (wan.WanT2VCrossAttention, wan.WanI2VCrossAttention)
     return type(parts.self_attn) is wan.WanSelfAttention and type(parts.cross_attn) in crossing
+
+
+def is_vace(root: torch.nn.Module) -> bool:
+    """Whether a model is of the host's VACE class."""
+    wan = _wan()
+    return wan is not None and type(root) is getattr(wan, "VaceWanModel", None)
+
+
+def knows_vace(root: Any) -> bool:
+    """Whether the forward of the host's VACE class is one that was read."""
+    return _digest(root) in _VACE_FORWARDS
+
+
+def tells_blocks(root: Any) -> bool:
+    """Whether a known forward of the VACE class says in the options which block runs."""
+    return _VACE_FORWARDS[_digest(root)]
+
+
+def _digest(root: Any) -> str:
+    """Of the text of a model class's forward, without its blanks."""
+    try:
+        text = inspect.getsource(type(root).forward_orig)
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256("".join(text.split()).encode()).hexdigest()[:16]
+
+
+def between_blocks(options: Any) -> tuple[bool, list[Any]]:
+    """Whether others are called between blocks, and the places of blocks that they replace."""
+    patches = options.get("patches", {}).get("double_block")
+    return bool(patches), list(options.get("patches_replace", {}).get("dit", {}))
+
+
+def idle(options: Any) -> dict[str, Any]:
+    """Options in which others stand where they do in these, and do nothing."""
+    called, replaced = between_blocks(options)
+    made: dict[str, Any] = {}
+    if called:
+        made["patches"] = {"double_block": [lambda given: given]}
+    if replaced:
+        own = dict.fromkeys(replaced, lambda given, more: more["original_block"](given))
+        made["patches_replace"] = {"dit": own}
+    return made
+
+
+def sinusoids(dim: int, timestep: torch.Tensor) -> torch.Tensor:
+    """The embedding of timesteps that a model's time embedding starts from."""
+    made: torch.Tensor = _wan().sinusoidal_embedding_1d(dim, timestep)
+    return made
 
 
 def looks_at_image(attention: Any) -> bool:
