@@ -21,7 +21,7 @@ SUITES = (
     "test_piece_size.py",
     "test_pieces.py",
     "test_real_wrapper.py",
-    "test_simulated.py",
+    "test_simulated.py test_thirds.py",
     "test_together.py",
     "test_wrapper.py test_wrapper_memory.py",
 )
