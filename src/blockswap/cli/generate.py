@@ -40,6 +40,10 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         list[str] | None,
         typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA of the expert of low noise alone."),
     ] = None,
+    module: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A module that goes onto the transformer, as VACE's."),
+    ] = None,
     high_noise: Annotated[
         Path | None, typer.Option(help="Wan 2.2's expert of high noise, where no name says it.")
     ] = None,
@@ -104,8 +108,12 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         chunk_tokens=chunk_tokens,
         preview_every=preview,
     )
-    files: Any = ModelFiles(tuple(map(Path, model)), high_noise, low_noise, tokenizer, shift)
+    files: Any = ModelFiles(
+        tuple(map(Path, model)), high_noise, low_noise, tokenizer, shift, tuple(module or ())
+    )
     if model == [TINY]:
+        if module:
+            raise ArgsError("--module was given for tiny, which takes none: leave it out")
         files = TINY
     _run(files, request, output, device, resume=resume, dry_run=dry_run)
 

@@ -118,7 +118,7 @@ def _tiles(job: Job, limit: int | None) -> bool:
 
 def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, SwapPlan, int]:
     request = job.request
-    folders = [part.path for part in job.parts.transformers]
+    folders = [part.weights for part in job.parts.transformers]
     model: Any = empty_transformer(folders[0], device=job.device)
     item = torch.empty((), dtype=model.dtype).element_size()
     carried = carried_bytes(job, item, int(model.config.text_dim))

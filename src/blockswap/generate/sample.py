@@ -29,7 +29,7 @@ class Stage:
 
     def __init__(self, job: Job, args: BlockSwapArgs) -> None:
         self._job, self._args = job, args
-        folders = [part.path for part in job.parts.transformers]
+        folders = [part.weights for part in job.parts.transformers]
         self.models = [empty_transformer(folder, device=job.device) for folder in folders]
         self._folders = folders
         self._closing = ExitStack()
