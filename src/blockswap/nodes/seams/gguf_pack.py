@@ -12,6 +12,7 @@ import torch
 
 from ...errors import HostError, ModelError
 from ...layout.checkpoint import Checkpoint
+from . import host
 
 LOADER = "Unet Loader (GGUF)"
 _NODE = "UnetLoaderGGUF"
@@ -80,9 +81,7 @@ def lacking(root: torch.nn.Module) -> list[str]:
 
 def _found(label: str) -> Mapping[str, Any]:
     """What the module of the pack's loader node works with."""
-    import nodes
-
-    registered = nodes.NODE_CLASS_MAPPINGS.get(_NODE)
+    registered = host.registered(_NODE)
     if registered is None:
         raise ModelError(
             f"{label} is a GGUF file, whose layers belong to the pack ComfyUI-GGUF: install that "

@@ -94,10 +94,22 @@ def missing(model: Any) -> str | None:
     pack = pack_of(model)
     if pack is None:
         return f"a transformer class in *{_HOME}"
-    return next(_missing(pack, model), None)
+    return next(_missing_on(model), None) or missing_in(pack, type(bare_transformer(model)))
 
 
-def _missing(pack: Pack, model: Any) -> Iterator[str]:
+def missing_in(pack: Pack, cls: Any = None) -> str | None:
+    """The first that a pack lacks, whatever the model; `cls`: that of its transformer."""
+    if cls is None:
+        cls = getattr(pack.module(_HOME[1:]), "WanModel", None)
+    return next(_missing_from(pack, cls), None)
+
+
+def registered_pack(loader: Any) -> Pack:
+    """The pack whose loader node is of this class."""
+    return Pack(loader.__module__.rpartition(".")[0])
+
+
+def _missing_on(model: Any) -> Iterator[str]:
     transformer = bare_transformer(model)
     for name in ATTRIBUTES:
         if not hasattr(transformer, name):
@@ -107,9 +119,11 @@ def _missing(pack: Pack, model: Any) -> Iterator[str]:
     for name in PIPELINE:
         if name not in pipeline_of(model):
             yield f"model[{name!r}]"
+
+
+def _missing_from(pack: Pack, cls: Any) -> Iterator[str]:
     for name, (_, parameters, words) in FUNCTIONS.items():
         yield from _lacks(name, pack.function(name), parameters, words)
-    cls: Any = type(transformer)
     for name in COUNTS:  # its loop must be one that a count of nothing stops
         if not any(name in _words(getattr(cls, of, None)) for of in ("forward", "forward_vace")):
             yield f"{name} in its forward"
