@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from single_files import lora, transformer, vae, vendor_vae, write
-from tiny_pipelines import DIM, randomise, tokenizer
+from single_files import ROWS, lora, transformer, vae, vendor_vae, words_in_gguf, write
+from tiny_pipelines import DIM, randomise, text_encoder, tokenizer
 from whole import NEGATIVE, PROMPT, by_us, request_for
 
 from blockswap.adapters.hosts.vae_files import in_diffusers_names, is_wan_vae, vae_config
 from blockswap.errors import ArgsError, BlockSwapError, CheckpointError
 from blockswap.generate.parts.find import ModelFiles, find_components
 from blockswap.generate.parts.load import load_part
+from blockswap.generate.parts.spiece import tokenizer_of
 from blockswap.generate.run import prepare
 from blockswap.layout.geometry import to_original_key
 from blockswap.plan.inputs.machine import Machine
+from llama_cpp_files import write_encoder
 
 WAN_22 = {
     "base_dim": 8,
@@ -290,8 +292,20 @@ def test_a_tokenizer_that_is_told(downloads: Callable[[str], Any], tmp_path: Pat
     for text in ("a red ball", "  cat jumps ", "a left"):
         assert words(text)["input_ids"] == carried(text)["input_ids"]
     assert carried("ab zebra")["input_ids"] == [3, 13, 11, 2, 16, 13, 2, 12, 1]
+    in_gguf = load_part(find_components(downloads("gguf")[0]["wan"].parent).tokenizer)
+    for text in ("a red ball", "ab zebra", "a [PAD40]", "<pad>", ""):
+        assert in_gguf(text)["input_ids"] == carried(text)["input_ids"]
     with pytest.raises(CheckpointError, match=r"no folder with a tokenizer\.json"):
         find_components(replace(given, tokenizer=tmp_path))
+    pieces, scores, kinds, _ = words_in_gguf(ROWS)
+    for wrong, said in (
+        ((scores[:9], kinds), "500 tokens have 9 scores"),
+        ((scores, kinds[:2]), "2 kinds"),
+    ):
+        torn = tmp_path / "torn.gguf"
+        write_encoder(torn, text_encoder(ROWS, 32), "Q8_0", (pieces, *wrong, b""))
+        with pytest.raises(CheckpointError, match=f"cannot be read .*{said}.*--tokenizer FOLDER"):
+            tokenizer_of(torn)
 
 
 @pytest.mark.parametrize(

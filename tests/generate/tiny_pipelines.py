@@ -25,11 +25,11 @@ def tokenizer() -> Any:
     )
 
 
-def text_encoder(vocabulary: int = VOCABULARY) -> Any:
+def text_encoder(vocabulary: int = VOCABULARY, width: int = DIM) -> Any:
     from transformers import UMT5Config, UMT5EncoderModel
 
     config = UMT5Config(
-        vocab_size=vocabulary, d_model=DIM, d_kv=8, d_ff=96, num_layers=3, num_heads=3
+        vocab_size=vocabulary, d_model=width, d_kv=8, d_ff=96, num_layers=3, num_heads=width // 8
     )
     return UMT5EncoderModel(config).eval()
 

@@ -51,7 +51,7 @@ def by_diffusers(kind: str, folder: Path, request: VideoRequest, device: Any) ->
     """Frames of diffusers' pipeline with every model whole on the device, in memory of its own."""
     import diffusers
 
-    from blockswap.generate.video import read_frames
+    from blockswap.generate.inputs import read_frames
 
     name = {"vace": "WanVACEPipeline", "v2v": "WanVideoToVideoPipeline"}.get(kind, "WanPipeline")
     more: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from ..selection import BlockSwapArgs
 from ..turns.turn import settle, turn_of, turn_of_encoder
 from .embeddings import keep_embedding, kept_embedding
 from .host_pipelines import Steering, build_pipeline, steered
+from .inputs import image_of
 from .job import Job, Progress
 from .parts.load import load_part
 from .request import TEXT_TOKENS
@@ -105,17 +106,7 @@ def _see_image(job: Job) -> torch.Tensor | None:
     budget = job.request.vram_budget
     with torch.no_grad(), turn_of(encoder, job.device, budget=budget, activation_bytes=0):
         pipe = steered(build_pipeline(job.pipeline, job.parts, models), Steering(job.device))
-        seen: torch.Tensor = pipe.encode_image(open_image(job), job.device).to("cpu")
+        seen: torch.Tensor = pipe.encode_image(image_of(job.request), job.device).to("cpu")
         del pipe
     settle(job.device)
     return seen
-
-
-def open_image(job: Job) -> Any:
-    """The image of the request at the clip's size, RGB."""
-    from PIL import Image
-
-    assert job.request.image is not None
-    size = (job.request.width, job.request.height)
-    with Image.open(job.request.image) as image:
-        return image.convert("RGB").resize(size)

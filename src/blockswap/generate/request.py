@@ -113,7 +113,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
 def read_prompts(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The prompts of a text file, one a line; empty lines are none. Raises ArgsError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ArgsError(f"the prompts in {path} cannot be read ({error}): give a text") from error
     found = tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -16,6 +16,7 @@ from .costs import latent_shape
 from .decode import OnFrames, decode_all
 from .encode import encode
 from .host_pipelines import pipeline_name
+from .inputs import check_inputs
 from .job import Job, Progress, silent
 from .parts.find import ModelFiles, find_components
 from .parts.tiny import TINY, tiny_components
@@ -23,7 +24,7 @@ from .preview import preview_path
 from .request import VideoRequest, check_room, output_paths
 from .run_plan import RunPlan, plan_run, refuse_unfit
 from .sample import sample_all
-from .state import state_path
+from .state import claimed, state_path
 from .video import require_writer
 
 
@@ -59,6 +60,7 @@ def prepare(
     Raises ArgsError, CheckpointError, OutputError, PlanError or DeviceError.
     """
     require_writer()
+    check_inputs(request)
     outputs = output_paths(output, len(request.prompts))
     if request.preview_every:
         for path in outputs:
@@ -92,8 +94,15 @@ def make_videos(
     another one, OutputError, and whatever reading the models raises.
     """
     refuse_unfit(plan)
-    if not resume:
-        _refuse_unfinished(job)
+    with claimed(job.outputs):
+        if not resume:
+            _refuse_unfinished(job)
+        return _make(job, plan, resume=resume, progress=progress, on_frames=on_frames)
+
+
+def _make(
+    job: Job, plan: RunPlan, *, resume: bool, progress: Progress, on_frames: OnFrames
+) -> Made:
     peaks = _Peaks(job)
     encoded = peaks.of("encode", lambda: encode(job, plan.encoder_args, progress))
     states, computed = peaks.of(

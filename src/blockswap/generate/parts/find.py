@@ -1,12 +1,13 @@
 """Which files and folders make up the pipeline that is asked for; what is assumed beside them."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import BlockSwapError, CheckpointError
+from ...errors import ArgsError, BlockSwapError, CheckpointError
 from ...paths import input_path
 from .components import VAE, Components, Part, reads_image, refuse_mismatch
 from .files import (
@@ -41,6 +42,13 @@ class ModelFiles:
     tokenizer: Path | None = None
     shift: float | None = None
     modules: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ArgsError."""
+        if self.shift is not None and not (math.isfinite(self.shift) and self.shift > 0):
+            raise ArgsError(
+                f"shift={self.shift} was asked: give a number above 0, as 3, or leave it out"
+            )
 
     @property
     def label(self) -> str:
@@ -88,7 +96,7 @@ def _gather(given: ModelFiles) -> tuple[Found, list[str]]:
     """
     found: Found = {}
     strangers: list[str] = []
-    for path in map(input_path, given.paths):
+    for path in dict.fromkeys(map(input_path, given.paths)):
         if path.is_file():
             role, part = part_of_file(path)
             found.setdefault(role, []).append(part)
