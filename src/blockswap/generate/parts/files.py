@@ -42,16 +42,13 @@ _LORA = re.compile(r"\.(lora_(A|B|down|up)|lokr_w\d|hada_w\d_a)(\.|$)|^lora_")
 def checkpoints_in(folder: Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
     """What can be opened among the files of a folder itself, each with the files it consists of."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    sets: dict[str, list[Path]] = {}
+    sets: dict[tuple[str, str], list[Path]] = {}
     for file in files:
         if file.suffix.lower() in WEIGHTS:
             shard = _SHARD.fullmatch(file.name)
-            sets.setdefault(shard[1] if shard else file.name, []).append(file)
-    for stem, members in sets.items():
-        if stem == members[0].name:
-            yield members[0], (members[0],)
-            continue
-        if is_gguf(members[0]):
+            sets.setdefault((shard[1], shard[2]) if shard else (file.name, ""), []).append(file)
+    for (stem, kind), members in sets.items():
+        if not kind or is_gguf(members[0]):
             yield members[0], tuple(members)
             continue
         index = folder / f"{stem}{INDEX_SUFFIX}"
