@@ -27,6 +27,7 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
     ] = None,
     negative: Annotated[str, typer.Option(help="What it should not look like.")] = "",
     image: Annotated[Path | None, typer.Option(help="The image that it starts from.")] = None,
+    last_image: Annotated[Path | None, typer.Option(help="The image that it ends with.")] = None,
     video: Annotated[Path | None, typer.Option(help="The video that it follows.")] = None,
     lora: Annotated[
         list[str] | None,
@@ -107,6 +108,7 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         loras_low=tuple(map(parse_lora, lora_low or ())),
         chunk_tokens=chunk_tokens,
         preview_every=preview,
+        last_image=last_image,
     )
     files: Any = ModelFiles(
         tuple(map(Path, model)), high_noise, low_noise, tokenizer, shift, tuple(module or ())

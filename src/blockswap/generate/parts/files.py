@@ -124,6 +124,7 @@ def _transformer(path: Path, members: tuple[Path, ...]) -> Part:
         "out_channels": geometry.out_channels,
         "text_dim": geometry.text_dim,
         "image_dim": geometry.image_dim,
+        "pos_embed_seq_len": geometry.pos_embed_seq_len,
     }
     return Part(path, TRANSFORMERS[bool(geometry.vace_layers)], config, "file", members)
 
