@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # One thread a worker: two workers with two threads each would only get in each other's way.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b disk-h3 encoder-umt5 whole-video every-point test-comfy test-formats test-any-model test-pieces test-gpu comfy-env clean
+.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b disk-h3 encoder-umt5 whole-video every-point every-video test-comfy test-formats test-any-model test-pieces test-gpu comfy-env clean
 
 demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
@@ -52,6 +52,11 @@ disk-30: $(VENV)/.ready
 every-point: $(VENV)/.ready
 	BLOCKSWAP_EVERY_POINT=1 $(TEST) -n 2 -q tests/generate/test_resume.py tests/engine/test_residency.py \
 		tests/engine/test_disk_faults.py tests/engine/test_opening_failures.py
+
+# Whole videos of every kind of model, from folders and from single files in every format, on the CPU and on
+# the simulated accelerator; CI runs a pairwise choice.
+every-video: $(VENV)/.ready
+	BLOCKSWAP_VIDEOS=all BLOCKSWAP_EVERY_POINT=1 $(TEST) -n 2 -q tests/generate tests/turns
 
 # A 14B checkpoint in 4 GB of memory: ten minutes, root and 30 GB of disk in FOLDER, or in a
 # temporary folder that is removed.

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_pipelines import DIM, WORDS, randomise, scheduler, text_encoder, tokenizer
 
+from blockswap.adapters.vae import VAE_CONFIGS
 from blockswap.layout.geometry import to_original_key
 from llama_cpp_files import write_encoder
 
@@ -20,6 +21,34 @@ Tensors = dict[str, torch.Tensor]
 PIECES = ["<pad>", "</s>", "<unk>", *(f"▁{word}" for word in WORDS[3:]), "▁", *"abcdefgh"]
 _KINDS = {"<pad>": 3, "</s>": 3, "<unk>": 2}  # control and unknown ones, as SentencePiece counts
 ROWS = 500
+WAN_22: dict[str, Any] = {
+    "base_dim": 8,
+    "decoder_base_dim": 12,
+    "z_dim": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "latents_mean": VAE_CONFIGS["wan2.2"]["latents_mean"],
+    "latents_std": VAE_CONFIGS["wan2.2"]["latents_std"],
+}
+# What is written, by how it is used; and how its transformer differs from that of text to video.
+MODELS = ("t2v", "t2v-experts", "i2v", "i2v-experts", "i2v-clip", "flf", "vace", "v2v", "ti2v",
+          "ti2v-image")  # fmt: skip
+WITH_CLIP = ("i2v-clip", "flf")
+FROM_IMAGES = (*WITH_CLIP, "i2v", "i2v-experts", "ti2v-image")
+_IMAGE = {"in_channels": 2 * LATENTS + 4}
+_CLIP = {**_IMAGE, "image_dim": 768, "added_kv_proj_dim": 128}
+_SMALL = {"in_channels": 48, "out_channels": 48}
+_CHANGES: dict[str, dict[str, Any]] = {
+    "i2v": _IMAGE,
+    "i2v-clip": _CLIP,
+    "flf": {**_CLIP, "pos_embed_seq_len": 2 * 257},
+    "vace": {"num_layers": 4, "vace_layers": [0, 2], "vace_in_channels": 2 * LATENTS + 64},
+    "ti2v": _SMALL,
+    "ti2v-image": _SMALL,
+}
 _VAE = [
     (r"\.mid_block\.resnets\.0\.", ".middle.0."),
     (r"\.mid_block\.attentions\.0\.", ".middle.1."),
@@ -74,7 +103,7 @@ def _vendor_name(name: str, levels: bool) -> str:
 
 def transformer(**changes: Any) -> Any:
     """A small Wan transformer of 16 latent channels whose heads are as wide as Wan's."""
-    from diffusers import WanTransformer3DModel
+    from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 
     config = dict(
         num_attention_heads=1,
@@ -85,7 +114,8 @@ def transformer(**changes: Any) -> Any:
         ffn_dim=256,
         num_layers=3,
     )
-    made: Any = WanTransformer3DModel(**{**config, **changes}).eval()
+    kind: Any = WanVACETransformer3DModel if "vace_layers" in changes else WanTransformer3DModel
+    made: Any = kind(**{**config, **changes}).eval()
     randomise(made)
     return made
 
@@ -156,45 +186,86 @@ def spiece() -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).clone()
 
 
-def write(folder: Path, kind: str) -> tuple[dict[str, Path], Any]:
-    """Files of a text-to-video model, and diffusers' pipeline of what they hold.
+def write(folder: Path, kind: str, model: str = "t2v") -> tuple[dict[str, Path], Any]:
+    """Files of a model, and diffusers' pipeline of what they hold.
 
     `kind`: "bf16", "fp8_scaled" or "gguf" of transformer and encoder, "experts" for two in bf16.
+    `model`: one of `MODELS`; those on "-experts" have two transformers in any kind.
     """
-    from diffusers import WanPipeline
-
     torch.manual_seed(7)
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("wan_high_noise", "wan_low_noise") if kind == "experts" else ("wan",)
-    models, files = [], {}
-    for name in names:
-        model = transformer(text_dim=32 if kind == "gguf" else DIM)
-        for parameter in model.parameters():  # buffers stay in fp32, as a loader leaves them
-            parameter.data = parameter.data.bfloat16()
-        named = {PREFIX + to_original_key(n): t for n, t in model.state_dict().items()}
-        files[name] = folder / f"{name}.{'gguf' if kind == 'gguf' else 'safetensors'}"
-        if kind == "gguf":
-            write_gguf(files[name], model, {n.removeprefix(PREFIX): t for n, t in named.items()})
-        else:
-            save_file(fp8_scaled(model, named) if kind == "fp8_scaled" else named, files[name])
-        models.append(as_loaded(model))
-    encoder, pixels = text_encoder(ROWS, 32 if kind == "gguf" else DIM).bfloat16(), vae()
+    two = kind == "experts" or model.endswith("-experts")
+    names = ("wan_high_noise", "wan_low_noise") if two else ("wan",)
+    text = 32 if kind == "gguf" else DIM
+    files = {
+        name: folder / f"{name}.{'gguf' if kind == 'gguf' else 'safetensors'}" for name in names
+    }
+    made = [_write_transformer(file, kind, model, text) for file in files.values()]
+    encoder = text_encoder(ROWS, text).bfloat16()
+    pixels = vae(**(WAN_22 if model.startswith("ti2v") else {}))
     randomise(encoder)
     files |= {
         "encoder": _write_encoder(folder, encoder, kind),
         "pixels": folder / "pixels.safetensors",
     }
     save_file(vendor_vae(pixels), files["pixels"])
-    pipe = WanPipeline(
-        tokenizer=tokenizer(),
-        text_encoder=encoder,
-        vae=pixels,
-        scheduler=scheduler(),
-        transformer=models[0],
-        transformer_2=models[1] if len(models) > 1 else None,
-        boundary_ratio=0.875 if len(models) > 1 else None,
-    )
-    return files, pipe
+    parts = {
+        "tokenizer": tokenizer(),
+        "text_encoder": encoder,
+        "vae": pixels,
+        "transformer": made[0],
+    }
+    parts["scheduler"] = scheduler(5.0 if model.startswith("ti2v") else 3.0)
+    if two:
+        parts |= {"transformer_2": made[1], "boundary_ratio": 0.9 if "i2v" in model else 0.875}
+    if model in WITH_CLIP:
+        parts["image_encoder"] = clip()
+        files["clip"] = folder / "clip.safetensors"
+        # As it is published; transformers itself writes no prefix any more.
+        prefix = "" if model == "flf" else "vision_model."
+        named = {prefix + n: t for n, t in parts["image_encoder"].state_dict().items()}
+        save_file(named, files["clip"])
+    return files, _pipeline(model, parts)
+
+
+def _pipeline(model: str, parts: dict[str, Any]) -> Any:
+    import diffusers
+    from transformers import CLIPImageProcessor
+
+    kinds = {"vace": "WanVACEPipeline", "v2v": "WanVideoToVideoPipeline"}
+    name = kinds.get(model, "WanPipeline")
+    if model in FROM_IMAGES:
+        name = "WanImageToVideoPipeline"
+        parts = {"image_encoder": None, "image_processor": CLIPImageProcessor(), **parts}
+    if model.startswith("ti2v"):
+        parts["expand_timesteps"] = True
+    if model == "vace":
+        parts["transformer_2"] = None
+    return getattr(diffusers, name)(**parts)
+
+
+def clip() -> Any:
+    """As wide as a CLIP whose heads are known, and two layers deep."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=768, intermediate_size=64, num_hidden_layers=2, num_attention_heads=12,
+        image_size=224, patch_size=14,
+    )  # fmt: skip
+    return CLIPVisionModel(config).eval()
+
+
+def _write_transformer(file: Path, kind: str, model: str, text: int) -> Any:
+    """What diffusers loads of the file that is written."""
+    made = transformer(**_CHANGES.get(model.removesuffix("-experts"), {}), text_dim=text)
+    for parameter in made.parameters():  # buffers stay in fp32, as a loader leaves them
+        parameter.data = parameter.data.bfloat16()
+    named = {PREFIX + to_original_key(n): t for n, t in made.state_dict().items()}
+    if kind == "gguf":
+        write_gguf(file, made, {n.removeprefix(PREFIX): t for n, t in named.items()})
+    else:
+        save_file(fp8_scaled(made, named) if kind == "fp8_scaled" else named, file)
+    return as_loaded(made)
 
 
 def _write_encoder(folder: Path, encoder: Any, kind: str) -> Path:

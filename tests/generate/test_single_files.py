@@ -1,5 +1,6 @@
 """Videos from single files under any name: found by what they hold, equal to diffusers' own run."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from single_files import ROWS, lora, transformer, vae, vendor_vae, words_in_gguf, write
+from single_files import (
+    MODELS,
+    ROWS,
+    WAN_22,
+    lora,
+    transformer,
+    vae,
+    vendor_vae,
+    words_in_gguf,
+    write,
+)
 from tiny_pipelines import DIM, randomise, text_encoder, tokenizer
-from whole import NEGATIVE, PROMPT, by_us, request_for
+from whole import by_us, called, request_for
 
 from blockswap.adapters.hosts.vae_files import in_diffusers_names, is_wan_vae, vae_config
 from blockswap.errors import ArgsError, BlockSwapError, CheckpointError
@@ -24,81 +35,75 @@ from blockswap.layout.geometry import to_original_key
 from blockswap.plan.inputs.machine import Machine
 from llama_cpp_files import write_encoder
 
-WAN_22 = {
-    "base_dim": 8,
-    "decoder_base_dim": 12,
-    "z_dim": 48,
-    "is_residual": True,
-    "in_channels": 12,
-    "out_channels": 12,
-    "patch_size": 2,
-    "scale_factor_spatial": 16,
-    "latents_mean": [0.0] * 48,
-    "latents_std": [1.0] * 48,
-}
-KINDS = ("bf16", "fp8_scaled", "gguf", "experts")
+FORMATS = ("bf16", "fp8_scaled", "gguf")
+# In CI each model, each format, and each format of T2V; `make every-video` runs the others, too.
+ON_CPU = [
+    *(("t2v", kind) for kind in (*FORMATS, "experts")),
+    ("i2v-clip", "gguf"),
+    ("ti2v", "bf16"),
+]
+ON_DEVICE = [
+    ("t2v", "fp8_scaled"),
+    ("i2v-experts", "gguf"),
+    ("flf", "bf16"),
+    ("vace", "fp8_scaled"),
+]
+if os.environ.get("BLOCKSWAP_VIDEOS") == "all":
+    ON_CPU = ON_DEVICE = [(model, kind) for model in MODELS for kind in FORMATS]
 
 
 @pytest.fixture(scope="session")
-def downloads(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, Any]]:
     """Files of each kind and the pipeline of what they hold, made on first use."""
-    known: dict[str, tuple[Any, Any]] = {}
+    known: dict[tuple[str, str], tuple[Any, Any]] = {}
 
-    def made(kind: str) -> tuple[Any, Any]:
-        if kind not in known:
-            known[kind] = write(tmp_path_factory.mktemp(kind), kind)
-        return known[kind]
+    def made(kind: str, model: str = "t2v") -> tuple[Any, Any]:
+        if (kind, model) not in known:
+            known[kind, model] = write(tmp_path_factory.mktemp(f"{model}-{kind}"), kind, model)
+        return known[kind, model]
 
     return made
 
 
-def frames_of(pipe: Any, request: Any, device: Any) -> np.ndarray:
+def frames_of(pipe: Any, request: Any, device: Any, model: str = "t2v") -> np.ndarray:
     """Frames of diffusers' pipeline with every model whole on the device."""
     pipe.set_progress_bar_config(disable=True)
-    (frames,) = pipe.to(device)(
-        prompt=PROMPT,
-        negative_prompt=NEGATIVE,
-        width=request.width,
-        height=request.height,
-        num_frames=request.frames,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
-        generator=torch.Generator().manual_seed(request.seed),
-        max_sequence_length=512,
-        return_dict=False,
-    )
+    frames = called(pipe.to(device), model, request)
     pipe.to("cpu")
-    return np.asarray(frames[0])
+    return frames
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_on_the_cpu(kind: str, downloads: Callable[[str], Any], tmp_path: Path) -> None:
-    files, pipe = downloads(kind)
-    request = request_for("t2v", tmp_path)
-    model = ModelFiles(tuple(files.values()))
-    (frames,), _, plan = by_us(model, request, tmp_path / "clip.mp4", "cpu")  # type: ignore[arg-type]
-    assert np.array_equal(frames, frames_of(pipe, request, "cpu"))
-    assert "flow shift of 3" in plan.notes[0]
+@pytest.mark.parametrize(("model", "kind"), ON_CPU)
+def test_on_the_cpu(model: str, kind: str, downloads: Callable[..., Any], tmp_path: Path) -> None:
+    files, pipe = downloads(kind, model)
+    request = request_for(model, tmp_path)
+    given = ModelFiles(tuple(files.values()))
+    (frames,), _, plan = by_us(given, request, tmp_path / "clip.mp4", "cpu")
+    assert np.array_equal(frames, frames_of(pipe, request, "cpu", model))
+    assert f"flow shift of {5 if model.startswith('ti2v') else 3}" in plan.notes[0]
 
 
 @pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
+@pytest.mark.parametrize(("model", "kind"), ON_DEVICE)
 def test_on_an_accelerator(
-    downloads: Callable[[str], Any],
+    model: str,
+    kind: str,
+    downloads: Callable[..., Any],
     tmp_path: Path,
     sim_device: torch.device,
     limit: Callable[[int | None], None],
     machine: Machine,
 ) -> None:
-    files, pipe = downloads("fp8_scaled")
-    request = request_for("t2v", tmp_path)
-    expected = frames_of(pipe, request, sim_device)
-    folder = files["wan"].parent
-    _, whole = prepare(folder, request, tmp_path / "c.mp4", device=sim_device, machine=machine)
+    files, pipe = downloads(kind, model)
+    request = request_for(model, tmp_path)
+    expected = frames_of(pipe, request, sim_device, model)
+    given = ModelFiles(tuple(files.values()))
+    _, whole = prepare(given, request, tmp_path / "c.mp4", device=sim_device, machine=machine)
     budget = max(phase.device_bytes for phase in whole.phases)
     limit(budget)
     asked = replace(request, vram_budget=budget)
     output = tmp_path / "clip.mp4"
-    (frames,), made, plan = by_us(folder, asked, output, sim_device, machine=machine)
+    (frames,), made, plan = by_us(given, asked, output, sim_device, machine=machine)
     assert np.array_equal(frames, expected)
     assert max(made.device_peaks.values()) <= budget
     assert plan.device_peak_bytes == pytest.approx(max(made.device_peaks.values()), rel=0.03)

@@ -94,11 +94,11 @@ def transformer(kind: str = "t2v", *, image: bool = False) -> Any:
     return WanTransformer3DModel(**config).eval()
 
 
-def scheduler() -> Any:
+def scheduler(shift: float = 3.0) -> Any:
     from diffusers import UniPCMultistepScheduler
 
     return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
     )
 
 

@@ -26,7 +26,7 @@ def request_for(kind: str, folder: Path, **changes: Any) -> VideoRequest:
         "guidance": 4.0,
         "seed": 3,
     }
-    if kind in (*FROM_IMAGES, "vace"):
+    if kind in (*FROM_IMAGES, "i2v-experts", "vace"):
         given["image"] = draw_image(folder / "start.png")
     if kind == "flf":
         given["last_image"] = draw_image(folder / "end.png", seed=4)
@@ -53,8 +53,6 @@ def by_diffusers(kind: str, folder: Path, request: VideoRequest, device: Any) ->
     """Frames of diffusers' pipeline with every model whole on the device, in memory of its own."""
     import diffusers
 
-    from blockswap.generate.inputs import read_frames
-
     name = {"vace": "WanVACEPipeline", "v2v": "WanVideoToVideoPipeline"}.get(kind, "WanPipeline")
     more: dict[str, Any] = {}
     if kind in FROM_IMAGES:
@@ -69,11 +67,18 @@ def by_diffusers(kind: str, folder: Path, request: VideoRequest, device: Any) ->
             model.to(device)
     if request.tiled:
         pipe.vae.enable_tiling()
+    return called(pipe, kind, request)
+
+
+def called(pipe: Any, kind: str, request: VideoRequest) -> np.ndarray:
+    """Frames of a pipeline of diffusers of that kind, called for the request."""
+    from blockswap.generate.inputs import read_frames
+
     given: dict[str, Any] = {}
     size = (request.width, request.height)
     if request.image is not None:
         image = Image.open(request.image).convert("RGB").resize(size)
-        given |= {"image": image} if kind in FROM_IMAGES else {"reference_images": [image]}
+        given |= {"reference_images": [image]} if kind == "vace" else {"image": image}
     if request.last_image is not None:
         given["last_image"] = Image.open(request.last_image).convert("RGB").resize(size)
     if request.video is not None:
@@ -96,7 +101,7 @@ def by_diffusers(kind: str, folder: Path, request: VideoRequest, device: Any) ->
 
 
 def by_us(
-    folder: Path, request: VideoRequest, output: Path, device: Any, **how: Any
+    folder: Any, request: VideoRequest, output: Path, device: Any, **how: Any
 ) -> tuple[list[np.ndarray], Made, Any]:
     """Frames of every clip, what was made, and the plan."""
     found: dict[int, np.ndarray] = {}

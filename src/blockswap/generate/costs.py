@@ -75,6 +75,25 @@ def _follow_text(job: Job) -> PhaseCost:
     return PhaseCost(weights, cost.activation_bytes, cost.output_bytes, cost.flops)
 
 
+def sight_cost(job: Job, part: Part) -> PhaseCost:
+    """CLIP's encoder looking at the images of the request."""
+    images = 1 if job.request.last_image is None else 2
+    return _kept(job, part, f"see {images}", lambda: _follow_sight(job, part, images))
+
+
+def _follow_sight(job: Job, part: Part, images: int) -> PhaseCost:
+    encoder: Any = build_empty(part).to(_stated_dtype(part))
+    side = int(encoder.config.image_size)
+    cost = record_call(
+        Recorder([*encoder.parameters(), *encoder.buffers()]),
+        lambda pixels: encoder(pixels, output_hidden_states=True).hidden_states[-2],
+        ((torch.empty(images, 3, side, side, device="meta"),), {}),
+        label=part.class_name,
+        kernels="portable" if job.portable else "cuda",
+    )
+    return PhaseCost(_weight_bytes(encoder), cost.activation_bytes, cost.output_bytes, cost.flops)
+
+
 def _by_formula(part: Part, dtype: torch.dtype) -> PhaseCost:
     config = part.config
     geometry = TextEncoderGeometry(

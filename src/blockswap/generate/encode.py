@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError
 from ..selection import BlockSwapArgs
 from ..turns.turn import settle, turn_of, turn_of_encoder
+from .costs import sight_cost
 from .embeddings import keep_embedding, kept_embedding
 from .host_pipelines import Steering, build_pipeline, steered
 from .inputs import image_of, read_image
@@ -99,19 +99,14 @@ def _images(request: VideoRequest) -> Any:
 
 def _see_image(job: Job) -> torch.Tensor | None:
     """What the image encoder of Wan 2.1's image models makes of the image, on the CPU."""
-    config = job.parts.transformers[0].config
-    if job.request.image is None or config.get("image_dim") is None:
+    part = job.image_encoder()
+    if part is None or job.parts.image_processor is None:
         return None
-    encoder_part, processor = job.parts.image_encoder, job.parts.image_processor
-    if encoder_part is None or processor is None:
-        raise CheckpointError(
-            f"{job.parts.folder} has a transformer that reads CLIP's features of the image, and no "
-            "image encoder with its image processor: put both there"
-        )
-    encoder: Any = load_part(encoder_part)
-    models = {"image_encoder": encoder, "image_processor": load_part(processor)}
-    budget = job.request.vram_budget
-    with torch.no_grad(), turn_of(encoder, job.device, budget=budget, activation_bytes=0):
+    encoder: Any = load_part(part)
+    models = {"image_encoder": encoder, "image_processor": load_part(job.parts.image_processor)}
+    how: dict[str, Any] = {"budget": job.request.vram_budget}
+    how |= {"activation_bytes": sight_cost(job, part).activation_bytes}
+    with torch.no_grad(), turn_of(encoder, job.device, **how):
         pipe = steered(build_pipeline(job.pipeline, job.parts, models), Steering(job.device))
         seen: torch.Tensor = pipe.encode_image(_images(job.request), job.device).to("cpu")
         del pipe

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from ..errors import CheckpointError
 from ..plan.inputs.machine import Machine
-from .parts.components import Components
+from .parts.components import Components, Part
 from .request import VideoRequest
 
 # Told what is being done: the phase, how many parts of it are done, of how many.
@@ -46,6 +47,22 @@ class Job:
     def conditioned(self) -> bool:
         """Whether the VAE encodes something before the first step."""
         return self.pipeline not in ("WanPipeline", "DemoPipeline")
+
+    def image_encoder(self) -> Part | None:
+        """What looks at the images before the first step; None where the model reads none of it.
+
+        Raises CheckpointError where it is needed and not there.
+        """
+        config = self.parts.transformers[0].config
+        if self.request.image is None or config.get("image_dim") is None:
+            return None
+        if self.parts.image_encoder is None or self.parts.image_processor is None:
+            raise CheckpointError(
+                f"{self.parts.folder} has a transformer that reads CLIP's features of the image, "
+                "and no image encoder with its image processor: put both there, or give "
+                "clip_vision_h"
+            )
+        return self.parts.image_encoder
 
     @property
     def image_bytes(self) -> int:

@@ -15,7 +15,7 @@ from ..swap.entry.checkpoint_file import empty_transformer, plan_transformer
 from ..swap.entry.experts import plan_experts
 from ..swap.entry.text_encoder import plan_text_encoder
 from ..units import format_bytes
-from .costs import carried_bytes, condition_cost, decode_cost, text_cost
+from .costs import carried_bytes, condition_cost, decode_cost, sight_cost, text_cost
 from .encode import to_encode
 from .job import Job
 from .parts.load import class_named
@@ -75,7 +75,7 @@ def plan_run(job: Job) -> RunPlan:
     args, blocks, carried = _blocks(job, base)
     encoder_args = _encoder_args(job, base, limit)
     phases = (
-        _encoding(job, base, encoder_args),
+        _seeing(job, base, limit, _encoding(job, base, encoder_args)),
         *_conditioning(job, base),
         _sampling(job, base, blocks, carried),
         _decoding(job, base, tiled),
@@ -99,7 +99,8 @@ def _warm_up(job: Job) -> None:
         return
     unbounded = replace(job, request=replace(job.request, ram_budget=None))
     _blocks(unbounded, 0)
-    _encoding(unbounded, 0, _encoder_args(unbounded, 0, _device_limit(job)))
+    texts = _encoding(unbounded, 0, _encoder_args(unbounded, 0, _device_limit(job)))
+    _seeing(unbounded, 0, None, texts)
 
 
 def _device_limit(job: Job) -> int | None:
@@ -195,6 +196,22 @@ def _encoding(job: Job, base: int, args: BlockSwapArgs) -> Phase:
     if job.on_host:
         return Phase("encode", 0, host + needed, read)
     return Phase("encode", needed, host, read)
+
+
+def _seeing(job: Job, base: int, limit: int | None, phase: Phase) -> Phase:
+    """The encoding of texts, and then of the images that the model reads CLIP's features of."""
+    part = job.image_encoder()
+    if part is None:
+        return phase
+    cost = sight_cost(job, part)
+    read = phase.read_bytes + part.weight_bytes
+    if job.on_host:
+        host = max(phase.host_bytes, base + cost.peak_bytes)
+        return replace(phase, host_bytes=host, read_bytes=read)
+    peak = cost.peak_bytes if limit is None else min(cost.peak_bytes, limit)  # streamed, else
+    device = max(phase.device_bytes, peak, cost.activation_bytes)
+    host = max(phase.host_bytes, base + cost.weight_bytes)
+    return replace(phase, device_bytes=device, host_bytes=host, read_bytes=read)
 
 
 def _conditioning(job: Job, base: int) -> list[Phase]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from ...errors import GeometryError
 
-_FIRST = "vision_model.embeddings.patch_embedding.weight"
-_PLACES = "vision_model.embeddings.position_embedding.weight"
-_WIDE = "vision_model.encoder.layers.0.mlp.fc1.weight"
-_LAYER = "vision_model.encoder.layers."
+_PREFIX = "vision_model."  # which newer versions of the library write no more
+_FIRST = "embeddings.patch_embedding.weight"
+_PLACES = "embeddings.position_embedding.weight"
+_WIDE = "encoder.layers.0.mlp.fc1.weight"
+_LAYER = "encoder.layers."
 # Width -> width of a head and activation, which leave no trace in shapes. Wan reads ViT-H's.
 _KNOWN = {1280: (80, "gelu"), 1024: (64, "quick_gelu"), 768: (64, "quick_gelu")}
 
@@ -19,6 +20,7 @@ def clip_config(
     label: str | PathLike[str], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Any]:
     """The config of a `CLIPVisionModel` with these tensors. Raises GeometryError for another."""
+    shapes = {name.removeprefix(_PREFIX): shape for name, shape in shapes.items()}
     if not all(name in shapes for name in (_FIRST, _PLACES, _WIDE)):
         raise GeometryError(
             f"{label} is no image encoder in transformers' names: give clip_vision_h, or the "

@@ -26,14 +26,15 @@ from .spiece import carries_tokenizer
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|gguf)")
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 MODULE = "VACE module"
-# Tensors by which each kind of file is known, whatever stands before their names.
+# Tensors by which each kind of file is known, whatever stands before their names; the first counts:
+# an image encoder has a patch embedding, too, and a whole VACE model that of a module.
 _SIGNS: Mapping[str, re.Pattern[str]] = {
+    "image encoder": re.compile(r"^(vision_model\.)?embeddings\.class_embedding$"),
     "transformer": re.compile(r"(^|\.)patch_embedding\.weight$"),
     MODULE: re.compile(r"(^|\.)vace_patch_embedding\.weight$"),
     "text encoder": re.compile(
         rf"^((shared|token_embedding)\.weight|{re.escape(LLAMA_CPP_SIGN)})$"
     ),
-    "image encoder": re.compile(r"^vision_model\.embeddings\.class_embedding$"),
     "VAE": re.compile(r"^(first_stage_model\.|vae\.)?decoder\.(middle|mid|mid_block|conv_in)\."),
 }
 _LORA = re.compile(r"\.(lora_(A|B|down|up)|lokr_w\d|hada_w\d_a)(\.|$)|^lora_")
@@ -146,8 +147,10 @@ def _vae(path: Path, members: tuple[Path, ...]) -> Part:
 
 
 def _image_encoder(path: Path, members: tuple[Path, ...]) -> Part:
-    shapes = {key: tensor.shape for key, tensor in _whole(path).tensors.items()}
-    return Part(path, "CLIPVisionModel", clip_config(path, shapes), "file", members)
+    checkpoint = _whole(path)
+    shapes = {key: tensor.shape for key, tensor in checkpoint.tensors.items()}
+    config = {**clip_config(path, shapes), "dtype": encoder_dtype(checkpoint)}
+    return Part(path, "CLIPVisionModel", config, "file", members)
 
 
 def _whole(path: Path) -> Checkpoint:
