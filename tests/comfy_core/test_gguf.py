@@ -3,6 +3,7 @@
 With a stand-in for the pack, and with the real one where `BLOCKSWAP_GGUF` names its folder.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,7 @@ from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.runs.wish import Wish
 from blockswap.nodes.seams import gguf_pack, host
+from blockswap.nodes.seams.gguf import NOTES
 
 KINDS = [("stand-in", "Q8_0")]
 if gguf_packs.REAL:
@@ -155,6 +157,39 @@ def test_a_third_of_the_model_is_enough(
         management.unload_all_models()
 
 
+def _take_away(there: Any, name: str, patch: pytest.MonkeyPatch) -> None:
+    owner, last = there, name.rpartition(".")[2]
+    for part in name.split(".")[:-1]:
+        owner = getattr(owner, part)
+    for base in inspect.getmro(owner) if inspect.isclass(owner) else (owner,):
+        if getattr(base, "__module__", "").startswith("comfy."):
+            continue  # what is left has the host's own
+        if last in vars(base):
+            patch.delattr(base, last)
+
+
+def test_bytes_that_do_not_say_how_they_are_packed_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "wan.gguf", tiny.state_dict("t2v"))
+    there = gguf_packs.pack("stand-in")
+    read = there.gguf_sd_loader
+    for lost in ("a class of another name", *NOTES):
+
+        def other(path: str, lost: str = lost) -> Any:
+            found = read(path)
+            for key, tensor in found.items():
+                if lost in vars(tensor):
+                    del vars(tensor)[lost]
+                elif lost not in NOTES:
+                    found[key] = tensor.as_subclass(torch.Tensor)
+            return found
+
+        monkeypatch.setattr(there, "gguf_sd_loader", other)
+        with pytest.raises(HostError, match="it is not known how it is packed: update this pack"):
+            opened(path)
+
+
 def test_without_its_pack_a_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +202,7 @@ def test_without_its_pack_a_file_is_refused(
     there = gguf_packs.pack("stand-in")
     for name in gguf_pack.NAMES:
         with monkeypatch.context() as patch:
-            patch.delattr(there, name)
+            _take_away(there, name, patch)
             with pytest.raises(HostError, match=f"ComfyUI-GGUF has no {name}, which a GGUF file"):
                 opened(path)
     monkeypatch.delitem(nodes.NODE_CLASS_MAPPINGS, "UnetLoaderGGUF")

@@ -104,6 +104,14 @@ def test_inputs_that_the_model_does_not_take(
         prepare(folders("t2v"), request_for("t2v", tmp_path, image=image), output, device="cpu")
     with pytest.raises(ArgsError, match="starts from an image, and none"):
         prepare(folders("i2v"), request_for("t2v", tmp_path), output, device="cpu")
+    with pytest.raises(ArgsError, match="none to start from: give both"):
+        request_for("t2v", tmp_path, last_image=image)
+    with pytest.raises(ArgsError, match="add --last-image"):
+        prepare(folders("flf"), request_for("i2v", tmp_path), output, device="cpu")
+    for kind in ("i2v-clip", "ti2v-image", "vace"):
+        with pytest.raises(ArgsError, match="this model reads none: leave --last-image"):
+            request = request_for(kind, tmp_path, last_image=image)
+            prepare(folders(kind), request, output, device="cpu")
     with pytest.raises(ArgsError, match="takes none"):
         video = draw_video(tmp_path / "v.mp4")
         request = request_for("t2v", tmp_path, video=video)

@@ -34,7 +34,7 @@ def decode_all(
     its steps skipped: what comes before and after the decoder is then diffusers' own code for each
     kind.
     """
-    folders = [part.path for part in job.parts.transformers]
+    folders = [part.weights for part in job.parts.transformers]
     empty = [empty_transformer(folder, device=job.device) for folder in folders]
     vae = load_part(job.parts.vae)
     if job.tiled:

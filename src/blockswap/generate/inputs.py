@@ -12,19 +12,24 @@ def check_inputs(request: VideoRequest) -> None:
 
     Raises ArgsError.
     """
-    if request.image is not None:
-        image_of(request)
+    for path in (request.image, request.last_image):
+        if path is not None:
+            read_image(path, request)
     if request.video is not None:
         for _ in _frames(request.video, request.frames):
             pass
 
 
 def image_of(request: VideoRequest) -> Any:
-    """The request's image at the clip's size, RGB, upright as its camera says. Raises ArgsError."""
+    """The image that the clip starts from."""
+    assert request.image is not None
+    return read_image(request.image, request)
+
+
+def read_image(path: Path, request: VideoRequest) -> Any:
+    """An image at the clip's size, RGB, upright as its camera says. Raises ArgsError."""
     from PIL import Image, ImageOps
 
-    path = request.image
-    assert path is not None
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")

@@ -14,7 +14,7 @@ from ..swap.guards.open_swaps import is_swapped
 from ..turns.turn import leave, settle
 from .encode import Encoded
 from .host_pipelines import Steering, build_pipeline, restore_scheduler, scheduler_state, steered
-from .inputs import image_of, read_frames
+from .inputs import image_of, read_frames, read_image
 from .job import Job, Progress
 from .parts.load import build_empty, load_part
 from .preview import Previews
@@ -29,7 +29,7 @@ class Stage:
 
     def __init__(self, job: Job, args: BlockSwapArgs) -> None:
         self._job, self._args = job, args
-        folders = [part.path for part in job.parts.transformers]
+        folders = [part.weights for part in job.parts.transformers]
         self.models = [empty_transformer(folder, device=job.device) for folder in folders]
         self._folders = folders
         self._closing = ExitStack()
@@ -114,6 +114,8 @@ def call_arguments(job: Job, encoded: Encoded, clip: int, where: torch.device) -
         given["num_frames"] = request.frames
     if job.pipeline == "WanImageToVideoPipeline":
         given["image"] = image_of(request)
+        if request.last_image is not None:
+            given["last_image"] = read_image(request.last_image, request)
     elif job.pipeline == "WanVACEPipeline" and request.image is not None:
         given["reference_images"] = [image_of(request)]
     if request.video is not None:

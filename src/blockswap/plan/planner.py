@@ -9,9 +9,9 @@ from ..units import format_bytes, format_bytes_at_least
 from .choice.budgets import Question, question_of, without_ram
 from .choice.cut_forward import Attempt, asked_in_pieces, best_in_pieces, lacks_room
 from .choice.decision import Choice, choose
-from .choice.known import Known
 from .choice.plan_bytes import build_plan, planned_units, staging_of, whole_bytes
 from .inputs.foresight import Foresight
+from .inputs.known import Known
 from .inputs.unit_sizes import Facts
 from .sentences.memory import memory_warning, ram_sentences, slot_sentences, table_sentences
 from .sentences.peak_and_time import foretold_sentences

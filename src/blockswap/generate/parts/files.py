@@ -25,9 +25,11 @@ from .spiece import carries_tokenizer
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+MODULE = "VACE module"
 # Tensors by which each kind of file is known, whatever stands before their names.
 _SIGNS: Mapping[str, re.Pattern[str]] = {
-    "transformer": re.compile(r"(^|\.)(vace_)?patch_embedding\.weight$"),
+    "transformer": re.compile(r"(^|\.)patch_embedding\.weight$"),
+    MODULE: re.compile(r"(^|\.)vace_patch_embedding\.weight$"),
     "text encoder": re.compile(
         rf"^((shared|token_embedding)\.weight|{re.escape(LLAMA_CPP_SIGN)})$"
     ),
@@ -60,14 +62,13 @@ def part_of_file(path: Path, members: tuple[Path, ...] = ()) -> tuple[str, Part]
     header raises.
     """
     role = role_of_file(path)
-    if role in ("LoRA", ""):
-        what = "holds a LoRA: give it by --lora" if role else _strange(path)
-        raise CheckpointError(f"{path} {what}")
+    if role not in _MADE:
+        raise CheckpointError(f"{path} {_BESIDE.get(role) or _strange(path)}")
     return role, _MADE[role](path, members or (path,))
 
 
 def role_of_file(path: Path) -> str:
-    """What a file is: a role, "LoRA", or nothing that is known. Raises CheckpointError."""
+    """What a file is: a role, "LoRA", a module, or nothing known. Raises CheckpointError."""
     if path.suffix.lower() in PICKLES:
         raise CheckpointError(refusal_of_pickles([path]))
     names = _names(path)
@@ -121,6 +122,7 @@ def _transformer(path: Path, members: tuple[Path, ...]) -> Part:
         "out_channels": geometry.out_channels,
         "text_dim": geometry.text_dim,
         "image_dim": geometry.image_dim,
+        "pos_embed_seq_len": geometry.pos_embed_seq_len,
     }
     return Part(path, TRANSFORMERS[bool(geometry.vace_layers)], config, "file", members)
 
@@ -150,6 +152,11 @@ def _whole(path: Path) -> Checkpoint:
     return unpacked(whole_checkpoint(find_files(path)))
 
 
+# What goes onto a model, by how it is given.
+_BESIDE = {
+    "LoRA": "holds a LoRA: give it by --lora",
+    MODULE: "holds a module that goes onto a model: give it by --module",
+}
 _MADE: Mapping[str, Callable[[Path, tuple[Path, ...]], Part]] = {
     "transformer": _transformer,
     "text encoder": _text_encoder,

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from ...selection import BlockSwapArgs, Selection
 from ...units import GIB, MIB
 from ..inputs.foresight import Foresight, Speeds
+from ..inputs.known import Known
 from ..inputs.unit_sizes import Facts, UnitFacts
 from ..swap_plan import SwapPlan
-from .known import Known
 from .options import Option, option_for, options
 from .tiers import HostRoom
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...layout.slab import align_up
+from ..inputs.slot_size import serving_bytes
 from ..inputs.unit_sizes import Facts, UnitFacts
 from ..swap_plan import PlannedUnit, SwapPlan, Tier
 from .budgets import Question
 from .options import Option
-from .slot_size import serving_bytes
 from .tiers import Staging
 
 

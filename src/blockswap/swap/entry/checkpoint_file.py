@@ -110,12 +110,12 @@ def plan_transformer(
     return plan_found(find_model(source_of(path), as_args(args), open_device(device), asked))
 
 
-def empty_transformer(path: str | os.PathLike[str], *, device: str | torch.device) -> Any:
+def empty_transformer(path: AnyPath, *, device: str | torch.device) -> Any:
     """The model that `open_transformer` would open, on the meta device in the dtypes it will have.
 
     Only headers are read. It can be given to `open_transformer` as its skeleton. Raises as it does.
     """
-    found = find_model(Source(path), as_args(None), open_device(device), Request())
+    found = find_model(source_of(path), as_args(None), open_device(device), Request())
     return found.model.live.root
 
 
