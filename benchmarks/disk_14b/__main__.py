@@ -1,7 +1,8 @@
-"""`python -m benchmarks.disk_14b [FOLDER]`."""
+"""Runs the benchmark: `python -m benchmarks.disk_14b [FOLDER]`."""
 
 import sys
 
-from benchmarks.disk_14b.run import main
+from benchmarks.beyond_ram.run import main
+from benchmarks.disk_14b.what import CASE
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(CASE, sys.argv[1:]))

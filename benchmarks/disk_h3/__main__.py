@@ -2,6 +2,7 @@
 
 import sys
 
-from benchmarks.disk_h3.run import main
+from benchmarks.beyond_ram.run import main
+from benchmarks.disk_h3.what import CASE
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(CASE, sys.argv[1:]))

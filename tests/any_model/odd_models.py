@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from odder_models import ODDER
+from stranger_models import STRANGER
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -173,6 +174,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
 
 
 ODD.update(ODDER)
+ODD.update(STRANGER)
 
 
 def odd(name: str) -> nn.Module:

@@ -144,3 +144,32 @@ def test_lists_are_named_in_blocks_and_in_block_lists(device: torch.device) -> N
         swap_blocks(odd("two lists"), BlockSwapArgs(blocks="erste:0"), device=device)
     with pytest.raises(ModelError, match=r"block_lists names 'erste', which is not there"):
         swap_blocks(odd("two lists"), BlockSwapArgs(block_lists=["erste"]), device=device)
+
+
+def test_a_wrapper_that_moves_whole_models_is_told_what_to_swap_instead(
+    sim_device: torch.device,
+) -> None:
+    expected = run(odd("interleaved").to(sim_device), sim_device)
+    wrapped = torch.nn.DataParallel(odd("interleaved"), device_ids=[sim_device])
+    args = BlockSwapArgs(blocks_to_swap=4)
+    with pytest.raises(
+        ModelError, match=r"DataParallel .* give the model inside it, model\.module"
+    ):
+        swap_blocks(wrapped, args, device=sim_device)
+    inside = wrapped.module.to("cpu")
+    with swap_blocks(inside, args, device=sim_device):
+        found = run(inside, sim_device)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("place", ["meta", "device"])
+def test_a_model_that_a_device_map_scattered_is_told_so(
+    place: str, sim_device: torch.device
+) -> None:
+    """accelerate refuses to move such a model: "call model.to('cpu')" would lead nowhere."""
+    model = odd("backwards")
+    model.layers[2].to(sim_device if place == "device" else "meta")
+    model.hf_device_map = {"layers.2": "disk", "": "cpu"}
+    words = r"layers\.2\..* device_map that keeps its parts on disk, cpu: load it without one"
+    with pytest.raises(ModelError, match=words):
+        swap_blocks(model, BlockSwapArgs(blocks_to_swap=4), device=sim_device)

@@ -67,6 +67,12 @@ def hook_registry(attributes: Mapping[str, Any]) -> Any | None:
     return attributes.get(_HOOK_REGISTRY)
 
 
+def mapped_places(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where a `device_map` put the parts of a model, each once; () where none was given."""
+    placed = attributes.get("hf_device_map") or {}
+    return tuple(dict.fromkeys(map(str, placed.values())))
+
+
 def merged_adapters(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     """The adapters that PEFT has merged into a layer, given its attributes."""
     return tuple(attributes.get("merged_adapters") or ())

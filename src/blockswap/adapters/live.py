@@ -8,6 +8,7 @@ the rest, large lookup tables are *tables*: a forward reads the rows that it ask
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 
@@ -15,6 +16,7 @@ from ..errors import ModelError
 from ..layout.values import ModelLayout, TensorSpec, UnitLayout
 from ..store.leaves import leaf_tensors, named_class, spec_of
 from ..store.places import Place
+from .diffusers_seam import mapped_places
 from .families import UnitModule, bare, unit_modules
 from .lookup import is_lookup_table
 
@@ -181,26 +183,40 @@ def refuse_unloaded(model: LiveModel, units: Collection[str] | None = None) -> N
 
     `units` names the units that matter; None means all.
     """
+    instead = _loaded_otherwise(model.root)
     for live in (*model.rest, *model.tables):
         if live.tensor.device.type == "meta":
-            raise ModelError(
-                f"{live.places[0].label} has no data (it is on the meta device): load the model's "
-                "weights first, or open its checkpoint with open_transformer"
-            )
+            _refuse_meta(live.places[0].label, instead)
     for unit in model.units:
         if units is not None and unit.layout.name not in units:
             continue
         for live in unit.tensors:
+            where = f"{unit.layout.name}.{live.spec.name}"
             for _, leaf in leaf_tensors(live.tensor):
-                if leaf.device.type == "cpu":
-                    continue
-                where = f"{unit.layout.name}.{live.spec.name}"
                 if leaf.device.type == "meta":
+                    _refuse_meta(where, instead)
+                if leaf.device.type != "cpu":
+                    moved = "call model.to('cpu') before swapping its blocks"
                     raise ModelError(
-                        f"{where} has no data (it is on the meta device): load the model's weights "
-                        "first, or open its checkpoint with open_transformer"
+                        f"{where} is on {leaf.device}, and weights are never copied back from a "
+                        f"device: {instead or moved}"
                     )
-                raise ModelError(
-                    f"{where} is on {leaf.device}, and weights are never copied back from a device:"
-                    " call model.to('cpu') before swapping its blocks"
-                )
+
+
+def _refuse_meta(label: str, instead: str) -> NoReturn:
+    known = "load the model's weights first, or open its checkpoint with open_transformer"
+    raise ModelError(f"{label} has no data (it is on the meta device): {instead or known}")
+
+
+def _loaded_otherwise(model: torch.nn.Module) -> str:
+    """What helps where a `device_map` keeps a model's parts in several places, else nothing.
+
+    Such a model cannot be moved to one place: its library refuses.
+    """
+    places = mapped_places(vars(model))
+    if len(places) < 2:
+        return ""
+    return (
+        f"the model was loaded with a device_map that keeps its parts on {', '.join(places)}: load "
+        "it without one, or with device_map='cpu'"
+    )

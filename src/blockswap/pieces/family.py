@@ -131,4 +131,4 @@ class Family(ABC):
 
     def run_model(self, root: Any, given: dict[str, Any], cut: Cut, loan: Loan) -> Any:
         """What the model's forward returns; blocks may write into what it lends them."""
-        raise NotImplementedError  # only asked where `has_model` says so
+        raise AssertionError(f"{type(self).__name__} knows no whole model: `has_model` says so")

@@ -16,7 +16,7 @@ from ..cache import cache_folder, load_json, write_json_atomically
 
 __all__ = ["cache_folder", "count", "counts", "library_versions", "remembered"]
 
-_SCHEMA = 2  # raised when the way of predicting changes, or what is written down
+_SCHEMA = 3  # raised when the way of predicting changes, or what is written down
 
 
 def library_versions(*names: str) -> dict[str, str]:

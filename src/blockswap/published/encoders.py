@@ -4,7 +4,10 @@ Meant are the config.json files of these models (Qwen/Qwen2.5-VL-7B-Instruct, Qw
 Qwen/Qwen3-VL-32B-Instruct, mistralai/Mistral-Small-3.2-24B-Instruct-2506, google/gemma-3-12b-it,
 google/byt5-small, google/t5-v1_1-xxl, openai/clip-vit-large-patch14), written down without them at
 hand: where such a folder is there, its own config is planned with instead. What is not stated is
-the default of the class.
+the default of the class. Checked: the parameters of each are, to the last one, as many as its
+files are said to hold (but for ByT5 and Qwen3-VL without its head, of which no count is known);
+Gemma's vision tower without a head and Mistral's head of its own are those of transformers' own
+conversion scripts.
 """
 
 from .record import Part
@@ -81,6 +84,7 @@ MISTRAL_SMALL_24B = Part(
     "Mistral3ForConditionalGeneration",
     {
         "model_type": "mistral3",
+        "tie_word_embeddings": False,
         "text_config": {
             "model_type": "mistral",
             "vocab_size": 131072,
@@ -126,6 +130,7 @@ GEMMA3_12B = Part(
             "num_attention_heads": 16,
             "patch_size": 14,
             "image_size": 896,
+            "vision_use_head": False,
         },
     },
 )

@@ -42,4 +42,5 @@ def empty_encoder(class_name: str, config: Mapping[str, Any], dtype: torch.dtype
     found = encoder_class(class_name, values)
     with _empty_weights():
         model = found._from_config(values, dtype=dtype)
+    model.tie_weights()  # parameters that are put on meta one by one are tied no more
     return model.eval().requires_grad_(False)

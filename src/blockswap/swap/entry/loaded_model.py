@@ -123,7 +123,7 @@ def share_models(
     with ranks.together("check what was asked"):
         wanted, where = as_args(args), open_device(device)
         for model in models:
-            _refuse_no_module(model)
+            _refuse_other(model)
             refuse_swapped(model)
     weights = [share_weights(model, ranks, block_lists=wanted.block_lists) for model in models]
     return ranks, weights, Asked(wanted, where, workload)
@@ -150,7 +150,7 @@ def find_loaded(
     loras: tuple[Lora, ...] = (),
 ) -> LoadedModel:
     """A loaded model's units and what a plan for it is made of. Raises as `swap_blocks`."""
-    _refuse_no_module(model)
+    _refuse_other(model)
     refuse_swapped(model)
     live = describe_module(model, wanted.block_lists)
     refuse_unloaded(live)
@@ -297,9 +297,15 @@ def refuse_loras_on_ranks(loras: Sequence[Any] | None) -> None:
         )
 
 
-def _refuse_no_module(model: object) -> None:
+def _refuse_other(model: object) -> None:
+    """Raises ModelError for what is no module, and for a wrapper that moves whole ones."""
     if not isinstance(model, torch.nn.Module):
         raise ModelError(
             f"a {type(model).__name__} was given to swap: give the transformer itself, a "
             "torch.nn.Module (of a pipeline: pipe.transformer)"
+        )
+    if isinstance(model, torch.nn.DataParallel) and model.device_ids:
+        raise ModelError(
+            "a DataParallel was given to swap, which wants the whole model on its first device in "
+            "every forward: give the model inside it, model.module.to('cpu'), and run that"
         )
