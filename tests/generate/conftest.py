@@ -1,19 +1,19 @@
 """Fixtures of whole videos: pipelines on disk, and what diffusers itself makes of them."""
 
-import gc
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from single_files import write
 from tiny_pipelines import SAVED_AS, save
 
 from blockswap.cache import cache_folder
 from blockswap.plan.inputs.machine import Machine
 from blockswap.plan.inputs.margin import NO_MARGIN
+from device_limit import limit
+
+__all__ = ["limit"]
 
 
 @pytest.fixture(scope="session")
@@ -41,23 +41,3 @@ def machine() -> Machine:
 def no_embeddings() -> None:
     """No test finds embeddings that another has kept; figures of models are the same for all."""
     shutil.rmtree(cache_folder() / "embeddings", ignore_errors=True)
-
-
-@pytest.fixture
-def limit(sim_device: Any, sim_module: Any, monkeypatch: Any) -> Iterator[Callable[[int], None]]:
-    """Gives the simulated accelerator this many bytes beside those that it holds now."""
-    from blockswap.plan.choice import budgets
-    from blockswap.plan.correction import promotion
-
-    monkeypatch.setattr(budgets, "LEAST_RESERVE_BYTES", 0)
-    monkeypatch.setattr(promotion, "LEAST_HEADROOM_BYTES", 0)
-
-    def set_limit(nbytes: int | None) -> None:
-        gc.collect()
-        torch.accelerator.empty_cache()
-        held = sim_module.counters().device_bytes
-        extra = {} if nbytes is None else {"capacity": held + nbytes}
-        sim_module.configure(races="raise", poison=True, **extra)
-
-    yield set_limit
-    set_limit(None)

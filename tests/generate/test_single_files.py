@@ -36,12 +36,8 @@ from blockswap.plan.inputs.machine import Machine
 from llama_cpp_files import write_encoder
 
 FORMATS = ("bf16", "fp8_scaled", "gguf")
-# In CI each model, each format, and each format of T2V; `make every-video` runs the others, too.
-ON_CPU = [
-    *(("t2v", kind) for kind in (*FORMATS, "experts")),
-    ("i2v-clip", "gguf"),
-    ("ti2v", "bf16"),
-]
+# In CI each kind of model and each format on either device; `make every-video` runs all pairs.
+ON_CPU = [("t2v", "fp8_scaled"), ("t2v", "gguf"), ("i2v-clip", "gguf"), ("ti2v", "bf16")]
 ON_DEVICE = [
     ("t2v", "fp8_scaled"),
     ("i2v-experts", "gguf"),

@@ -25,8 +25,8 @@ class VideoRequest:
     is a reference for VACE), `last_image` ends it, `video` is what it follows. `tiled` asks for the
     VAE's tiles; None leaves that to the budget. `loras` are files and strengths, for every
     transformer; `loras_high` and `loras_low` those of one expert alone. `chunk_tokens` is that of
-    `BlockSwapArgs`;
-    every `preview_every` steps the first frame is drawn (0: never). Raises ArgsError.
+    `BlockSwapArgs`; every `preview_every` steps the first frame is drawn (0: never). Raises
+    ArgsError.
     """
 
     prompts: tuple[str, ...]
