@@ -63,10 +63,10 @@ disk-14b: $(VENV)/.ready
 disk-h3: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.disk_h3 $(FOLDER)
 
-# Every format x model x LoRA x caller x store x residency x device (hours), and LoRAs changed a hundred
-# times in each store; CI runs a pairwise choice of them.
+# Every format x model x LoRA x caller x store x device (half an hour; what streams alternates), and LoRAs
+# changed a hundred times in each store; CI runs a pairwise choice of them.
 test-formats: $(VENV)/.ready
-	BLOCKSWAP_FORMATS=all $(TEST) -n 2 -q tests/formats tests/engine/test_lora_changes.py
+	BLOCKSWAP_FORMATS=all $(TEST) -n 2 --dist loadgroup -q tests/formats tests/engine/test_lora_changes.py
 
 # Every transformer class of diffusers x device x list, count, automatic; CI runs a pairwise choice.
 test-any-model: $(VENV)/.ready

@@ -6,19 +6,26 @@ put before, and takes (N - 1) / N of the bytes over `gather` bytes a second.
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import simaccel as sim
 from blockswap import BlockSwapArgs
 from blockswap.layout.shares import Shares
-from blockswap.stream.device import open_device
+from blockswap.ranks.reading import ReadAlone
+from blockswap.store.landing import Landing
+from blockswap.stream.device import host_buffer, open_device
 from blockswap.stream.units.transfer import Transfer
 from blockswap.swap.assembly.brought_parts import BroughtParts, Runs
 from blockswap.swap.assembly.parts import Parts
 from blockswap.swap.assembly.unit_store import OwnMemory
+from blockswap.swap.entry.checkpoint_file import Request, find_model
+from blockswap.swap.entry.host_library import Source
 from blockswap.swap.entry.loaded_model import find_loaded, swap_loaded
+from blockswap.swap.opening import found_model
 from blockswap.swap.opening.from_memory import UNLIMITED
 from blockswap.swap.running.handle import Swap
 
@@ -75,6 +82,49 @@ class _Cutting(BroughtParts):
         others: Any = self.gathers.companions
         others.slabs[unit[0]] = self.whole  # type: ignore[attr-defined]
         return super().transfer(own, whole, unit, *rest)
+
+
+class _CuttingFile(BroughtParts):
+    """The same for units in their file."""
+
+    def transfer(
+        self, own: Transfer, whole: Transfer, unit: tuple[str, int], *rest: Any
+    ) -> Transfer:
+        source: Any = whole._source  # type: ignore[attr-defined]
+        memory = host_buffer(whole.copied_bytes)
+        landing = Landing.at(memory.data_ptr())
+        for piece in source.pieces(landing):
+            piece()
+        source.settle(landing)
+        others: Any = self.gathers.companions
+        others.slabs[unit[0]] = memory.to("sim")
+        return super().transfer(own, whole, unit, *rest)
+
+
+def opened(
+    path: Path,
+    skeleton: torch.nn.Module,
+    args: BlockSwapArgs,
+    others: Others,
+    monkeypatch: pytest.MonkeyPatch,
+) -> torch.nn.Module:
+    """`open_transformer(path, args, device="sim", mesh=...)` as one of the ranks."""
+    device = open_device("sim")
+
+    def in_parts(parts: Parts, *_: Any) -> Parts:
+        parts.pool.fill_with(others)
+        gathers = parts.pool.gathers
+        assert gathers is not None
+        tiers = frozenset(("disk",))  # units in memory come whole: of ranks there are other tests
+        return replace(parts, brought=_CuttingFile(gathers, gathers.number(), tiers))
+
+    monkeypatch.setattr(found_model, "in_parts", in_parts)
+    monkeypatch.setattr(found_model, "ReadByOne", lambda _, device: ReadAlone(device))
+    found = find_model(Source(path), args, device, Request(skeleton=skeleton))
+    facts = replace(found.basis.facts, ranks=others.parts)
+    found = replace(found, basis=replace(found.basis, facts=facts))
+    ranks: Any = object()
+    return found_model.open_found(found, found.basis.plan(), device, spare_ram=0, ranks=ranks)
 
 
 def swapped(model: torch.nn.Module, args: BlockSwapArgs, others: Others) -> Swap:

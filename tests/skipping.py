@@ -1,6 +1,7 @@
 """diffusers' hooks that skip blocks or parts of them, by name; each is given a clip's steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from diffusers.hooks import (
@@ -58,3 +59,24 @@ SKIPPING: dict[str, Callable[[Any, int], None]] = {
     "taylorseer": _taylor,
     "layer skip": _layers,
 }
+
+
+def clip(
+    model: Any, run: Callable[[int], Any], *, steps: Iterable[int], passes: int, hooked: bool
+) -> Iterator[Any]:
+    """What `run(seed)` returns at each step, and again without the prompt, say, with two `passes`.
+
+    Not `hooked`: no hook is there yet, and diffusers would keep a list of none.
+    """
+    for step in steps:
+        for name in ("cond", "uncond")[:passes]:
+            with model.cache_context(name) if hooked else nullcontext():
+                yield run(7 * step + len(name))
+
+
+def unhook(model: Any) -> None:
+    """Takes off what the callers above hung on a model."""
+    for module in model.modules():
+        registry = vars(module).pop("_diffusers_hook", None)
+        for name in reversed(registry._hook_order[:] if registry else ()):
+            registry.remove_hook(name, recurse=False)

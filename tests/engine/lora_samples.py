@@ -7,6 +7,7 @@ from diffusers import WanTransformer3DModel
 from peft import LoHaConfig, LoKrConfig, LoraConfig
 from peft.tuners.loha.layer import Linear as LoHaLinear
 from peft.tuners.lokr.layer import Linear as LoKrLinear
+from peft.tuners.lora.layer import Conv3d as LoraConv
 from peft.tuners.lora.layer import Linear as LoraLinear
 from safetensors.torch import save_file
 
@@ -146,7 +147,8 @@ def _merge(linear, ends, strength):
     if "lora_A.weight" in ends:
         rank = ends["lora_A.weight"].shape[0]
         dora = "dora_scale" in ends
-        layer = LoraLinear(
+        made = LoraLinear if linear.weight.dim() == 2 else LoraConv
+        layer = made(
             linear, "a", LoraConfig(use_dora=dora), r=rank, lora_alpha=alpha or rank, use_dora=dora
         )
         layer.lora_A["a"].weight.copy_(ends["lora_A.weight"])

@@ -5,6 +5,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blockswap.layout.shares import Shares, side_by_side
 from blockswap.store.file_slab import (
     JOIN_GAP_BYTES,
     LEAST_ALIGNMENT,
@@ -12,6 +13,7 @@ from blockswap.store.file_slab import (
     Extent,
     FileSlab,
     file_slab,
+    part_of,
 )
 
 
@@ -117,3 +119,39 @@ def test_a_leaf_that_needs_less_stays_where_it_is_read_and_takes_no_less_room() 
     assert file_slab(lenient).moves == ()
     assert file_slab(lenient).slab.offsets == (8, 4096)
     assert file_slab(lenient).slab.nbytes == file_slab(strict).slab.nbytes
+
+
+@settings(deadline=None, max_examples=60)
+@given(extents(), st.integers(2, 5), st.sampled_from([64, 256, SECTOR]))
+def test_parts_that_ranks_read_are_together_the_slab(
+    given_extents: list[Extent], ranks: int, alignment: int
+) -> None:
+    """Each reads for no more bytes of the file than its own, and lays them as a whole read does."""
+    whole = file_slab(given_extents)
+    shares = Shares(whole.slab.nbytes, ranks, alignment)
+    memory, read = bytearray(whole.slab.nbytes), []
+    for rank in range(ranks):
+        spans = side_by_side(shares.own(rank))
+        part, own = part_of(whole, given_extents, spans)
+        laid = fill(part)
+        for start, size in spans:
+            memory[start : start + size] = laid[start : start + size]
+        read.append(sum(extent.nbytes for extent in own))
+        assert sum(extent.nbytes for extent in own) <= sum(size for _, size in spans)
+        # What is added up of a read lies in it, and a sector is read once.
+        for extent in own:
+            assert any(
+                run.shard == extent.shard
+                and run.offset <= extent.offset
+                and extent.offset + extent.nbytes <= run.offset + run.needed
+                for run in part.runs
+            )
+        sectors = [run.offset + at for run in part.runs for at in range(0, run.nbytes, SECTOR)]
+        shards = [run.shard for run in part.runs for _ in range(0, run.nbytes, SECTOR)]
+        assert len(set(zip(shards, sectors, strict=True))) == len(sectors)
+    for extent, offset in zip(given_extents, whole.slab.offsets, strict=True):
+        wanted = bytes(byte_at(extent.shard, extent.offset + i) for i in range(extent.nbytes))
+        assert bytes(memory[offset : offset + extent.nbytes]) == wanted
+    tails = shares.tail_bytes * (ranks - 1)
+    nbytes = sum(extent.nbytes for extent in given_extents)
+    assert nbytes <= sum(read) <= nbytes + tails

@@ -3,35 +3,26 @@
 With LoRAs that are merged: tests/formats/test_matrix.py.
 """
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from lora_samples import adapter, forward, reference, saved, spelled
 from test_loras_merged import BF16, opened
 
 from pairs import pairwise
-from skipping import SKIPPING
+from skipping import SKIPPING, clip
 
 STEPS = 6
 CASES = pairwise(
     device=("cpu", "sim-eager", "sim-lazy"), caller=tuple(SKIPPING),
-    passes=("one", "two"),
+    passes=(1, 2),
 )  # fmt: skip
 
 
-def outputs(model, device, passes, *, cached=True):
-    """The steps of a clip; with two passes each step runs with and without the prompt, say.
+def outputs(model, device, passes, *, hooked=True):
+    def run(seed):
+        return forward(model, device, BF16, seed=seed)
 
-    Not `cached`: no hook is there yet, and diffusers would keep a list of none.
-    """
-    found = []
-    for step in range(STEPS):
-        for context in ("cond", "uncond")[: 1 + (passes == "two")]:
-            with model.cache_context(context) if cached else nullcontext():
-                seed = 10 * step + len(context)
-                found.append(forward(model, device, BF16, seed=seed))
-    return found
+    return list(clip(model, run, steps=range(STEPS), passes=passes, hooked=hooked))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +45,7 @@ def test_a_caller_that_skips(device, tmp_path, case):
         each.load_lora_adapter(dict(tensors), adapter_name="a", prefix="transformer")
         each.set_adapters(["a"], [0.5])
     whole.to(device)
-    plain = outputs(whole, device, case["passes"], cached=False)
+    plain = outputs(whole, device, case["passes"], hooked=False)
     for each in (whole, model):
         SKIPPING[case["caller"]](each, STEPS)
     want = outputs(whole, device, case["passes"])

@@ -8,8 +8,8 @@ import torch
 from cases import expect_refusal
 from diffusers.hooks import FirstBlockCacheConfig
 from lora_samples import adapter, forward, reference, saved, spelled, write
+from seams import collect_pools, wait_for_readers
 from test_loras_merged import ARGS, BF16, opened
-from torch._dynamo.testing import CompileCounter
 
 from blockswap import (
     BlockSwapArgs,
@@ -145,6 +145,28 @@ def test_one_expert_changes_in_the_slots_that_both_share(sim_device, sim, tmp_pa
         model.blockswap.close()
 
 
+@pytest.mark.parametrize("changed", [(0,), (1,), (0, 1), (1, 0)])
+def test_who_follows_is_said_of_the_new_engine(
+    sim_device, sim, tmp_path, files, changed, monkeypatch
+):
+    """`followed_by`, where one of both is opened anew since, or both."""
+    pools = collect_pools(monkeypatch)
+    folder = saved(tmp_path / "model", BF16)
+    models = open_experts(
+        [folder] * 2, {"blocks_to_swap": 3}, device=sim_device, loras=[loras_of(files, "a")] * 2
+    )
+    high, low = (model.blockswap for model in models)
+    high.followed_by(low, after=2)
+    for number in changed:
+        models[number].blockswap.set_loras([])
+    for early in (False, True):
+        forward(models[0], sim_device, BF16)
+        wait_for_readers(pools[-1])
+        assert (low.measured().counters.copies > 0) == early
+    for swap in (high, low):
+        swap.close()
+
+
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_what_does_not_fit_leaves_everything_as_it_was(
     sim_device, sim, tmp_path, files, store, monkeypatch
@@ -208,22 +230,6 @@ def test_what_others_hung_on_the_model_stays(sim_device, sim, tmp_path, files):
     assert all(map(torch.equal, steps(model), want))
     assert torch.accelerator.memory_allocated() <= held
     model.blockswap.close()
-
-
-def test_compiled_blocks_stay_one_graph(tmp_path, files):
-    folder, cpu = saved(tmp_path / "model", BF16), torch.device("cpu")
-    torch._dynamo.reset()
-    counter = CompileCounter()
-    model = opened("disk", folder, BF16, cpu, loras_of(files, "a"))
-    for block in model.blocks:
-        block.compile(backend=counter)
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for names in ("a", "b", "", "c"):
-            model.blockswap.set_loras(loras_of(files, names))
-            assert torch.equal(forward(model, cpu, BF16), wanted(folder, files, names, cpu))
-    assert counter.frame_count == 1
-    model.blockswap.close()
-    torch._dynamo.reset()
 
 
 def test_where_no_lora_is_merged_it_says_what_to_do(tmp_path, files):

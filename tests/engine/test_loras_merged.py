@@ -64,6 +64,38 @@ def test_equal_to_pefts_merge(device, tmp_path, case):
     model.blockswap.close()
 
 
+DIFFERENCES = {
+    "blocks.0.attn2.norm_k.weight": "w_norm", "blocks.1.norm2.bias": "b_norm",
+    "blocks.2.norm2.weight": "diff", "blocks.0.ffn.net.2.bias": "diff_b",
+    "blocks.2.scale_shift_table": "diff", "patch_embedding.bias": "diff_b",
+}  # fmt: skip
+
+
+def test_what_is_no_linear_layers_weight(device, tmp_path):
+    """The patch embedding's convolution, and differences of norms, biases and tables."""
+    draw = torch.Generator().manual_seed(5)
+    shapes = {"lora_A.weight": (4, 16, 1, 2, 2), "lora_B.weight": (64, 4, 1, 1, 1)}
+    conv = {end: torch.randn(shape, generator=draw) * 0.2 for end, shape in shapes.items()}
+    wanted = {**adapter("alpha", 3), "patch_embedding": {**conv, "alpha": torch.tensor(3.0)}}
+    folder = saved(tmp_path / "model", FP32)
+    whole = reference(folder, [(wanted, 0.7)], FP32)
+    differences = {}
+    with torch.no_grad():
+        for name, end in DIFFERENCES.items():
+            own = whole.get_parameter(name)
+            added = torch.randn(own.shape, generator=draw) * 0.2
+            own += added * 0.7
+            layer = name.removesuffix(".weight").removesuffix(".bias")
+            differences.setdefault(layer, {})[end] = added
+    path = write(tmp_path / "a.safetensors", {**wanted, **differences, "patch_embedding": {
+        **wanted["patch_embedding"], **differences["patch_embedding"]}})  # fmt: skip
+    want = forward(whole.to(device), device)
+    model = opened("disk", folder, FP32, device, [(path, 0.7)])
+    for _ in range(2):
+        assert torch.equal(forward(model, device), want)
+    model.blockswap.close()
+
+
 @pytest.mark.parametrize("store", ["memory", "disk", "ram"])
 def test_bytes_are_the_plans_to_the_byte(sim_device, sim, tmp_path, store):
     """Factors, decode buffer and scratch: all of it is in the plan; nothing comes on top."""

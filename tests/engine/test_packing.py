@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from blockswap.layout.slab import LEAF_ALIGNMENT, align_up
 from blockswap.layout.values import Leaf, TensorSpec, UnitLayout
-from blockswap.store.arena import Arena
+from blockswap.store.arena import Arena, pageable
 from blockswap.store.packing import MAX_RUNS, Packing, pack_arena
 
 
@@ -116,7 +116,7 @@ def test_every_leaf_keeps_its_bytes_in_the_arena(
     sizes: list[list[int]], limit: int, budget: int
 ) -> None:
     units = units_of(sizes)
-    arena = Arena(units, lender=FakeLender(limit), pin_budget=budget)
+    arena = Arena(units, lender=FakeLender(limit), pin_budget=budget, unpinned=pageable)
     views = [arena.take(index) for index in range(len(units))]
     for number, leaves in enumerate(views):
         for position, view in enumerate(leaves):

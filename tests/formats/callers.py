@@ -1,13 +1,12 @@
 """Who calls a model: plainly, with guidance, or through a cache that skips blocks or parts."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from files import inputs
 
-from skipping import SKIPPING
+from skipping import SKIPPING, clip
 
 STEPS = 4
 # Hooks that skip; None: the model is called as it is.
@@ -23,12 +22,15 @@ def steps(
     model: Any, kind: str, device: torch.device, caller: str, count: int = STEPS, first: int = 0
 ) -> Iterator[torch.Tensor]:
     """Outputs of `count` steps of a clip, from step `first` on."""
+
+    def run(seed: int) -> torch.Tensor:
+        with torch.no_grad():
+            output: torch.Tensor = model(**_inputs(kind, device, caller, seed))[0].cpu()
+        return output
+
+    passes = 2 if caller == "two passes" else 1
     hooked = CALLERS[caller] is not None
-    passes = ("cond", "uncond") if caller == "two passes" else ("cond",)
-    for step in range(first, first + count):
-        for name in passes:
-            with model.cache_context(name) if hooked else nullcontext(), torch.no_grad():
-                yield model(**_inputs(kind, device, caller, 7 * step + len(name)))[0].cpu()
+    return clip(model, run, steps=range(first, first + count), passes=passes, hooked=hooked)
 
 
 def _inputs(kind: str, device: torch.device, caller: str, seed: int) -> dict[str, Any]:

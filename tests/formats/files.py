@@ -1,5 +1,6 @@
 """Small Wan models in every format as files, and beside each the plain model that it stands for."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -38,11 +39,17 @@ def build(model: str) -> Any:
     return made(**_SIZES, **MODELS[model]).eval()
 
 
+@functools.cache
+def without_data(model: str) -> Any:
+    with torch.device("meta"):
+        return build(model)
+
+
 def weights(model: str) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(11)
     return {
         name: torch.rand(tensor.shape, generator=draw).sub_(0.5).mul_(0.3)
-        for name, tensor in build(model).state_dict().items()
+        for name, tensor in without_data(model).state_dict().items()
     }
 
 
@@ -69,7 +76,7 @@ class Shelf:
         if key not in self._models:
             self._make(name, model)
             folder = self._folder / name / f"{model}-plain"
-            made: Any = type(build(model))
+            made: Any = type(without_data(model))
             loaded = made.from_pretrained(folder, torch_dtype=torch.bfloat16)
             self._models[key] = loaded.to(device)
         return self._models[key]
@@ -86,7 +93,7 @@ class Shelf:
             return
         for folder in (stored, plain):
             folder.mkdir(parents=True)
-            build(model).save_config(folder)
+            without_data(model).save_config(folder)
         write = _write_gguf if name.startswith("gguf-") else _write
         reference = (_write_plain if name in PLAIN else write)(stored, name, model)
         save_file(reference, plain / "diffusion_pytorch_model.safetensors")
@@ -129,7 +136,9 @@ def kind_of(name: str, key: str) -> str:
 
 
 def _write_gguf(folder: Path, name: str, model: str) -> dict[str, torch.Tensor]:
-    writer = gguf.GGUFWriter(folder / "model.gguf", "wan")
+    # The mixed one is split into several files.
+    parts = 40 if name == "gguf-mixed" else 0
+    writer = gguf.GGUFWriter(folder / "model.gguf", "wan", split_max_tensors=parts)
     writer.add_quantization_version(2)
     reference = {}
     for key, tensor in weights(model).items():

@@ -1,15 +1,18 @@
 """LoRA files for the small models of this folder, and PEFT's own layers that merge them."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from files import build
+from files import without_data
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
 from safetensors.torch import save_file
 
+# Each LoRA as a file, with its strength, for a kind of model.
+LoraFiles = Callable[[str], dict[str, tuple[Path, float]]]
 LAYERS = ("blocks.0.attn1.to_q", "blocks.1.ffn.net.2", "blocks.2.attn2.to_v", "proj_out")
 # By name: strength, whether it is a DoRA, seed, rank.
 FILES: dict[str, tuple[float, bool, int, int]] = {
@@ -27,11 +30,10 @@ LORAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+@functools.cache
 def factors(model: str, name: str) -> dict[str, dict[str, torch.Tensor]]:
     _, dora, seed, rank = FILES[name]
-    draw, made = torch.Generator().manual_seed(seed), {}
-    with torch.device("meta"):
-        empty = build(model)
+    draw, made, empty = torch.Generator().manual_seed(seed), {}, without_data(model)
     for layer in LAYERS:
         out, inside = empty.get_submodule(layer).weight.shape
         made[layer] = {
@@ -55,21 +57,27 @@ def write_loras(folder: Path, model: str) -> dict[str, tuple[Path, float]]:
 
 
 @torch.no_grad()
-def merge_into(model: Any, stored: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
+def merge_into(
+    model: Any,
+    stored: Mapping[str, torch.Tensor],
+    names: Sequence[str],
+    strengths: Sequence[float] | None = None,
+) -> None:
     """Merges LoRAs into weights as they are `stored`, in fp32, then casts once."""
-    if not names:
-        return
     kind = "vace" if hasattr(model, "vace_blocks") else "t2v"
     for layer in LAYERS:
         weight = stored[f"{layer}.weight"].to(torch.float32, copy=True)
-        for name in names:
-            _merge(weight, factors(kind, name)[layer], name)
+        own_strengths = [FILES[name][0] for name in names]
+        for name, strength in zip(names, strengths or own_strengths, strict=True):
+            _merge(weight, factors(kind, name)[layer], name, strength)
         own = model.get_submodule(layer).weight
         own.data.copy_(weight)
 
 
-def _merge(weight: torch.Tensor, parts: Mapping[str, torch.Tensor], name: str) -> None:
-    strength, dora, _, rank = FILES[name]
+def _merge(
+    weight: torch.Tensor, parts: Mapping[str, torch.Tensor], name: str, strength: float
+) -> None:
+    _, dora, _, rank = FILES[name]
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight.copy_(weight)
     layer = Linear(linear, "a", LoraConfig(use_dora=dora), r=rank, lora_alpha=rank, use_dora=dora)

@@ -42,6 +42,7 @@ KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight"}
 SPELLED = {
     "original": low(f"diffusion_model.{Q}"),
     "with both prefixes": low(f"model.diffusion_model.{Q}"),
+    "with a prefix twice": low(f"diffusion_model.diffusion_model.{Q}"),
     "diffusers": low("transformer.blocks.0.attn1.to_q"),
     "diffusers, old ends": low(
         "transformer.blocks.0.attn1.to_q", down="lora.down.weight", up="lora.up.weight"
@@ -77,6 +78,59 @@ def test_peft_has_its_alpha_beside_it(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     found = fit([open_lora(Lora(tmp_path, 0.5))], SHAPES, MODEL)
     assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale.value == 0.5 * 6 / 2**0.5
+
+
+NOT_PLAIN = {
+    "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, "takes a part out of the model's own"),
+    "OLoRA": ({"init_lora_weights": "olora"}, "takes a part out of the model's own"),
+    "QALoRA": ({"use_qalora": True}, "is not computed here"),
+    "an activated LoRA": ({"alora_invocation_tokens": [1, 2]}, "is not computed here"),
+    "transposed layers": ({"fan_in_fan_out": True}, "is not computed here"),
+    "repeated layers": ({"layer_replication": [[0, 4], [2, 5]]}, "is not computed here"),
+    "another adapter": ({"peft_type": "OFT"}, "its adapter is 'OFT'"),
+    "a DoRA without magnitudes": ({"use_dora": True}, "no magnitude"),
+    "an expression": ({"alpha_pattern": {r"blocks\.\d+\.attn1": 4}}, "only names of layers"),
+    "no alpha": ({"lora_alpha": None}, "has the alpha None"),
+    "a word for an alpha": ({"lora_alpha": "8"}, "has the alpha '8'"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_PLAIN.values(), ids=NOT_PLAIN)
+def test_what_peft_says_and_is_not_computed_here_is_refused(tmp_path, case):
+    said, words = case
+    save_file(low("base_model.model.blocks.0.attn1.to_q"), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6, **said}))
+    with pytest.raises(CheckpointError, match=words) as refused:
+        open_lora(Lora(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_peft_scales_two_whole_factors_by_the_rank_that_it_states(tmp_path):
+    layer = "base_model.model.blocks.0.attn1.to_q"
+    tensors = {f"{layer}.lokr_w1": torch.ones(2, 2), f"{layer}.lokr_w2": torch.ones(4, 4)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LOKR",
+        "alpha": 6,
+        "r": 8,
+        "rank_pattern": {r"^blocks\.0\.attn1\.to_q$": 4},
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = fit([open_lora(Lora(tmp_path))], SHAPES, MODEL)
+    assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale.value == 6 / 4
+
+
+def test_a_note_on_the_text_encoder_alone_says_nothing_of_the_transformer(tmp_path):
+    note = json.dumps({"text_encoder.lora_alpha": 8, "text_encoder.r": 4})
+    found = fitted(tmp_path, low(Q), metadata={"lora_adapter_metadata": note})
+    assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale.value == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_an_alpha_of_any_dtype_is_one_number(tmp_path, dtype, shape):
+    found = fitted(tmp_path, {**low(Q), f"{Q}.alpha": torch.full(shape, 3, dtype=dtype)})
+    assert additions(found, "blocks.0.attn1.to_q.weight")[0].scale.value == 1.5
 
 
 def test_diffusers_notes_the_alpha_in_the_header(tmp_path):
@@ -139,10 +193,44 @@ REFUSED = {
     "half a LoRA": (
         {f"{Q}.lora_A.weight": torch.ones(2, 8)}, CheckpointError, "'down'", "no whole LoRA",
     ),
-    "a convolution": (
+    "a convolution by a convolution": (
+        {"patch_embedding.lora_A.weight": torch.ones(2, 4, 1, 1, 1),
+         "patch_embedding.lora_B.weight": torch.ones(8, 2, 1, 2, 2)},
+        GeometryError, "of one point",
+    ),
+    "a convolution's DoRA": (
         {"patch_embedding.lora_A.weight": torch.ones(2, 4, 1, 2, 2),
-         "patch_embedding.lora_B.weight": torch.ones(8, 2, 1, 1, 1)},
-        GeometryError, "convolutions",
+         "patch_embedding.lora_B.weight": torch.ones(8, 2, 1, 1, 1),
+         "patch_embedding.dora_scale": torch.ones(8)},
+        CheckpointError, "each of 8 rows",
+    ),
+    "a linear layer's factors as a convolution's": (
+        {f"{Q}.lora_down.weight": torch.ones(2, 8, 1, 1),
+         f"{Q}.lora_up.weight": torch.ones(8, 2, 1, 1)}, GeometryError, "convolutions",
+    ),
+    "LoCon in Tucker form": (
+        {**low(Q, **KOHYA), f"{Q}.lora_mid.weight": torch.ones(2, 2, 1, 1)},
+        CheckpointError, "LoCon",
+    ),
+    "a transposed difference": ({"blocks.0.ffn.0.diff": torch.ones(8, 16)},
+                                GeometryError, "another size", "[8, 16]"),
+    "an alpha in another spelling": (
+        {**low(Q), "lora_unet_blocks_0_self_attn_q.alpha": torch.tensor(1.0)},
+        GeometryError, "twice", "lora_unet_blocks_0_self_attn_q",
+    ),
+    "queries, keys and values in one": (
+        low("lora_unet_blocks_0_self_attn_qkv", 24, **KOHYA), GeometryError, "2 of 2 tensors",
+    ),
+    "a text encoder's beside it": (
+        {**low(Q), **low("lora_te_encoder_block_0_layer_0_SelfAttention_q", **KOHYA)},
+        GeometryError, "2 of 4 tensors", "lora_te_", "partial=True",
+    ),
+    "scaled fp8": (
+        {**low(Q), f"{Q}.lora_A.weight_scale": torch.ones(())}, CheckpointError, "weight_scale",
+    ),
+    "two adapters in one file": (
+        {**low(Q, down="lora_A.a.weight", up="lora_B.a.weight"),
+         **low(Q, down="lora_A.b.weight", up="lora_B.b.weight")}, CheckpointError, "no adapter's",
     ),
     "columns of a DoRA": (
         {**low("blocks.0.ffn.0", 16, 8), "blocks.0.ffn.0.dora_scale": torch.ones(1, 8)},

@@ -42,7 +42,8 @@ def values(said: list[Said]) -> list[Any]:
 
 def environment() -> dict[str, str]:
     """Of a rank: where it finds the tests' modules."""
-    paths = [str(HERE), str(TESTS), str(TESTS / "engine"), *sys.path]
+    rooms = [str(TESTS / room) for room in ("engine", "formats", "encoders")]
+    paths = [str(HERE), str(TESTS), *rooms, *sys.path]
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",

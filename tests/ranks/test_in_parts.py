@@ -26,15 +26,16 @@ def test_each_rank_copies_its_part_and_computes_as_one_process(
 @pytest.mark.parametrize("device", ["cpu", "sim-eager"])
 def test_two_experts_share_slots_and_gathers(sim_module: Any, device: str, tmp_path: Path) -> None:
     found = values(run_ranks(2, "experts", device=device, folder=str(tmp_path)))
-    for one in (source for rank in found for source in rank.values()):
+    for source, one in ((name, one) for rank in found for name, one in rank.items()):
         assert all(one["equal"])
         assert not one["said"]
         for number in range(2):
-            if device == "cpu":
+            if device == "cpu" and source != "in file":
                 assert one["gathers"][number] == one["copied"][number] == 0
             else:
                 assert one["gathers"][number] >= 3 * 4
-                assert one["planned"][number] < 0.7 * one["slabs"][number]
+                if device != "cpu":
+                    assert one["planned"][number] < 0.7 * one["slabs"][number]
                 assert one["copied"][number] >= 3 * one["planned"][number]
 
 

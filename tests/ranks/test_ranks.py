@@ -105,6 +105,7 @@ def test_a_rank_that_is_killed_takes_no_weights_with_it(when: str) -> None:
 
 
 LIST, COUNT, AUTOMATIC = {"blocks": "1-3"}, {"blocks_to_swap": 4}, None
+IN_FILE = {"ram_budget": 0}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,8 @@ LIST, COUNT, AUTOMATIC = {"blocks": "1-3"}, {"blocks_to_swap": 4}, None
                 ("vace", "data", "", AUTOMATIC, False),
                 ("diffusers", "data", "", COUNT, False),
                 ("vace", "data", "", LIST, True),
+                ("diffusers", "ulysses", "before", COUNT | IN_FILE, True),
+                ("vace", "data", "", LIST | IN_FILE, True),
                 ("diffusers", "ring", "before", AUTOMATIC, True),
             ],
         ),
@@ -126,7 +129,8 @@ LIST, COUNT, AUTOMATIC = {"blocks": "1-3"}, {"blocks_to_swap": 4}, None
             4,
             [
                 ("diffusers", "ulysses", "after", COUNT, False),
-                ("vace", "data", "", COUNT, True),
+                ("vace", "data", "", COUNT | IN_FILE, True),
+                ("diffusers", "ulysses", "before", LIST | IN_FILE, True),
                 ("diffusers", "ring", "before", LIST, True),
                 ("diffusers", "data", "", AUTOMATIC, True),
             ],

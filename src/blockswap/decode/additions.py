@@ -61,7 +61,10 @@ class Addition(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """`(up @ down) * scale`; stored are down `[rank, in]` and up `[out, rank]`."""
+    """`(up @ down) * scale`; stored are down `[rank, in]` and up `[out, rank]`.
+
+    A convolution's factors and weight are taken as such matrices.
+    """
 
     down: Shape
     up: Shape
@@ -81,10 +84,12 @@ class LowRank:
         self, stored: Sequence[torch.Tensor], delta: torch.Tensor, work: Sequence[torch.Tensor]
     ) -> Run:
         down, up = work
+        product = delta.view(up.shape[0], down.shape[1])
+        factors = [found.view(made.shape) for found, made in zip(stored, work, strict=True)]
 
         def run() -> None:
-            _widen(work, stored)
-            torch.mm(up, down, out=delta)
+            _widen(work, factors)
+            torch.mm(up, down, out=product)
             delta.mul_(self.scale.value)
 
         return run

@@ -5,7 +5,6 @@ finite number. The factors themselves are read later, by the engine, as the file
 """
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,12 @@ from ..errors import CheckpointError
 from ..layout.header import FileHeader, FileTensor, read_header
 from ..layout.quoting import quote, some
 from ..layout.stamp import verify_unchanged
-from ..layout.strictjson import JsonRefused, parse_object
 from ..paths import input_path
+from .peft_config import CONFIG_NAME, PeftConfig, peft_config
 from .request import Lora
 from .spelling import PEFT_PREFIX, foreign_adapter, layers_of
 
 _FOLDER_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
-_CONFIG_NAME = "adapter_config.json"
-_CONFIG_LIMIT = 1_000_000  # bytes
 _FACTOR_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -36,6 +33,7 @@ class Layer:
     path: str
     parts: Mapping[str, FileTensor]
     alpha: float | None
+    rank: float | None = None  # as PEFT states it; else the factors say it
     root_of_rank: bool = False  # rsLoRA divides by the root of the rank
 
 
@@ -53,21 +51,6 @@ class LoraFile:
     strength: Strength
 
 
-@dataclass(frozen=True, slots=True)
-class _Config:
-    """What PEFT's configuration says of alphas."""
-
-    alpha: float | None
-    by_layer: Mapping[str, float]
-    root_of_rank: bool
-
-    def alpha_of(self, path: str) -> float | None:
-        for name, alpha in self.by_layer.items():
-            if path == name or path.endswith(f".{name}"):
-                return alpha
-        return self.alpha
-
-
 def open_lora(asked: Lora) -> LoraFile:
     """Reads what a LoRA file holds, without its factors. Raises CheckpointError."""
     path = _file_of(input_path(asked.path))
@@ -81,15 +64,17 @@ def open_lora(asked: Lora) -> LoraFile:
             f"{path} was given as a LoRA, and {len(strange)} of its {len(tensors)} tensors are no "
             f"adapter's ({what}): give a LoRA, LoHa, LoKr, DoRA or difference in safetensors"
         )
-    config = _config(path, header)
+    config = peft_config(path, header, beside=path.name == _FOLDER_NAMES[0])
     alphas = _alphas(path, [parts["alpha"] for parts in layers.values() if "alpha" in parts])
     if config is None and not alphas and any(name.startswith(PEFT_PREFIX) for name in tensors):
         raise CheckpointError(
-            f"{path} is spelled as PEFT does, which keeps the alpha in {_CONFIG_NAME}, and there "
+            f"{path} is spelled as PEFT does, which keeps the alpha in {CONFIG_NAME}, and there "
             "is none beside it: put it there, or save the LoRA with its alphas"
         )
     found = tuple(_layer(name, parts, tensors, alphas, config) for name, parts in layers.items())
     _refuse_dtypes(path, found)
+    if config is not None and config.dora:
+        _refuse_no_dora(path, found)
     return LoraFile(asked, path.name, header, found, Strength(float(asked.strength)))
 
 
@@ -142,14 +127,14 @@ def _layer(
     parts: Mapping[str, str],
     tensors: Mapping[str, FileTensor],
     alphas: Mapping[str, float],
-    config: _Config | None,
+    config: PeftConfig | None,
 ) -> Layer:
     own = {part: tensors[name] for part, name in parts.items() if part != "alpha"}
     if "alpha" in parts:
         return Layer(path, own, alphas[parts["alpha"]])
     if config is None:
         return Layer(path, own, None)
-    return Layer(path, own, config.alpha_of(path), config.root_of_rank)
+    return Layer(path, own, config.alpha_of(path), config.rank_of(path), config.root_of_rank)
 
 
 def _alphas(path: Path, names: list[str]) -> dict[str, float]:
@@ -170,39 +155,14 @@ def _alphas(path: Path, names: list[str]) -> dict[str, float]:
     return found
 
 
-def _config(path: Path, header: FileHeader) -> _Config | None:
-    """PEFT's configuration, from diffusers' note in the header or the file beside this one."""
-    note = header.metadata.get("lora_adapter_metadata")
-    beside = path.parent / _CONFIG_NAME
-    try:
-        if note is not None:
-            given = parse_object(note.encode())
-            return _read_config(path, {k.removeprefix("transformer."): given[k] for k in given})
-        if path.name == _FOLDER_NAMES[0] and beside.is_file():
-            if os.stat(beside).st_size > _CONFIG_LIMIT:
-                raise CheckpointError(f"{beside} is too large for what it is: download it again")
-            return _read_config(beside, parse_object(beside.read_bytes()))
-    except JsonRefused as error:
-        raise CheckpointError(f"{path}: its adapter's configuration {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{beside} cannot be read ({error.strerror})") from error
-    return None
-
-
-def _read_config(path: Path, given: Mapping[str, Any]) -> _Config:
-    alpha, patterns = given.get("lora_alpha", given.get("alpha")), given.get("alpha_pattern") or {}
-    numbers = [alpha, *patterns.values()] if isinstance(patterns, dict) else [None]
-    for number in numbers:
-        fine = isinstance(number, (int, float)) and math.isfinite(number)
-        if number is not None and (not fine or isinstance(number, bool)):
-            raise CheckpointError(f"{path}: its configuration has the alpha {quote(number)}")
-    if given.get("fan_in_fan_out"):
-        raise CheckpointError(f"{path} was made for transposed layers, which Wan has none of")
-    return _Config(
-        alpha=None if alpha is None else float(alpha),
-        by_layer={str(name).lstrip("^"): float(value) for name, value in patterns.items()},
-        root_of_rank=bool(given.get("use_rslora")),
-    )
+def _refuse_no_dora(path: Path, layers: tuple[Layer, ...]) -> None:
+    """Where PEFT says that the adapter is a DoRA, each of its layers has a magnitude."""
+    for layer in layers:
+        if "up" in layer.parts and "magnitude" not in layer.parts:
+            raise CheckpointError(
+                f"{path} is said to be a DoRA, and {quote(layer.path)} has no magnitude: the file "
+                "is damaged, download it again"
+            )
 
 
 def _refuse_dtypes(path: Path, layers: tuple[Layer, ...]) -> None:

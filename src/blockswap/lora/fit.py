@@ -81,6 +81,8 @@ class _Found:
         """Adds a layer of file `number`; returns the keys that the model has no place for."""
         left = []
         own = set(layer.parts) - _BIAS_PARTS
+        if not layer.parts and (label := names.weight(layer.path)) is not None:
+            self._own(number, file, layer, label)  # an alpha: of factors in another spelling?
         for kinds, label, changes in (
             (own, names.weight(layer.path), weight_changes),
             (set(layer.parts) & _BIAS_PARTS, names.bias(layer.path), bias_changes),

@@ -76,7 +76,10 @@ def bias_changes(file: LoraFile, layer: Layer, shape: Shape, model: str) -> list
 
 
 def _low_rank(file: LoraFile, layer: Layer, shape: Shape, model: str) -> LowRank:
+    """Of a linear layer, or of a convolution whose second factor is a point."""
     down, up = layer.parts["down"].shape, layer.parts["up"].shape
+    if len(shape) > 2 and down[1:] == shape[1:] and up[2:] == (1,) * len(shape[2:]):
+        shape, down, up = map(_as_matrix, (shape, down, up))
     _check_linear(file, layer, shape, (down, up))
     _check_product(file, layer, (up, down), shape, model)
     return LowRank(down, up, _scale(file, layer, down[0]))
@@ -105,7 +108,8 @@ def _kronecker(file: LoraFile, layer: Layer, shape: Shape, model: str) -> Kronec
     if (rows * more_rows, columns * more_columns) != shape:
         _refuse_size(file, layer, (rows * more_rows, columns * more_columns), shape, model)
     ranks = [side[1][0] for side in (right, left) if len(side) == 2]
-    scale = _scale(file, layer, ranks[0]) if ranks else Scale(file.strength)
+    rank = ranks[0] if ranks else layer.rank
+    scale = Scale(file.strength) if rank is None else _scale(file, layer, rank)
     return Kronecker(left, right, scale)
 
 
@@ -116,7 +120,11 @@ def _difference(
     return Change(Merged(Difference(Scale(file.strength))), (tensor,))
 
 
-def _scale(file: LoraFile, layer: Layer, rank: int) -> Scale:
+def _as_matrix(shape: Shape) -> Shape:
+    return shape[0], math.prod(shape[1:])
+
+
+def _scale(file: LoraFile, layer: Layer, rank: float) -> Scale:
     alpha = float(rank) if layer.alpha is None else layer.alpha
     return Scale(file.strength, alpha, math.sqrt(rank) if layer.root_of_rank else rank)
 
@@ -133,8 +141,8 @@ def _check_linear(file: LoraFile, layer: Layer, shape: Shape, factors: Sequence[
     if len(shape) != 2 or any(len(factor) != 2 or 0 in factor for factor in factors):
         raise GeometryError(
             f"{file.label}: {layer.path} has an adapter for a linear layer's weight, and its "
-            f"factors or the model's weight ({list(shape)}) are none: adapters of convolutions "
-            "are not read"
+            f"factors or the model's weight ({list(shape)}) are none: of adapters of convolutions "
+            "a LoRA with lora_up of one point is read"
         )
 
 
@@ -154,13 +162,17 @@ def _check_product(
 def _check_whole(
     file: LoraFile, layer: Layer, tensor: FileTensor, shape: Shape, model: str
 ) -> None:
-    if tensor.shape != shape and math.prod(tensor.shape) != math.prod(shape):
+    if _without_ones(tensor.shape) != _without_ones(shape):
         _refuse_size(file, layer, tensor.shape, shape, model)
+
+
+def _without_ones(shape: Shape) -> Shape:
+    return tuple(size for size in shape if size != 1)
 
 
 def _check_magnitude(file: LoraFile, layer: Layer, shape: Shape) -> None:
     found = layer.parts["magnitude"].shape
-    if found not in (shape[:1], (shape[0], 1)):
+    if len(shape) != 2 or found not in (shape[:1], (shape[0], 1)):
         raise CheckpointError(
             f"{file.label}: {quote(layer.parts['magnitude'].name)} is {list(found)}, and a DoRA is "
             f"read with one magnitude for each of {shape[0]} rows: save it so, or merge it"

@@ -36,6 +36,8 @@ _ENDS = (
     (r"(?P<own>lokr_w[12](_[ab])?(?=$))", ""),
     (r"diff", "diff"),
     (r"diff_b", "diff_b"),
+    (r"w_norm", "diff"),
+    (r"b_norm", "diff_b"),
 )
 _KEYS = tuple((re.compile(rf"(?P<path>.+)\.{end}"), part) for end, part in _ENDS)
 # Adapters that are known and not read, by what marks their keys.
@@ -44,7 +46,6 @@ _FOREIGN = (
     (r"\.(oft_|boft_)", "an OFT adapter"),
     (r"\.(a1|a2|b1|b2)\.weight$", "a GLoRA"),
     (r"\.(lora_mid\.weight|hada_t[12]|lokr_t[12])$", "a LoCon for convolutions (Tucker form)"),
-    (r"\.(w_norm|b_norm)$", "a LyCORIS norm adapter"),
     (r"\.(lora_embedding_[AB])", "a LoRA of an embedding"),
     (r"\.(ia3_l|vera_lambda_[bd]|randlora_)", "an (IA)3, VeRA or RandLoRA adapter"),
     (r"\.(set_weight|reshape_weight)$", "a patch that replaces or reshapes weights"),

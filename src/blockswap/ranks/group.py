@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -19,6 +19,9 @@ from ..errors import ArgsError, BlockSwapError, StateError
 
 # A rank may still be loading a large model from a slow disk when the others are ready.
 WAIT_SECONDS = 600.0
+
+_TOLD = "blockswap_told"  # an attribute of errors: the other ranks know
+_Error = TypeVar("_Error", bound=Exception)
 
 # (ranks, backend, seconds of its timeout) -> what torch.distributed was then, and the group.
 _groups: dict[tuple[tuple[int, ...], str, float], tuple[Any, Any]] = {}
@@ -59,16 +62,20 @@ class Ranks:
         told = _exchange(self, what, (None, said))
         for rank, (refusal, _) in told.items():
             if refusal is not None:
-                raise StateError(f"rank {rank} refused, so that no rank goes on: {refusal}")
+                raise _told(StateError(f"rank {rank} refused, so that no rank goes on: {refusal}"))
         return {rank: value for rank, (_, value) in told.items()}
 
     @contextlib.contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """A step that may fail on one rank: then it has failed on all of them, in one sentence."""
+        """A step that may fail on one rank: then it has failed on all of them, in one sentence.
+
+        It may have such steps in it: each failure is told once.
+        """
         try:
             yield
-        except BlockSwapError as error:
-            _exchange(self, what, (str(error), None))
+        except Exception as error:
+            if _TOLD not in vars(error):
+                _exchange(self, what, (_sentence(_told(error)), None))
             raise
         self.agree(what, None)
 
@@ -141,11 +148,24 @@ def _exchange(ranks: Ranks, what: str, said: object) -> dict[int, Any]:
 
 
 def _missing(rank: int, ranks: tuple[int, ...], wait_seconds: float, what: str) -> StateError:
-    return StateError(
+    missing = StateError(
         f"rank {rank} was to {what} with ranks {', '.join(map(str, ranks))}, and one of them ended "
         f"or did not come within {wait_seconds:g} s: see what that rank says, then start all of "
         "them again"
     )
+    return _told(missing)
+
+
+def _told(error: _Error) -> _Error:
+    """The error, of which the other ranks know or cannot be told."""
+    vars(error)[_TOLD] = True
+    return error
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, BlockSwapError):
+        return str(error)
+    return f"{type(error).__name__} ({str(error).partition(chr(10))[0]})"
 
 
 def _place() -> str:

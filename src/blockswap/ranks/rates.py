@@ -1,5 +1,6 @@
 """How fast the ranks of a host copy over their links, all at once, and how fast they gather."""
 
+from math import inf
 from statistics import median
 from typing import Any
 
@@ -21,20 +22,23 @@ def measure(
     device: Device,
     ranks: Ranks,
     companions: CompanionRanks,
-    source: torch.Tensor,
+    source: torch.Tensor | None,
     target: torch.Tensor,
 ) -> RankRates:
     """Rates of the slowest rank. Every rank must call it, with as many bytes in its own tensors.
 
-    `source` is host memory that blocks are copied from, `target` device memory.
+    `source` is host memory that blocks are copied from, None where they compute where they are
+    read; `target` device memory.
     """
-    nbytes = min(source.numel(), target.numel(), MEASURED_BYTES)
+    nbytes = min(target.numel() if source is None else source.numel(), target.numel())
+    nbytes = min(nbytes, MEASURED_BYTES)
     part = nbytes // companions.parts // 256 * 256
     whole = target.narrow(0, 0, part * companions.parts)
     own = whole.narrow(0, companions.part * part, part)
 
     def copy() -> None:
-        whole.copy_(source.narrow(0, 0, whole.numel()), non_blocking=True)
+        if source is not None:
+            whole.copy_(source.narrow(0, 0, whole.numel()), non_blocking=True)
 
     def gather() -> None:
         companions.gather(whole, own, "a measurement")
@@ -47,7 +51,8 @@ def measure(
         ranks.agree("measure gathers", None)
         gathering = _seconds(device, stream, gather)
     arriving = part * (companions.parts - 1)
-    told = ranks.agree("compare rates", (whole.numel() / copying, arriving / gathering))
+    link = inf if source is None else whole.numel() / copying
+    told = ranks.agree("compare rates", (link, arriving / gathering))
     links, gathers = zip(*told.values(), strict=True)
     return RankRates(companions.parts, min(links), min(gathers))
 

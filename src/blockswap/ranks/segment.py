@@ -13,6 +13,7 @@ import torch
 
 from ..errors import PlanError, StateError
 from ..units import format_bytes
+from .group import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,4 +96,20 @@ def map_segment(address: Address, *, keep: bool = False) -> Segment:
         ) from error
     if not keep:
         segment.stop_offering()
+    return segment
+
+
+def agreed_segment(ranks: Ranks, maker: int, nbytes: int) -> Segment:
+    """A segment that all of `ranks` map, made by the `maker` of each host and offered no longer.
+
+    Every one of them must call it.
+    """
+    made: Segment | None = None
+    with ranks.together("make shared memory"):
+        if ranks.rank == maker:
+            made = make_segment(nbytes)
+    told = ranks.agree("find the shared memory", made.address if made else None)
+    with ranks.together("map the shared memory"):
+        segment = made or map_segment(told[maker])
+    segment.stop_offering()
     return segment

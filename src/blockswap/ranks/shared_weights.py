@@ -20,7 +20,7 @@ from ..layout.values import Leaf
 from ..store.leaves import leaf_tensors, rebuild, view_leaf
 from ..units import format_bytes
 from .group import Ranks
-from .segment import Segment, make_segment, map_segment
+from .segment import agreed_segment
 
 PAGE = 4096
 
@@ -94,7 +94,8 @@ def share_weights(
         for group in groups:
             _refuse_unmovable(group)
     maker = _agreed_maker(ranks, groups, filled=fill is not None)
-    segment = _agreed_segment(ranks, maker, groups)
+    nbytes = max(groups[-1].start + groups[-1].slab.nbytes, 1)
+    segment = agreed_segment(ranks, maker, nbytes)
     with ranks.together("move the weights into shared memory"):
         if ranks.rank == maker and fill is None:
             _move(groups, segment.memory)
@@ -158,19 +159,6 @@ def _agreed_maker(ranks: Ranks, groups: Sequence[_Group], *, filled: bool) -> in
                 "(all models are on meta): load the model on one of them"
             )
     return makers[0]
-
-
-def _agreed_segment(ranks: Ranks, maker: int, groups: Sequence[_Group]) -> Segment:
-    nbytes = max(groups[-1].start + groups[-1].slab.nbytes, 1)
-    made: Segment | None = None
-    with ranks.together("make shared memory"):
-        if ranks.rank == maker:
-            made = make_segment(nbytes)
-    told = ranks.agree("find the shared memory", made.address if made else None)
-    with ranks.together("map the shared memory"):
-        segment = made or map_segment(told[maker])
-    segment.stop_offering()
-    return segment
 
 
 def _is_loaded(groups: Sequence[_Group]) -> bool:

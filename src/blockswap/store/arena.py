@@ -1,6 +1,6 @@
 """When host memory for streamed blocks is taken, pinned (within a budget) and given back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,8 +40,16 @@ class Arena:
     so filling and emptying the arena unit by unit holds about one unit twice and no more.
     """
 
-    def __init__(self, units: Sequence[UnitLayout], *, lender: Lender, pin_budget: int) -> None:
+    def __init__(
+        self,
+        units: Sequence[UnitLayout],
+        *,
+        lender: Lender,
+        pin_budget: int,
+        unpinned: Callable[[int], torch.Tensor],
+    ) -> None:
         self._units = tuple(units)
+        self._pageable = unpinned
         self.packing: Packing = pack_arena(self._units)
         self._lender = lender
         self._pin_budget = pin_budget
@@ -98,7 +106,7 @@ class Arena:
             chunk.memory = self._lender.pin(chunk.nbytes)
             chunk.pinned = chunk.memory is not None
         if chunk.memory is None:
-            chunk.memory = _pageable(chunk.nbytes)
+            chunk.memory = self._pageable(chunk.nbytes)
 
     def _memory(self, run: Run) -> torch.Tensor:
         memory = self._chunks[run.chunk].memory
@@ -117,7 +125,8 @@ class Arena:
         ), 0  # an empty leaf of a unit without any bytes
 
 
-def _pageable(nbytes: int) -> torch.Tensor:
+def pageable(nbytes: int) -> torch.Tensor:
+    """Host memory as it comes. Raises PlanError where the system refuses it."""
     try:
         return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
     except (RuntimeError, MemoryError) as error:

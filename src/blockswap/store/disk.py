@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import ReadError
+from ..layout.shares import Span
 from ..layout.slab import align_up
 from ..layout.stamp import Stamped
 from .contents import Contents, Looks, checksum
 from .file_io import StreamedFile, memory_at
-from .file_slab import SECTOR, Extent, FileRun, FileSlab, file_slab
+from .file_slab import SECTOR, Extent, FileRun, FileSlab, file_slab, part_of
 from .landing import Landing
 from .readers import Piece
 
@@ -22,10 +23,24 @@ PIECE_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class DiskUnit:
-    """A unit's name (for messages) and the place of each of its leaves in the checkpoint."""
+    """A unit's name (for messages) and the place of each of its leaves in the checkpoint.
+
+    `part`: what is read of it, where that is not all; `extents` are then the bytes it reads for.
+    """
 
     name: str
     extents: tuple[Extent, ...]
+    part: FileSlab | None = None
+
+    @property
+    def slab(self) -> FileSlab:
+        return self.part or file_slab(self.extents)
+
+    @classmethod
+    def within(cls, unit: "DiskUnit", spans: Sequence[Span]) -> "DiskUnit":
+        """No more than `spans` of the unit's slab."""
+        part, extents = part_of(unit.slab, unit.extents, spans)
+        return cls(unit.name, extents, part)
 
 
 class DiskStore:
@@ -45,7 +60,7 @@ class DiskStore:
         """
         self._piece_bytes = align_up(max(piece_bytes, 1), SECTOR)
         self._units = tuple(units)
-        self.slabs: tuple[FileSlab, ...] = tuple(file_slab(unit.extents) for unit in self._units)
+        self.slabs: tuple[FileSlab, ...] = tuple(unit.slab for unit in self._units)
         self._contents = Contents()
         self._looks: Looks | None = None
         self._files: list[StreamedFile] = []

@@ -15,6 +15,7 @@ a plan takes does not depend on the device.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ..layout.shares import Span, within
 from ..layout.slab import Slab, align_up
 
 SECTOR = 4096
@@ -88,6 +89,64 @@ def file_slab(extents: Sequence[Extent]) -> FileSlab:
             runs.append(FileRun(first.shard, start, size, needed, base))
         end = align_up(max(end, base + size), SECTOR)
     return FileSlab(Slab(nbytes=end, offsets=tuple(offsets)), tuple(runs), tuple(moves))
+
+
+def part_of(
+    whole: FileSlab, extents: Sequence[Extent], spans: Sequence[Span]
+) -> tuple[FileSlab, tuple[Extent, ...]]:
+    """What brings no more than `spans` of that slab, and which bytes of the file those are.
+
+    `extents` are those the slab was laid out for; `spans` do not touch. Sectors are read whole.
+    """
+    found: list[Extent] = []
+    windows: list[tuple[FileRun, int, int]] = []
+    for span in spans:
+        for run in whole.runs:
+            own = list(_within_run(whole, extents, run, span))
+            if own:
+                found += [extent for extent, _ in own]
+                first = min(at for _, at in own) // SECTOR * SECTOR
+                last = max(at + extent.nbytes for extent, at in own)
+                windows.append((run, first, align_up(last, SECTOR)))
+    runs = tuple(_cut(run, first, last) for run, first, last in _apart(windows))
+    moves = tuple(
+        Move(move.source + start - move.target, start, size)
+        for move in whole.moves
+        for start, size in reversed(within(move.target, move.nbytes, spans))
+    )
+    return FileSlab(whole.slab, runs, moves), tuple(found)
+
+
+def _within_run(
+    whole: FileSlab, extents: Sequence[Extent], run: FileRun, span: Span
+) -> Iterator[tuple[Extent, int]]:
+    """What of the leaves of `run` ends up in `span`, and where in the slab a read lays it."""
+    for extent, final in zip(extents, whole.slab.offsets, strict=True):
+        inside = extent.offset - run.offset
+        if extent.shard == run.shard and 0 <= inside < run.needed:
+            for start, size in within(final, extent.nbytes, (span,)):
+                shift = start - final
+                part = replace(extent, offset=extent.offset + shift, nbytes=size)
+                yield part, run.slab_offset + inside + shift
+
+
+def _apart(windows: Sequence[tuple[FileRun, int, int]]) -> list[tuple[FileRun, int, int]]:
+    """The same without sectors that are in two of them."""
+    found: list[tuple[FileRun, int, int]] = []
+    for run, first, last in sorted(windows, key=lambda window: window[1:]):
+        if found and found[-1][0] is run and first <= found[-1][2]:
+            _, before, reach = found.pop()
+            found.append((run, before, max(reach, last)))
+        else:
+            found.append((run, first, last))
+    return found
+
+
+def _cut(run: FileRun, first: int, last: int) -> FileRun:
+    """What of the run lies in [first, last) of the slab."""
+    skipped, size = first - run.slab_offset, last - first
+    needed = min(run.needed - skipped, size)
+    return FileRun(run.shard, run.offset + skipped, size, needed, first)
 
 
 def _joined(extents: Sequence[Extent]) -> Iterator[list[int]]:

@@ -5,20 +5,28 @@ pointed at its copy, which frees the old memory. The tensor objects stay the sam
 that holds a parameter keeps seeing its value. Closing moves every unit back the same way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from ..layout.values import UnitLayout
-from .arena import Arena, Lender
+from .arena import Arena, Lender, pageable
 from .leaves import bare_copy, leaf_tensors
 
 
 class RamStore:
     """Streamed units of a live module, resting in the arena. Owns the arena's memory."""
 
-    def __init__(self, units: Sequence[UnitLayout], *, lender: Lender, pin_budget: int) -> None:
-        self._arena = Arena(units, lender=lender, pin_budget=pin_budget)
+    def __init__(
+        self,
+        units: Sequence[UnitLayout],
+        *,
+        lender: Lender,
+        pin_budget: int,
+        unpinned: Callable[[int], torch.Tensor] = pageable,
+    ) -> None:
+        """`unpinned` gives the memory of what `lender` did not pin."""
+        self._arena = Arena(units, lender=lender, pin_budget=pin_budget, unpinned=unpinned)
         self._adopted: dict[int, tuple[torch.Tensor, ...]] = {}
 
     @property
@@ -56,11 +64,17 @@ class RamStore:
             home.copy_(leaf.detach())
             leaf.data = home
 
-    def fill(self, index: int, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Copies `leaves`, cast where dtypes differ, into the unit's place; returns its views."""
+    def fill(
+        self, index: int, leaves: Sequence[torch.Tensor], *, copies: bool = True
+    ) -> list[torch.Tensor]:
+        """Copies `leaves`, cast where dtypes differ, into the unit's place; returns its views.
+
+        Without `copies` another process does it, which has the same memory.
+        """
         homes = self._arena.take(index)
         for home, leaf in zip(homes, leaves, strict=True):
-            home.copy_(leaf)
+            if copies:
+                home.copy_(leaf)
         return homes
 
     def give_back(self, index: int) -> None:

@@ -9,9 +9,9 @@ from collections import ChainMap
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from . import faults, fsdp, parallel, parts, sharing
+from . import faults, from_file, fsdp, parallel, parts, sharing
 
-_SCENARIOS = ChainMap(*map(vars, (faults, fsdp, parallel, parts, sharing)))
+_SCENARIOS = ChainMap(*map(vars, (faults, from_file, fsdp, parallel, parts, sharing)))
 
 
 def _main() -> None:

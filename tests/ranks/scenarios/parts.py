@@ -57,13 +57,18 @@ def experts(rank: int, mesh: DeviceMesh, device: str, folder: str) -> dict[str, 
     dist.barrier()
     paths = [Path(folder) / f"mini-{number}.safetensors" for number in range(2)]
     found: dict[str, Any] = {}
-    for source in ("memory", "file"):
+    for source in ("memory", "file", "in file"):
         if source == "memory":
             models: Any = [expert(number, "mini") for number in range(2)]
             blockswap.swap_experts(models, args, device=where, mesh=mesh)
         else:
+            budget = {} if source == "file" else {"ram_budget": 0}
             models = blockswap.open_experts(
-                paths, args, device=where, mesh=mesh, skeletons=[skeleton("mini") for _ in paths]
+                paths,
+                {**args, **budget},
+                device=where,
+                mesh=mesh,
+                skeletons=[skeleton("mini") for _ in paths],
             )
         equal = []
         with torch.no_grad():
@@ -91,7 +96,7 @@ def on_accelerators(rank: int, mesh: DeviceMesh, pays: bool) -> dict[str, Any]:
     assert present is not None
     where = torch.device(present.type, rank)
     torch.accelerator.set_device_index(rank)
-    RankRates.pays = property(lambda _: pays)  # type: ignore[assignment, method-assign]
+    RankRates.pay = lambda *_: pays  # type: ignore[method-assign]
     torch.manual_seed(7)
     model = Wide().requires_grad_(False)
     x = torch.linspace(-1, 1, 2048).reshape(2, 1024).to(where)

@@ -311,11 +311,10 @@ class Streamer:
             self._pool.touch(slot)
             supply.fetch_ahead(supply.prefetch, behind=slot)
             supply.read_ahead()
-            waited = self._wait_for_read(run, slot)
+            late = slot.job is not None and not slot.job.done
             if slot.gather is not None:
-                supply.complete(slot)
-                waited |= self._wait_for_read(run, slot)  # it may have to be brought alone
-            if waited:
+                supply.complete(slot)  # waits for the own part's read, and tells others if it fails
+            if self._wait_for_read(run, slot) or late:
                 supply.fetch_ahead(supply.prefetch)
             # The visit that a copy was made for carries that copy's times.
             mark = slot.mark or spare

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ..marks import Recorder
 from ..pool.buffers import Occupant, Slot
 from ..pool.pool import Pool
-from ..units.transfer import PinnedCopy, StagedCopy, Transfer
+from ..units.transfer import StagedCopy, Transfer
 from ..units.unit import Unit
 from .schedule import Schedule
 
@@ -72,7 +72,7 @@ class Supply:
         for owner, index in wanted:
             slot = self._pool.find(owner.keys[index])
             if slot is None:
-                if late and isinstance(owner.transfer(index), PinnedCopy):
+                if late and owner.transfer(index).at_once:
                     return
                 slot = self._pool.evictable({other.keys[i] for other, i in wanted})
                 if slot is None:

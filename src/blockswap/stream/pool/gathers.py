@@ -66,8 +66,8 @@ class SharedBringing(Protocol):
         """What a gather fills, and this rank's part of it."""
         ...
 
-    def settle(self, slot: Slot) -> None:
-        """On the host, after the gather: what makes a slab of what was gathered."""
+    def gathered(self) -> None:
+        """A gather was called: it is counted."""
         ...
 
     def alone(self, slot: Slot, mark: Mark) -> None:
@@ -197,4 +197,4 @@ class Gathers:
             slot.ready.record(self._stream)
             # Until the next copy has waited for it: a slot may be given away before it is read.
             slot.gathered = True
-        gather.bringing.settle(slot)
+        gather.bringing.gathered()

@@ -3,7 +3,6 @@
 Where the ranks have parted it is brought whole, as if there were no other rank.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,14 +18,13 @@ class Gathering:
     """What the gather of a unit is about: `what` says which unit it is, the same on every rank.
 
     `part` is the size of each rank's part, from the start of the slab; `reads`: whether it comes
-    from a read. `settle`: on the host, when all parts are there.
+    from a read, whose end is not the same on all ranks.
     """
 
     what: int
     name: str
     part: int
     reads: bool
-    settle: Callable[[Slot], None] | None = None
 
 
 class GatheredTransfer:
@@ -53,6 +51,11 @@ class GatheredTransfer:
         """The copy whose read may be asked for before there is a slot."""
         return (self._whole if self._gathers.alone else self._own).ahead
 
+    @property
+    def at_once(self) -> bool:
+        """Whether the part is copied when it is started, and waits for no read."""
+        return self._own.at_once
+
     def start(self, slot: Slot, mark: Mark) -> None:
         if self._gathers.alone:
             self.alone(slot, mark)
@@ -66,10 +69,8 @@ class GatheredTransfer:
         whole = slot.memory.narrow(0, 0, companions.parts * part)
         return whole, whole.narrow(0, companions.part * part, part)
 
-    def settle(self, slot: Slot) -> None:
+    def gathered(self) -> None:
         """The other parts are on their way; on the host they are there."""
-        if self._gathering.settle is not None:
-            self._gathering.settle(slot)
         with self._recorder.count_lock:
             self._recorder.counters.gathers += 1
             others = (self._gathers.companions.parts - 1) * self._gathering.part

@@ -55,12 +55,16 @@ class Resident:
         hanging = [place.table[place.name] for place, _, _ in self._distinct()]
         self.load([leaf for tensor in hanging for _, leaf in leaf_tensors(tensor)])
 
-    def load(self, sources: Sequence[torch.Tensor]) -> None:
-        """Copies the unit's leaves, in order, into the slab on the current stream."""
+    def load(self, sources: Sequence[torch.Tensor], *, copies: bool = True) -> None:
+        """Copies the unit's leaves, in order, into the slab on the current stream.
+
+        Without `copies` another process does it, which has the same memory.
+        """
         values = [value for _, value, _ in self._distinct()]
         targets = [leaf for value in values for _, leaf in leaf_tensors(value)]
         for target, source in zip(targets, sources, strict=True):
-            target.copy_(source)
+            if copies:
+                target.copy_(source)
         self._traces = tuple(Traces([value]) for _, value, _ in self._entries)
         self.filled = True
 

@@ -40,9 +40,13 @@ class Transfer(Protocol):
     """Brings one unit into any slot of the pool. `copied_bytes` are those from host to device.
 
     `ahead` is the copy whose read may be asked for before there is a slot, if there is one.
+    `at_once`: the copy is enqueued when it is started, and waits for no read.
     """
 
     copied_bytes: int
+
+    @property
+    def at_once(self) -> bool: ...
 
     @property
     def ahead(self) -> "StagedCopy | None": ...
@@ -53,7 +57,7 @@ class Transfer(Protocol):
 class PinnedCopy:
     """One flat copy per run of pinned memory, on the copy stream."""
 
-    ahead = None
+    ahead, at_once = None, True
 
     def __init__(
         self, pool: Pool, runs: Sequence[tuple[torch.Tensor, int]], recorder: Recorder
@@ -80,6 +84,8 @@ class StagedCopy:
     Where the read is over when the unit gets its slot, the forward thread enqueues the copy;
     else the reader that ends the read does.
     """
+
+    at_once = False
 
     def __init__(
         self, pool: Pool, source: Source, spans: Sequence[tuple[int, int]], recorder: Recorder
@@ -184,7 +190,7 @@ class DirectRead:
     """Reader threads read into the slot itself: on the CPU a slot is plain RAM."""
 
     copied_bytes = 0
-    ahead = None
+    ahead, at_once = None, False
 
     def __init__(self, pool: Pool, source: Source, recorder: Recorder) -> None:
         self._pool = pool

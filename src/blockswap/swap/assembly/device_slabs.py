@@ -5,7 +5,7 @@ the middle of opening leaves the model as it was found, and closing is the same 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -54,17 +54,21 @@ def hang_on_device(
     undo: ExitStack,
     tensors: Sequence[LiveTensor],
     sources: Sequence[torch.Tensor],
-    device: Device,
+    allocate: Callable[[int], torch.Tensor],
+    *,
+    copies: bool = True,
 ) -> None:
-    """Copies `sources` (all leaves of `tensors`) to one slab on the device and hangs it there.
+    """Copies `sources` (all leaves of `tensors`) to one slab of `allocate` and hangs it there.
 
     The tensors that hung there come back on undo, buffers with what a forward wrote to them
-    meanwhile. What other code hung in their place meanwhile stays.
+    meanwhile. What other code hung in their place meanwhile stays. Without `copies` another
+    process does that, which has the same memory.
     """
     leaves = leaves_of(t.spec for t in tensors)
-    views = slab_views(tensors, device.allocate(pack(leaves).nbytes))
+    views = slab_views(tensors, allocate(pack(leaves).nbytes))
     for view, source in zip(views, sources, strict=True):
-        view.copy_(source)
+        if copies:
+            view.copy_(source)
     values = values_from(tensors, views)
     for live, value in zip(tensors, values, strict=True):
         undo.callback(_take_down, live, value, Traces([value]))
@@ -72,12 +76,17 @@ def hang_on_device(
             place.table[place.name] = value
 
 
-def make_resident(tensors: Sequence[LiveTensor], device: Device) -> Resident:
+def make_resident(
+    tensors: Sequence[LiveTensor],
+    device: Device,
+    allocate: Callable[[int], torch.Tensor] | None = None,
+) -> Resident:
     """A slab on the device for a unit's tensors, which hangs in the model when it is told to.
 
     What hangs in the model now comes back when it is taken down. Raises torch.OutOfMemoryError.
+    `allocate`: where the slab is from, if not the device itself.
     """
-    slab = device.allocate(pack(leaves_of(t.spec for t in tensors)).nbytes)
+    slab = (allocate or device.allocate)(pack(leaves_of(t.spec for t in tensors)).nbytes)
     values = values_from(tensors, slab_views(tensors, slab))
     entries = [
         (place, value, place.table[place.name])
@@ -92,11 +101,17 @@ def hang_unit(
     tensors: Sequence[LiveTensor],
     sources: Sequence[torch.Tensor],
     device: Device,
+    allocate: Callable[[int], torch.Tensor] | None = None,
+    *,
+    copies: bool = True,
 ) -> Resident:
-    """Copies `sources` (all leaves of a unit) to a slab on the device and hangs it there."""
-    resident = make_resident(tensors, device)
+    """Copies `sources` (all leaves of a unit) to a slab on the device and hangs it there.
+
+    `allocate` as in `make_resident`, `copies` as in `hang_on_device`.
+    """
+    resident = make_resident(tensors, device, allocate)
     undo.callback(resident.take_down)
-    resident.load(sources)
+    resident.load(sources, copies=copies)
     resident.hang()
     return resident
 

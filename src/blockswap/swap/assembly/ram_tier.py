@@ -34,8 +34,9 @@ def fill_ram(
     store: RamStore, index: int, model: StoredModel, unit: LiveUnit, loader: Loader
 ) -> Binding:
     """Reads the unit into its place in RAM; its places, with what hangs there between forwards."""
-    name = unit.layout.name
+    name, copies = unit.layout.name, loader.reading.fills
     if ram_decoding(model, unit) is None:
-        return resting_on(unit, store.fill(index, loader.decoded(name, unit.tensors)))
-    store.fill(index, loader.stored(name, unit.tensors))
+        leaves = loader.decoded(name, unit.tensors)
+        return resting_on(unit, store.fill(index, leaves, copies=copies))
+    store.fill(index, loader.stored(name, unit.tensors), copies=copies)
     return idle_binding(unit)

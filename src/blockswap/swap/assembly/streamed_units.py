@@ -69,11 +69,11 @@ def ram_transfer(parts: Parts, store: UnitStore, index: int, unit: LiveUnit) -> 
     runs, pinned = store.runs(index), store.is_pinned(index)
     whole, brought = _from_ram(parts, runs, pinned=pinned), parts.brought
     shares = None if brought is None else brought.shares(sum(m.numel() for m, _ in runs))
-    if brought is None or shares is None or not shares.part_bytes:
+    if brought is None or shares is None or not shares.part_bytes or "ram" not in brought.tiers:
         return whole
     own = _from_ram(parts, brought.own_runs(runs, shares), pinned=pinned)
     named = (unit.layout.name, parts.number_of(unit))
-    return brought.transfer(own, whole, named, shares, parts.recorder)
+    return brought.transfer(own, whole, named, shares, parts.recorder, "ram")
 
 
 def _from_ram(

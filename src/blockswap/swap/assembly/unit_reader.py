@@ -8,11 +8,12 @@ from ...adapters.live import LiveTensor
 from ...adapters.stored import StoredModel, extent_of
 from ...decode.unit_decoding import decoded_once, stored_leaf
 from ...layout.stamp import Stamped
+from ...ranks.reading import ReadAlone, Reading
 from ...store.disk import DiskStore, DiskUnit
 from ...store.landing import Landing
 from ...store.leaves import view_leaf
 from ...store.readers import STUCK_SECONDS, Job, ReaderPool
-from ...stream.device import host_buffer
+from ...stream.device import Device
 
 
 class Loader:
@@ -23,10 +24,12 @@ class Loader:
         model: StoredModel,
         headers: Sequence[Stamped],
         readers: ReaderPool,
-        device: torch.device,
+        device: Device,
+        reading: Reading | None = None,
     ) -> None:
-        """`device`: where LoRAs are merged into what is read."""
-        self._device = device
+        """`device`: where LoRAs are merged into what is read. `reading`: with which ranks."""
+        self.reading = reading or ReadAlone(device)
+        self._device = device.torch_device
         self._model = model
         self._headers = headers
         self._readers = readers
@@ -50,8 +53,8 @@ class Loader:
         found = self._model.parts(tensors)
         store = DiskStore(self._headers, [DiskUnit(name, tuple(extent_of(t) for t in found))])
         try:
-            scratch = host_buffer(store.slabs[0].slab.nbytes)
-            self._fill(store, name, scratch)
+            scratch = self.reading.scratch(store.slabs[0].slab.nbytes)
+            self.reading.read(name, lambda: self._fill(store, name, scratch))
         finally:
             store.close()
         leaves = [stored_leaf(t.dtype, t.shape) for t in found]

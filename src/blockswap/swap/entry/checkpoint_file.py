@@ -29,7 +29,6 @@ from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs
 from ...stream.device import Device, open_device
 from ..opening.found_model import FoundModel, open_planned, plan_found
-from ..opening.shared_file import share_file
 from ..plan_inputs.outlook import AnyWorkload
 from .arguments import as_args, refuse_dtype, refuse_swapped
 from .host_library import (
@@ -40,7 +39,8 @@ from .host_library import (
     source_of,
     transformer_of_library,
 )
-from .loaded_model import Asked, swap_shared
+from .loaded_model import Asked
+from .on_ranks import open_shared
 
 
 @undisturbed()
@@ -75,6 +75,8 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
 
     With a `mesh` every rank of it makes this call: the file is read once a host, into memory that
     all ranks of the host share, as it computes (LoRAs merged), and blocks are streamed from there.
+    Where that is more than is free, or than a `ram_budget`, blocks stay in the file, as stored: a
+    forward reads each once a host, every rank its part.
 
     The model's `blockswap` attribute is its `Swap`: plan, report, `close()`. Raises
     CheckpointError, ArgsError, ModelError, PlanError or DeviceError.
@@ -84,13 +86,10 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
         ranks = ranks_of(mesh)
         with ranks.together("open the checkpoint"):
             wanted, where = as_args(args), open_device(device)
-            asked = Request(dtype, skeleton, loras=as_loras(loras))
+            asked = Request(dtype, skeleton, workload, as_loras(loras))
             found = find_model(source, wanted, where, asked)
-        root, headers = found.model.live.root, found.checkpoint.headers
-        reader = where.torch_device
-        weights = share_file(found.model, headers, ranks, reader, wanted.block_lists)
-        swap_shared(root, ranks, weights, Asked(wanted, where, workload))
-        return root
+        swapped = Asked(wanted, where, workload)
+        return open_shared(found, ranks, swapped, opener="open_transformer")
     wanted, where = as_args(args), open_device(device)
     asked = Request(dtype=dtype, skeleton=skeleton, workload=workload, loras=as_loras(loras))
     return open_planned(find_model(source, wanted, where, asked), where)
@@ -102,23 +101,21 @@ def plan_transformer(
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
+    dtype: torch.dtype | None = None,
     workload: AnyWorkload | None = None,
     loras: Sequence[AnyLora] | None = None,
 ) -> SwapPlan:
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
-    wanted, where = as_args(args), open_device(device)
-    found = find_model(
-        source_of(path), wanted, where, Request(workload=workload, loras=as_loras(loras))
-    )
-    return plan_found(found)
+    asked = Request(dtype=dtype, workload=workload, loras=as_loras(loras))
+    return plan_found(find_model(source_of(path), as_args(args), open_device(device), asked))
 
 
-def empty_transformer(path: str | os.PathLike[str], *, device: str | torch.device) -> Any:
+def empty_transformer(path: AnyPath, *, device: str | torch.device) -> Any:
     """The model that `open_transformer` would open, on the meta device in the dtypes it will have.
 
     Only headers are read. It can be given to `open_transformer` as its skeleton. Raises as it does.
     """
-    found = find_model(Source(path), as_args(None), open_device(device), Request())
+    found = find_model(source_of(path), as_args(None), open_device(device), Request())
     return found.model.live.root
 
 

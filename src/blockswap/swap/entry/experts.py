@@ -29,7 +29,7 @@ from ...stream.device import Device, open_device
 from ..assembly.parts import make_pool
 from ..assembly.pool_members import Sharing
 from ..assembly.unit_store import OwnMemory, SharedMemory
-from ..opening.found_model import open_found
+from ..opening.found_model import FoundModel, open_found
 from ..opening.from_memory import UNLIMITED, pin_budget
 from ..opening.rank_parts import agreed_basis, in_parts
 from ..opening.shared_file import share_file
@@ -46,6 +46,7 @@ from .loaded_model import (
     share_models,
     swap_loaded,
 )
+from .on_ranks import blocks_stay_in_file
 
 
 class Swaps(tuple[Swap, ...]):
@@ -178,6 +179,20 @@ def swap_experts(
     return Swaps(swaps)
 
 
+@undisturbed()
+def plan_loaded(
+    models: Sequence[torch.nn.Module],
+    args: BlockSwapArgs,
+    *,
+    device: str | torch.device,
+    workload: AnyWorkload | None = None,
+) -> SwapPlan:
+    """The plan that `swap_blocks` (of one model) or `swap_experts` would carry out now."""
+    where = open_device(device)
+    bases = [find_loaded(model, args, where, workload).basis for model in models]
+    return bases[0].plan() if len(bases) == 1 else _Joint(bases).plan
+
+
 def _open_shared(
     paths: Sequence[AnyPath],
     mesh: Any,
@@ -190,15 +205,34 @@ def _open_shared(
     with ranks.together("open the checkpoints"):
         wanted, where = as_args(args), open_device(device)
         found = [
-            find_model(source_of(path), wanted, where, replace(request, workload=None))
+            find_model(source_of(path), wanted, where, request)
             for path, request in zip(paths, requests, strict=True)
         ]
+    if blocks_stay_in_file(ranks, found, wanted):
+        return _open_in_file(ranks, found, where)
     weights = [
-        share_file(one.model, one.checkpoint.headers, ranks, where.torch_device, wanted.block_lists)
+        share_file(one.model, one.checkpoint.headers, ranks, where, wanted.block_lists)
         for one in found
     ]
     models = [one.model.live.root for one in found]
     _swap_all_shared(models, ranks, weights, Asked(wanted, where, requests[0].workload))
+    return tuple(models)
+
+
+def _open_in_file(
+    ranks: Ranks, found: Sequence[FoundModel], where: Device
+) -> tuple[torch.nn.Module, ...]:
+    """Opens models whose blocks stay in their files, with one pool, on all ranks or on none."""
+    found = [replace(one, basis=agreed_basis(ranks, one.basis)) for one in found]
+    with ranks.together("plan"):
+        joint = _Joint([one.basis for one in found])
+    models = []
+    with _opening(joint.plan, where) as (sharing, undo), ranks.together("open the models"):
+        for one, plan in zip(found, joint.plans(), strict=True):
+            root = open_found(one, plan, where, spare_ram=0, sharing=sharing, ranks=ranks)
+            swap: Any = root.blockswap
+            undo.callback(swap.close)
+            models.append(root)
     return tuple(models)
 
 
@@ -218,7 +252,7 @@ def _swap_all_shared(
     swaps = []
     with _opening(joint.plan, where) as (sharing, undo):
         for one, own, plan in zip(found, weights, joint.plans(), strict=True):
-            others = partial(in_parts, ranks=ranks, weights=own, basis=one.basis)
+            others = partial(in_parts, ranks=ranks, memory=own.memory, basis=one.basis)
             host = SharedMemory(own, where, pin_budget(wanted), others)
             swap = swap_loaded(one, plan, where, host, sharing)
             undo.callback(swap.close)

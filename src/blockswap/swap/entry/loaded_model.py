@@ -137,7 +137,7 @@ def swap_shared(model: torch.nn.Module, ranks: Ranks, weights: SharedWeights, as
     basis = agreed_basis(ranks, found.basis)
     with ranks.together("plan"), undisturbed():
         plan = basis.plan()
-    others = partial(in_parts, ranks=ranks, weights=weights, basis=basis)
+    others = partial(in_parts, ranks=ranks, memory=weights.memory, basis=basis)
     host = SharedMemory(weights, where, pin_budget(wanted), others)
     return swap_loaded(replace(found, basis=basis), plan, where, host)
 

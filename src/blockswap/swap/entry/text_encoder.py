@@ -9,12 +9,15 @@ import torch
 from ...ambient import undisturbed
 from ...plan import SwapPlan
 from ...plan.choice.budgets import ram_room
+from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs
 from ...stream.device import Device, open_device
 from ..opening.found_model import FoundModel, open_found, plan_found
 from ..plan_inputs.outlook import AnyWorkload
 from .arguments import as_args, refuse_dtype
 from .host_library import Source, encoder_of_library, found_in
+from .loaded_model import Asked
+from .on_ranks import open_shared
 
 
 @undisturbed()
@@ -28,6 +31,7 @@ def open_text_encoder(  # noqa: PLR0913 - what is opened, and how
     variant: str | None = None,
     config: str | os.PathLike[str] | None = None,
     workload: AnyWorkload | None = None,
+    mesh: Any = None,
 ) -> torch.nn.Module:
     """Opens a text encoder of transformers with its blocks streamed from the file.
 
@@ -38,12 +42,20 @@ def open_text_encoder(  # noqa: PLR0913 - what is opened, and how
     names, bit for bit as its `from_pretrained(dtype=...)`; without `dtype` in the dtype that most
     of the file has.
 
-    A large embedding table is not loaded: a forward reads the rows of its prompt. The model's
+    A large embedding table is not loaded: a forward reads the rows of its prompt. `mesh` as in
+    `open_transformer`: all ranks open it, and it rests once for those of a host. The model's
     `blockswap` attribute is its `Swap`. Raises CheckpointError, ArgsError, ModelError, PlanError or
     DeviceError.
     """
-    wanted, where = as_args(args), open_device(device)
     source = Source(path, subfolder, variant, config)
+    if mesh is not None:
+        ranks = ranks_of(mesh)
+        with ranks.together("open the text encoder"):
+            wanted, where = as_args(args), open_device(device)
+            found = find_encoder(source, wanted, where, dtype, workload)
+        asked = Asked(wanted, where, workload)
+        return open_shared(found, ranks, asked, opener="open_text_encoder")
+    wanted, where = as_args(args), open_device(device)
     found = find_encoder(source, wanted, where, dtype, workload)
     plan = plan_found(found)
     spare = ram_room(plan, found.basis.facts, found.basis.selection, wanted)

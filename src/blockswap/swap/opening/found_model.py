@@ -14,6 +14,8 @@ from ...lora.request import Lora
 from ...plan import SwapPlan
 from ...plan.choice.budgets import ram_room
 from ...plan.choice.refusals import refuse_beyond_memory
+from ...ranks.group import Ranks
+from ...ranks.reading import ReadByOne
 from ...store.host_memory import most_host_bytes
 from ...stream.device import Device
 from ...stream.model.idle_weights import mark_idle
@@ -27,6 +29,7 @@ from ..running.handle import Swap
 from .engine_start import start_engine
 from .from_file import Opening
 from .plan_again import plan_in_pool
+from .rank_parts import in_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +75,25 @@ def open_found(  # noqa: PLR0913 - all but three by name
     sharing: Sharing | None = None,
     opener: str = "open_transformer",
     swap: Swap | None = None,
+    ranks: Ranks | None = None,
 ) -> torch.nn.Module:
     """Carries out `plan`, with the slots of `sharing` if there are any; the running model.
 
     `spare_ram`: bytes of host memory that units may take which come to be streamed later.
     `opener`: what is called to open it again. `swap`: the handle of a model opened anew.
+    `ranks`: those that do the same.
     """
     model, root, basis = found.model, found.model.live.root, found.basis
     with ExitStack() as undo, undisturbed():
-        parts = make_parts(model.live, plan, where, undo, sharing)
-        opening = Opening(parts, model, found.checkpoint)
+        parts, reading = make_parts(model.live, plan, where, undo, sharing), None
+        if ranks is not None:
+            parts, reading = in_parts(parts, ranks, None, basis), ReadByOne(ranks, where)
+        opening = Opening(parts, model, found.checkpoint, reading)
         opening.load_rest()
         residents = opening.load_residents()
-        freedom = freedom_of(basis, opening.forms(basis.facts, spare_ram))
+        freedom = None
+        if ranks is None:  # ranks stay with one plan, in which they do the same
+            freedom = freedom_of(basis, opening.forms(basis.facts, spare_ram))
         movable = frozenset() if freedom is None else freedom.movable
         streamed = opening.ram_units() | opening.disk_units(movable)
         debug = basis.args.block_swap_debug
@@ -102,10 +111,12 @@ def open_found(  # noqa: PLR0913 - all but three by name
             lambda: opening.reading_sentences(swap),
             lambda: table_sentences(model.live.tables),
         ]
-        again = None
-        if found.with_loras is not None:
+        again, merged = None, None
+        if ranks is None:
+            merged = opening.merged_loras(found.loras, residents)
+        if ranks is None and found.with_loras is not None:
             again = _Again(found, found.with_loras, where, spare_ram, sharing, opener).with_loras
-        swap.keep(closing, told, opening.merged_loras(found.loras, residents), again)
+        swap.keep(closing, told, merged, again)
     return root
 
 

@@ -1,17 +1,21 @@
 """Steps of opening a checkpoint: residents and RAM tier read, disk units found, saving refused."""
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 from ...adapters.live import LiveTensor, LiveUnit
 from ...adapters.stored import StoredModel
+from ...decode.packed_rows import bytes_of_rows, decode_rows
 from ...layout.checkpoint import Checkpoint
+from ...layout.shares import Span
 from ...lora.file import LoraFile
 from ...plan import Facts
+from ...ranks.reading import ReadAlone, Reading
 from ...store.disk import DiskStore, DiskUnit
 from ...store.landing import Landing
 from ...store.ram import RamStore
 from ...store.readers import Piece
-from ...store.tables import TableInFile
+from ...store.tables import PackedTableInFile, TableInFile
 from ...stream.model.hooks import Hooks
 from ...stream.units.resident import Resident
 from ...stream.units.transfer import DirectRead, StagedCopy, Transfer
@@ -33,32 +37,41 @@ from .from_memory import UNLIMITED
 class Opening:
     """The steps of opening a checkpoint, in order."""
 
-    def __init__(self, parts: Parts, model: StoredModel, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        model: StoredModel,
+        checkpoint: Checkpoint,
+        reading: Reading | None = None,
+    ) -> None:
+        """`reading`: with which ranks the file is read."""
         self._parts = parts
+        self._reading = reading or ReadAlone(parts.device)
         self._model = model
         self._source = ", ".join(str(path) for path in checkpoint.paths)
         self._headers = checkpoint.headers
-        self._loader = Loader(model, self._headers, parts.pool.readers, parts.device.torch_device)
+        self._loader = Loader(model, self._headers, parts.pool.readers, parts.device, self._reading)
         self._store: DiskStore | None = None
         self._on_file: dict[str, int] = {}  # positions in the store
 
     def load_rest(self) -> None:
         """Reads what lies outside the units, and puts it and all computed buffers in place."""
-        parts = self._parts
+        parts, reading = self._parts, self._reading
         stored = [t for t in parts.live.rest if self._model.forms(t)]
         read = iter(self._loader.decoded("the rest of the model", stored))
-        # One slab for all, as the plan counts it; on the host what was computed lies there already.
-        placed = stored if parts.device.on_host else parts.live.rest
-        sources = [
-            leaf
-            for tensor in placed
-            for leaf in (
-                [next(read) for _ in tensor.spec.leaves]
-                if self._model.forms(tensor)
-                else host_leaves([tensor])
-            )
-        ]
-        hang_on_device(parts.undo, placed, sources, parts.device)
+        leaves = {id(tensor): [next(read) for _ in tensor.spec.leaves] for tensor in stored}
+        # One slab for all, as the plan counts it; on the host what was computed lies there already,
+        # and buffers, which a forward may write to, are each process's own.
+        on_host = parts.device.on_host
+        placed = stored if on_host else parts.live.rest
+        own = [t for t in placed if on_host and not t.places[0].is_parameter]
+        weights = [t for t in placed if not on_host or t.places[0].is_parameter]
+        for tensors, allocate, copies in (
+            (weights, reading.weights, reading.places),
+            (own, parts.device.allocate, True),
+        ):
+            sources = [s for t in tensors for s in leaves.get(id(t)) or host_leaves([t])]
+            hang_on_device(parts.undo, tensors, sources, allocate, copies=copies)
         tables = parts.live.tables
         hang_tables(parts, tables, [self._rows(table) for table in tables])
 
@@ -67,7 +80,14 @@ class Opening:
         for unit in self._units("resident"):
             name = unit.layout.name
             leaves = self._loader.decoded(name, unit.tensors)
-            residents[name] = hang_unit(parts.undo, unit.tensors, leaves, parts.device)
+            residents[name] = hang_unit(
+                parts.undo,
+                unit.tensors,
+                leaves,
+                parts.device,
+                self._reading.weights,
+                copies=self._reading.places,
+            )
         return residents
 
     def forms(self, facts: Facts, ram_budget: int) -> FileForms:
@@ -85,7 +105,9 @@ class Opening:
         """Reads the RAM tier into pinned memory, in the smaller of stored and compute form."""
         parts, model, units = self._parts, self._model, self._units("ram")
         layouts = [ram_layout(model, unit) for unit in units]
-        store = RamStore(layouts, lender=parts.device, pin_budget=UNLIMITED)
+        reading = self._reading
+        store = RamStore(layouts, lender=reading, pin_budget=UNLIMITED, unpinned=reading.pageable)
+        parts.undo.callback(reading.let_go)
         bindings = []
         for index, unit in enumerate(units):
             parts.undo.callback(store.give_back, index)
@@ -113,16 +135,19 @@ class Opening:
         if not units:
             return {}
         self._on_file = {unit.layout.name: index for index, unit in enumerate(units)}
-        on_host = self._parts.device.on_host
-        self._store = DiskStore(
-            self._headers,
-            [DiskUnit(u.layout.name, extents_of(self._model, u, on_host=on_host)) for u in units],
-        )
-        self._parts.undo.callback(self._store.close)
-        self._parts.pool.files.append(self._store)
-        self._parts.undo.callback(self._parts.pool.files.remove, self._store)
+        parts, on_host = self._parts, self._parts.device.on_host
+        found = [
+            DiskUnit(u.layout.name, extents_of(self._model, u, on_host=on_host)) for u in units
+        ]
+        brought = parts.brought
+        if brought is not None and "disk" in brought.tiers:
+            found += [DiskUnit.within(unit, brought.spans(unit.slab.slab.nbytes)) for unit in found]
+        self._store = DiskStore(self._headers, found)
+        parts.undo.callback(self._store.close)
+        parts.pool.files.append(self._store)
+        parts.undo.callback(parts.pool.files.remove, self._store)
         # Reads must have ended before their files are closed under them.
-        self._parts.undo.callback(self._parts.pool.stop_reading)
+        parts.undo.callback(parts.pool.stop_reading)
         self._store.look()
         return {
             unit.layout.name: self._disk_unit(unit)
@@ -179,9 +204,15 @@ class Opening:
         plan = self._parts.plan
         return [u for u in self._parts.live.units if plan.tier_of(u.layout.name) == tier]
 
-    def _rows(self, table: LiveTensor) -> TableInFile:
-        (part,) = self._model.parts([table])
-        rows = TableInFile(self._headers[part.shard], part.dtype, part.shape, part.offset)
+    def _rows(self, table: LiveTensor) -> TableInFile | PackedTableInFile:
+        (found,) = self._model.forms(table)
+        (part,), packed = found.parts, bytes_of_rows(found.form)
+        rows: TableInFile | PackedTableInFile
+        if packed is None:
+            rows = TableInFile(self._headers[part.shard], part.dtype, part.shape, part.offset)
+        else:
+            stored = TableInFile(self._headers[part.shard], "uint8", packed, part.offset)
+            rows = PackedTableInFile(stored, partial(decode_rows, found.form))
         self._parts.undo.callback(rows.close)
         return rows
 
@@ -191,15 +222,26 @@ class Opening:
         decoding = self._model.decoding(unit)
         views = unit_views(decoding.stored, store.slab_offsets(index), parts.pool)
         values, decode = decoded_values(unit, views, decoding, parts.pool)
-        source = DiskSource(store, index)
-        transfer: Transfer
-        if parts.device.on_host:
-            transfer = DirectRead(parts.pool, source, parts.recorder)
-        else:
-            nbytes = store.slabs[index].slab.nbytes
-            transfer = StagedCopy(parts.pool, source, ((0, nbytes),), parts.recorder)
+        transfer = self._disk_transfer(store, index, unit)
         binding = idle_binding(unit)
         return StreamedUnit(binding, transfer, tuple(map(binding.hanging, values)), decode)
+
+    def _disk_transfer(self, store: DiskStore, index: int, unit: LiveUnit) -> Transfer:
+        """How the unit's bytes get from the file to a slot, from other ranks' as well."""
+        parts, brought = self._parts, self._parts.brought
+        nbytes = store.slabs[index].slab.nbytes
+        whole = self._read(store, index, ((0, nbytes),))
+        if brought is None or "disk" not in brought.tiers or not brought.shares(nbytes).part_bytes:
+            return whole
+        own = self._read(store, index + len(self._on_file), brought.spans(nbytes))
+        named = (unit.layout.name, parts.number_of(unit))
+        return brought.transfer(own, whole, named, brought.shares(nbytes), parts.recorder, "disk")
+
+    def _read(self, store: DiskStore, index: int, spans: Sequence[Span]) -> Transfer:
+        parts, source = self._parts, DiskSource(store, index)
+        if parts.device.on_host:
+            return DirectRead(parts.pool, source, parts.recorder)
+        return StagedCopy(parts.pool, source, spans, parts.recorder)
 
 
 class DiskSource:

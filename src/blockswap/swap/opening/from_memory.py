@@ -25,7 +25,8 @@ def pin_budget(args: BlockSwapArgs) -> int:
 def place_residents(parts: Parts, loras: InMemory) -> dict[str, Resident]:
     live: LiveModel = parts.live
     device = parts.device.torch_device
-    hang_on_device(parts.undo, live.rest, merged_leaves(live.rest, loras, device), parts.device)
+    leaves = merged_leaves(live.rest, loras, device)
+    hang_on_device(parts.undo, live.rest, leaves, parts.device.allocate)
     hang_tables(parts, live.tables, [TableInMemory(table.tensor) for table in live.tables])
     return {
         unit.layout.name: hang_unit(

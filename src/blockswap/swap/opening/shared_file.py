@@ -12,6 +12,7 @@ from ...ranks.group import Ranks
 from ...ranks.shared_weights import SharedWeights, share_weights, shared_bytes
 from ...store.host_memory import free_host_bytes
 from ...store.readers import ReaderPool
+from ...stream.device import Device
 from ...units import format_bytes
 from ..assembly.unit_reader import Loader
 
@@ -20,7 +21,7 @@ def share_file(
     model: StoredModel,
     headers: Sequence[Stamped],
     ranks: Ranks,
-    device: torch.device,
+    device: Device,
     block_lists: Sequence[str] = (),
 ) -> SharedWeights:
     """Fills the parameters of the skeleton, on all ranks, from one reading of the file a host.

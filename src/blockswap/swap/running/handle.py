@@ -56,6 +56,8 @@ class Swap:
         self._reopening: Reopening | None = None
         # LoRAs that the host library has loaded into the model; see `LoraLoading`.
         self.loaded_beside: list[tuple[weakref.ref[torch.nn.Module], str]] = []
+        self._follower: tuple[weakref.ref[Swap], int] | None = None  # after how many forwards
+        self._leaders: weakref.WeakSet[Swap] = weakref.WeakSet()
 
     def keep(
         self,
@@ -76,6 +78,8 @@ class Swap:
         self._streamer = streamer
         self._earlier_peak_bytes = 0
         self.replan(plan)
+        for swap in (self, *self._leaders):  # the pool knew the engine of before
+            swap.announce_follower()
 
     def replan(self, plan: SwapPlan) -> None:
         """The plan has changed while it ran; what was told of changes stays with it."""
@@ -200,7 +204,9 @@ class Swap:
                 f"after={after!r} was asked, and a model's turn is a number of forwards: give how "
                 "many it runs in a row, 1 or more"
             )
-        other.expect_after(self._streamer, after)
+        self._follower = weakref.ref(other), after
+        other.led_by(self)
+        self.announce_follower()
 
     @undisturbed()
     def set_loras(self, loras: Sequence[AnyLora]) -> None:
@@ -247,6 +253,16 @@ class Swap:
     def shares_slots_with(self, streamer: Streamer) -> bool:
         """Whether this model's blocks come through the slots of that engine."""
         return self._streamer.shares_pool_with(streamer)
+
+    def led_by(self, other: "Swap") -> None:
+        """That model was told that this one follows it."""
+        self._leaders.add(other)
+
+    def announce_follower(self) -> None:
+        """Tells the pool which model follows this one, where somebody has said so."""
+        other = self._follower and self._follower[0]()
+        if self._follower and other and not (self.closed or other.closed):
+            other.expect_after(self._streamer, self._follower[1])
 
     def expect_after(self, streamer: Streamer, forwards: int) -> None:
         """This model's turn comes after `forwards` forwards in a row of that engine's."""

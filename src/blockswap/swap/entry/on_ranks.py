@@ -1,0 +1,52 @@
+"""A checkpoint opened by all ranks of a mesh: whether blocks rest in memory or stay in the file."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...ranks.group import Ranks
+from ...ranks.shared_weights import shared_bytes
+from ...selection import BlockSwapArgs
+from ...store.host_memory import free_host_bytes
+from ..opening.found_model import FoundModel, open_found, plan_found
+from ..opening.rank_parts import agreed_basis
+from ..opening.shared_file import share_file
+from .loaded_model import Asked, swap_shared
+
+
+def open_shared(found: FoundModel, ranks: Ranks, asked: Asked, *, opener: str) -> torch.nn.Module:
+    """The model, swapped. Every rank must call it; raises on all of them or on none.
+
+    `opener`: what is called to open it again.
+    """
+    root = found.model.live.root
+    if not blocks_stay_in_file(ranks, [found], asked.wanted):
+        headers, lists = found.checkpoint.headers, asked.wanted.block_lists
+        weights = share_file(found.model, headers, ranks, asked.where, lists)
+        swap_shared(root, ranks, weights, asked)
+        return root
+    found = replace(found, basis=agreed_basis(ranks, found.basis))
+    with ranks.together("plan"):
+        plan = plan_found(found)
+    with ExitStack() as undo:
+        with ranks.together("open the model"):
+            open_found(found, plan, asked.where, spare_ram=0, opener=opener, ranks=ranks)
+            opened: Any = root.blockswap
+            undo.callback(opened.close)
+        undo.pop_all()
+    return root
+
+
+def blocks_stay_in_file(ranks: Ranks, models: Sequence[FoundModel], wanted: BlockSwapArgs) -> bool:
+    """Whether the weights of `models` are more than host memory, or a `ram_budget`, holds.
+
+    The same on all ranks.
+    """
+    nbytes = sum(shared_bytes(found.model.live) for found in models)
+    limits = (free_host_bytes(), wanted.ram_budget_bytes)
+    beyond = any(limit is not None and nbytes > limit for limit in limits)
+    told = ranks.agree("find whether the weights fit in host memory", beyond)
+    return any(told.values())

@@ -1,0 +1,129 @@
+"""Blocks that stay in the file: each rank reads its part, others' come from them; what is read."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from cases import forward, fresh, metadata, skeleton
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import DeviceMesh
+
+import blockswap
+
+from .given import Wide, device_of, linked, pss
+
+
+def from_file(rank: int, mesh: DeviceMesh, device: str, folder: str) -> list[dict[str, Any]]:
+    """Forwards of models in their files, some blocks beside in memory: list, count, automatic."""
+    where = device_of("cpu") if device == "cpu" else linked(device)
+    found = []
+    for family, args in (
+        ("mini", {"blocks": "0,2-3", "prefetch_blocks": 1, "ram_budget": 0}),
+        ("original", {"blocks_to_swap": 4, "prefetch_blocks": 1, "ram_budget": 0}),
+        ("original", {"blocks_to_swap": 5, "prefetch_blocks": 1, "ram_budget": 500_000}),
+        ("mini", {"vram_budget": 24 << 10, "ram_budget": 0}),
+    ):
+        path = _written(rank, Path(folder), family)
+        with torch.no_grad():
+            expected = forward(fresh(family).to(where), family, where)
+            model: Any = blockswap.open_transformer(
+                path, args, device=where, skeleton=skeleton(family), mesh=mesh
+            )
+            outputs = [forward(model, family, where) for _ in range(3)]
+            swap = model.blockswap
+            counters, plan = swap.measured().counters, swap.plan
+            swap.close()
+        found.append(
+            {
+                "equal": [torch.equal(out, expected) for out in outputs],
+                "tiers": sorted({plan.tier_of(name) for name in plan.streamed}),
+                "gathers": counters.gathers,
+                "in file": sum(plan.tier_of(name) == "disk" for name in plan.streamed),
+                "said": [s for s in plan.sentences if "of this host" in s or "rank" in s],
+            }
+        )
+    return found
+
+
+def read_once(rank: int, mesh: DeviceMesh, folder: str, args: Any) -> dict[str, Any]:
+    """Blocks of 4 MiB on the CPU: bytes read at opening and by forwards, and memory."""
+    path = Path(folder) / "wide.safetensors"
+    torch.manual_seed(7)
+    if rank == 0:
+        save_file(Wide().state_dict(), path)
+    dist.barrier()
+    with torch.device("meta"):
+        bare = Wide().requires_grad_(False)
+    x = torch.linspace(-1, 1, 2048).reshape(2, 1024)
+    before, memory = _read(), pss()
+    model: Any = blockswap.open_transformer(path, args, device="cpu", skeleton=bare, mesh=mesh)
+    opened = _read()
+    with torch.no_grad():
+        outs = [model(x) for _ in range(3)]
+    dist.barrier()
+    counters, held = model.blockswap.measured().counters, pss()
+    dist.barrier()
+    plan = model.blockswap.plan
+    model.blockswap.close()
+    return {
+        "outs": [out.double().sum().item() for out in outs],
+        "opening": opened - before,
+        "forwards": _read() - opened,
+        "counted": counters.read_bytes,
+        "gathered": counters.gathered_bytes,
+        "held": held - memory,
+        "slots": plan.slots * plan.slot_bytes,
+        "slabs": plan.streamed_bytes,
+        "said": list(plan.sentences),
+        "left": sorted(os.listdir("/dev/shm")),
+    }
+
+
+def as_stored(rank: int, mesh: DeviceMesh, folder: str) -> dict[str, bool]:
+    """Quantised files of which some blocks stay there, and a text encoder: beside one process's."""
+    import files
+    from tiny_encoders import ENCODERS, encode, prompt, same
+
+    shelf, here = files.Shelf(Path(folder)), torch.device("cpu")
+    if rank == 0:
+        ENCODERS["UMT5EncoderModel"].build().save_pretrained(Path(folder) / "encoder")
+        for name in ("fp8-scale_weight", "gguf-mixed"):
+            shelf.file(name, "t2v")
+    dist.barrier()
+    found, args = {}, {"blocks_to_swap": 2, "ram_budget": 0}
+    for name in ("fp8-scale_weight", "gguf-mixed"):
+        outs = []
+        for shared in (None, mesh):
+            model: Any = blockswap.open_transformer(
+                shelf.file(name, "t2v"), args, device=here, mesh=shared
+            )
+            outs += [files.forward(model, "t2v", here) for _ in range(2)]
+            gathers = model.blockswap.measured().counters.gathers
+            model.blockswap.close()
+        found[name] = all(torch.equal(out, outs[0]) for out in outs) and gathers >= 2
+    outs = []
+    for how in ({}, {"mesh": mesh}, {"mesh": mesh, "args": args}):
+        model = blockswap.open_text_encoder(
+            Path(folder) / "encoder", **{"args": {"blocks_to_swap": 2}, **how}, device="cpu"
+        )
+        outs.append(encode(model, prompt()))
+        gathers = model.blockswap.measured().counters.gathers
+        model.blockswap.close()
+    found["encoder"] = all(same(out, outs[0]) for out in outs) and gathers >= 2
+    return found
+
+
+def _written(rank: int, folder: Path, family: str) -> Path:
+    path = folder / f"{family}.safetensors"
+    if rank == 0 and not path.exists():
+        save_file(fresh(family).state_dict(), path, metadata(family))
+    dist.barrier()
+    return path
+
+
+def _read() -> int:
+    """Bytes that this process has asked the system to read."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
