@@ -79,7 +79,7 @@ test-any-model: $(VENV)/.ready
 
 # Forwards in pieces: every family x size x piece x store x caller; CI runs some of them.
 test-pieces: $(VENV)/.ready
-	BLOCKSWAP_PIECES=all $(TEST) -n 2 -q tests/pieces
+	BLOCKSWAP_PIECES=all $(TEST) -n 2 -q tests/pieces tests/benchmarks/test_forecasts.py
 
 # Wan's text encoder (11 GB of random weights) in 2 GB of memory, compared with a reference that is
 # computed layer by layer: minutes, root and 12 GB of disk in FOLDER, or in a temporary folder.

@@ -11,8 +11,13 @@ import torch
 from peaks import expect, loaded, measured, on_device
 
 from blockswap.adapters.hosts.empty_models import empty_model
+from blockswap.pieces import Pieces
 from blockswap.plan.inputs.workload import Workload
-from blockswap.predict.published_forward import follow_library_forward, library_inputs
+from blockswap.predict.published_forward import (
+    follow_library_forward,
+    follow_library_in_pieces,
+    library_inputs,
+)
 from blockswap.published import FAMILIES
 
 _FLUX = {
@@ -93,6 +98,26 @@ SMALL: dict[str, dict[str, Any]] = {
         "caption_channels": 24,
         "rope_type": "split",
     },
+    "WanAnimateTransformer3DModel": {
+        "num_attention_heads": 2,
+        "attention_head_dim": 24,
+        "in_channels": 12,
+        "latent_channels": 4,
+        "out_channels": 4,
+        "text_dim": 32,
+        "freq_dim": 32,
+        "ffn_dim": 96,
+        "num_layers": 4,
+        "image_dim": 40,
+        "added_kv_proj_dim": 48,
+        "motion_encoder_channel_sizes": {"4": 6, "8": 6},
+        "motion_encoder_size": 8,
+        "motion_style_dim": 8,
+        "motion_dim": 4,
+        "motion_encoder_dim": 8,
+        "face_encoder_hidden_dim": 8,
+        "inject_face_latents_blocks": 2,
+    },
     "MiniMaxH3Transformer3DModel": {
         "num_attention_heads": 2,
         "attention_head_dim": 16,
@@ -134,3 +159,25 @@ def test_every_family(
     given = library_inputs(known, model.config, wanted)
     model = model.to(sim_device)
     expect(cost, *measured(sim, model, lambda: on_device(given, sim_device)))
+
+
+@pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
+@pytest.mark.parametrize("family", [name for name, one in FAMILIES.items() if one.in_pieces])
+def test_families_in_pieces(sim: ModuleType, sim_device: torch.device, family: str) -> None:
+    known, config = FAMILIES[family], SMALL[family]
+    grid = known.grid
+    wanted = Workload(
+        12 * grid.pixels, 8 * grid.pixels, 5 * grid.step + grid.first, dtype="bfloat16",
+        kernels="portable", text_tokens=512, grid=grid,
+    )  # fmt: skip
+    whole = follow_library_forward(known, config, wanted)
+    model = loaded(empty_model(family, config, torch.bfloat16))
+    given = library_inputs(known, model.config, wanted)
+    model = model.to(sim_device)
+    for tokens in (192, 64):
+        pieces = Pieces(model, tokens, pytest.fail)
+        peak, *_ = measured(sim, model, lambda: on_device(given, sim_device))
+        pieces.remove()
+        predicted = follow_library_in_pieces(known, config, wanted, tokens)
+        assert peak == pytest.approx(predicted, rel=0.01)
+        assert predicted < whole.activation_bytes

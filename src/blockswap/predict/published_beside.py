@@ -6,11 +6,12 @@ from inspect import signature
 from typing import Any
 
 from ..plan.inputs.workload import ComputeDtype, Workload
-from ..published import Encoder, Family, Part, resolved, sizes_of
+from ..published import WAN_VAE, Encoder, Family, Part, resolved, sizes_of
 from .cache import counts, library_versions, remembered
 from .phase import SLOTS, PhaseCost
 from .published_forward import made
 from .text_encoder import TextEncoderDtype
+from .vae import predict_vae
 
 _HALF = "bfloat16"
 
@@ -35,6 +36,8 @@ def predict_published_vae(
     family: Family, clip: Workload, *, tiled: bool, dtype: ComputeDtype
 ) -> PhaseCost:
     """Decoding one clip's latents, or a picture's. Raises as the forward's prediction does."""
+    if family.vae == WAN_VAE:
+        return predict_vae(clip, version="wan2.1", tiled=tiled, dtype=dtype)
     question = _question("VAE", family.vae, {
         "latents": repr(family.latents), "clip": asdict(clip), "tiled": tiled, "dtype": dtype,
     })  # fmt: skip

@@ -7,8 +7,8 @@ from typing import Any
 from ..errors import ModelError
 from ..plan.inputs.workload import ForwardCost, Workload
 from ..published import Family, Made, arguments_of
-from .cache import library_versions, remembered
-from .transformer import cost_of
+from .cache import count, library_versions, remembered
+from .transformer import WAY, cost_of
 
 # What a forward runs into that wants other arguments.
 _OTHERWISE = (TypeError, ValueError, KeyError, AttributeError, IndexError)
@@ -22,18 +22,38 @@ def predict_published_forward(
     `config` is what differs from the defaults of the class. Raises ArgsError where the clip is cut
     for another family, ModelError where diffusers is absent or the class cannot be followed.
     """
-    question = {
-        "kind": "transformer of diffusers",
+    cost: ForwardCost = remembered(
+        _question("transformer of diffusers", family, config, clip),
+        lambda: asdict(follow_library_forward(family, config, clip)),
+        cost_of,
+    )
+    return cost
+
+
+def predict_published_in_pieces(
+    family: Family, config: Mapping[str, Any], clip: Workload, chunk_tokens: int
+) -> int:
+    """Bytes of activations in pieces of at most so many tokens. Raises as the forward's does."""
+    question = _question("transformer of diffusers in pieces", family, config, clip)
+    nbytes: int = remembered(
+        question | {"chunk_tokens": chunk_tokens, "way": WAY},
+        lambda: follow_library_in_pieces(family, config, clip, chunk_tokens),
+        count,
+    )
+    return nbytes
+
+
+def _question(
+    kind: str, family: Family, config: Mapping[str, Any], clip: Workload
+) -> dict[str, Any]:
+    return {
+        "kind": kind,
         "class": family.class_name,
         "config": {name: repr(value) for name, value in sorted(config.items())},
         "arguments": repr(family.arguments),
         "workload": asdict(clip),
         "libraries": library_versions("torch", "diffusers"),
     }
-    cost: ForwardCost = remembered(
-        question, lambda: asdict(follow_library_forward(family, config, clip)), cost_of
-    )
-    return cost
 
 
 def follow_library_forward(
@@ -41,9 +61,29 @@ def follow_library_forward(
 ) -> ForwardCost:
     """The same, followed. Raises as `predict_published_forward` does."""
     from ..adapters.hosts.empty_models import empty_model
-    from .module import predict_module
+
+    return _follow(family, empty_model(family.class_name, config, _torch_dtype(clip.dtype)), clip)
+
+
+def follow_library_in_pieces(
+    family: Family, config: Mapping[str, Any], clip: Workload, chunk_tokens: int
+) -> int:
+    """Bytes of activations, followed; of each size two pieces run."""
+    from ..adapters.hosts.empty_models import empty_model
+    from ..pieces import Pieces
+    from .wan import refuse_whole
 
     model = empty_model(family.class_name, config, _torch_dtype(clip.dtype))
+    pieces = Pieces(model, chunk_tokens, refuse_whole, samples=True)
+    try:
+        return _follow(family, model, clip).activation_bytes
+    finally:
+        pieces.remove()
+
+
+def _follow(family: Family, model: Any, clip: Workload) -> ForwardCost:
+    from .module import predict_module
+
     try:
         return predict_module(
             model,

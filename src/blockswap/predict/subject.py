@@ -17,7 +17,7 @@ from ..plan.inputs.workload import (
 from ..published import Family, resolved, sizes_of
 from .generation import SAMPLER_LATENTS, Companions, Generation, carried_bytes, predict_generation
 from .published_beside import predict_published_text, predict_published_vae
-from .published_forward import predict_published_forward
+from .published_forward import predict_published_forward, predict_published_in_pieces
 from .text_encoder import TextEncoderDtype
 from .transformer import predict_forward, predict_in_pieces
 
@@ -114,7 +114,7 @@ class PublishedSubject:
 
     @property
     def vae_dtype(self) -> ComputeDtype:
-        return "bfloat16"
+        return self.family.vae_dtype
 
     def clip(self, wish: Wish) -> Workload:
         family = self.family
@@ -143,10 +143,10 @@ class PublishedSubject:
 
     @property
     def cuts(self) -> bool:
-        return False
+        return self.family.in_pieces
 
     def in_pieces(self, clip: Workload, chunk_tokens: int) -> int:
-        return self.forward(clip).activation_bytes
+        return predict_published_in_pieces(self.family, self.config, clip, chunk_tokens)
 
     def carried_bytes(self, clip: Workload, dtype: TextEncoderDtype) -> int:
         """Latents as Wan's samplers hold them, which none exceeds; inputs of the other prompt."""

@@ -12,7 +12,7 @@ from .cache import count, counts, library_versions, remembered
 
 _NO_SHAPE = ("naming", "extras", "unused", "eps")  # fields that no tensor of a forward shows
 
-_WAY = 2  # how a forward runs in pieces; counted up when that changes what is alive
+WAY = 2  # how a forward runs in pieces; counted up when that changes what is alive
 
 _LISTED = ("unit_flops", "attention_flops")  # of pairs; all else is a count
 
@@ -44,7 +44,7 @@ def predict_in_pieces(geometry: WanGeometry, workload: Workload, chunk_tokens: i
     question = {
         **_question("transformer in pieces", geometry, workload),
         "chunk_tokens": chunk_tokens,
-        "way": _WAY,
+        "way": WAY,
     }
 
     def follow() -> int:

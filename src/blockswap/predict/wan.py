@@ -34,7 +34,7 @@ def follow_in_pieces(geometry: WanGeometry, workload: Workload, chunk_tokens: in
     Of each size two pieces are followed. Raises ModelError where the model cannot run so.
     """
     model = typed_skeleton(_shallow(geometry), torch_dtype(workload.dtype))
-    pieces = Pieces(model, chunk_tokens, _refuse_whole, samples=True)
+    pieces = Pieces(model, chunk_tokens, refuse_whole, samples=True)
     try:
         cost = predict_module(
             model,
@@ -47,15 +47,16 @@ def follow_in_pieces(geometry: WanGeometry, workload: Workload, chunk_tokens: in
     return cost.activation_bytes
 
 
+def refuse_whole(sentence: str) -> None:
+    """What a forward in pieces that is followed says of blocks that would run whole."""
+    raise ModelError(f"a forward in pieces cannot be followed: {sentence}")
+
+
 def _shallow(geometry: WanGeometry) -> WanGeometry:
     if geometry.num_layers <= _FOLLOWED_LAYERS:
         return geometry
     vace = tuple(layer for layer in (0, 2) if geometry.vace_layers)
     return replace(geometry, num_layers=_FOLLOWED_LAYERS, vace_layers=vace)
-
-
-def _refuse_whole(sentence: str) -> None:
-    raise ModelError(f"a forward in pieces cannot be followed: {sentence}")
 
 
 def torch_dtype(name: str) -> torch.dtype:

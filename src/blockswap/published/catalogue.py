@@ -11,6 +11,7 @@ from ..errors import ArgsError
 from ..layout.geometry import variants
 from .pictures import FLUX_1, FLUX_2, QWEN_IMAGE, Z_IMAGE
 from .record import Family, Published
+from .relatives import WAN_ANIMATE
 from .videos import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, LTX_2, MINIMAX_H3
 
 # What differs from the defaults of the class. Inferred: with these, parameters are as many as the
@@ -24,6 +25,7 @@ _MODELS = (
     Published("hunyuanvideo", HUNYUAN_VIDEO),
     Published("ltx-2", LTX_2, {"rope_type": "split"}),
     Published("minimax-h3", MINIMAX_H3),
+    Published("wan2.2-animate-14b", WAN_ANIMATE, {"added_kv_proj_dim": 5120}),
 )
 PUBLISHED: Mapping[str, Published] = MappingProxyType({one.name: one for one in _MODELS})
 FAMILIES: Mapping[str, Family] = MappingProxyType(

@@ -2,12 +2,12 @@
 
 Meant are the config.json files of these models (Qwen/Qwen2.5-VL-7B-Instruct, Qwen/Qwen3-4B,
 Qwen/Qwen3-VL-32B-Instruct, mistralai/Mistral-Small-3.2-24B-Instruct-2506, google/gemma-3-12b-it,
-google/byt5-small, google/t5-v1_1-xxl, openai/clip-vit-large-patch14), written down without them at
-hand: where such a folder is there, its own config is planned with instead. What is not stated is
-the default of the class. Checked: the parameters of each are, to the last one, as many as its
-files are said to hold (but for ByT5 and Qwen3-VL without its head, of which no count is known);
-Gemma's vision tower without a head and Mistral's head of its own are those of transformers' own
-conversion scripts.
+google/byt5-small, google/t5-v1_1-xxl, google/umt5-xxl, openai/clip-vit-large-patch14), written
+down without them at hand: where such a folder is there, its own config is planned with instead.
+What is not stated is the default of the class. Checked: the parameters of each are, to the last
+one, as many as its files are said to hold (but for ByT5, UMT5 and Qwen3-VL without its head, of
+which no count is known); Gemma's vision tower without a head and Mistral's head of its own are
+those of transformers' own conversion scripts.
 """
 
 from .record import Part
@@ -33,6 +33,19 @@ _QWEN25_TEXT = {
         "mrope_section": [16, 24, 24],
     },
 }
+UMT5_XXL = Part(
+    "UMT5EncoderModel",
+    {
+        "model_type": "umt5",
+        "vocab_size": 256384,
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "feed_forward_proj": "gated-gelu",
+    },
+)
 QWEN25_VL_7B = Part(
     "Qwen2_5_VLForConditionalGeneration",
     {"model_type": "qwen2_5_vl", "text_config": _QWEN25_TEXT, "vision_config": _QWEN25_VISION},

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..plan.inputs.workload import Grid
+from ..plan.inputs.workload import ComputeDtype, Grid
 
 Size = int | str
 
@@ -71,7 +71,7 @@ class Family:
     `grid`: which clips it takes; `size` and `frames`: the clip that is meant where nobody says.
     A latent is `vae_pixels` wide, a token `patch` latents. `arguments` are those of one forward,
     `latents` what the VAE decodes. `batch` is 2 where both halves of guidance go through one
-    forward.
+    forward. `in_pieces`: whether its blocks can run in pieces of tokens.
     """
 
     class_name: str
@@ -87,6 +87,8 @@ class Family:
     encoders: tuple[Encoder, ...]
     soundtrack: Soundtrack | None = None
     batch: int = 1
+    in_pieces: bool = False
+    vae_dtype: ComputeDtype = "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
