@@ -92,11 +92,12 @@ bench-disk: $(VENV)/.ready
 
 # The same tests of the nodes against any ComfyUI that is at hand, such as the newest:
 # make test-comfy COMFYUI=<folder with main.py> [COMFYUI_PYTHON=<python with its packages and pytest>]
-#                 [WRAPPER=<folder of the WanVideoWrapper pack>]
+#                 [WRAPPER=<folder of the WanVideoWrapper pack>] [GGUF=<folder of ComfyUI-GGUF>]
 test-comfy: $(VENV)/.ready
 	test -n "$(COMFYUI)" || { echo "say which: make test-comfy COMFYUI=<folder with main.py>"; exit 2; }
 	BLOCKSWAP_COMFYUI="$(abspath $(COMFYUI))" BLOCKSWAP_COMFYUI_PYTHON="$(COMFYUI_PYTHON)" \
 		$(if $(WRAPPER),BLOCKSWAP_WRAPPER="$(abspath $(WRAPPER))") \
+		$(if $(GGUF),BLOCKSWAP_GGUF="$(abspath $(GGUF))") \
 		$(TEST) -q -rs tests/comfy $(ARGS)
 
 test-gpu: $(VENV)/.ready

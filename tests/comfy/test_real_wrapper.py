@@ -24,6 +24,18 @@ pytestmark = pytest.mark.skipif(
     WRAPPER is None, reason="tried by hand: set BLOCKSWAP_WRAPPER to the folder of the real pack"
 )
 FILE = "wrapper-tiny.safetensors"
+# In a process of its own: the pack's classes ask for a ComfyUI around them.
+WRITER = """
+import sys
+_, core, target = sys.argv
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, core)
+import comfy.options
+comfy.options.enable_args_parsing()
+import real_wrapper
+from safetensors.torch import save_file
+save_file(real_wrapper.weights(), target)
+"""
 
 
 @pytest.fixture(scope="module", params=["wrapper first", "wrapper last"])
@@ -36,8 +48,8 @@ def both(request, environment: Environment, base: Callable[[str], Path]) -> Iter
             "BLOCKSWAP_COMFYUI": str(environment.core),
             "PYTHONPATH": os.pathsep.join(map(str, (tests, tests / "comfy_core"))),
         }
-        writer = tests / "comfy_core" / "real_wrapper.py"
-        subprocess.run([environment.python, writer, target], env=variables, check=True)
+        command = [environment.python, "-c", WRITER, environment.core, target]
+        subprocess.run(command, env=variables, check=True)
     packs = dict(server.default_packs())
     packs[_name(root, packs, first=request.param == "wrapper first")] = Path(str(WRAPPER))
     with server.running(server.Launch(environment, root, packs)) as running:

@@ -196,22 +196,3 @@ def write_gguf(path: Path, given: dict[str, torch.Tensor]) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def _write(path: str) -> None:
-    """A tiny checkpoint, in a process of its own: the pack asks for a ComfyUI around it."""
-    import sys
-
-    from safetensors.torch import save_file
-
-    sys.argv = ["main.py", "--cpu"]
-    sys.path.insert(0, os.environ["BLOCKSWAP_COMFYUI"])
-    options = importlib.import_module("comfy.options")
-    options.enable_args_parsing()
-    save_file(weights(), path)
-
-
-if __name__ == "__main__":
-    import sys
-
-    _write(sys.argv[1])

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -162,6 +163,28 @@ def test_a_vace_module_over_its_model(downloads: Callable[[str], Any], tmp_path:
         found = find_components(given).transformers
         assert [list(part.modules) for part in found] == wanted
         assert {part.class_name for part in found} == {"WanVACETransformer3DModel"}
+
+
+def test_a_split_gguf_is_one_transformer(downloads: Callable[[str], Any], tmp_path: Path) -> None:
+    """Found in its folder, or by any of its parts; all of them are counted."""
+    files, _ = downloads("gguf")
+    read = gguf.GGUFReader(files["wan"])
+    writer = gguf.GGUFWriter(tmp_path / "w.gguf", "wan", split_max_tensors=40)
+    for name, field in read.fields.items():
+        if name.startswith("comfy."):
+            writer.add_array(name, [int(field.parts[at][0]) for at in field.data])
+    for tensor in read.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    for step in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{step}_to_file")()
+    writer.close()
+    parts = sorted(tmp_path.glob("w-*.gguf"))
+    assert len(parts) > 1
+    for given in (tmp_path, parts[-1]):
+        paths = given, files["encoder"], files["pixels"]
+        (found,) = find_components(ModelFiles(paths)).transformers
+        assert found.files == tuple(parts)
+        assert found.weight_bytes == sum(part.stat().st_size for part in parts)
 
 
 def test_experts_whose_names_do_not_tell(downloads: Callable[[str], Any], tmp_path: Path) -> None:

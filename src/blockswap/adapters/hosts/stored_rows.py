@@ -11,6 +11,7 @@ from ...decode.steps import Cast
 from ...decode.unit_decoding import joined_form, stored_leaf
 from ...errors import GeometryError
 from ...layout.checkpoint import Checkpoint, StoredTensor
+from ...layout.packed_rows import packed_rows
 from ...layout.quoting import quote, some
 from ...layout.values import Leaf
 from ...store.leaves import dtype_name
@@ -112,10 +113,13 @@ def _range(label: str, name: str, run: Run, shape: tuple[int, ...]) -> StoredTen
     if run.count == total and shape == tensor.shape:
         return tensor
     if tensor.packing is not None:
-        raise GeometryError(
-            f"{label}: {name} is a part of {quote(tensor.name)}, which is quantised as a whole: "
-            "open a bf16, fp16 or fp32 checkpoint"
-        )
+        rows = packed_rows(tensor, run.start, shape)
+        if rows is None:
+            raise GeometryError(
+                f"{label}: {name} is a part of {quote(tensor.name)}, which is quantised as a "
+                f"whole ({tensor.packing.format}): open a bf16, fp16 or fp32 checkpoint"
+            )
+        return rows
     item = tensor.nbytes // max(total, 1)
     return replace(
         tensor, shape=shape, offset=tensor.offset + run.start * item, nbytes=run.count * item

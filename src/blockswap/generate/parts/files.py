@@ -23,7 +23,7 @@ from ...layout.shards import INDEX_SUFFIX, find_files
 from .components import TOKENIZER_IN_FILE, TRANSFORMERS, VAE, WEIGHTS, Part
 from .spiece import carries_tokenizer
 
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|gguf)")
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 MODULE = "VACE module"
 # Tensors by which each kind of file is known, whatever stands before their names.
@@ -42,14 +42,14 @@ _LORA = re.compile(r"\.(lora_(A|B|down|up)|lokr_w\d|hada_w\d_a)(\.|$)|^lora_")
 def checkpoints_in(folder: Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
     """What can be opened among the files of a folder itself, each with the files it consists of."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    sets: dict[str, list[Path]] = {}
+    sets: dict[tuple[str, str], list[Path]] = {}
     for file in files:
         if file.suffix.lower() in WEIGHTS:
             shard = _SHARD.fullmatch(file.name)
-            sets.setdefault(shard[1] if shard else file.name, []).append(file)
-    for stem, members in sets.items():
-        if stem == members[0].name:
-            yield members[0], (members[0],)
+            sets.setdefault((shard[1], shard[2]) if shard else (file.name, ""), []).append(file)
+    for (stem, kind), members in sets.items():
+        if not kind or is_gguf(members[0]):
+            yield members[0], tuple(members)
             continue
         index = folder / f"{stem}{INDEX_SUFFIX}"
         yield (index if index.exists() else folder), tuple(members)
@@ -64,7 +64,8 @@ def part_of_file(path: Path, members: tuple[Path, ...] = ()) -> tuple[str, Part]
     role = role_of_file(path)
     if role not in _MADE:
         raise CheckpointError(f"{path} {_BESIDE.get(role) or _strange(path)}")
-    return role, _MADE[role](path, members or (path,))
+    own = find_files(path).files if is_gguf(path) else (path,)
+    return role, _MADE[role](path, members or own)
 
 
 def role_of_file(path: Path) -> str:
@@ -95,8 +96,9 @@ def tokenizer_in(encoder: Part) -> Part | None:
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    if is_gguf(path):
-        return tuple(tensor.name for tensor in read_gguf_header(path).tensors)
+    if is_gguf(path):  # whole where it is split
+        files = find_files(path).files
+        return tuple(tensor.name for file in files for tensor in read_gguf_header(file).tensors)
     if path.is_file() and not path.name.endswith(INDEX_SUFFIX):
         return tuple(tensor.name for tensor in read_header(path).tensors)
     found = find_files(path)
