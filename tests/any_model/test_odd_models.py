@@ -9,7 +9,9 @@ from odd_models import DIM, ODD, odd
 
 from blockswap import BlockSwapArgs, swap_blocks
 from blockswap.adapters.live import describe_module
-from blockswap.errors import ModelError, SelectionError, StateError
+from blockswap.errors import GeometryError, ModelError, SelectionError, StateError
+from blockswap.plan.inputs.workload import Workload
+from blockswap.predict import predict_module
 
 
 def run(model: torch.nn.Module, device: torch.device, forwards: int = 3) -> list[torch.Tensor]:
@@ -173,3 +175,14 @@ def test_a_model_that_a_device_map_scattered_is_told_so(
     words = r"layers\.2\..* device_map that keeps its parts on disk, cpu: load it without one"
     with pytest.raises(ModelError, match=words):
         swap_blocks(model, BlockSwapArgs(blocks_to_swap=4), device=sim_device)
+
+
+def test_a_forward_that_was_followed_is_a_workload_of_any_model(sim_device: torch.device) -> None:
+    """What a clip means is known of Wan's models; of others the inputs say it."""
+    model = odd("two lists")
+    args = BlockSwapArgs(vram_budget="4GiB")
+    with pytest.raises(GeometryError, match=r"for TwoLists, and a clip .*predict_module\(model, "):
+        swap_blocks(model, args, device=sim_device, workload=Workload(64, 64, 1))
+    cost = predict_module(model, [torch.empty(3, DIM, device="meta")])
+    with swap_blocks(model, args, device=sim_device, workload=cost) as swap:
+        assert swap.plan.activation_bytes == cost.activation_bytes > 0

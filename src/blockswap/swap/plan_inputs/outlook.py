@@ -8,6 +8,7 @@ import torch
 
 from ...adapters.live import LiveModel
 from ...adapters.shape import geometry_of
+from ...errors import GeometryError, OtherModelError
 from ...layout.geometry import WanGeometry
 from ...pieces import why_never
 from ...plan import Foresight, UnitFacts
@@ -46,7 +47,7 @@ def foresee(
     workload = given.workload if isinstance(given, Outlook) else given
     machine = given.machine if isinstance(given, Outlook) else _probed(device)
     if isinstance(workload, Workload):
-        geometry = geometry_of(live.root)
+        geometry = _geometry_of(live)
         words, cost = workload.words, predict_forward(geometry, workload)
     else:
         geometry = None
@@ -60,6 +61,17 @@ def foresee(
         speeds=speeds_of(cost, machine, _main_dtype(live), units),
         in_pieces=None if geometry is None else _in_pieces(live, geometry, workload, margin),
     )
+
+
+def _geometry_of(live: LiveModel) -> WanGeometry:
+    try:
+        return geometry_of(live.root)
+    except OtherModelError as error:
+        raise GeometryError(
+            f"a Workload was given for {live.layout.label}, and a clip says what Wan's models "
+            "compute alone: follow one forward of this model with its own inputs instead, "
+            "workload=blockswap.predict.predict_module(model, kwargs=inputs)"
+        ) from error
 
 
 def _in_pieces(
