@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # One thread a worker: two workers with two threads each would only get in each other's way.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b disk-h3 encoder-umt5 whole-video every-point test-comfy test-formats test-any-model test-gpu comfy-env clean
+.PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b disk-h3 encoder-umt5 whole-video every-point test-comfy test-formats test-any-model test-pieces test-gpu comfy-env clean
 
 demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
@@ -71,6 +71,10 @@ test-formats: $(VENV)/.ready
 # Every transformer class of diffusers x device x list, count, automatic; CI runs a pairwise choice.
 test-any-model: $(VENV)/.ready
 	BLOCKSWAP_ANY_MODEL=all $(TEST) -n 2 -q tests/any_model tests/any_folder
+
+# Forwards in pieces: every family x size x piece x store x caller; CI runs some of them.
+test-pieces: $(VENV)/.ready
+	BLOCKSWAP_PIECES=all $(TEST) -n 2 -q tests/pieces
 
 # Wan's text encoder (11 GB of random weights) in 2 GB of memory, compared with a reference that is
 # computed layer by layer: minutes, root and 12 GB of disk in FOLDER, or in a temporary folder.

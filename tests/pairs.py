@@ -7,16 +7,17 @@ from typing import Any
 
 def pairwise(**axes: Sequence[Any]) -> list[dict[str, Any]]:
     """Combinations in which every pair of values of two axes occurs at least once (greedy)."""
-    names = list(axes)
-
-    def pairs(row: Sequence[Any]) -> set[tuple[int, Any, int, Any]]:
-        return {(i, row[i], j, row[j]) for i, j in itertools.combinations(range(len(row)), 2)}
-
-    rows = list(itertools.product(*axes.values()))
-    left = set().union(*(pairs(row) for row in rows))
+    numbers = {name: range(len(values)) for name, values in axes.items()}
+    places = list(itertools.combinations(range(len(axes)), 2))
+    met = {
+        row: {(i, row[i], j, row[j]) for i, j in places}
+        for row in itertools.product(*numbers.values())
+    }
+    left = set().union(*met.values())
     chosen = []
     while left:
-        best = max(rows, key=lambda row: len(pairs(row) & left))
-        left -= pairs(best)
-        chosen.append(dict(zip(names, best, strict=True)))
+        best = max(met, key=lambda row: len(met[row] & left))
+        left -= met[best]
+        values = zip(axes.items(), best, strict=True)
+        chosen.append({name: each[number] for (name, each), number in values})
     return chosen

@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js"
 
 const NODES = ["BlockSwapWanVideo", "WanVideoBlockSwap", "BlockSwapWanVideoLoader"]
 const FARTHEST = 100 // nodes between the swap node and the loader
+const WRAPPERS = "WanVideoModelLoader" // whose widget for its file is named after the model
 
 function nodeBefore(node, named) {
   const slots = node.inputs ?? []
@@ -18,10 +19,14 @@ function widget(node, name) {
   return node?.widgets?.find((found) => found.name === name)?.value
 }
 
+function fileOf(node) {
+  return widget(node, node?.type === WRAPPERS ? "model" : "unet_name")
+}
+
 function loaderOf(node) {
   let at = node
   for (let steps = 0; at && steps < FARTHEST; steps++) {
-    if (widget(at, "unet_name") !== undefined) return at
+    if (fileOf(at) !== undefined) return at
     const before = nodeBefore(at)
     if (!before) return at === node ? null : at
     at = before
@@ -42,8 +47,10 @@ async function plan(node) {
     node_id: String(node.id),
     client_id: api.clientId,
     loader: loader?.type,
-    file: widget(loader, "unet_name"),
+    file: fileOf(loader),
     weight_dtype: widget(loader, "weight_dtype"),
+    joined: !!loader && !!nodeBefore(loader, "extra_model"),
+    managed: !!loader && !!nodeBefore(loader, "vram_management_args"),
     args: args && widgetsOf(args),
     args_node: args?.type,
   }

@@ -54,8 +54,8 @@ def base(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 
 @pytest.fixture(scope="session")
 def comfy(environment: Environment, base: Callable[[str], Path]) -> Iterator[Client]:
-    """A ComfyUI with this pack, one for all tests of a process."""
-    launch = server.Launch(environment, base("comfy"), server.default_packs())
+    """A ComfyUI with this pack and one for GGUF, one for all tests of a process."""
+    launch = server.Launch(environment, base("comfy"), server.with_gguf())
     with server.running(launch) as running:
         yield Client(running)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from comfy_host import chromium, graphs
 from comfy_host.chromium import Page
 from comfy_host.client import Client
+from comfy_host.example_files import T2V
 from comfy_host.graphs import OURS, ObjectInfo
 from comfy_host.server import REPOSITORY
 
@@ -234,6 +235,30 @@ def test_the_plan_is_told_before_anything_is_queued(name: str, page: Page, comfy
     assert set(comfy.get("/history")) == before
     saved = page.evaluate(f"app.graph.serialize().nodes.find(n => n.type == '{node}')")
     assert "plan" not in json.dumps(saved.get("widgets_values"))
+
+
+def test_the_plan_finds_the_file_of_the_wrapper_packs_loader(page: Page):
+    """A node like that pack's, whose file stands in a widget named as the swap node's input."""
+    answer = page.evaluate(f"""(async () => {{
+      class Loader extends LiteGraph.LGraphNode {{
+        constructor() {{
+          super("loader")
+          this.addWidget("combo", "model", "{T2V}", () => {{}}, {{ values: ["{T2V}"] }})
+          this.addOutput("model", "WANVIDEOMODEL")
+          this.addInput("extra_model", "VACEPATH")
+        }}
+      }}
+      LiteGraph.registerNodeType("WanVideoModelLoader", Loader)
+      const loader = LiteGraph.createNode("WanVideoModelLoader")
+      const swap = LiteGraph.createNode("{OURS}")
+      app.graph.add(loader)
+      app.graph.add(swap)
+      loader.connect(0, swap, 0)
+      return swap.widgets.find(widget => widget.name == "plan").callback()
+    }})()""")
+    assert answer == (
+        "plan: the pack of the node WanVideoModelLoader is not installed: install WanVideoWrapper"
+    )
 
 
 def add_args(page: Page, blocks: str) -> None:

@@ -8,24 +8,22 @@ import pytest
 from comfy_host.environment import Environment
 from comfy_host.server import REPOSITORY
 
+# Those of a line share a process: to start one and import ComfyUI takes longer than some of them.
 SUITES = (
-    "test_dynamic.py",
+    "test_dynamic.py test_future_core.py",
     "test_equal.py",
-    "test_formats.py",
-    "test_future_core.py",
+    "test_formats.py test_unusual_files.py",
     "test_gguf.py",
-    "test_loader.py",
+    "test_loader.py test_plan.py",
     "test_nodes.py",
     "test_other_models.py",
     "test_out_of_memory.py",
     "test_piece_size.py",
     "test_pieces.py",
-    "test_plan.py",
     "test_real_wrapper.py",
-    "test_simulated.py",
+    "test_simulated.py test_thirds.py",
     "test_together.py",
-    "test_wrapper.py",
-    "test_wrapper_memory.py",
+    "test_wrapper.py test_wrapper_memory.py",
 )
 # With BLOCKSWAP_WRAPPER=<folder of the real wrapper pack>; skipped with a reason otherwise.
 NEEDS_THE_WRAPPER = "test_real_wrapper.py"
@@ -44,7 +42,7 @@ def test_in_the_process_of_comfyui(suite: str, environment: Environment) -> None
         del variables[name]
     command = [environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"]
     ran = subprocess.run(
-        [*command, tests / "comfy_core" / suite],
+        [*command, *(tests / "comfy_core" / name for name in suite.split())],
         cwd=REPOSITORY,
         env=variables,
         capture_output=True,
@@ -60,4 +58,4 @@ def test_in_the_process_of_comfyui(suite: str, environment: Environment) -> None
 
 def test_every_suite_is_run() -> None:
     there = {path.name for path in (REPOSITORY / "tests" / "comfy_core").glob("test_*.py")}
-    assert there == set(SUITES)
+    assert there == {name for suite in SUITES for name in suite.split()}

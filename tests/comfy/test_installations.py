@@ -30,7 +30,7 @@ def test_a_clone_in_custom_nodes_works_with_nothing_else(environment: Environmen
     subprocess.run(["git", "clone", "--quiet", server.REPOSITORY, target], check=True)
     known = "import importlib.util; print(importlib.util.find_spec('blockswap'))"
     asked = subprocess.run(
-        [environment.python, "-c", known], check=True, capture_output=True, text=True
+        [environment.python, "-I", "-c", known], check=True, capture_output=True, text=True
     )
     assert asked.stdout.strip() == "None"  # not installed in ComfyUI's Python
     packs = {name: path for name, path in server.default_packs().items() if name != server.PACK}

@@ -8,11 +8,9 @@ from types import ModuleType
 from typing import Any
 
 import comfy.sd
-import gguf
-import numpy as np
-import tiny
 import torch
 
+from comfy_host.checkpoints import write_gguf
 from comfy_host.environment import HERE
 
 REAL = os.environ.get("BLOCKSWAP_GGUF")
@@ -35,24 +33,7 @@ def pack(name: str) -> Any:
 
 
 def written(path: Path, weights: dict[str, torch.Tensor], kind: str = "Q8_0") -> str:
-    """A GGUF file: linears of blocks in a block type, the rest in fp32."""
-    writer = gguf.GGUFWriter(path, "wan")
-    for key, value in weights.items():
-        array = value.float().numpy()
-        inside = tiny.is_linear_of_a_block(key, value)
-        quant = gguf.GGMLQuantizationType[kind if inside else "F32"]
-        if value.ndim > 4:
-            writer.add_array(f"comfy.gguf.orig_shape.{key}", [int(n) for n in value.shape])
-            array = array.reshape(value.shape[0] * value.shape[1], *value.shape[2:])
-        if quant == gguf.GGMLQuantizationType.F32:
-            writer.add_tensor(key, array.astype(np.float32))
-        else:
-            writer.add_tensor(key, gguf.quantize(array, quant), raw_dtype=quant)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return str(path)
+    return str(write_gguf(path, weights, kind))
 
 
 def loaded(name: str, path: str) -> Any:

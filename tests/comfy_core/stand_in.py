@@ -24,9 +24,9 @@ def model(kind: str = "plain") -> Any:
 
 def with_lora(patcher: Any) -> Any:
     clone = patcher.clone()
-    draw = torch.Generator().manual_seed(5)
+    draw, dim = torch.Generator().manual_seed(5), part("wanvideo.modules.model").DIM
     for number in range(BLOCKS):
-        pair = (torch.randn(16, 2, generator=draw), torch.randn(2, 16, generator=draw))
+        pair = (torch.randn(dim, 2, generator=draw), torch.randn(2, dim, generator=draw))
         clone.patches[f"blocks.{number}.q.weight"] = [pair]
     return clone
 

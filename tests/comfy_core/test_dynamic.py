@@ -17,7 +17,7 @@ import simulated
 import tiny
 import torch
 from comfy_extras.nodes_model_merging import ModelMergeSimple
-from test_future_core import take_away
+from test_future_core import forget, take_away, words
 from test_loader import opened, saved
 from tiny import swapped
 
@@ -237,6 +237,16 @@ if dynamic.HAS_DYNAMIC:
         assert host_dynamic.is_on()
         assert host_dynamic.shares(plain)
         take_away(name, monkeypatch)
+        assert not host_dynamic.is_on()
+        assert not host_dynamic.shares(plain)
+
+    @pytest.mark.parametrize(("place", "word"), words(host_names.SHARING_WORDS))
+    def test_a_word_of_the_hosts_code_is_not_guessed_at(
+        place: str, word: str, read: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = tiny.model("t2v")
+        assert host_dynamic.shares(plain)
+        forget(place, word, monkeypatch)
         assert not host_dynamic.is_on()
         assert not host_dynamic.shares(plain)
 

@@ -123,6 +123,65 @@ def test_without_a_name_that_pieces_need_blocks_run_whole(
     assert why == "WanModel is no model that is known in pieces"
 
 
+def words(table: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+    return [(place, word) for place, wanted in table.items() for word in wanted]
+
+
+def forget(place: str, word: str, patch: pytest.MonkeyPatch) -> None:
+    """The host's code under `place` works with `word` no longer."""
+    owner, words_of = host_names._found(place), host_names.words_of
+    gone = frozenset({word})
+    patch.setattr(
+        host_names, "words_of", lambda o: words_of(o) - gone if o is owner else words_of(o)
+    )
+
+
+@pytest.mark.parametrize(("place", "word"), words(host_names.WORDS))
+def test_a_word_of_the_hosts_code_that_is_gone(
+    place: str, word: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tiny.model("t2v")
+    forget(place, word, monkeypatch)
+    for ask in (lambda: swap_on_clone(plain, wish()), lambda: load_streamed(path, wish())):
+        with pytest.raises(HostError, match="which block swap works through") as told:
+            ask()
+        assert f"has no {word} in {place}" in str(told.value)
+
+
+@pytest.mark.parametrize(("place", "word"), words(host_names.CUTTING_WORDS))
+def test_without_a_word_that_pieces_need_blocks_run_whole(
+    place: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tiny.model("t2v")
+    assert why_never(plain.model.diffusion_model, WAN) is None
+    forget(place, word, monkeypatch)
+    assert why_never(plain.model.diffusion_model, WAN) is not None
+
+
+# What is read of the host's objects, by the names that these have in our code.
+OBJECTS = ("patcher", "clone", "config", "patch", "noted", "loaded", "layer", "executor")
+COMMON = ("model", "clear", "items", "update")  # ... and of our own dictionaries of these names
+
+
+def test_what_is_read_of_the_hosts_objects_is_listed() -> None:
+    tables = (host_names.WORDS, host_names.SHARING_WORDS, host_names.CUTTING_WORDS)
+    known = {word for table in tables for _, word in words(table)} | set(COMMON)
+    for names in (
+        *(host_names.METHODS, host_names.ATTRIBUTES, host_names.SHARED, host_names.DYNAMIC),
+        *(host_dynamic.OVERRIDDEN, host_dynamic.ATTRIBUTES, host.OVERRIDDEN),
+        [part for name in host_names.NAMES for part in name.split("|")],
+    ):
+        known |= {name.rpartition(".")[2] for name in names}
+    unknown = set()
+    nodes = Path(inspect.getfile(host)).parents[1]
+    for file in (f for f in nodes.rglob("*.py") if f.parent.name != "wrapper"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            read = isinstance(node, ast.Attribute) and ast.unparse(node.value).rpartition(".")[2]
+            if read in OBJECTS and node.attr not in known:  # type: ignore[attr-defined]
+                unknown.add(f"{read}.{node.attr} in {file.name}")  # type: ignore[attr-defined]
+    assert unknown == set()
+
+
 def test_the_list_of_names_is_whole() -> None:
     """Every attribute of a module of the host that the seam files read stands in the list."""
     listed = {n for names in host_names.NAMES for n in names.split("|")} | set(host_names.OPTIONAL)

@@ -3,11 +3,15 @@
 With a stand-in for the pack, and with the real one where `BLOCKSWAP_GGUF` names its folder.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import comfy.model_management as management
 import comfy.sd
+import dynamic
 import gguf_packs
 import pytest
 import simulated
@@ -23,7 +27,8 @@ from blockswap.errors import BlockSwapError, HostError, ModelError
 from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.runs.wish import Wish
-from blockswap.nodes.seams import gguf_pack
+from blockswap.nodes.seams import gguf_pack, host
+from blockswap.nodes.seams.gguf import NOTES
 
 KINDS = [("stand-in", "Q8_0")]
 if gguf_packs.REAL:
@@ -127,6 +132,64 @@ def test_merged_with_a_plain_model_in_a_file(pack: str, kind: str, tmp_path: Pat
         comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), models[0])
 
 
+@pytest.mark.parametrize("pack", gguf_packs.HOMES)
+def test_a_third_of_the_model_is_enough(
+    pack: str,
+    sim: ModuleType,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A weight outside the blocks is cast to the dtype of its input, which takes 1 MiB.
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2 << 20)
+    path = written(tmp_path / "wan.gguf", tiny.state_dict("t2v", blocks=60))
+    plain = gguf_packs.loaded(pack, path)
+    expected = [tiny.sample(model, steps=1) for model in (plain, with_lora(plain))]
+    management.unload_all_models()
+    room = plain.model_size() // 3
+    simulated.limit(sim, request, room)
+    for model in (swapped(plain), swapped(plain, blocks="0-59"), opened(path)):
+        for one, patched in zip(expected, (model, with_lora(model)), strict=True):
+            assert torch.equal(tiny.sample(patched, steps=1), one)
+            plan = holding_of(model.model).plan
+            assert len(plan.streamed) > 30
+            assert plan.device_bytes < room
+        management.unload_all_models()
+
+
+def _take_away(there: Any, name: str, patch: pytest.MonkeyPatch) -> None:
+    owner, last = there, name.rpartition(".")[2]
+    for part in name.split(".")[:-1]:
+        owner = getattr(owner, part)
+    for base in inspect.getmro(owner) if inspect.isclass(owner) else (owner,):
+        if getattr(base, "__module__", "").startswith("comfy."):
+            continue  # what is left has the host's own
+        if last in vars(base):
+            patch.delattr(base, last)
+
+
+def test_bytes_that_do_not_say_how_they_are_packed_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "wan.gguf", tiny.state_dict("t2v"))
+    there = gguf_packs.pack("stand-in")
+    read = there.gguf_sd_loader
+    for lost in ("a class of another name", *NOTES):
+
+        def other(path: str, lost: str = lost) -> Any:
+            found = read(path)
+            for key, tensor in found.items():
+                if lost in vars(tensor):
+                    del vars(tensor)[lost]
+                elif lost not in NOTES:
+                    found[key] = tensor.as_subclass(torch.Tensor)
+            return found
+
+        monkeypatch.setattr(there, "gguf_sd_loader", other)
+        with pytest.raises(HostError, match="it is not known how it is packed: update this pack"):
+            opened(path)
+
+
 def test_without_its_pack_a_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,12 +202,38 @@ def test_without_its_pack_a_file_is_refused(
     there = gguf_packs.pack("stand-in")
     for name in gguf_pack.NAMES:
         with monkeypatch.context() as patch:
-            patch.delattr(there, name)
+            _take_away(there, name, patch)
             with pytest.raises(HostError, match=f"ComfyUI-GGUF has no {name}, which a GGUF file"):
                 opened(path)
     monkeypatch.delitem(nodes.NODE_CLASS_MAPPINGS, "UnetLoaderGGUF")
     with pytest.raises(ModelError, match=r"wan is a GGUF file.*install that pack, or use a"):
         opened(path)
+
+
+@pytest.mark.skipif(not dynamic.HAS_DYNAMIC, reason="this core has no dynamic VRAM")
+@by_pack
+def test_under_dynamic_vram(
+    pack: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pack's own patcher is plain there, too; other models of the graph are not."""
+    weights = tiny.state_dict("t2v")
+    path = written(tmp_path / "wan.gguf", weights, kind)
+    save_file(weights, tmp_path / "wan.safetensors")
+    dynamic.switch_on(monkeypatch)
+    other = comfy.sd.load_diffusion_model(str(tmp_path / "wan.safetensors"))
+    assert host.is_dynamic(other)
+    plain = gguf_packs.loaded(pack, path)
+    bare, patched = tiny.sample(plain), with_lora(plain)
+    expected, beside = tiny.sample(patched), tiny.sample(other)
+    for args in ARGS:
+        for model in (swapped(plain, **args), opened(path, **args)):
+            assert torch.equal(tiny.sample(model), bare)
+            assert holding_of(model.model).plan.streamed or not args
+            assert torch.equal(tiny.sample(with_lora(model)), expected)
+            assert torch.equal(tiny.sample(swapped(other, **args)), beside)
+            assert torch.equal(tiny.sample(model), bare)
+    assert torch.equal(tiny.sample(patched), expected)
+    assert torch.equal(tiny.sample(plain), bare)
 
 
 def _without(ending: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """ComfyUI's Wan blocks in pieces of tokens: the whole's latents, or whole with a sentence."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -244,6 +245,30 @@ def test_block_replacements_of_other_nodes(family: str, what: str) -> None:
             assert call.kept
             assert all(map(torch.equal, call.kept, call.copies))
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("family", ["t2v", "vace"])
+def test_patches_that_are_called_between_blocks(family: str) -> None:
+    """Newer cores call them with what a block has made, which the block after it reads."""
+    plain = tiny.model(family)
+    results, calls = [], []
+    for args in (None, {"blocks": "0-3", "chunk_tokens": 64}):
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def keep(given: Any, kept: list[Any] = kept) -> Any:
+            kept.append((given["img"], given["img"].clone()))
+            return {"img": given["img"] * 1.5}
+
+        model = plain.clone() if args is None else tiny.swapped(plain, **args)
+        model.set_model_patch(keep, "double_block")
+        results.append(tiny.sample(model, clip=CLIP))
+        calls.append(len(kept))
+        if family == "t2v":  # the host's VACE writes a hint into what a patch has returned
+            assert all(torch.equal(tensor, before) for tensor, before in kept)
+    assert torch.equal(*results)
+    assert calls[0] == calls[1]
+    text = inspect.getsource(type(plain.model.diffusion_model))
+    assert bool(calls[0]) == ('"double_block" in patches' in text)
 
 
 def overridden(patcher: Any) -> None:

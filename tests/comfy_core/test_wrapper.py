@@ -4,12 +4,17 @@ Every way in which that pack places weights, on the CPU and on the simulated acc
 is what was asked, its own swap has moved nothing, latents are those without the node.
 """
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import folder_paths
 import pytest
 import torch
 import wrapper_packs
+from safetensors.torch import save_file
 from stand_in import (
     BLOCKS,
     NAME,
@@ -24,10 +29,13 @@ from stand_in import (
 )
 
 from blockswap.errors import ArgsError, ModelError, SelectionError
+from blockswap.nodes import plan_route, swap_node
 from blockswap.nodes.report_node import BlockSwapReportNode
+from blockswap.nodes.seams import host
 from blockswap.nodes.wrapper import doors as wrapper_doors
 from blockswap.nodes.wrapper import names as wrapper_names
 from blockswap.nodes.wrapper.pack import takeover_on
+from blockswap.report.words import name_runs
 
 KINDS = ("plain", "merged", "scaled", "gguf", "lora", "scaled lora", "vace", "vace gguf")
 
@@ -209,10 +217,56 @@ def test_layers_that_the_pack_moves_itself_have_one_owner() -> None:
         swapped(model("plain managed"), blocks="0")
 
 
+ASKED: tuple[dict[str, Any], ...] = (
+    {"blocks": "0,2-3"},
+    {"blocks": "0-5", "vace_blocks_to_swap": 2, "offload_txt_emb": True},
+    {"blocks_to_swap": 4},
+    {"blocks_to_swap": 0},
+    {"vram_budget": "64KiB", "blocks": "1-4"},
+    {},
+)
+
+
+@pytest.mark.parametrize("kind", ["plain", "vace"])
+def test_the_plan_before_a_run_is_what_the_node_says_and_does(
+    kind: str, sim: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(host, "show_text", lambda _, text, *__: told.append(text))
+    monkeypatch.setattr(swap_node.BlockSwapNode, "hidden", SimpleNamespace(unique_id="7"))
+    monkeypatch.setattr(
+        host, "registered", lambda _: part("nodes_model_loading").WanVideoModelLoader
+    )
+    patcher, path = model(kind), tmp_path / "wrapped.safetensors"
+    save_file(patcher.model.pipeline["sd"], path)
+    monkeypatch.setattr(folder_paths, "get_full_path", lambda *_: str(path))
+    asked = {"loader": "WanVideoModelLoader", "file": path.name, "args_node": "Other"}
+    for args in ASKED:
+        before = plan_route.planned({**asked, "args": args})
+        ours = swapped(patcher, **args)
+        assert told.pop() == before
+        exact = before.endswith(" are streamed")
+        assert exact == ("vram_budget" not in args and bool(args))
+        sample(ours)
+        assert told.pop(0).startswith("plan: ")  # with what stays: known when its sampler starts
+        if exact:
+            named = re.search(r"\((.*)\) are", before)
+            assert (name_runs(streamed(ours)) if streamed(ours) else None) == (named and named[1])
+        told.clear()
+    for more, said in (
+        ({"args": {"blocks": "6"}}, r"^plan: Invalid range: '6': the model has blocks 0-5"),
+        ({"joined": True}, r"joins another module to its file.*told on the node then"),
+        ({"managed": True}, r"vram_management_args.* take those off its loader"),
+    ):
+        assert re.search(said, plan_route.planned({**asked, "args": {}, **more}))
+    monkeypatch.delattr(part("utils"), "init_blockswap")
+    assert "no init_blockswap, which we would" in plan_route.planned({**asked, "args": {}})
+
+
 def test_the_report_after_a_run(sim: torch.device) -> None:
     ours = swapped(model(), blocks="0,3")
     text, _ = BlockSwapReportNode.execute(ours).result
-    assert text.endswith("its blocks are streamed here, its own swap is off")
+    assert "its blocks are streamed here, its own swap is off; plan: 2 of 7 units" in text
     sample(ours)
     text, picture = BlockSwapReportNode.execute(ours, free_host_memory=True).result
     assert "2 of 6 blocks" in text

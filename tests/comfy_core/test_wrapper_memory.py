@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import wrapper_packs
-from stand_in import BLOCKS, NAME, model, own_moves, sample, streamed, swapped
+from stand_in import BLOCKS, NAME, model, own_moves, part, sample, streamed, swapped
 
 from blockswap.errors import PlanError
 from blockswap.nodes.runs import run_again
@@ -42,6 +42,40 @@ def test_nothing_is_copied_back_and_a_budget_holds(
     assert takeover.swap.plan.device_bytes <= 24 << 10
     takeover.close()
     assert streamed(ours)
+
+
+# Not GGUF: without us the stand-in unpacks on the CPU. The real pack's is in test_real_wrapper.
+@pytest.mark.parametrize("kind", ["plain", "merged", "scaled", "lora", "vace"])
+def test_a_budget_is_kept_by_the_device_itself(
+    kind: str, sim: torch.device, sim_module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its peak, less what the same forward takes beside the weights where all of them are there."""
+    for module in ("wanvideo.modules.model", "nodes_sampler"):
+        monkeypatch.setattr(part(module), "DIM", 256)
+    plain = model(kind)
+
+    def peak_of(patcher: Any) -> tuple[int, int]:
+        """Most bytes in a run, and what stays after it."""
+        torch.accelerator.empty_cache()
+        torch.accelerator.reset_peak_memory_stats()
+        start = sim_module.counters().device_bytes
+        sample(patcher, force_offload=False)
+        after = sim_module.counters()
+        return after.device_bytes_peak - start, after.device_bytes - start
+
+    whole, usual = peak_of(plain)
+    root = plain.model.diffusion_model
+    weights = sum(t.nbytes for t in (*root.parameters(), *root.buffers()))
+    sample(plain)
+    budget = weights * 4 // 5
+    ours = swapped(plain, vram_budget=budget)
+    found, kept = peak_of(ours)
+    assert takeover_on(ours).swap.plan.streamed
+    # What stays is in the pack's own tensors, each of which the allocator rounds to 512 bytes.
+    rounded = 512 * len(list(root.parameters()))
+    assert kept <= budget + rounded < weights
+    assert found <= budget + rounded + whole - usual
+    takeover_on(ours).close()
 
 
 @pytest.mark.parametrize("kind", ["plain", "scaled", "lora"])

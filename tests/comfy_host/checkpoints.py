@@ -1,9 +1,12 @@
 """Small Wan models, LoRAs and a VAE in the files that ComfyUI opens; every weight random."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -60,6 +63,32 @@ def write_fp8_tensors(path: Path, geometry: WanGeometry, *, seed: int = 0) -> Pa
     return path
 
 
+def write_gguf(path: Path, weights: Mapping[str, torch.Tensor], kind: str = "Q8_0") -> Path:
+    """As GGUF files of Wan are: linears of blocks in a block type, the rest in fp32."""
+    writer = gguf.GGUFWriter(path, "wan")
+    for key, value in weights.items():
+        array = value.float().numpy()
+        inside = "blocks." in key and key.endswith(".weight") and value.ndim == 2
+        quant = gguf.GGMLQuantizationType[kind if inside else "F32"]
+        if value.ndim > 4:
+            writer.add_array(f"comfy.gguf.orig_shape.{key}", [int(n) for n in value.shape])
+            array = array.reshape(value.shape[0] * value.shape[1], *value.shape[2:])
+        if quant == gguf.GGMLQuantizationType.F32:
+            writer.add_tensor(key, array.astype(np.float32))
+        else:
+            writer.add_tensor(key, gguf.quantize(array, quant), raw_dtype=quant)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_gguf_of(path: Path, geometry: WanGeometry, *, seed: int = 0) -> Path:
+    """A GGUF file of the geometry, packed in Q8_0."""
+    return write_gguf(path, _tensors(path, geometry, seed))
+
+
 def write_lora(path: Path, geometry: WanGeometry, *, seed: int = 0, rank: int = 4) -> Path:
     """A LoRA on every linear of every block, in the names of ComfyUI's own Wan templates."""
     generator = torch.Generator().manual_seed(seed)
@@ -76,7 +105,7 @@ def write_lora(path: Path, geometry: WanGeometry, *, seed: int = 0, rank: int = 
 
 
 def _tensors(path: Path, geometry: WanGeometry, seed: int) -> dict[str, torch.Tensor]:
-    plain = path.with_name("plain." + path.name)
+    plain = path.with_name(f"plain.{path.stem}.safetensors")
     synth(geometry, plain, seed=seed)
     tensors = load_file(plain)
     plain.unlink()

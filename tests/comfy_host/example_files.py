@@ -17,8 +17,13 @@ LORA = "wan2.2_t2v_lightx2v_4steps_lora_v1.1_{}_noise.safetensors"
 TEXT_ENCODER = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 VISION_ENCODER = "clip_vision_h.safetensors"
 VAE = "wan_2.1_vae.safetensors"  # make_vae.py gives it this name
-# Of the tests alone: quantised as newer files are.
+# Of the tests alone: quantised as newer files are, and every model as a GGUF file beside it.
 FP8_TENSORS = "fp8_tensors.safetensors"
+
+
+def packed(name: str) -> str:
+    """The GGUF file of a model of the workflows."""
+    return name.replace(".safetensors", "-Q8_0.gguf")
 
 
 def write_models(models: Path, environment: Environment) -> None:
@@ -26,8 +31,12 @@ def write_models(models: Path, environment: Environment) -> None:
     unets, loras = models / "diffusion_models", models / "loras"
     checkpoints.write_model(unets / T2V, checkpoints.T2V)
     checkpoints.write_model(unets / I2V, checkpoints.I2V)
+    checkpoints.write_gguf_of(unets / packed(T2V), checkpoints.T2V)
+    checkpoints.write_gguf_of(unets / packed(I2V), checkpoints.I2V)
     for seed, noise in enumerate(("high", "low"), start=1):
-        checkpoints.write_fp8_scaled(unets / EXPERT.format(noise), checkpoints.T2V, seed=seed)
+        expert = EXPERT.format(noise)
+        checkpoints.write_fp8_scaled(unets / expert, checkpoints.T2V, seed=seed)
+        checkpoints.write_gguf_of(unets / packed(expert), checkpoints.T2V, seed=seed)
         checkpoints.write_lora(loras / LORA.format(noise), checkpoints.T2V, seed=seed)
     checkpoints.write_fp8_tensors(unets / FP8_TENSORS, checkpoints.T2V, seed=3)
     subprocess.run(

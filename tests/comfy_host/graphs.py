@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .example_files import packed
 from .server import REPOSITORY
 
 Graph = dict[str, dict[str, Any]]
@@ -17,8 +18,9 @@ ObjectInfo = Mapping[str, Any]
 
 WORKFLOWS = REPOSITORY / "example_workflows"
 NOTES = ("Note", "MarkdownNote")  # the page draws them, the server does not know them
-# The last is what newer cores have made of a choice whose answers bring inputs of their own.
-WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+# What newer cores have made of a choice whose answers bring inputs of their own.
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 OURS = "BlockSwapWanVideo"
 
 # Steps and pictures as small as they go with every part of the model still at work.
@@ -56,10 +58,26 @@ def _inputs(node: Mapping[str, Any], links: Mapping[int, list[Any]], info: Objec
                 next(values)
             if options.get("image_upload"):
                 next(values, None)
+        if kind == DYNAMIC:
+            given |= _brought_by(name, given[name], options)
     for slot in node.get("inputs", []):
         if slot.get("link") is not None:
             given[slot["name"]] = links[slot["link"]]
     return given
+
+
+def _brought_by(name: str, value: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs that an answer to a dynamic choice brings, as they come with it."""
+    found: dict[str, Any] = {}
+    (chosen,) = (option for option in options["options"] if option["key"] == value)
+    for each in chosen["inputs"].values():
+        for inner, (kind, more) in each.items():
+            full = f"{name}.{inner}"
+            found[full] = more.get("default")
+            if kind == DYNAMIC:
+                found[full] = more["options"][0]["key"]
+                found |= _brought_by(full, found[full], more)
+    return found
 
 
 def inputs_of(definition: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -117,6 +135,18 @@ def without_ours(prompt: Graph) -> Graph:
         if node["class_type"] == f"{OURS}Loader":
             node["class_type"] = "UNETLoader"
             node["inputs"].pop("block_swap_args", None)
+    return graph
+
+
+def with_gguf(prompt: Graph) -> Graph:
+    """The same graph with every model from its GGUF file, by the loader of the pack for them."""
+    graph = copy.deepcopy(prompt)
+    for node in graph.values():
+        if node["class_type"] in ("UNETLoader", f"{OURS}Loader"):
+            node["inputs"]["unet_name"] = packed(node["inputs"]["unet_name"])
+        if node["class_type"] == "UNETLoader":
+            node["class_type"] = "UnetLoaderGGUF"
+            del node["inputs"]["weight_dtype"]
     return graph
 
 

@@ -20,7 +20,10 @@ from pathlib import Path
 from .environment import Environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TEST_NODES = Path(__file__).resolve().parent / "packs" / "test_nodes"
+PACKS = Path(__file__).resolve().parent / "packs"
+TEST_NODES = PACKS / "test_nodes"
+# The pack of GGUF models: a stand-in, or the real one where it is at hand.
+GGUF = Path(os.environ.get("BLOCKSWAP_GGUF") or PACKS / "gguf_stand_in")
 PACK = "wanvideo-blockswap"
 
 START_SECONDS = 120
@@ -49,6 +52,11 @@ class Launch:
 def default_packs() -> dict[str, Path]:
     """This repository as it is installed by hand, and the nodes that only tests need."""
     return {PACK: REPOSITORY, "blockswap-test-nodes": TEST_NODES}
+
+
+def with_gguf() -> dict[str, Path]:
+    """The same and a pack of GGUF models."""
+    return {**default_packs(), "ComfyUI-GGUF": GGUF}
 
 
 @dataclass(frozen=True, slots=True)

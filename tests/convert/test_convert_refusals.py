@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blockswap.convert import convert
-from blockswap.errors import BlockSwapError, OutputError
+from blockswap.errors import ArgsError, BlockSwapError, OutputError
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.layout.geometry import WanGeometry, infer_geometry, tensor_names
 
@@ -35,6 +35,11 @@ def whole(tmp_path):
     return tmp_path / "whole.safetensors"
 
 
+def test_a_model_with_its_module_is_told_what_to_do(whole, tmp_path):
+    with pytest.raises(ArgsError, match="2 files were given to convert, and it rewrites one"):
+        convert([whole, whole], tmp_path / "out.safetensors")
+
+
 # Scales of fp8 weights, which a cast multiplies by; and what is of no use without fp8 products.
 APPLIED = {"weight_scale": 0.5, "weight_scale_inv": 0.5, "scale": 0.5, "wscale": 0.5,
            "scale_weight": 0.5, "input_scale": 1.0}  # fmt: skip
@@ -44,18 +49,18 @@ APPLIED = {"weight_scale": 0.5, "weight_scale_inv": 0.5, "scale": 0.5, "wscale":
 @pytest.mark.parametrize("suffix", BESIDE)
 def test_what_lies_beside_an_8_bit_weight_is_never_torn_off(tmp_path, suffix, stored):
     tensors = weights(lambda name: stored if is_linear(name) else torch.bfloat16)
-    tensors[f"blocks.1.ffn.0.{suffix}"] = torch.tensor([0.5])
+    for name in [name for name in tensors if name.endswith("ffn.0.weight")]:
+        tensors[f"{name.removesuffix('weight')}{suffix}"] = torch.tensor([0.5])
     if suffix == "comfy_quant":
-        tensors[f"blocks.1.ffn.0.{suffix}"] = torch.tensor(list(b'{"format": "new"}')).to(
-            torch.uint8
-        )
+        word = torch.tensor(list(b'{"format": "new"}')).to(torch.uint8)
+        tensors |= {name: word.clone() for name in tensors if name.endswith(suffix)}
     save_file(tensors, tmp_path / "in.safetensors")
     if stored.is_floating_point and suffix in APPLIED:
         made = convert(tmp_path / "in.safetensors", tmp_path / "cast.safetensors", dtype="bfloat16")
         cast = load_file(made.path)
         assert f"blocks.1.ffn.0.{suffix}" not in cast
         assert torch.all(cast["blocks.1.ffn.0.weight"] == 2 * APPLIED[suffix])
-        assert torch.all(cast["blocks.0.ffn.0.weight"] == 2)
+        assert torch.all(cast["blocks.0.ffn.2.weight"] == 2)
         assert len(made.notes) == (suffix == "input_scale")
         made.path.unlink()
     else:

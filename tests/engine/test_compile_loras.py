@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import expect_refusal
 from lora_samples import adapter, forward, reference, saved, write
-from test_loras_merged import ARGS, BF16, opened
+from test_loras_merged import ARGS, BF16
 from torch._dynamo.testing import CompileCounter
 
 from blockswap import BlockSwapArgs, swap_blocks
@@ -23,41 +23,28 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("how", ["each block", "repeated blocks", "before"])
-@pytest.mark.parametrize(
-    ("device", "store"),
-    [("cpu", "disk"), ("sim-eager", "memory"), ("sim-lazy", "disk")],
-    indirect=["device"],
-)
-def test_one_graph_for_all_blocks_steps_and_strengths(device, tmp_path, store, how):
+@pytest.mark.parametrize("before", [True, False])
+def test_one_graph_for_all_blocks_steps_and_strengths(sim_device, sim, tmp_path, before):
+    """Of a loaded model; from files: tests/formats/test_compiled.py."""
     folder = saved(tmp_path / "model", BF16)
     own = adapter("lora", 3)
     path = write(tmp_path / "a.safetensors", own)
     want = [
-        forward(reference(folder, [(own, s)], BF16).to(device), device, BF16) for s in STRENGTHS
+        forward(reference(folder, [(own, s)], BF16).to(sim_device), sim_device, BF16)
+        for s in STRENGTHS
     ]
     counter = CompileCounter()
-
-    def compiled(model):
-        if how == "repeated blocks":
-            model.compile_repeated_blocks(backend=counter)
-        else:
-            for block in model.blocks:
-                block.compile(backend=counter)
-
-    if how == "before" and store == "memory":
-        model = reference(folder, [], BF16)
-        compiled(model)
-        swap_blocks(model, BlockSwapArgs(**ARGS), device=device, loras=[(path, 1.0)])
-    else:
-        model = opened(store, folder, BF16, device, [(path, 1.0)])
-        compiled(model)
-    for strength, output in zip(STRENGTHS, want, strict=True):
-        model.blockswap.set_loras([(path, strength)])
-        for _ in range(2):
-            assert torch.equal(forward(model, device, BF16), output), strength
+    model = reference(folder, [], BF16)
+    if before:
+        model.compile_repeated_blocks(backend=counter, fullgraph=True)
+    with swap_blocks(model, BlockSwapArgs(**ARGS), device=sim_device, loras=[(path, 1.0)]) as swap:
+        for block in () if before else model.blocks:
+            block.compile(backend=counter, fullgraph=True)
+        for strength, output in zip(STRENGTHS, want, strict=True):
+            swap.set_loras([(path, strength)])
+            for _ in range(2):
+                assert torch.equal(forward(model, sim_device, BF16), output), strength
     assert counter.frame_count == 1
-    model.blockswap.close()
 
 
 GRAPHS = {

@@ -10,7 +10,6 @@ from diffusers.hooks import FirstBlockCacheConfig
 from lora_samples import adapter, forward, reference, saved, spelled, write
 from seams import collect_pools, wait_for_readers
 from test_loras_merged import ARGS, BF16, opened
-from torch._dynamo.testing import CompileCounter
 
 from blockswap import (
     BlockSwapArgs,
@@ -231,22 +230,6 @@ def test_what_others_hung_on_the_model_stays(sim_device, sim, tmp_path, files):
     assert all(map(torch.equal, steps(model), want))
     assert torch.accelerator.memory_allocated() <= held
     model.blockswap.close()
-
-
-def test_compiled_blocks_stay_one_graph(tmp_path, files):
-    folder, cpu = saved(tmp_path / "model", BF16), torch.device("cpu")
-    torch._dynamo.reset()
-    counter = CompileCounter()
-    model = opened("disk", folder, BF16, cpu, loras_of(files, "a"))
-    for block in model.blocks:
-        block.compile(backend=counter)
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for names in ("a", "b", "", "c"):
-            model.blockswap.set_loras(loras_of(files, names))
-            assert torch.equal(forward(model, cpu, BF16), wanted(folder, files, names, cpu))
-    assert counter.frame_count == 1
-    model.blockswap.close()
-    torch._dynamo.reset()
 
 
 def test_where_no_lora_is_merged_it_says_what_to_do(tmp_path, files):

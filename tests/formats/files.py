@@ -136,7 +136,9 @@ def kind_of(name: str, key: str) -> str:
 
 
 def _write_gguf(folder: Path, name: str, model: str) -> dict[str, torch.Tensor]:
-    writer = gguf.GGUFWriter(folder / "model.gguf", "wan")
+    # The mixed one is split into several files.
+    parts = 40 if name == "gguf-mixed" else 0
+    writer = gguf.GGUFWriter(folder / "model.gguf", "wan", split_max_tensors=parts)
     writer.add_quantization_version(2)
     reference = {}
     for key, tensor in weights(model).items():

@@ -57,21 +57,27 @@ def write_loras(folder: Path, model: str) -> dict[str, tuple[Path, float]]:
 
 
 @torch.no_grad()
-def merge_into(model: Any, stored: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
+def merge_into(
+    model: Any,
+    stored: Mapping[str, torch.Tensor],
+    names: Sequence[str],
+    strengths: Sequence[float] | None = None,
+) -> None:
     """Merges LoRAs into weights as they are `stored`, in fp32, then casts once."""
-    if not names:
-        return
     kind = "vace" if hasattr(model, "vace_blocks") else "t2v"
     for layer in LAYERS:
         weight = stored[f"{layer}.weight"].to(torch.float32, copy=True)
-        for name in names:
-            _merge(weight, factors(kind, name)[layer], name)
+        own_strengths = [FILES[name][0] for name in names]
+        for name, strength in zip(names, strengths or own_strengths, strict=True):
+            _merge(weight, factors(kind, name)[layer], name, strength)
         own = model.get_submodule(layer).weight
         own.data.copy_(weight)
 
 
-def _merge(weight: torch.Tensor, parts: Mapping[str, torch.Tensor], name: str) -> None:
-    strength, dora, _, rank = FILES[name]
+def _merge(
+    weight: torch.Tensor, parts: Mapping[str, torch.Tensor], name: str, strength: float
+) -> None:
+    _, dora, _, rank = FILES[name]
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight.copy_(weight)
     layer = Linear(linear, "a", LoraConfig(use_dora=dora), r=rank, lora_alpha=rank, use_dora=dora)

@@ -199,6 +199,38 @@ def test_long_lists_are_skipped_and_not_kept(tmp_path: Path) -> None:
     assert read_gguf_header(path).metadata == {}
 
 
+def _split(folder: Path) -> list[Path]:
+    """A file in two parts, as the gguf package splits it."""
+    writer = gguf.GGUFWriter(folder / "m.gguf", "wan", split_max_tensors=2)
+    for name in ("a", "b", "c"):
+        writer.add_tensor(f"blocks.0.{name}", np.ones((2, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("m-*.gguf"))
+
+
+def test_a_split_file_is_opened_by_its_folder_or_any_part(tmp_path: Path) -> None:
+    parts = _split(tmp_path)
+    assert [part.name for part in parts] == ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]
+    for path in (tmp_path, *parts):
+        opened = open_checkpoint(path)
+        assert opened.paths == tuple(parts)
+        assert [tensor.shard for tensor in opened.tensors.values()] == [0, 0, 1]
+    (tmp_path / "other.gguf").write_bytes(parts[0].read_bytes())
+    assert open_checkpoint(parts[1]).paths == tuple(parts)
+    for path, words in (
+        (tmp_path, "holds 3 .gguf files"),
+        (tmp_path / "other.gguf", "is one of 2 parts of a split file, of which 1 was found"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            open_checkpoint(path)
+    parts[0].unlink()
+    with pytest.raises(CheckpointError, match="holds 1 of 2 shards, shard 1 is missing"):
+        open_checkpoint(parts[1])
+
+
 @pytest.mark.parametrize("name", ["f.pt", "f.pth", "f.ckpt", "f.safetensors", "f.gguf"])
 def test_no_pickle_is_loaded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pickle

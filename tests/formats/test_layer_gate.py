@@ -78,6 +78,42 @@ def test_a_layer_that_is_not_in_step_is_refused(case: str, tmp_path: Path) -> No
     assert "\n" not in str(refused.value)
 
 
+OTHER = LAYER.replace("0", "1")
+SCALED = {f"{LAYER}.weight": ones(8, 8, of=FP8), f"{LAYER}.scale_weight": ones(1)}
+LOST: dict[str, tuple[Parts, str]] = {
+    "one scale": ({**SCALED, f"{OTHER}.weight": ones(8, 8, of=FP8)}, "other blocks has one"),
+    "one scale, an input's there": (
+        {**SCALED, f"{OTHER}.weight": ones(8, 8, of=FP8), f"{OTHER}.scale_input": ones(1)},
+        "other blocks has one"),
+    "all scales": (
+        {f"{LAYER}.weight": ones(8, 8, of=FP8), "scaled_fp8": ones(0, of=FP8)}, "says that it is"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_a_lost_scale_is_not_one(case: str, tmp_path: Path) -> None:
+    stored, words = LOST[case]
+    save_file({key: part.clone() for key, part in stored.items()}, tmp_path / "f.safetensors")
+    with pytest.raises(GeometryError, match=words):
+        unpacked(open_checkpoint(tmp_path / "f.safetensors"))
+
+
+def test_what_nobody_scales_beside_scaled_layers_is_cast(tmp_path: Path) -> None:
+    """Another layer, a bias and a norm in plain fp8; a word without a scale means one."""
+    stored = {
+        **SCALED,
+        "blocks.1.self_attn.k.weight": ones(8, 8, of=FP8),
+        f"{OTHER}.weight": ones(8, 8, of=FP8),
+        f"{OTHER}.comfy_quant": word(format="float8_e4m3fn"),
+        f"{OTHER}.bias": ones(8, of=FP8),
+        "blocks.1.norm3.weight": ones(8, of=FP8),
+    }
+    save_file({key: part.clone() for key, part in stored.items()}, tmp_path / "f.safetensors")
+    found = unpacked(open_checkpoint(tmp_path / "f.safetensors")).tensors
+    packed = [key for key, tensor in found.items() if tensor.packing is not None]
+    assert packed == [f"{LAYER}.weight"]
+
+
 @pytest.mark.parametrize("said", ["[]", "{}", '{"layers": 3}', '{"layers": {"a": 1}}', "{"])
 def test_a_header_that_names_no_layers_is_refused(said: str, tmp_path: Path) -> None:
     stored = {f"{LAYER}.weight": ones(8, 8, of=FP8), f"{LAYER}.weight_scale": ones(1)}

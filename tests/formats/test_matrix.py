@@ -106,7 +106,9 @@ def _cases() -> list[Any]:
 
 def _planned() -> list[tuple[str, str, str]]:
     if ALL:
-        return list(itertools.product(ALL, STORES, ("none", "two")))
+        # In bf16 all blocks of the vendor's shards take less RAM than two of them do in staging.
+        every = set(itertools.product(ALL, STORES, ("none", "two")))
+        return sorted(every - {("fp32 shards", "both", "none")})
     loras = itertools.cycle(("two", "none"))
     return list(zip(COUNTED, itertools.cycle(STORES), loras, strict=False))
 
@@ -202,7 +204,7 @@ def test_what_moves_and_what_is_held_is_planned_to_the_byte(
     path = packed_files.file(name, "vace")
     files = lora_files("vace")
     loras = [files[each] for each in LORAS[lora][0]]
-    args = BlockSwapArgs(**_budget(store, path, sim_device, loras), **PLANNED)
+    args = BlockSwapArgs(**_budget(name, store, path, sim_device, loras), **PLANNED)
 
     def taken_by(model: Any) -> tuple[int, int]:
         """Bytes above what is held, and allocations, of a forward in the steady state."""
@@ -217,14 +219,15 @@ def test_what_moves_and_what_is_held_is_planned_to_the_byte(
         return peak, end.device_allocations - start.device_allocations
 
     # The same file without anything to decode, streamed in the same way.
-    plain: Any = open_transformer(path.parent / "vace-plain", args, device=sim_device)
+    dtype = _dtype(name)
+    plain: Any = open_transformer(path.parent / "vace-plain", args, device=sim_device, dtype=dtype)
     activations = taken_by(plain)
     plain.blockswap.close()
     del plain
     gc.collect()
     sim.reset()
     base = sim.counters().device_bytes
-    opened: Any = open_transformer(path, args, device=sim_device, loras=loras)
+    opened: Any = open_transformer(path, args, device=sim_device, dtype=dtype, loras=loras)
     with opened.blockswap as swap:
         now, plan = sim.counters(), swap.plan
         assert {unit.tier for unit in plan.units} - {"resident"} == TIERS[store]
@@ -244,17 +247,22 @@ def test_what_moves_and_what_is_held_is_planned_to_the_byte(
         assert abs(after.h2d_bytes - before.h2d_bytes - copied) < 3 * plan.slot_bytes
         # Sectors of the file are read and copied whole; RAM has the arrays alone.
         stored = _stored_bytes(path) + sum(_factor_bytes(lora[0]) for lora in loras)
-        assert stored <= plan.copied_bytes_per_forward <= stored + 5 * 60 * 4096
+        assert plan.copied_bytes_per_forward <= stored + 5 * 60 * 4096
+        # What computes in fewer bytes than it is stored in rests in RAM so.
+        assert stored <= plan.copied_bytes_per_forward or name == "fp32 shards"
     assert sim.counters().device_bytes == base
 
 
-def _budget(store: str, path: Path, device: torch.device, loras: Any) -> dict[str, Any]:
+def _budget(name: str, store: str, path: Path, device: torch.device, loras: Any) -> dict[str, Any]:
     """For both tiers: room for the staging buffers and about half of the blocks beside them."""
     if store != "both":
         return STORES[store]
-    plan = plan_transformer(path, BlockSwapArgs(**PLANNED), device=device, loras=loras)
+    plan = plan_transformer(
+        path, BlockSwapArgs(**PLANNED), device=device, dtype=_dtype(name), loras=loras
+    )
     staging = plan.staging_buffers * plan.staging_bytes
-    return {"ram_budget": staging + plan.slot_bytes + plan.slot_bytes // 2}
+    in_ram = plan.slot_bytes // (2 if name == "fp32 shards" else 1)
+    return {"ram_budget": staging + in_ram + in_ram // 2}
 
 
 def _wait_for_readers(model: Any) -> None:

@@ -12,10 +12,14 @@ from safetensors.torch import save_file
 from tiny_pipelines import DIM, WORDS, randomise, scheduler, text_encoder, tokenizer
 
 from blockswap.layout.geometry import to_original_key
+from llama_cpp_files import write_encoder
 
 LATENTS = 16  # those of Wan 2.1; what latents are scaled by is known for no other
 PREFIX = "model.diffusion_model."
 Tensors = dict[str, torch.Tensor]
+PIECES = ["<pad>", "</s>", "<unk>", *(f"▁{word}" for word in WORDS[3:]), "▁", *"abcdefgh"]
+_KINDS = {"<pad>": 3, "</s>": 3, "<unk>": 2}  # control and unknown ones, as SentencePiece counts
+ROWS = 500
 _VAE = [
     (r"\.mid_block\.resnets\.0\.", ".middle.0."),
     (r"\.mid_block\.attentions\.0\.", ".middle.1."),
@@ -129,9 +133,16 @@ def write_gguf(path: Path, model: Any, named: Tensors) -> None:
     writer.close()
 
 
+def words_in_gguf(rows: int) -> tuple[list[str], list[float], list[int], bytes]:
+    """The same words as entries of a GGUF header; llama.cpp fills them up to the table's rows."""
+    more = [f"[PAD{number}]" for number in range(len(PIECES), rows)]
+    kinds = [_KINDS.get(piece, 1) for piece in PIECES] + [5] * len(more)
+    scores = [-float(number) for number in range(len(PIECES))] + [-10000.0] * len(more)
+    return [*PIECES, *more], scores, kinds, b""
+
+
 def spiece() -> torch.Tensor:
     """A SentencePiece model of the words of the tests, as the tensor that encoders carry."""
-    pieces = ["<pad>", "</s>", "<unk>", *(f"▁{word}" for word in WORDS[3:]), "▁", *"abcdefgh"]
 
     def field(number: int, data: bytes) -> bytes:
         return bytes([number << 3 | 2, len(data)]) + data
@@ -140,8 +151,7 @@ def spiece() -> torch.Tensor:
         told = field(1, text.encode()) + b"\x15" + struct.pack("<f", score)
         return field(1, told + bytes([3 << 3, kind]))
 
-    kinds = {"<pad>": 3, "</s>": 3, "<unk>": 2}
-    data = b"".join(piece(p, -float(n), kinds.get(p, 1)) for n, p in enumerate(pieces))
+    data = b"".join(piece(p, -float(n), _KINDS.get(p, 1)) for n, p in enumerate(PIECES))
     data += field(2, bytes([3 << 3, 1]))  # a Unigram model
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).clone()
 
@@ -149,7 +159,7 @@ def spiece() -> torch.Tensor:
 def write(folder: Path, kind: str) -> tuple[dict[str, Path], Any]:
     """Files of a text-to-video model, and diffusers' pipeline of what they hold.
 
-    `kind`: "bf16", "fp8_scaled" or "gguf" of the transformer, or "experts" for two in bf16.
+    `kind`: "bf16", "fp8_scaled" or "gguf" of transformer and encoder, "experts" for two in bf16.
     """
     from diffusers import WanPipeline
 
@@ -158,7 +168,7 @@ def write(folder: Path, kind: str) -> tuple[dict[str, Path], Any]:
     names = ("wan_high_noise", "wan_low_noise") if kind == "experts" else ("wan",)
     models, files = [], {}
     for name in names:
-        model = transformer()
+        model = transformer(text_dim=32 if kind == "gguf" else DIM)
         for parameter in model.parameters():  # buffers stay in fp32, as a loader leaves them
             parameter.data = parameter.data.bfloat16()
         named = {PREFIX + to_original_key(n): t for n, t in model.state_dict().items()}
@@ -168,12 +178,12 @@ def write(folder: Path, kind: str) -> tuple[dict[str, Path], Any]:
         else:
             save_file(fp8_scaled(model, named) if kind == "fp8_scaled" else named, files[name])
         models.append(as_loaded(model))
-    encoder, pixels = text_encoder(500).bfloat16(), vae()
+    encoder, pixels = text_encoder(ROWS, 32 if kind == "gguf" else DIM).bfloat16(), vae()
     randomise(encoder)
-    named = {k: v for k, v in encoder.state_dict().items() if "embed_tokens" not in k}
-    named = fp8_scaled(encoder, named) if kind == "fp8_scaled" else named
-    files |= {name: folder / f"{name}.safetensors" for name in ("encoder", "pixels")}
-    save_file({**named, "spiece_model": spiece()}, files["encoder"])
+    files |= {
+        "encoder": _write_encoder(folder, encoder, kind),
+        "pixels": folder / "pixels.safetensors",
+    }
     save_file(vendor_vae(pixels), files["pixels"])
     pipe = WanPipeline(
         tokenizer=tokenizer(),
@@ -185,6 +195,19 @@ def write(folder: Path, kind: str) -> tuple[dict[str, Path], Any]:
         boundary_ratio=0.875 if len(models) > 1 else None,
     )
     return files, pipe
+
+
+def _write_encoder(folder: Path, encoder: Any, kind: str) -> Path:
+    """`encoder` gets what the file means."""
+    if kind == "gguf":
+        path = folder / "encoder.gguf"
+        means = write_encoder(path, encoder, "Q8_0", words_in_gguf(ROWS))
+        encoder.load_state_dict(means, strict=False)
+        return path
+    named = {k: v for k, v in encoder.state_dict().items() if "embed_tokens" not in k}
+    named = fp8_scaled(encoder, named) if kind == "fp8_scaled" else named
+    save_file({**named, "spiece_model": spiece()}, folder / "encoder.safetensors")
+    return folder / "encoder.safetensors"
 
 
 def lora(path: Path, seed: int) -> Path:

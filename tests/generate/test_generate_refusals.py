@@ -3,15 +3,26 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from whole import draw_image, request_for
+from safetensors.torch import save_file
+from whole import draw_image, draw_video, request_for
 
-from blockswap.errors import ArgsError, BlockSwapError, CheckpointError, OutputError, StateError
+from blockswap.errors import (
+    ArgsError,
+    BlockSwapError,
+    CheckpointError,
+    ModelError,
+    OutputError,
+    StateError,
+)
 from blockswap.generate import VideoRequest, make_videos
+from blockswap.generate.inputs import image_of
+from blockswap.generate.parts.find import ModelFiles, find_components
 from blockswap.generate.request import output_paths, parse_lora, read_prompts
 from blockswap.generate.run import prepare
 from blockswap.generate.state import RunState, pack, read_state, state_path, write_state
@@ -93,9 +104,63 @@ def test_inputs_that_the_model_does_not_take(
         prepare(folders("t2v"), request_for("t2v", tmp_path, image=image), output, device="cpu")
     with pytest.raises(ArgsError, match="starts from an image, and none"):
         prepare(folders("i2v"), request_for("t2v", tmp_path), output, device="cpu")
+    with pytest.raises(ArgsError, match="none to start from: give both"):
+        request_for("t2v", tmp_path, last_image=image)
+    with pytest.raises(ArgsError, match="add --last-image"):
+        prepare(folders("flf"), request_for("i2v", tmp_path), output, device="cpu")
+    for kind in ("i2v-clip", "ti2v-image", "vace"):
+        with pytest.raises(ArgsError, match="this model reads none: leave --last-image"):
+            request = request_for(kind, tmp_path, last_image=image)
+            prepare(folders(kind), request, output, device="cpu")
     with pytest.raises(ArgsError, match="takes none"):
-        request = request_for("t2v", tmp_path, video=image)
+        video = draw_video(tmp_path / "v.mp4")
+        request = request_for("t2v", tmp_path, video=video)
         prepare(folders("two-experts"), request, output, device="cpu")
+
+
+def test_inputs_that_cannot_be_read(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    whole, video = draw_image(tmp_path / "i.png"), draw_video(tmp_path / "v.mp4")
+    cut, text = tmp_path / "cut.png", tmp_path / "text.png"
+    cut.write_bytes(whole.read_bytes()[:2000])
+    text.write_text("no picture")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"image": cut}, "cannot be read as an image"),
+        ({"image": text}, "cannot be read as an image"),
+        ({"image": tmp_path}, "cannot be read as an image"),
+        ({"image": video}, "cannot be read as an image"),
+        ({"video": text}, "cannot be read as a video"),
+        ({"video": tmp_path}, "cannot be read as a video"),
+        ({"video": video, "frames": 13}, "has 9 frames, and 13 were asked"),
+    ]
+    for changes, said in cases:
+        request = request_for("t2v", tmp_path, **changes)
+        with pytest.raises(ArgsError, match=said):
+            prepare(folders("t2v"), request, tmp_path / "o.mp4", device="cpu")
+
+
+def test_an_image_stands_as_its_camera_says(tmp_path: Path) -> None:
+    from PIL import Image
+
+    with Image.open(draw_image(tmp_path / "i.png")) as image:
+        lying = image.convert("RGB").rotate(90, expand=True)
+    exif = Image.Exif()
+    exif[0x112] = 6  # orientation: turned to the left
+    lying.save(tmp_path / "turned.png", exif=exif)
+    request = request_for("t2v", tmp_path, image=tmp_path / "i.png")
+    wanted = image_of(request)
+    assert image_of(replace(request, image=tmp_path / "turned.png")).tobytes() == wanted.tobytes()
+
+
+def test_numbers_that_are_none_are_no_clip(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    layer = "diffusion_model.blocks.1.ffn.0"
+    adapter = {"lora_A": torch.full((2, 48), 1e30), "lora_B": torch.full((16384, 2), 1e30)}
+    file = tmp_path / "l.safetensors"
+    save_file({f"{layer}.{name}.weight": part for name, part in adapter.items()}, file)
+    request = request_for("t2v", tmp_path, loras=((file, 1.0),))
+    job, plan = prepare(folders("t2v"), request, tmp_path / "o.mp4", device="cpu")
+    with pytest.raises(ModelError, match="step 1 gave numbers that are none"):
+        make_videos(job, plan)
+    assert not (tmp_path / "o.mp4").exists()
 
 
 def test_outputs(tmp_path: Path) -> None:
@@ -124,6 +189,16 @@ def test_prompt_files(tmp_path: Path) -> None:
         read_prompts(file)
     with pytest.raises(ArgsError, match="cannot be read"):
         read_prompts(tmp_path / "none.txt")
+    file.write_bytes(b"\xef\xbb\xbfa red ball\r\n")  # as some editors begin a text
+    assert read_prompts(file) == ("a red ball",)
+
+
+def test_what_files_do_not_tell(folders: Callable[[str], Path]) -> None:
+    folder = folders("t2v")
+    for shift in (0.0, -3.0, float("nan"), float("inf")):
+        with pytest.raises(ArgsError, match="give a number above 0"):
+            ModelFiles((folder,), shift=shift)
+    assert find_components(ModelFiles((folder, folder))).vae.path == folder / "vae"
 
 
 def test_what_does_not_fit_says_so_before_anything_is_read(

@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from single_files import lora, transformer, vae, vendor_vae, write
-from tiny_pipelines import tokenizer
+from single_files import ROWS, lora, transformer, vae, vendor_vae, words_in_gguf, write
+from tiny_pipelines import DIM, randomise, text_encoder, tokenizer
 from whole import NEGATIVE, PROMPT, by_us, request_for
 
 from blockswap.adapters.hosts.vae_files import in_diffusers_names, is_wan_vae, vae_config
 from blockswap.errors import ArgsError, BlockSwapError, CheckpointError
 from blockswap.generate.parts.find import ModelFiles, find_components
 from blockswap.generate.parts.load import load_part
+from blockswap.generate.parts.spiece import tokenizer_of
 from blockswap.generate.run import prepare
+from blockswap.layout.geometry import to_original_key
 from blockswap.plan.inputs.machine import Machine
+from llama_cpp_files import write_encoder
 
 WAN_22 = {
     "base_dim": 8,
@@ -118,6 +121,47 @@ def test_a_lora_for_each_expert(downloads: Callable[[str], Any], tmp_path: Path)
     one = downloads("bf16")[0]
     with pytest.raises(ArgsError, match="this model has one transformer"):
         prepare(one["wan"].parent, request, tmp_path / "c.mp4", device="cpu")
+
+
+def _vace(folder: Path) -> tuple[Path, Path, Path]:
+    """A VACE model as one file, as a model without it, and as the module that it lacks."""
+    from diffusers import WanVACETransformer3DModel
+
+    config = dict(num_attention_heads=1, attention_head_dim=128, in_channels=16, out_channels=16,
+                  text_dim=DIM, ffn_dim=256, num_layers=4)  # fmt: skip
+    model: Any = WanVACETransformer3DModel(**config, vace_layers=[0, 2], vace_in_channels=96)
+    randomise(model)
+    tensors = {to_original_key(n): t.bfloat16() for n, t in model.state_dict().items()}
+    module = {name for name in tensors if name.startswith("vace_")}
+    files = folder / "joint.safetensors", folder / "base.safetensors", folder / "m.safetensors"
+    for path, names in zip(files, (set(tensors), set(tensors) - module, module), strict=True):
+        save_file({name: tensors[name] for name in names}, path)
+    return files
+
+
+def test_a_vace_module_over_its_model(downloads: Callable[[str], Any], tmp_path: Path) -> None:
+    """By `--module`, as the file that holds both; which of two experts it is for, its name says."""
+    parts = [downloads("bf16")[0][name] for name in ("encoder", "pixels")]
+    joint, base, module = _vace(tmp_path)
+    request = request_for("vace", tmp_path, frames=5, steps=1, guidance=1.0)
+    clips = []
+    for name, wan, modules in (("a", joint, ()), ("b", base, (module,))):
+        given = ModelFiles((wan, *parts), modules=modules)
+        (frames,), _, _ = by_us(given, request, tmp_path / f"{name}.mp4", "cpu")  # type: ignore[arg-type]
+        clips.append(frames)
+    assert np.array_equal(*clips)
+    with pytest.raises(CheckpointError, match="give it by --module"):
+        find_components(ModelFiles((base, module, *parts)))
+    with pytest.raises(CheckpointError, match="was given as a module, and it is not there"):
+        find_components(ModelFiles((base, *parts), modules=(tmp_path / "none.safetensors",)))
+    own = [tmp_path / f"vace_{name}.safetensors" for name in ("HIGH", "LOW")]
+    for path in own:
+        path.write_bytes(module.read_bytes())
+    for modules, wanted in ((own, [own[:1], own[1:]]), ([module], [[module], [module]])):
+        given = ModelFiles(tuple(parts), base, base, modules=tuple(modules))
+        found = find_components(given).transformers
+        assert [list(part.modules) for part in found] == wanted
+        assert {part.class_name for part in found} == {"WanVACETransformer3DModel"}
 
 
 def test_experts_whose_names_do_not_tell(downloads: Callable[[str], Any], tmp_path: Path) -> None:
@@ -248,8 +292,20 @@ def test_a_tokenizer_that_is_told(downloads: Callable[[str], Any], tmp_path: Pat
     for text in ("a red ball", "  cat jumps ", "a left"):
         assert words(text)["input_ids"] == carried(text)["input_ids"]
     assert carried("ab zebra")["input_ids"] == [3, 13, 11, 2, 16, 13, 2, 12, 1]
+    in_gguf = load_part(find_components(downloads("gguf")[0]["wan"].parent).tokenizer)
+    for text in ("a red ball", "ab zebra", "a [PAD40]", "<pad>", ""):
+        assert in_gguf(text)["input_ids"] == carried(text)["input_ids"]
     with pytest.raises(CheckpointError, match=r"no folder with a tokenizer\.json"):
         find_components(replace(given, tokenizer=tmp_path))
+    pieces, scores, kinds, _ = words_in_gguf(ROWS)
+    for wrong, said in (
+        ((scores[:9], kinds), "500 tokens have 9 scores"),
+        ((scores, kinds[:2]), "2 kinds"),
+    ):
+        torn = tmp_path / "torn.gguf"
+        write_encoder(torn, text_encoder(ROWS, 32), "Q8_0", (pieces, *wrong, b""))
+        with pytest.raises(CheckpointError, match=f"cannot be read .*{said}.*--tokenizer FOLDER"):
+            tokenizer_of(torn)
 
 
 @pytest.mark.parametrize(

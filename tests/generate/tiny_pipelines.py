@@ -25,11 +25,11 @@ def tokenizer() -> Any:
     )
 
 
-def text_encoder(vocabulary: int = VOCABULARY) -> Any:
+def text_encoder(vocabulary: int = VOCABULARY, width: int = DIM) -> Any:
     from transformers import UMT5Config, UMT5EncoderModel
 
     config = UMT5Config(
-        vocab_size=vocabulary, d_model=DIM, d_kv=8, d_ff=96, num_layers=3, num_heads=3
+        vocab_size=vocabulary, d_model=width, d_kv=8, d_ff=96, num_layers=3, num_heads=width // 8
     )
     return UMT5EncoderModel(config).eval()
 
@@ -84,8 +84,10 @@ def transformer(kind: str = "t2v", *, image: bool = False) -> Any:
     )
     if image:
         config |= {"in_channels": 2 * LATENTS + 4}
-    if kind == "i2v-clip":
+    if kind in WITH_CLIP:
         config |= {"image_dim": 32, "added_kv_proj_dim": 48}
+    if kind == "flf":
+        config |= {"pos_embed_seq_len": 2 * 17}  # of two images
     if kind == "vace":
         config |= {"vace_layers": [0, 2], "vace_in_channels": 2 * LATENTS + 64}
         return WanVACETransformer3DModel(**config).eval()
@@ -101,9 +103,11 @@ def scheduler() -> Any:
 
 
 # "ti2v" reads a timestep for each token, as TI2V 5B does; "ti2v-image" starts from an image, too.
-KINDS = ("t2v", "i2v", "i2v-clip", "ti2v", "ti2v-image", "vace", "v2v", "two-experts")
+KINDS = ("t2v", "i2v", "i2v-clip", "flf", "ti2v", "ti2v-image", "vace", "v2v", "two-experts")
 # Those that are made by diffusers' pipeline for images, and those that have the parts of another.
-FROM_IMAGES = ("i2v", "i2v-clip", "ti2v-image")
+FROM_IMAGES = ("i2v", "i2v-clip", "flf", "ti2v-image")
+WITH_CLIP = ("i2v-clip", "flf")
+READS_IMAGE = ("i2v", "i2v-clip", "flf")
 SAVED_AS = {"v2v": "t2v", "ti2v-image": "ti2v"}
 
 
@@ -117,16 +121,16 @@ def save(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
         "text_encoder": text_encoder(),
         "vae": vae(),
         "scheduler": scheduler(),
-        "transformer": transformer(kind, image=kind.startswith("i2v")).to(dtype),
+        "transformer": transformer(kind, image=kind in READS_IMAGE).to(dtype),
     }
     how: dict[str, Any] = {}
     if kind == "two-experts":
         parts["transformer_2"] = transformer().to(dtype)
         how["boundary_ratio"] = 0.875
     name = {"vace": "WanVACEPipeline"}.get(kind, "WanPipeline")
-    if kind.startswith("i2v"):
+    if kind in READS_IMAGE:
         name = "WanImageToVideoPipeline"
-        clip = kind == "i2v-clip"
+        clip = kind in WITH_CLIP
         parts["image_encoder"] = image_encoder() if clip else None
         parts["image_processor"] = image_processor() if clip else None
     if kind == "ti2v":

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tiny_pipelines import FROM_IMAGES
+from tiny_pipelines import FROM_IMAGES, WITH_CLIP
 
 from blockswap.generate import VideoRequest, make_videos
 from blockswap.generate.run import Made, prepare
@@ -28,13 +28,15 @@ def request_for(kind: str, folder: Path, **changes: Any) -> VideoRequest:
     }
     if kind in (*FROM_IMAGES, "vace"):
         given["image"] = draw_image(folder / "start.png")
+    if kind == "flf":
+        given["last_image"] = draw_image(folder / "end.png", seed=4)
     if kind == "v2v":
         given["video"] = draw_video(folder / "start.mp4")
     return VideoRequest(**{**given, **changes})
 
 
-def draw_image(path: Path) -> Path:
-    pixels = np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+def draw_image(path: Path, seed: int = 1) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 
@@ -51,13 +53,13 @@ def by_diffusers(kind: str, folder: Path, request: VideoRequest, device: Any) ->
     """Frames of diffusers' pipeline with every model whole on the device, in memory of its own."""
     import diffusers
 
-    from blockswap.generate.video import read_frames
+    from blockswap.generate.inputs import read_frames
 
     name = {"vace": "WanVACEPipeline", "v2v": "WanVideoToVideoPipeline"}.get(kind, "WanPipeline")
     more: dict[str, Any] = {}
     if kind in FROM_IMAGES:
         name = "WanImageToVideoPipeline"
-        more = {"image_encoder": None, "image_processor": None} if kind != "i2v-clip" else {}
+        more = {"image_encoder": None, "image_processor": None} if kind not in WITH_CLIP else {}
     pipe = getattr(diffusers, name).from_pretrained(folder, **more)
     pipe.set_progress_bar_config(disable=True)
     for model in pipe.components.values():
@@ -72,6 +74,8 @@ def by_diffusers(kind: str, folder: Path, request: VideoRequest, device: Any) ->
     if request.image is not None:
         image = Image.open(request.image).convert("RGB").resize(size)
         given |= {"image": image} if kind in FROM_IMAGES else {"reference_images": [image]}
+    if request.last_image is not None:
+        given["last_image"] = Image.open(request.last_image).convert("RGB").resize(size)
     if request.video is not None:
         given["video"] = read_frames(request.video, width=size[0], height=size[1], most=9)
     if kind != "v2v":

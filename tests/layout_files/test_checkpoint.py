@@ -89,7 +89,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 def test_of_several_gguf_files_one_must_be_named(tmp_path: Path) -> None:
     for name in ("high-Q8_0.gguf", "low-Q8_0.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
-    refused(tmp_path, "holds 2 .gguf files ('high-Q8_0.gguf', 'low-Q8_0.gguf'): give the one")
+    refused(tmp_path, "holds 2 .gguf files ('high-Q8_0.gguf', 'low-Q8_0.gguf'): give the file")
 
 
 def test_a_pipeline_folder_points_at_its_transformers(tmp_path: Path) -> None:

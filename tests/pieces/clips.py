@@ -1,13 +1,32 @@
 """Small models of every family whose forwards run in pieces, and clips for them."""
 
+import os
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
 from blockswap.layout.geometry import WanGeometry
 from blockswap.plan.inputs.workload import Workload
 from blockswap.predict.wan import forward_inputs, torch_dtype, typed_skeleton
+
+ALL = os.environ.get("BLOCKSWAP_PIECES") == "all"
+more = pytest.mark.skipif(not ALL, reason="one of a kind is in CI; make test-pieces runs all")
+
+
+def some_of(cases: Iterable[Any], in_ci: Iterable[Any]) -> list[Any]:
+    """All cases, of which those that are not `in_ci` run with `make test-pieces` alone."""
+    chosen = list(in_ci)
+    every = list(dict.fromkeys(cases))
+    assert set(chosen) <= set(every), "a case in CI is one of them"
+    return [
+        case if case in chosen
+        else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=more)
+        for case in every
+    ]  # fmt: skip
+
 
 TINY = WanGeometry(
     dim=48,
@@ -70,3 +89,8 @@ def run(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         output: torch.Tensor = model(**inputs)[0]
     return output
+
+
+def small_sizes(tokens: int) -> tuple[int, ...]:
+    """In the place of the sizes for real models."""
+    return tuple(size for size in (128, 64) if size < tokens)

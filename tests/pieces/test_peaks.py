@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from clips import FAMILIES, clip, given, loaded, run
+from clips import FAMILIES, clip, given, loaded, run, small_sizes
 
 from blockswap import BlockSwapArgs, swap_blocks
 from blockswap.pieces import Pieces
@@ -140,11 +140,6 @@ def test_never_in_pieces_lets_residents_go_instead(
         assert swap.plan.chunk_tokens == 0
         del inputs
         sim.configure()
-
-
-def small_sizes(tokens: int) -> tuple[int, ...]:
-    """In the place of the sizes for real models."""
-    return tuple(size for size in (128, 64) if size < tokens)
 
 
 def test_flops_in_pieces_are_those_of_the_whole() -> None:

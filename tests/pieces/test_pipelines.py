@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from clips import some_of
 
 from blockswap import BlockSwapArgs, swap_blocks
 from blockswap.pieces import Pieces
 
 diffusers = pytest.importorskip("diffusers")
+hooks = pytest.importorskip("diffusers.hooks")
 
 DIM, TEXT = 48, 32
 FRAMES, SIDE = 17, 64  # 5 x 4 x 4 = 80 tokens of the 2.1 VAE
@@ -111,6 +114,57 @@ def test_frames_are_equal(kind: str) -> None:
     assert not said
     for one in pieces:
         one.remove()
+
+
+def first_block(model: Any) -> None:
+    model.enable_cache(hooks.FirstBlockCacheConfig(threshold=0.2))
+
+
+def mag(model: Any) -> None:
+    ratios = torch.linspace(1.02, 0.98, 4)
+    model.enable_cache(
+        hooks.MagCacheConfig(num_inference_steps=4, mag_ratios=ratios, retention_ratio=0.25)
+    )
+
+
+def taylor_seer(model: Any) -> None:
+    model.enable_cache(hooks.TaylorSeerCacheConfig(cache_interval=2, max_order=1))
+
+
+def skipped_layer(model: Any) -> None:
+    config = hooks.LayerSkipConfig(indices=[1], fqn="blocks", skip_attention=False)
+    hooks.apply_layer_skip(model, config)
+
+
+def lora(model: Any) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    model.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q"], init_lora_weights=False))
+    model.eval()
+
+
+TOUCHES = {touch.__name__: touch for touch in (first_block, mag, taylor_seer, skipped_layer, lora)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "touch"),
+    some_of(
+        product(["t2v", "i2v", "vace", "5b", "experts"], TOUCHES),
+        [*zip(["t2v", "i2v", "vace", "5b", "experts"], TOUCHES, strict=True), ("t2v", "mag")],
+    ),
+)
+def test_frames_with_caches_skips_and_loras_are_equal(kind: str, touch: str) -> None:
+    made = []
+    for tokens in (0, 64):
+        pipe = pipeline(kind)
+        models = [pipe.transformer, *([pipe.transformer_2] if kind == "experts" else [])]
+        pieces = [Pieces(model, tokens, lambda sentence: None) for model in models if tokens]
+        for model in models:
+            TOUCHES[touch](model)
+        made.append(frames(kind, pipe))
+        for one in pieces:
+            one.remove()
+    assert torch.equal(*made)
 
 
 def test_frames_of_a_swapped_pipeline_are_equal() -> None:

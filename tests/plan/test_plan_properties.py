@@ -11,7 +11,7 @@ from plan_samples import block, blocks, layout_of, machine
 from blockswap.errors import PlanError
 from blockswap.layout.slab import align_up, staging_chunks
 from blockswap.plan import make_plan
-from blockswap.plan.choice.slot_size import serving_bytes
+from blockswap.plan.inputs.slot_size import serving_bytes
 from blockswap.selection import BlockSwapArgs, Selection, select
 from blockswap.units import parse_bytes
 

@@ -27,6 +27,7 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
     ] = None,
     negative: Annotated[str, typer.Option(help="What it should not look like.")] = "",
     image: Annotated[Path | None, typer.Option(help="The image that it starts from.")] = None,
+    last_image: Annotated[Path | None, typer.Option(help="The image that it ends with.")] = None,
     video: Annotated[Path | None, typer.Option(help="The video that it follows.")] = None,
     lora: Annotated[
         list[str] | None,
@@ -39,6 +40,10 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
     lora_low: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA of the expert of low noise alone."),
+    ] = None,
+    module: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A module that goes onto the transformer, as VACE's."),
     ] = None,
     high_noise: Annotated[
         Path | None, typer.Option(help="Wan 2.2's expert of high noise, where no name says it.")
@@ -103,9 +108,14 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         loras_low=tuple(map(parse_lora, lora_low or ())),
         chunk_tokens=chunk_tokens,
         preview_every=preview,
+        last_image=last_image,
     )
-    files: Any = ModelFiles(tuple(map(Path, model)), high_noise, low_noise, tokenizer, shift)
+    files: Any = ModelFiles(
+        tuple(map(Path, model)), high_noise, low_noise, tokenizer, shift, tuple(module or ())
+    )
     if model == [TINY]:
+        if module:
+            raise ArgsError("--module was given for tiny, which takes none: leave it out")
         files = TINY
     _run(files, request, output, device, resume=resume, dry_run=dry_run)
 

@@ -12,6 +12,7 @@ import typer
 from ..errors import ArgsError, PlanError
 from ..layout.geometry.families import saying_where_a_config_goes
 from ..paths import is_there
+from ..plan import Known
 from ..plan.inputs.machine import DiskFigures, Machine
 from ..plan.inputs.workload import ComputeDtype, KernelSet, Workload
 from ..report.curve import Curve, Dot, draw_curve
@@ -191,8 +192,9 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         host_free_bytes=free["host_free_bytes"],
     )
     if compare:
-        _compare(order, png, notes, as_json=as_json)
-        _exit_as_a_plan(replace(order, args=replace(order.args, vram_budget=None)))
+        known = Known()
+        _compare(order, known, png, notes, as_json=as_json)
+        _exit_as_a_plan(replace(order, args=replace(order.args, vram_budget=None)), known)
         return
     told = _forecast(order)
     if png is not None:
@@ -221,21 +223,21 @@ def _refuse_forecasts(given: Mapping[str, object], unknown: str) -> None:
         raise ArgsError(f"{unused[0]} was given, and {unknown}")
 
 
-def _exit_as_a_plan(order: "Order") -> None:
+def _exit_as_a_plan(order: "Order", known: Known) -> None:
     """After a comparison: the exit code, and the sentence, that the plan itself would have."""
     from ..forecast import verdict_of
 
-    verdict = verdict_of(_forecast(order))
+    verdict = verdict_of(_forecast(order, known))
     if not verdict.fits:
         new_console(stderr=True).print(verdict.sentence, soft_wrap=True)
         raise typer.Exit(DOES_NOT_FIT)
 
 
-def _forecast(order: "Order") -> "Forecast":
+def _forecast(order: "Order", known: Known | None = None) -> "Forecast":
     from ..forecast import forecast, largest_clip
 
     try:
-        return forecast(order)
+        return forecast(order, known)
     except PlanError as error:
         clip = largest_clip(order)
         if clip is None:
@@ -346,11 +348,13 @@ def _draw(told: "Forecast", path: Path) -> None:
     draw_timeline(told.plan, foreseen, path, heading=heading)
 
 
-def _compare(order: "Order", png: Path | None, notes: list[str], *, as_json: bool) -> None:
+def _compare(
+    order: "Order", known: Known, png: Path | None, notes: list[str], *, as_json: bool
+) -> None:
     from ..forecast import sweep
     from .plan_tables import print_sweep
 
-    points = sweep(order)
+    points = sweep(order, known)
     if png is not None:
         timed = [p for p in points if p.step_seconds is not None]
         if not timed:

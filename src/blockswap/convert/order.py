@@ -30,6 +30,7 @@ from .weights import SourceTensor
 PAGE = 4096
 _ZERO_DTYPE = "uint8"
 # What a source says of how it is packed, and a plain file must not.
+_OF_PARTS = "split."  # what a GGUF file in parts says of them
 _QUANTISERS = ("_quantization_metadata", "general.file_type", "general.quantization_version")
 
 
@@ -120,7 +121,7 @@ def _alignment(nbytes: int) -> int:
 def new_metadata(checkpoint: Checkpoint, geometry: WanGeometry | None) -> dict[str, str]:
     """The checkpoint's own, and what only a config.json beside it says: one file has none."""
     needed = {} if geometry is None else needed_statements(geometry, stated_by(checkpoint))
-    kept = dict(checkpoint.metadata)
+    kept = {k: v for k, v in checkpoint.metadata.items() if not k.startswith(_OF_PARTS)}
     if any(tensor.packing is not None for tensor in checkpoint.tensors.values()):
         for word in _QUANTISERS:
             kept.pop(word, None)

@@ -86,6 +86,11 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
     written and compared, and bytes to write and compare. Raises ArgsError, CheckpointError,
     ReadError, and OutputError for all that is wrong with the target.
     """
+    if isinstance(source, (list, tuple)):
+        raise ArgsError(
+            f"{len(source)} files were given to convert, and it rewrites one: convert the model's, "
+            "a module goes onto it as it is (open_transformer([model, module]), --module)"
+        )
     path = output_path(target)
     checkpoint = as_weights(open_checkpoint(source), dtype)
     check_request(checkpoint, dtype)

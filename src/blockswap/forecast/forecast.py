@@ -5,7 +5,7 @@ from functools import cache
 
 from ..errors import PlanError
 from ..events import Counters, Measured
-from ..plan import Facts, Foresight, SwapPlan, make_plan
+from ..plan import Facts, Foresight, Known, SwapPlan, make_plan, plan_in_numbers
 from ..plan.inputs.foresight import Speeds, speeds_of
 from ..plan.inputs.machine import Machine
 from ..plan.inputs.margin import MARGIN
@@ -115,10 +115,10 @@ class Forecast:
         return Measured(visits=line.visits(), counters=Counters(forwards=2))
 
 
-def forecast(order: Order) -> Forecast:
+def forecast(order: Order, known: Known | None = None) -> Forecast:
     """Plans without weights and without the machine. Raises PlanError, ArgsError, GeometryError."""
     foresight = foresee(order)
-    plan = plan_of(order, foresight)
+    plan = plan_of(order, foresight, known)
     if plan.chunk_tokens:
         foresight = foresight.cut(plan.chunk_tokens)
     generation = order.model.subject.generation(order.workload, order.companions)
@@ -155,20 +155,26 @@ def _of_one_rank(order: Order) -> Speeds | None:
     return speeds_of(cost, order.machine, order.workload.dtype, facts_of(order).units)
 
 
-def plan_of(order: Order, foresight: Foresight) -> SwapPlan:
+def plan_of(order: Order, foresight: Foresight, known: Known | None = None) -> SwapPlan:
     """The plan, where what a forward needs is known already. Raises PlanError."""
     selection = select(order.args, order.model.layout)
-    plan = make_plan(facts_of(order), selection, order.args, foresight)
+    plan = make_plan(facts_of(order), selection, order.args, foresight, known)
     if order.rates is None:
         return plan
     speeds = None if foresight.speeds is None else _of_one_rank(order)
     return brought_best(plan, order.rates, speeds)
 
 
-def has_plan(order: Order, foresight: Foresight) -> bool:
+def numbers_of(order: Order, foresight: Foresight, known: Known) -> SwapPlan:
+    """The plan without its sentences, one of several under different budgets. Raises PlanError."""
+    selection = select(order.args, order.model.layout)
+    return plan_in_numbers(facts_of(order), selection, order.args, foresight, known)
+
+
+def has_plan(order: Order, foresight: Foresight, known: Known | None = None) -> bool:
     """Whether anything fits; how fast it is does not matter for that."""
     try:
-        plan_of(order, replace(foresight, speeds=None))
+        numbers_of(order, replace(foresight, speeds=None), known or Known())
     except PlanError:
         return False
     return True

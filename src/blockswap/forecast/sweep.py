@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from ..plan import Foresight, SwapPlan
-from .forecast import Order, foresee, has_plan, plan_of
+from ..plan import Foresight, Known, SwapPlan
+from .forecast import Order, foresee, has_plan, numbers_of
 
 STEPS = 64
 
@@ -19,25 +19,26 @@ class Point:
     step_seconds: float | None
 
 
-def sweep(order: Order, *, steps: int = STEPS) -> tuple[Point, ...]:
+def sweep(order: Order, known: Known | None = None, *, steps: int = STEPS) -> tuple[Point, ...]:
     """Plans under `steps` + 1 budgets from the least that works to the one that keeps it all.
 
     Raises what `forecast` raises but PlanError.
     """
-    foresight = foresee(order)
-    least, most = limits(order, foresight)
+    foresight, known = foresee(order), known or Known()
+    least, most = limits(order, foresight, known)
     budgets = [least + (most - least) * step // steps for step in range(steps + 1)]
-    return tuple(_point(plan_of(_under(order, b), foresight), b) for b in budgets)
+    return tuple(_point(numbers_of(_under(order, b), foresight, known), b) for b in budgets)
 
 
-def limits(order: Order, foresight: Foresight) -> tuple[int, int]:
+def limits(order: Order, foresight: Foresight, known: Known | None = None) -> tuple[int, int]:
     """The least budget in bytes that has a plan, and the one that keeps the whole model."""
-    whole = plan_of(_under(order, 1 << 60), replace(foresight, speeds=None))
+    known = known or Known()
+    whole = numbers_of(_under(order, 1 << 60), replace(foresight, speeds=None), known)
     most = whole.device_bytes + foresight.reserve_bytes
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2
-        if has_plan(_under(order, middle), foresight):
+        if has_plan(_under(order, middle), foresight, known):
             high = middle
         else:
             low = middle + 1

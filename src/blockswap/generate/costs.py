@@ -146,7 +146,7 @@ def condition_cost(job: Job, *, tiled: bool) -> PhaseCost:
     # VACE holds the control video, its mask (as given, and rounded), the other half of the video
     # that the mask parts, and the reference, all in fp32.
     clips = 4 * 4 * job.request.raw_frame_bytes if job.parts.is_vace else 0
-    held = clips + clips // (4 * job.request.frames)
+    held = clips + clips // (4 * job.request.frames) + job.image_bytes
 
     def follow() -> PhaseCost:
         vae = build_empty(job.parts.vae)

@@ -1,11 +1,14 @@
 """The phase of the VAE: latents into frames by the pipeline's own decoding, and into a file."""
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..errors import ModelError
 from ..swap.entry.checkpoint_file import empty_transformer
 from ..turns.turn import turn_of
 from .encode import Encoded
@@ -14,7 +17,7 @@ from .job import Job, Progress
 from .parts.load import load_part
 from .preview import preview_path
 from .sample import call_arguments, sampling_models
-from .state import RunState, state_path
+from .state import RunState, state_path, write_state
 from .video import write_video
 
 # Told the frames of a clip before they are written: float32 `[frames, height, width, 3]`, 0 to 1.
@@ -24,18 +27,22 @@ OnFrames = Callable[[int, Any], None]
 def decode_all(
     job: Job, encoded: Encoded, states: list[RunState], progress: Progress, on_frames: OnFrames
 ) -> None:
-    """Decodes and writes every clip, and then removes its state. Raises OutputError.
+    """Decodes and writes every clip, and then removes their states. Raises OutputError.
 
-    The whole pipeline is called with all of its steps skipped: what comes before and after the
-    decoder is then diffusers' own code for each kind.
+    Of several clips the states stay until all are written, and say which are: a run that ends in
+    between goes on without sampling or decoding one again. The whole pipeline is called with all of
+    its steps skipped: what comes before and after the decoder is then diffusers' own code for each
+    kind.
     """
-    folders = [part.path for part in job.parts.transformers]
+    folders = [part.weights for part in job.parts.transformers]
     empty = [empty_transformer(folder, device=job.device) for folder in folders]
     vae = load_part(job.parts.vae)
     if job.tiled:
         vae.enable_tiling()
     with torch.no_grad(), turn_of(vae, job.device, budget=None, activation_bytes=0):
         for clip, state in enumerate(states):
+            if _is_written(state, job.outputs[clip]):
+                continue
             models = sampling_models(job, empty, vae)
             pipe = build_pipeline(job.pipeline, job.parts, models)
             frames = _frames(job, pipe, encoded, clip, state)
@@ -43,6 +50,22 @@ def decode_all(
             on_frames(clip, frames)
             progress("decode", clip + 1, len(states))
             _write(job, clip, frames, progress)
+            if len(states) > 1:
+                kept = {"latents": state.kept["latents"], "written": _stamp(job.outputs[clip])}
+                written = RunState(state.done, state.total, kept)
+                write_state(state_path(job.outputs[clip]), job.asked(clip), written)
+    for path in job.outputs:
+        state_path(path).unlink(missing_ok=True)
+
+
+def _is_written(state: RunState, output: Path) -> bool:
+    """Whether the clip of this state is at `output`, as it was written from it."""
+    return os.path.isfile(output) and state.kept.get("written") == _stamp(output)
+
+
+def _stamp(output: Path) -> list[int]:
+    status = output.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _frames(job: Job, pipe: Any, encoded: Encoded, clip: int, state: RunState) -> Any:
@@ -53,6 +76,11 @@ def _frames(job: Job, pipe: Any, encoded: Encoded, clip: int, state: RunState) -
     if job.pipeline == "WanVideoToVideoPipeline":
         del given["video"]  # it takes that or latents
     (video,) = pipe(**given, latents=state.kept["latents"].to(host), output_type="np")
+    if not np.isfinite(video[0]).all():
+        raise ModelError(
+            f"{job.parts.vae.path} decoded finite latents to numbers that are none (NaN): give "
+            "another file of that VAE"
+        )
     return video[0]
 
 
@@ -65,6 +93,5 @@ def _write(job: Job, clip: int, frames: Any, progress: Progress) -> None:
             progress("write", number, len(frames))
 
     write_video(path, as_bytes(), width=request.width, height=request.height, fps=job.fps)
-    state_path(path).unlink(missing_ok=True)
     if request.preview_every:
         preview_path(path).unlink(missing_ok=True)

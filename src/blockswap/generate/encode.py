@@ -11,9 +11,10 @@ from ..selection import BlockSwapArgs
 from ..turns.turn import settle, turn_of, turn_of_encoder
 from .embeddings import keep_embedding, kept_embedding
 from .host_pipelines import Steering, build_pipeline, steered
+from .inputs import image_of, read_image
 from .job import Job, Progress
 from .parts.load import load_part
-from .request import TEXT_TOKENS
+from .request import TEXT_TOKENS, VideoRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,13 @@ def _encoder(job: Job, args: BlockSwapArgs) -> AbstractContextManager[Any]:
     return turn_of_encoder(part.path, job.device, args)
 
 
+def _images(request: VideoRequest) -> Any:
+    """What the image encoder looks at, as the pipeline gives it."""
+    if request.last_image is None:
+        return image_of(request)
+    return [image_of(request), read_image(request.last_image, request)]
+
+
 def _see_image(job: Job) -> torch.Tensor | None:
     """What the image encoder of Wan 2.1's image models makes of the image, on the CPU."""
     config = job.parts.transformers[0].config
@@ -105,17 +113,7 @@ def _see_image(job: Job) -> torch.Tensor | None:
     budget = job.request.vram_budget
     with torch.no_grad(), turn_of(encoder, job.device, budget=budget, activation_bytes=0):
         pipe = steered(build_pipeline(job.pipeline, job.parts, models), Steering(job.device))
-        seen: torch.Tensor = pipe.encode_image(open_image(job), job.device).to("cpu")
+        seen: torch.Tensor = pipe.encode_image(_images(job.request), job.device).to("cpu")
         del pipe
     settle(job.device)
     return seen
-
-
-def open_image(job: Job) -> Any:
-    """The image of the request at the clip's size, RGB."""
-    from PIL import Image
-
-    assert job.request.image is not None
-    size = (job.request.width, job.request.height)
-    with Image.open(job.request.image) as image:
-        return image.convert("RGB").resize(size)

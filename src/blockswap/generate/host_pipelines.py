@@ -65,6 +65,25 @@ def pipeline_name(parts: Components, request: VideoRequest) -> str:
     return "WanImageToVideoPipeline" if request.image is not None else "WanPipeline"
 
 
+def refuse_last_image(parts: Components, request: VideoRequest) -> None:
+    """Raises ArgsError where an image to end with is needed, or would not be looked at."""
+    transformer = parts.transformers[0].config
+    both = transformer.get("pos_embed_seq_len") is not None
+    if request.last_image is None:
+        if both:
+            raise ArgsError(
+                "this model goes from a first image to a last one, and no last one was given: add "
+                "--last-image"
+            )
+        return
+    one = transformer.get("image_dim") is not None and not both
+    if not parts.reads_image or one or parts.is_vace:
+        raise ArgsError(
+            "an image to end with was given, and this model reads none: leave --last-image, or use "
+            "Wan 2.1 FLF2V or Wan 2.2 I2V"
+        )
+
+
 def steered(pipe: Any, steering: Steering) -> Any:
     """The same pipeline object, asking `steering` from now on."""
     kind = type(pipe)

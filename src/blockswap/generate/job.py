@@ -48,6 +48,15 @@ class Job:
         return self.pipeline not in ("WanPipeline", "DemoPipeline")
 
     @property
+    def image_bytes(self) -> int:
+        """The images that the pipeline holds on the device until its end, in fp32."""
+        request = self.request
+        if self.pipeline != "WanImageToVideoPipeline":
+            return 0
+        images = sum(path is not None for path in (request.image, request.last_image))
+        return images * 3 * 4 * request.width * request.height
+
+    @property
     def sampled_frames(self) -> int:
         """Frames of the latents while they are sampled: VACE has one more of a reference."""
         reference = self.pipeline == "WanVACEPipeline" and self.request.image is not None
@@ -66,6 +75,7 @@ class Job:
             "seed": str(request.seed),
             "LoRAs": _loras(request.loras_for(len(parts.transformers))),
             "image": _digest(request.image),
+            "last image": _digest(request.last_image),
             "video": _digest(request.video),
             "tiles": str(self.tiled),
             "device": self.device.type,

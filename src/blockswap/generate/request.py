@@ -22,9 +22,10 @@ class VideoRequest:
     """One run: a clip for each prompt, all of one size.
 
     `vram_budget` and `ram_budget` are bytes, None for what is there. `image` starts the clip (or
-    is a reference for VACE), `video` is what it follows. `tiled` asks for the VAE's tiles; None
-    leaves that to the budget. `loras` are files and strengths, for every transformer; `loras_high`
-    and `loras_low` those of one expert alone. `chunk_tokens` is that of `BlockSwapArgs`;
+    is a reference for VACE), `last_image` ends it, `video` is what it follows. `tiled` asks for the
+    VAE's tiles; None leaves that to the budget. `loras` are files and strengths, for every
+    transformer; `loras_high` and `loras_low` those of one expert alone. `chunk_tokens` is that of
+    `BlockSwapArgs`;
     every `preview_every` steps the first frame is drawn (0: never). Raises ArgsError.
     """
 
@@ -46,6 +47,7 @@ class VideoRequest:
     loras_low: tuple[tuple[Path, float], ...] = ()
     chunk_tokens: int | None = None
     preview_every: int = 0
+    last_image: Path | None = None
 
     def __post_init__(self) -> None:
         Workload(self.width, self.height, self.frames)  # says which sizes and counts there are
@@ -60,7 +62,9 @@ class VideoRequest:
         if type(self.preview_every) is not int or self.preview_every < 0:
             raise ArgsError(f"preview_every={self.preview_every!r} was asked: give steps, or 0")
         loras = (*self.loras, *self.loras_high, *self.loras_low)
-        for given in (self.image, self.video, *(path for path, _ in loras)):
+        if self.last_image is not None and self.image is None:
+            raise ArgsError("an image to end with was given, and none to start from: give both")
+        for given in (self.image, self.last_image, self.video, *(path for path, _ in loras)):
             if given is not None and not is_there(given):
                 raise ArgsError(f"{given} was given, and it is not there: check the path")
 
@@ -113,7 +117,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
 def read_prompts(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The prompts of a text file, one a line; empty lines are none. Raises ArgsError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ArgsError(f"the prompts in {path} cannot be read ({error}): give a text") from error
     found = tuple(line.strip() for line in text.splitlines() if line.strip())

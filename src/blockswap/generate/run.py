@@ -15,7 +15,8 @@ from ..stream.device import open_device
 from .costs import latent_shape
 from .decode import OnFrames, decode_all
 from .encode import encode
-from .host_pipelines import pipeline_name
+from .host_pipelines import pipeline_name, refuse_last_image
+from .inputs import check_inputs
 from .job import Job, Progress, silent
 from .parts.find import ModelFiles, find_components
 from .parts.tiny import TINY, tiny_components
@@ -23,7 +24,7 @@ from .preview import preview_path
 from .request import VideoRequest, check_room, output_paths
 from .run_plan import RunPlan, plan_run, refuse_unfit
 from .sample import sample_all
-from .state import state_path
+from .state import claimed, state_path
 from .video import require_writer
 
 
@@ -59,6 +60,7 @@ def prepare(
     Raises ArgsError, CheckpointError, OutputError, PlanError or DeviceError.
     """
     require_writer()
+    check_inputs(request)
     outputs = output_paths(output, len(request.prompts))
     if request.preview_every:
         for path in outputs:
@@ -68,6 +70,7 @@ def prepare(
     tiny = not isinstance(model, ModelFiles) and str(model) == TINY
     parts = tiny_components() if tiny else find_components(model, pixels=pixels)
     job = Job(parts, request, where, outputs, pipeline_name(parts, request), machine=machine)
+    refuse_last_image(parts, request)
     latents = torch.Size(latent_shape(job)).numel()
     # The state holds the latents and the scheduler's history; twice while it is replaced.
     check_room(outputs[0].parent, len(outputs) * (2 * 8 * 4 * latents + request.raw_frame_bytes))
@@ -92,8 +95,15 @@ def make_videos(
     another one, OutputError, and whatever reading the models raises.
     """
     refuse_unfit(plan)
-    if not resume:
-        _refuse_unfinished(job)
+    with claimed(job.outputs):
+        if not resume:
+            _refuse_unfinished(job)
+        return _make(job, plan, resume=resume, progress=progress, on_frames=on_frames)
+
+
+def _make(
+    job: Job, plan: RunPlan, *, resume: bool, progress: Progress, on_frames: OnFrames
+) -> Made:
     peaks = _Peaks(job)
     encoded = peaks.of("encode", lambda: encode(job, plan.encoder_args, progress))
     states, computed = peaks.of(

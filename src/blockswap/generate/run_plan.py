@@ -118,7 +118,7 @@ def _tiles(job: Job, limit: int | None) -> bool:
 
 def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, SwapPlan, int]:
     request = job.request
-    folders = [part.path for part in job.parts.transformers]
+    folders = [part.weights for part in job.parts.transformers]
     model: Any = empty_transformer(folders[0], device=job.device)
     item = torch.empty((), dtype=model.dtype).element_size()
     carried = carried_bytes(job, item, int(model.config.text_dim))
@@ -232,7 +232,7 @@ def _decoding(job: Job, base: int, tiled: bool) -> Phase:
     cost, files = decode_cost(job, tiled=tiled), job.parts.vae.weight_bytes
     if job.conditioned:  # what was conditioned on is prepared once more
         again = condition_cost(job, tiled=tiled)
-        held = 4 * job.request.raw_frame_bytes if job.parts.is_vace else 0
+        held = 4 * job.request.raw_frame_bytes if job.parts.is_vace else job.image_bytes
         most = max(cost.activation_bytes + held, again.activation_bytes)
         cost = replace(cost, activation_bytes=most)
     frames = 4 * job.request.raw_frame_bytes  # in fp32, as the pipeline returns them

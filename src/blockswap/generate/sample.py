@@ -6,18 +6,19 @@ from typing import Any
 
 import torch
 
+from ..errors import ModelError
 from ..selection import BlockSwapArgs
 from ..swap import Outlook, open_experts, open_transformer
 from ..swap.entry.checkpoint_file import empty_transformer
 from ..swap.guards.open_swaps import is_swapped
 from ..turns.turn import leave, settle
-from .encode import Encoded, open_image
+from .encode import Encoded
 from .host_pipelines import Steering, build_pipeline, restore_scheduler, scheduler_state, steered
+from .inputs import image_of, read_frames, read_image
 from .job import Job, Progress
 from .parts.load import build_empty, load_part
 from .preview import Previews
 from .state import RunState, read_state, state_path, write_state
-from .video import read_frames
 
 
 class Stage:
@@ -28,7 +29,7 @@ class Stage:
 
     def __init__(self, job: Job, args: BlockSwapArgs) -> None:
         self._job, self._args = job, args
-        folders = [part.path for part in job.parts.transformers]
+        folders = [part.weights for part in job.parts.transformers]
         self.models = [empty_transformer(folder, device=job.device) for folder in folders]
         self._folders = folders
         self._closing = ExitStack()
@@ -112,9 +113,11 @@ def call_arguments(job: Job, encoded: Encoded, clip: int, where: torch.device) -
     if job.pipeline != "WanVideoToVideoPipeline":
         given["num_frames"] = request.frames
     if job.pipeline == "WanImageToVideoPipeline":
-        given["image"] = open_image(job)
+        given["image"] = image_of(request)
+        if request.last_image is not None:
+            given["last_image"] = read_image(request.last_image, request)
     elif job.pipeline == "WanVACEPipeline" and request.image is not None:
-        given["reference_images"] = [open_image(job)]
+        given["reference_images"] = [image_of(request)]
     if request.video is not None:
         size = {"width": request.width, "height": request.height, "most": request.frames}
         given["video"] = read_frames(request.video, **size)
@@ -208,6 +211,11 @@ class _Sampler:
         return change_places
 
     def _step_done(self, pipe: Any, step: int, _: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if not bool(torch.isfinite(given["latents"]).all()):
+            raise ModelError(
+                f"step {step + 1} gave numbers that are none (NaN or infinite), of which no clip "
+                "can be made: use a model in bfloat16, or other LoRAs, guidance or shift"
+            )
         kept = {
             "latents": given["latents"],
             "scheduler": scheduler_state(pipe.scheduler),

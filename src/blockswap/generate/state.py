@@ -1,24 +1,24 @@
-"""The state of an unfinished clip: one safetensors file, replaced whole after each step.
+"""The state of an unfinished clip: one file, replaced whole after each step, of one run at a time.
 
-Tensors are tensors of the file; everything else is JSON in its metadata. What a scheduler keeps is
+Tensors are tensors of the file; everything else is JSON beside them. What a scheduler keeps is
 not known here: any nesting of tensors, arrays, lists, dictionaries, numbers and texts is kept, and
 anything else is refused before the first step.
 """
 
 import json
 import os
-import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from ..errors import OutputError, StateError
+from .summed import read_summed, write_summed
 
 SUFFIX = ".resume"
-_KEY = "blockswap.run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,57 @@ class RunState:
 def state_path(output: Path) -> Path:
     """Where the state of the clip that becomes `output` is kept."""
     return output.with_name(output.name + SUFFIX)
+
+
+@contextmanager
+def claimed(outputs: Sequence[Path]) -> Iterator[None]:
+    """These outputs and their states are one run's inside. Raises StateError, OutputError.
+
+    Where the system has no locks (Windows, some network mounts) nothing is claimed.
+    """
+    with ExitStack() as claims:
+        for output in outputs:
+            claims.enter_context(_claim(state_path(output).with_suffix(f"{SUFFIX}.lock"), output))
+        yield
+
+
+@contextmanager
+def _claim(path: Path, output: Path) -> Iterator[None]:
+    file = None
+    while file is None:
+        file = _locked(path, output)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _locked(path: Path, output: Path) -> BinaryIO | None:
+    """The file at `path`, locked; None where whoever had it has just taken it away."""
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path} ({error.strerror or error}): choose another folder"
+        ) from error
+    try:
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return file
+    except BlockingIOError as error:
+        file.close()
+        raise StateError(
+            f"{output} is being made by another run: wait until it is done, or choose another name"
+        ) from error
+    except FileNotFoundError:
+        pass
+    except (ImportError, OSError):  # no locks here
+        return file
+    file.close()
+    return None
 
 
 def pack(value: Any, tensors: dict[str, torch.Tensor], label: str) -> Any:
@@ -88,8 +139,6 @@ def write_state(path: Path, asked: Mapping[str, str], state: RunState) -> None:
 
     `asked` is all that the clip depends on, in words. Raises OutputError, leaving the older state.
     """
-    from safetensors.torch import save
-
     tensors: dict[str, torch.Tensor] = {}
     told = {
         "asked": dict(asked),
@@ -97,20 +146,13 @@ def write_state(path: Path, asked: Mapping[str, str], state: RunState) -> None:
         "total": state.total,
         "kept": pack(state.kept, tensors, "the state"),
     }
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
-        with part.open("xb") as file:
-            file.write(save(tensors, metadata={_KEY: json.dumps(told)}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_summed(path, json.dumps(told), tensors)
     except OSError as error:
         raise OutputError(
             f"the run's state cannot be written to {path} ({error.strerror or error}): make room, "
             "the steps that are done are kept"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_state(path: Path, asked: Mapping[str, str], device: torch.device) -> RunState | None:
@@ -118,19 +160,16 @@ def read_state(path: Path, asked: Mapping[str, str], device: torch.device) -> Ru
 
     Raises StateError where it is another run's (says what differs), or no state at all.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not os.path.lexists(path):
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        words, tensors = read_summed(path)
+        told = json.loads(words)
         before = told["asked"]
         _refuse_other_run(path, before, asked)
         kept = unpack(told["kept"], tensors, device)
         return RunState(int(told["done"]), int(told["total"]), kept)
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, StateError):
             raise
         raise StateError(

@@ -44,20 +44,3 @@ def write_video(path: Path, frames: Iterable[Any], *, width: int, height: int, f
             container.mux(stream.encode(None))
 
     write_whole(path, encode)
-
-
-def read_frames(path: Path, *, width: int, height: int, most: int) -> list[Any]:
-    """The first frames of a video as RGB images of the clip's size. Raises ArgsError."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            frames = [
-                frame.to_image().convert("RGB").resize((width, height))
-                for frame, _ in zip(container.decode(video=0), range(most), strict=False)
-            ]
-    except (av.FFmpegError, IndexError) as error:
-        raise ArgsError(f"{path} cannot be read as a video ({error}): give another") from error
-    if len(frames) < most:
-        raise ArgsError(f"{path} has {len(frames)} frames, and {most} were asked: ask for fewer")
-    return frames

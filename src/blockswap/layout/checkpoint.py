@@ -20,6 +20,7 @@ from .quoting import quote, some
 from .shards import FoundFiles, find_files
 from .stamp import verify_unchanged
 
+_PARTS_KEY = "split.count"  # of a GGUF header
 STATED_PREFIX = "wan."  # of metadata that says what fixes the model
 
 
@@ -138,6 +139,7 @@ def _checkpoint(
     found: FoundFiles, headers: tuple[FileHeader, ...], prefix: str, keys: Mapping[str, str]
 ) -> Checkpoint:
     """The checkpoint of the tensors whose names in the file are in `keys`."""
+    _refuse_parts(headers)
     tensors = {
         keys[tensor.name]: _stored(tensor, keys[tensor.name], shard)
         for shard, header in enumerate(headers)
@@ -153,6 +155,17 @@ def _checkpoint(
         metadata=MappingProxyType(_metadata(found.label, headers)),
         config=None if found.config is None else MappingProxyType(dict(found.config)),
     )
+
+
+def _refuse_parts(headers: Sequence[FileHeader]) -> None:
+    """A part of a split GGUF file says so, whatever it is called."""
+    for header in headers:
+        parts = header.metadata.get(_PARTS_KEY, "1")
+        if is_gguf(header.path) and parts not in ("0", "1", str(len(headers))):
+            raise CheckpointError(
+                f"{header.path} is one of {parts} parts of a split file, of which {len(headers)} "
+                "was found: put all parts into one folder, under the names that they came with"
+            )
 
 
 def _stored(tensor: FileTensor, key: str, shard: int) -> StoredTensor:

@@ -9,7 +9,7 @@ a count no loop, until the file could hold it. Shapes are the other way round th
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -39,7 +39,8 @@ _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _TEXT, _ARRAY = 8, 9
 _AGAIN = "the header is damaged, download or copy the file again"
 
-_Value = str | int | float | tuple[int | float, ...] | None
+_List = tuple[str | int | float, ...]
+_Value = str | int | float | _List | None
 
 
 def is_gguf(path: Path) -> bool:
@@ -67,6 +68,20 @@ def read_gguf_header(path: str | os.PathLike[str]) -> FileHeader:
     metadata = {key: str(value) for key, value in values.items()
                 if not isinstance(value, tuple) and value is not None}  # fmt: skip
     return FileHeader(where, stamp.size, data_start, MappingProxyType(metadata), tensors, stamp)
+
+
+def read_gguf_lists(path: str | os.PathLike[str], keys: Collection[str]) -> dict[str, _List]:
+    """The lists of those `keys` that the file's header has, whole, however long they are.
+
+    Raises HeaderError, one sentence.
+    """
+    where = Path(path).absolute()
+    with open_regular(where, SUFFIX) as (fd, stamp):
+        cursor = _Cursor(where, fd, stamp)
+        _check_magic(cursor)
+        _, pair_count = cursor.count("tensors", 33), cursor.count("entries", 13)
+        values = _read_values(cursor, pair_count, keys)
+    return {key: found for key in keys if isinstance(found := values.get(key), tuple)}
 
 
 @dataclass(slots=True)
@@ -141,18 +156,19 @@ def _check_magic(cursor: _Cursor) -> None:
         )
 
 
-def _read_values(cursor: _Cursor, count: int) -> Mapping[str, _Value]:
+def _read_values(cursor: _Cursor, count: int, whole: Collection[str] = ()) -> Mapping[str, _Value]:
+    """All entries; of long lists nothing is kept, but for those that `whole` names."""
     values: dict[str, _Value] = {}
     for _ in range(count):
         key = cursor.text("a key")
         if key in values:
             raise cursor.lie(f"says {quote(key)} twice")
-        values[key] = _read_value(cursor, key, cursor.number("<I", "a type"))
+        values[key] = _read_value(cursor, key, cursor.number("<I", "a type"), key in whole)
     return values
 
 
-def _read_value(cursor: _Cursor, key: str, kind: int) -> _Value:
-    """A number or text; of a list its numbers where they are few, else nothing."""
+def _read_value(cursor: _Cursor, key: str, kind: int, whole: bool) -> _Value:
+    """A number or text; of a list its numbers where they are few or it is wanted, else nothing."""
     if kind in _NUMBERS:
         code = _NUMBERS[kind]
         (value,) = struct.unpack(code, cursor.take(struct.calcsize(code), quote(key)))
@@ -164,18 +180,26 @@ def _read_value(cursor: _Cursor, key: str, kind: int) -> _Value:
         raise cursor.lie(f"gives {quote(key)} the type {kind}, which there is not")
     inner = cursor.number("<I", "a type")
     if inner == _TEXT:
-        for _ in range(cursor.count(f"texts in {quote(key)}", 8)):
-            cursor.skip(cursor.number("<Q", "the length of a text"), f"a text in {quote(key)}")
-        return None
+        return _read_texts(cursor, key, whole)
     if inner not in _NUMBERS:
         raise cursor.lie(f"has lists of type {inner} in {quote(key)}, which no reader needs")
     code = _NUMBERS[inner]
     length = cursor.count(f"numbers in {quote(key)}", struct.calcsize(code))
-    if length > _KEPT_NUMBERS:
+    if length > _KEPT_NUMBERS and not whole:
         cursor.skip(length * struct.calcsize(code), quote(key))
         return None
     data = cursor.take(length * struct.calcsize(code), quote(key))
     return tuple(value for (value,) in struct.iter_unpack(code, data))
+
+
+def _read_texts(cursor: _Cursor, key: str, whole: bool) -> _Value:
+    texts: list[str] = []
+    for _ in range(cursor.count(f"texts in {quote(key)}", 8)):
+        if whole:
+            texts.append(cursor.text(f"a text in {quote(key)}"))
+        else:
+            cursor.skip(cursor.number("<Q", "the length of a text"), f"a text in {quote(key)}")
+    return tuple(texts) if whole else None
 
 
 def _alignment(cursor: _Cursor, values: Mapping[str, _Value]) -> int:
@@ -250,12 +274,11 @@ def _tensor(cursor: _Cursor, entry: _Entry, place: "_Place") -> FileTensor:
     shape = place.values.get(_SHAPE_KEY + entry.name)
     if shape is None:
         return made
-    stored = math.prod(entry.shape)
-    if not isinstance(shape, tuple) or min(shape, default=0) < 1 or math.prod(shape) != stored:
+    sizes = tuple(int(size) for size in shape) if isinstance(shape, tuple) else ()
+    if min(sizes, default=0) < 1 or math.prod(sizes) != math.prod(entry.shape):
         raise cursor.lie(
             f"says that tensor {name} was {quote(shape)} and stores {quote(list(entry.shape))}"
         )
-    sizes = tuple(int(size) for size in shape)
     return replace(made, weight_shape=sizes) if made.block else replace(made, shape=sizes)
 
 

@@ -1,7 +1,7 @@
 """Finding files: this module owns which files make up a checkpoint that a person names by one path.
 
-A path is one `.safetensors` or `.gguf` file, an index (`*.safetensors.index.json`), or a folder
-that holds an index, one such file, or all shards of one set.
+A path is one `.safetensors` or `.gguf` file, an index (`*.safetensors.index.json`), a part of a
+split `.gguf`, or a folder that holds an index, one such file, or all shards of one set.
 """
 
 import re
@@ -20,7 +20,9 @@ GGUF_SUFFIX = ".gguf"
 INDEX_SUFFIX = ".safetensors.index.json"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 CONFIG_NAME = "config.json"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_SHARD = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.gguf)", re.A
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,22 @@ def find_files(path: Path) -> FoundFiles:
         return from_index(path, path.name.removesuffix(INDEX_SUFFIX))
     shard = _SHARD.fullmatch(path.name)
     if shard and int(shard["count"]) > 1:
+        if shard["suffix"] == GGUF_SUFFIX:
+            return _split_gguf(path, shard)
         raise CheckpointError(
             f"{path} is shard {int(shard['number'])} of {int(shard['count'])}: "
             f"give its index or its folder {path.parent}"
         )
     return one_file(path)
+
+
+def _split_gguf(path: Path, part: re.Match[str]) -> FoundFiles:
+    """All parts of a split file, which has no index and is named by any of them."""
+    own = part["stem"], part["count"], part["suffix"]
+    matches = (_SHARD.fullmatch(entry.name) for entry in _entries(path.parent))
+    names = sorted(m[0] for m in matches if m and (m["stem"], m["count"], m["suffix"]) == own)
+    _check_one_set(path.parent, names)
+    return FoundFiles(part["stem"], tuple(path.parent / name for name in names), None, None)
 
 
 def one_file(path: Path) -> FoundFiles:
@@ -73,14 +86,8 @@ def _in_folder(folder: Path) -> FoundFiles:
     named = [name for name in files if name.startswith(DIFFUSERS_STEM)]
     chosen = named or files
     if not chosen:
-        packed = [name for name in names if name.lower().endswith(GGUF_SUFFIX)]
-        if len(packed) > 1:
-            raise CheckpointError(
-                f"{folder} holds {len(packed)} {GGUF_SUFFIX} files ({some(packed)}): give the one "
-                "that is meant"
-            )
-        if packed:
-            return FoundFiles(folder.name, (folder / packed[0],), None, _config(folder))
+        chosen = [name for name in names if name.lower().endswith(GGUF_SUFFIX)]
+    if not chosen:
         raise _no_weights(folder)
     if len(chosen) > 1 or _SHARD.fullmatch(chosen[0]):
         _check_one_set(folder, chosen)
@@ -123,8 +130,10 @@ def _check_one_set(folder: Path, names: list[str]) -> None:
     shards = [_SHARD.fullmatch(name) for name in names]
     sets = {(shard["stem"], int(shard["count"])) if shard else None for shard in shards}
     if len(sets) != 1 or None in sets:
+        suffix = Path(names[0]).suffix.lower()
+        index = " and no index" if suffix == SUFFIX else ""
         raise CheckpointError(
-            f"{folder} holds {len(names)} {SUFFIX} files ({some(names)}) and no index: "
+            f"{folder} holds {len(names)} {suffix} files ({some(names)}){index}: "
             "give the file that is meant"
         )
     count = next(iter(sets))[1]  # type: ignore[index]

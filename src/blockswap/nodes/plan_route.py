@@ -18,6 +18,8 @@ from .args_node import args_from
 from .loading import plan_for_file
 from .runs.wish import Wish
 from .seams import host
+from .wrapper.beforehand import LOADER as WRAPPERS
+from .wrapper.beforehand import plan_for_wrapper
 
 PATH = "/blockswap/plan"
 # Loaders whose file is known from their widgets, and whether blocks are streamed from that file.
@@ -46,11 +48,15 @@ def planned(asked: Mapping[str, Any]) -> str:
     """The plan, or why there is none, for what the page has found.
 
     `loader` and `file`: the class of the loader node and the file in its widget; `weight_dtype`
-    beside it; `args` and `args_node`: the widgets of the node of arguments, and its class.
+    beside it; `joined`, `managed`: what is linked to the wrapper pack's loader; `args` and
+    `args_node`: the widgets of the node of arguments, and its class.
     """
     try:
-        path, streamed = _file_of(asked)
-        wish = Wish(_args_of(asked))
+        path, args = _file_of(asked), _args_of(asked)
+        if asked["loader"] == WRAPPERS:
+            joined, managed = bool(asked.get("joined")), bool(asked.get("managed"))
+            return plan_for_wrapper(path, args, joined=joined, managed=managed)
+        streamed, wish = _LOADERS[asked["loader"]], Wish(args)
         with host.between_prompts(), torch.inference_mode():
             dtype = str(asked.get("weight_dtype") or "default")
             return plan_for_file(path, wish, dtype, streamed=streamed)
@@ -58,16 +64,16 @@ def planned(asked: Mapping[str, Any]) -> str:
         return f"plan: {error}"
 
 
-def _file_of(asked: Mapping[str, Any]) -> tuple[str, bool]:
+def _file_of(asked: Mapping[str, Any]) -> str:
     loader, file = asked.get("loader"), asked.get("file")
     if not loader:
         raise ModelError(f"no loader was found in front of this node: {_WAIT}")
-    if loader not in _LOADERS or not isinstance(file, str):
+    if loader not in (*_LOADERS, WRAPPERS) or not isinstance(file, str):
         raise ModelError(f"which file the loader {loader} opens is not known here: {_WAIT}")
-    path = folder_paths.get_full_path("diffusion_models", file)
+    path: str | None = folder_paths.get_full_path("diffusion_models", file)
     if path is None:
         raise ModelError(f"{file} is not in models/diffusion_models: choose another file")
-    return path, _LOADERS[loader]
+    return path
 
 
 def _args_of(asked: Mapping[str, Any]) -> BlockSwapArgs:

@@ -4,14 +4,17 @@ Every product goes through the layer's own submodules, and attention through the
 with the backend that the layer's processor names.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..adapters.diffusers_seam import attend_with, attention_backend
+from .modulation import of_sample
 
 TEXT_TOKENS = 512  # what comes before the last 512 is the image's
 Rotary = tuple[torch.Tensor, torch.Tensor]
+KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 
 def queries(attention: Any, normed: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
@@ -29,31 +32,40 @@ def keys_and_values(
     return (key if rotary is None else rotated(key, rotary)), value
 
 
+@dataclass(frozen=True)
 class Context:
     """Keys and values of the text, and of the image where there is one: made once a visit."""
 
-    def __init__(self, attention: Any, text: torch.Tensor) -> None:
-        """`text`: `[batch, tokens, dim]`, the image's tokens in front."""
-        self._attention = attention
-        self._image: tuple[torch.Tensor, torch.Tensor] | None = None
-        if attention.add_k_proj is not None:
-            of_image = text.shape[1] - TEXT_TOKENS
-            image, text = text[:, :of_image], text[:, of_image:]
-            key = attention.norm_added_k(attention.add_k_proj(image))
-            value = attention.add_v_proj(image)
-            heads = (attention.heads, -1)
-            self._image = key.unflatten(2, heads), value.unflatten(2, heads)
-        self._text = keys_and_values(attention, text, None)
+    text: KeysAndValues
+    image: KeysAndValues | None = None
 
-    def attended(self, normed: torch.Tensor, sample: int) -> torch.Tensor:
-        """What tokens `[1, tokens, dim]` of one sample see of text and image."""
-        query = queries(self._attention, normed, None)
-        only = slice(sample, sample + 1)
-        image = None
-        if self._image is not None:
-            image = _attend(self._attention, query, *(part[only] for part in self._image))
-        seen = _attend(self._attention, query, *(part[only] for part in self._text))
-        return projected(self._attention, seen if image is None else seen + image)
+    def of(self, sample: int) -> "Context":
+        """Those of one sample."""
+        text = of_sample(self.text[0], sample), of_sample(self.text[1], sample)
+        if self.image is None:
+            return Context(text)
+        return Context(text, (of_sample(self.image[0], sample), of_sample(self.image[1], sample)))
+
+
+def context_of(attention: Any, text: torch.Tensor) -> Context:
+    """`text`: `[batch, tokens, dim]`, the image's tokens in front."""
+    if attention.add_k_proj is None:
+        return Context(keys_and_values(attention, text, None))
+    of_image = text.shape[1] - TEXT_TOKENS
+    image, text = text[:, :of_image], text[:, of_image:]
+    key = attention.norm_added_k(attention.add_k_proj(image))
+    value = attention.add_v_proj(image)
+    heads = (attention.heads, -1)
+    own = key.unflatten(2, heads), value.unflatten(2, heads)
+    return Context(keys_and_values(attention, text, None), own)
+
+
+def attended_context(attention: Any, normed: torch.Tensor, context: Context) -> torch.Tensor:
+    """What tokens `[1, tokens, dim]` of one sample see of its text and image."""
+    query = queries(attention, normed, None)
+    image = None if context.image is None else _attend(attention, query, *context.image)
+    seen = _attend(attention, query, *context.text)
+    return projected(attention, seen if image is None else seen + image)
 
 
 def attended(

@@ -5,6 +5,8 @@ of one to three goes through another kernel, which adds in another order. So pie
 stretch ends, and the last one has a rest as the whole does: then each result is that of the whole.
 """
 
+import itertools
+
 from ..plan.inputs.pieces import LEAST_TOKENS
 
 _ODD_RESTS = (1, 2, 3)
@@ -42,6 +44,19 @@ def _stretch(queries: int) -> int:
 def _has_new_rest(tokens: int, last: int) -> bool:
     """Whether the last piece leaves an odd rest where the whole leaves none."""
     return last % _stretch(last) in _ODD_RESTS and tokens % _stretch(tokens) not in _ODD_RESTS
+
+
+def cut_alike(tokens: int, most: int) -> tuple[tuple[int, int], ...]:
+    """Pieces of one size and a last one of another, for who compiles a graph for each size.
+
+    As large as the largest of `cut`, but that the last one has at least 64 tokens, too.
+    """
+    size = max(stop - start for start, stop in cut(tokens, most))
+    count = -(-tokens // size)
+    if count > 1 and tokens - (count - 1) * size < LEAST_TOKENS:
+        size = (tokens - LEAST_TOKENS) // (count - 1)
+    ends = [*range(0, size * (count - 1) + 1, size), tokens] if count > 1 else [0, tokens]
+    return tuple(itertools.pairwise(ends))
 
 
 def two_of_each_size(pieces: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:

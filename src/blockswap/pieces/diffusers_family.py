@@ -8,8 +8,8 @@ import torch
 from ..adapters.diffusers_seam import cut_classes, is_parallel
 from ..adapters.families import WAN_LISTS
 from .animate import run_face
-from .block import BlockVisit
-from .family import LAYERS, Cut, Family, Loan, Small
+from .block import BlockVisit, PieceFunctions, finished_piece, projected_piece
+from .family import LAYERS, Compiler, Cut, Family, Loan, Small
 from .model import run_model
 from .visit import Piece, run, run_between
 
@@ -37,16 +37,19 @@ class DiffusersFamily(Family):
     def run_block(
         self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], loan: Loan
     ) -> Any:
-        hidden = given["hidden_states"]
         if given.keys() == _OF_A_FACE:
-            return run_face(block, hidden, given["encoder_hidden_states"], pieces)
-        shared = given["encoder_hidden_states"], given["temb"], given["rotary_emb"]
-        visit = BlockVisit(block, shared, pieces)
-        if not hasattr(block, "proj_out"):
-            return run(visit, hidden, loan.take(hidden))
-        control = given["control_hidden_states"]
-        layers = block.proj_in, block.proj_out
-        return run_between(visit, layers, (hidden, control), loan)
+            text = given["encoder_hidden_states"]
+            return run_face(block, given["hidden_states"], text, pieces)
+        return _run(block, given, pieces, PieceFunctions(), loan)
+
+    def compiles(self, block: torch.nn.Module) -> bool:
+        return type(block) not in cut_classes().get("face_block", ())
+
+    def run_compiled(
+        self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], compiler: Compiler
+    ) -> Any:
+        functions = PieceFunctions(compiler(projected_piece), compiler(finished_piece))
+        return _run(block, given, pieces, functions, Loan())
 
     def why_part(self, name: str, module: Any) -> str | None:
         if not hasattr(module, "processor"):
@@ -88,6 +91,22 @@ class DiffusersFamily(Family):
 
 
 DIFFUSERS = DiffusersFamily()
+
+
+def _run(
+    block: Any,
+    given: dict[str, Any],
+    pieces: tuple[Piece, ...],
+    functions: PieceFunctions,
+    loan: Loan,
+) -> Any:
+    hidden = given["hidden_states"]
+    shared = given["encoder_hidden_states"], given["temb"], given["rotary_emb"]
+    visit = BlockVisit(block, shared, pieces, functions)
+    if not hasattr(block, "proj_out"):
+        return run(visit, hidden, loan.take(hidden))
+    control = given["control_hidden_states"]
+    return run_between(visit, (block.proj_in, block.proj_out), (hidden, control), loan)
 
 
 def _small_config(config: Mapping[str, Any]) -> dict[str, Any]:

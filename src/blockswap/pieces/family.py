@@ -11,6 +11,7 @@ from ..adapters.families import WAN_LISTS, unit_modules
 from .visit import Piece
 
 Cut = Callable[[int], tuple[Piece, ...]]
+Compiler = Callable[[Any], Any]
 
 # Layers that give each token its own result whatever is beside it, in the packages that have them.
 LAYERS = frozenset(
@@ -93,6 +94,16 @@ class Family(ABC):
         self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], loan: Loan
     ) -> Any:
         """What the block's forward returns."""
+
+    def compiles(self, block: torch.nn.Module) -> bool:
+        """Whether `run_compiled` runs such a block, which else runs whole once it is compiled."""
+        return False
+
+    def run_compiled(
+        self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], compiler: Compiler
+    ) -> Any:
+        """What the block's forward returns, in compiled pieces that write into nothing given."""
+        raise NotImplementedError  # only asked where `compiles` says so
 
     @abstractmethod
     def small(self, root: Any) -> Small | None:

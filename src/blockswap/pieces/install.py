@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from ..adapters.compiled import IMPL
 from ..adapters.families import bare
 from ..plan.inputs.pieces import sizes_below
-from .cutting import cut, two_of_each_size
+from .compiled import compiled_call, compiler_of
+from .cutting import cut, cut_alike, two_of_each_size
 from .diffusers_family import DIFFUSERS
 from .family import Family, Loan
 from .onlookers import mark, onlookers, why_before, why_parts, why_whole
@@ -53,6 +55,7 @@ class Pieces:
         self._tokens = 0  # of the last forward of the model that was seen
         self._reached = False  # since it was last asked
         self.loan = Loan()
+        self._cuttable: dict[str, _BlockForward] = {}
         self._cleared = False  # in a forward of ours, in which every block was looked at
         self._installed: list[tuple[torch.nn.Module, str, Any]] = []
         self._why_hosts_own = None if samples else family.why_hosts_own(self._root)
@@ -80,7 +83,17 @@ class Pieces:
             self.say(self._why_hosts_own)
         for name, block in self._blocks.items():
             if self._may_be_cut(name, block, why_before(block)):
-                self._install(block, _BlockForward(self, name, block, block.forward))
+                forward = _BlockForward(self, name, block, block.forward)
+                self._install(block, forward)
+                self._cuttable[name] = forward
+        self.look_for_graphs()
+
+    def look_for_graphs(self) -> None:
+        """Blocks that were compiled since: what stands in front of their graph asks us first."""
+        for name, forward in self._cuttable.items():
+            block = self._blocks[name]
+            if call := compiled_call(block, forward.serves_call):
+                self._set(block, IMPL, call)
 
     def shrink(self) -> int | None:
         """After a forward that ran out of memory: the next smaller size, or None at the end."""
@@ -98,8 +111,10 @@ class Pieces:
             self._install_on_blocks()
 
     def _install(self, module: Any, forward: Any, name: str = "forward") -> None:
+        self._set(module, name, mark(functools.wraps(forward.original)(forward.call)))
+
+    def _set(self, module: Any, name: str, ours: Any) -> None:
         before = vars(module).get(name)
-        ours = mark(functools.wraps(forward.original)(forward.call))
         setattr(module, name, ours)
         self._installed.append((module, name, (ours, before)))
 
@@ -112,6 +127,7 @@ class Pieces:
                 if before is not None:
                     setattr(module, name, before)
         self._installed.clear()
+        self._cuttable.clear()
 
     def cut(self, tokens: int) -> tuple[Piece, ...]:
         pieces = cut(tokens, self.chunk_tokens)
@@ -162,7 +178,7 @@ class Pieces:
 
     def _wrapped(self) -> str | None:
         """What other code does between the blocks, seen by what stands in front of our forwards."""
-        ours = {id(module): forward for module, _, (forward, _) in self._installed}
+        ours = {id(m): call for m, name, (call, _) in self._installed if name != IMPL}
         if all(vars(b).get("forward") is ours.get(id(b), self) for b in self._blocks.values()):
             return None
         return "the forward of a block was wrapped by other code"
@@ -239,7 +255,14 @@ class _BlockForward(_Forward):
         family, owner = self._owner.family, self._owner
         tokens = family.tokens(given)
         assert tokens is not None, "asked before"
+        compiler = compiler_of(self._block)
+        if compiler is not None:
+            alike = cut_alike(tokens, owner.chunk_tokens)
+            return family.run_compiled(self._block, given, alike, compiler)
         return family.run_block(self._block, given, owner.cut(tokens), owner.loan)
+
+    def serves_call(self, *args: Any, **kwargs: Any) -> bool:
+        return self.serves(self._named(args, kwargs))
 
 
 class _ModelForward(_Forward):
@@ -250,6 +273,7 @@ class _ModelForward(_Forward):
         self._root = root
 
     def serves(self, given: dict[str, Any]) -> bool:
+        self._owner.look_for_graphs()
         tokens = self._owner.family.model_tokens(self._root, given)
         if tokens is None or not self._owner.expects(tokens):
             return False

@@ -147,12 +147,13 @@ def _head(
     model: Any, embedded: Embedded, hidden: torch.Tensor, pieces: tuple[Piece, ...]
 ) -> torch.Tensor:
     """Norm and projection: `[batch, tokens, dim]` -> `[batch, tokens, channels of a patch]`."""
-    vector = embedded.head(model.scale_shift_table).vector
+    modulation = embedded.head(model.scale_shift_table)
     out: torch.Tensor | None = None
     for sample in range(hidden.shape[0]):
         for piece in pieces:
             where = slice(sample, sample + 1), slice(*piece)
-            shift, scale = (vector(n, sample, piece).to(hidden.device) for n in (0, 1))
+            vectors = modulation.of(sample, piece)
+            shift, scale = (vectors.vector(number).to(hidden.device) for number in (0, 1))
             normed = model.norm_out(hidden[where].float()) * (1 + scale) + shift
             some = model.proj_out(normed.type_as(hidden))
             if out is None:

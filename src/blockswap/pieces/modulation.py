@@ -24,6 +24,29 @@ class TokenTimes:
     rows_of: torch.Tensor
 
 
+class PieceVectors:
+    """The vectors of one piece of tokens, each made when it is asked for."""
+
+    def __init__(
+        self, rows: torch.Tensor, *, of_tokens: torch.Tensor | None = None,
+        table: torch.Tensor | None = None, widen: bool = True,
+    ) -> None:  # fmt: skip
+        """`rows` `[1 or rows, vectors, dim]`, and which of them each token has; or `[1, tokens,
+
+        vectors, dim]` without the `table` `[1, vectors, dim]` that is added to each.
+        """
+        self._rows, self._of_tokens, self._table, self._widen = rows, of_tokens, table, widen
+
+    def vector(self, number: int) -> torch.Tensor:
+        """`[1, 1 or tokens, dim]`."""
+        if self._table is not None:
+            own = self._rows[:, :, number]
+            return self._table[:, number : number + 1] + (own.float() if self._widen else own)
+        if self._of_tokens is None:
+            return self._rows[:, number : number + 1]
+        return self._rows[:, number][self._of_tokens].unsqueeze(0)
+
+
 class Modulation:
     """The vectors of one block's visit: its table and the time projections, added up.
 
@@ -41,20 +64,25 @@ class Modulation:
         elif times.dim() == 3:
             self._rows = table + self._cast(times)
 
-    def vector(self, number: int, sample: int, piece: tuple[int, int]) -> torch.Tensor:
-        """Vector `number` for the tokens of a piece: `[1, 1 or tokens, dim]`."""
+    def of(self, sample: int, piece: tuple[int, int]) -> PieceVectors:
+        """The vectors for the tokens of a piece of one sample."""
         start, stop = piece
-        times = self._times
+        times, rows = self._times, self._rows
         if isinstance(times, TokenTimes):
-            assert self._rows is not None, "made with the times"
-            return self._rows[:, number][times.rows_of[sample, start:stop]].unsqueeze(0)
-        if self._rows is not None:
-            return self._rows[sample : sample + 1, number : number + 1]
-        own = times[sample : sample + 1, start:stop, number]
-        return self._table[:, number : number + 1] + self._cast(own)
+            assert rows is not None, "made with the times"
+            return PieceVectors(rows, of_tokens=of_sample(times.rows_of, sample)[0, start:stop])
+        if rows is not None:
+            return PieceVectors(of_sample(rows, sample))
+        own = of_sample(times, sample)[:, start:stop]
+        return PieceVectors(own, table=self._table, widen=self._widen)
 
     def _cast(self, times: torch.Tensor) -> torch.Tensor:
         return times.float() if self._widen else times
+
+
+def of_sample(given: torch.Tensor, sample: int) -> torch.Tensor:
+    """What one sample of the batch has, where all may have the same: `[1, ...]`."""
+    return given if given.shape[0] == 1 else given[sample : sample + 1]
 
 
 def distinct_timesteps(timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.compiled import IMPL, compile_context
 from .family import Family
 
 _OWN = "blockswap."
@@ -23,7 +24,7 @@ def why_whole(block: torch.nn.Module, family: Family) -> str | None:
     """Why a block must run whole at this moment; None where pieces serve."""
     if not family.is_block(block):
         return f"{type(block).__name__} is no block that is known in pieces"
-    if getattr(block, "_compiled_call_impl", None) is not None:
+    if getattr(block, IMPL, None) is not None and not _is_cut_when_compiled(block, family):
         return "it is compiled"
     for name, module in block.named_modules():
         said = _why_part(name, module) if name else None
@@ -31,6 +32,10 @@ def why_whole(block: torch.nn.Module, family: Family) -> str | None:
         if said is not None:
             return said
     return None
+
+
+def _is_cut_when_compiled(block: torch.nn.Module, family: Family) -> bool:
+    return family.compiles(block) and compile_context(block) is not None
 
 
 def mark(forward: Any) -> Any:

@@ -1,6 +1,7 @@
 """`make_plan`: its steps; the file instead of RAM if as fast; a loaded model on the CPU stays."""
 
 from dataclasses import replace
+from functools import partial
 
 from ..errors import PlanError
 from ..selection import BlockSwapArgs, Selection
@@ -10,6 +11,7 @@ from .choice.cut_forward import Attempt, asked_in_pieces, best_in_pieces, lacks_
 from .choice.decision import Choice, choose
 from .choice.plan_bytes import build_plan, planned_units, staging_of, whole_bytes
 from .inputs.foresight import Foresight
+from .inputs.known import Known
 from .inputs.unit_sizes import Facts
 from .sentences.memory import memory_warning, ram_sentences, slot_sentences, table_sentences
 from .sentences.peak_and_time import foretold_sentences
@@ -23,6 +25,7 @@ def make_plan(
     selection: Selection,
     args: BlockSwapArgs,
     foresight: Foresight | None = None,
+    known: Known | None = None,
 ) -> SwapPlan:
     """Decides what stays, what is streamed, from where and through how many slots.
 
@@ -34,19 +37,34 @@ def make_plan(
     where as few are taken as is fastest.)
     `staging_bytes` of the plan is the size of one staging buffer, as `slot_bytes` is of one slot;
     `pinned_bytes` is what the arena may pin, staging not counted.
-    Raises PlanError, with the least budget that would do, if nothing fits.
+    `known` is handed from one budget to the next. Raises PlanError, with the least budget that
+    would do, if nothing fits.
     """
     asked, cut_said = asked_in_pieces(args, foresight)
-    question = question_of(facts, selection, args, asked)
-    if facts.on_host and not facts.from_checkpoint:
-        plan, said = _plan_in_place(question)
-    else:
-        plan, said = _plan_whole_or_in_pieces(question)
-    if plan.chunk_tokens is None:
-        plan = replace(plan, chunk_tokens=args.chunk_tokens)
+    plan, said = _decided(question_of(facts, selection, args, asked, known))
     told = (*facts.notes, *selection.sentences, *table_sentences(facts))
-    sentences = (summary(facts, plan), *told, *said, *cut_said)
+    sentences = (summary(facts, plan), *told, *said(), *cut_said)
     return replace(plan, sentences=sentences)
+
+
+def plan_in_numbers(
+    facts: Facts,
+    selection: Selection,
+    args: BlockSwapArgs,
+    foresight: Foresight | None = None,
+    known: Known | None = None,
+) -> SwapPlan:
+    """The same plan without its sentences: one of many, of which the numbers count."""
+    asked, _ = asked_in_pieces(args, foresight)
+    plan, _ = _decided(question_of(facts, selection, args, asked, known))
+    return plan
+
+
+def _decided(question: Question) -> Attempt:
+    facts, asked = question.facts, question.args.chunk_tokens
+    in_place = facts.on_host and not facts.from_checkpoint
+    plan, said = _plan_in_place(question) if in_place else _plan_whole_or_in_pieces(question)
+    return (replace(plan, chunk_tokens=asked) if plan.chunk_tokens is None else plan), said
 
 
 def _plan_whole_or_in_pieces(question: Question) -> Attempt:
@@ -70,7 +88,7 @@ def _in_smallest_pieces(question: Question, foresight: Foresight) -> Question:
     return replace(question, foresight=foresight.cut(sizes[-1])) if sizes else question
 
 
-def _plan_streaming(question: Question) -> tuple[SwapPlan, tuple[str, ...]]:
+def _plan_streaming(question: Question) -> Attempt:
     """The plan for a model that is copied or read into slots, and what it means."""
     choice = choose(question)
     plan = _foreseen(question, build_plan(question, choice.option, choice.slots))
@@ -81,14 +99,14 @@ def _plan_streaming(question: Question) -> tuple[SwapPlan, tuple[str, ...]]:
         if from_disk.timing is not None and _as_fast(from_disk.timing, plan.timing):
             question, choice, plan = frugal, other, from_disk
     plan = replace(plan, reserve_bytes=choice.reserve_bytes)
-    return plan, _said(question, choice, plan)
+    return plan, partial(_said, question, choice, plan)
 
 
 def _said(question: Question, choice: Choice, plan: SwapPlan) -> tuple[str, ...]:
     return (
         *choice.sentences,
         *slot_sentences(question, choice),
-        *ram_sentences(question, plan, staging_of(question, choice.option)),
+        *ram_sentences(question, plan, staging_of(question, choice.option.streamed)),
         *memory_warning(question, choice),
         *foretold_sentences(question, choice, plan),
     )
@@ -114,7 +132,7 @@ def _as_fast(one: Timing, other: Timing) -> bool:
     return one.step_seconds <= other.step_seconds * (1 + 1e-9)
 
 
-def _plan_in_place(question: Question) -> tuple[SwapPlan, tuple[str, ...]]:
+def _plan_in_place(question: Question) -> Attempt:
     """A loaded model on the CPU: its blocks lie where they are used, so nothing moves."""
     facts, limit = question.facts, question.args.vram_budget_bytes
     whole = whole_bytes(facts)
@@ -143,7 +161,7 @@ def _plan_in_place(question: Question) -> tuple[SwapPlan, tuple[str, ...]]:
         read_bytes_per_forward=0,
         sentences=(),
     )
-    return _foreseen(question, plan), _in_place_sentences(question, whole)
+    return _foreseen(question, plan), partial(_in_place_sentences, question, whole)
 
 
 def _in_place_sentences(question: Question, whole: int) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Tables in host memory or in a file: how rows are read for a lookup; nothing read is kept."""
 
+from collections.abc import Callable
+
 import torch
 
 from ..layout.dtypes import ITEM_BYTES
@@ -64,6 +66,30 @@ class TableInFile:
     def close(self) -> None:
         """Gives the file back."""
         self._file.close()
+
+
+class PackedTableInFile:
+    """A table whose rows are packed one by one: their bytes are read, and decoded on the host."""
+
+    def __init__(self, packed: TableInFile, decode: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """`packed` has a row of bytes for each row; `decode` makes rows of numbers of them."""
+        self._packed, self._decode = packed, decode
+
+    def read(self, rows: torch.Tensor) -> torch.Tensor:
+        """As `TableInFile.read`, in the dtype that the table computes in."""
+        return self._decode(self._packed.read(rows))
+
+    def whole(self) -> torch.Tensor:
+        """All rows."""
+        return self._decode(self._packed.whole())
+
+    def shown(self) -> torch.Tensor | None:
+        """Nothing: the table is not in memory."""
+        return None
+
+    def close(self) -> None:
+        """Gives the file back."""
+        self._packed.close()
 
 
 def _runs(rows: list[int]) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from .entry.arguments import as_args
 from .entry.checkpoint_file import open_transformer
-from .entry.experts import Swaps, open_experts, swap_experts
+from .entry.experts import Swaps, open_experts, plan_loaded, swap_experts
 from .entry.host_application import (
     FileUnits,
     Mapped,
@@ -34,6 +34,7 @@ __all__ = [
     "open_text_encoder",
     "open_transformer",
     "plan_file_units",
+    "plan_loaded",
     "plan_units",
     "report_of_ranks",
     "stream_file_units",

@@ -1,6 +1,7 @@
 """What one call of a model needs on the device, followed on meta tensors from its real inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,14 +24,22 @@ class _Calling(torch.nn.Module):
         return self._method(self.inner, *args, **kwargs)
 
 
-def bytes_of_call(
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """`nbytes` are alive at most beside weights and inputs; `output` is on the meta device."""
+
+    nbytes: int
+    output: Any
+
+
+def follow_call(
     model: torch.nn.Module,
     method: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     where: str,
-) -> int | None:
-    """The most that is alive beside weights and inputs; None where it cannot be followed.
+) -> Followed | None:
+    """What a call on a device of kind `where` takes and gives; None where it cannot be followed.
 
     That is so where the forward asks for values, or where torch has no meta kernel for a step.
     Encoders look whether a mask of the padding leaves all out: they are given the square one that
@@ -49,15 +58,18 @@ def _followed(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     where: str,
-) -> int | None:
+) -> Followed | None:
     calling = _Calling(model, method)
     tensors = [*calling.named_parameters(), *calling.named_buffers()]
     state = {name: to_meta(tensor) for name, tensor in tensors}
     recorder = Recorder(state.values())
     kernels: KernelSet = "cuda" if where == "cuda" else "portable"
 
+    outputs: list[Any] = []
+
     def call(*given: Any, **named: Any) -> Any:
-        return functional_call(calling, state, given, named)
+        outputs.append(functional_call(calling, state, given, named))
+        return outputs[-1]
 
     with attributes_kept(model):
         try:
@@ -67,7 +79,7 @@ def _followed(
             )  # fmt: skip
         except (ModelError, TypeError, ValueError, AttributeError, IndexError, KeyError):
             return None
-    return cost.activation_bytes - cost.input_bytes
+    return Followed(cost.activation_bytes - cost.input_bytes, outputs[-1])
 
 
 def _with_square_mask(

@@ -12,6 +12,8 @@ from ..stream.device import open_device
 from ..swap.entry.arguments import refuse_swapped
 from ..swap.guards.open_swaps import is_swapped
 from ..units import format_bytes
+from .call_plan import CallPlan
+from .rehearsal import rehearse
 from .stage import Member, Stage
 
 _STAGE = "blockswap_stage"
@@ -64,6 +66,17 @@ class PipelineSwap:
             said = [*member.sentences, *([member.tiles] if member.tiles else [])]
             lines += [f"  {sentence}" for sentence in said]
         return "\n".join(lines)
+
+    def plan_call(self, *args: Any, **kwargs: Any) -> CallPlan:
+        """What `pipe(*args, **kwargs)` will take and whether it fits, turn by turn, beforehand.
+
+        The pipeline's code is gone through without its weights: nothing is loaded or computed.
+        What cannot be known that way is said to be so. Raises StateError after `close()`.
+        """
+        if self.closed:
+            raise StateError("this swap is closed: plan a call while it is open")
+        self._stage.clear()
+        return rehearse(self.pipe, self._stage, self._members, args, kwargs)
 
     def close(self) -> None:
         """Every weight is where it was, and the pipeline runs as before."""
@@ -197,6 +210,8 @@ def _taking_the_stage(kind: type, name: str) -> Callable[..., Any]:
     def call(model: Any, *args: Any, **kwargs: Any) -> Any:
         stage, member = vars(model)[_STAGE]
         followed = getattr(kind, "forward" if name == "__call__" else name)
+        if stage.rehearsal is not None:
+            return stage.rehearsal.answer(member, model, followed, (args, kwargs))
         args, kwargs = stage.enter(member, model, followed, (args, kwargs))
         own, attempt = getattr(kind, name), stage.attempt()
         try:
@@ -213,7 +228,7 @@ def _taking_the_stage(kind: type, name: str) -> Callable[..., Any]:
 
 def _execution_device(pipe: Any) -> torch.device:
     stage: Stage = vars(pipe)[_STAGE]
-    return stage.device
+    return stage.device if stage.rehearsal is None else torch.device("cpu")
 
 
 def _move(pipe: Any, *args: Any, **kwargs: Any) -> Any:

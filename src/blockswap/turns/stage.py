@@ -11,7 +11,7 @@ from ..errors import PlanError
 from ..stream.device import Device
 from ..swap.running.out_of_memory import Attempt
 from ..units import format_bytes
-from .needs import bytes_of_call
+from .needs import Followed, follow_call
 from .turn import Turn, weight_bytes
 
 
@@ -43,11 +43,13 @@ class Stage:
     def __init__(
         self, where: Device, vram_budget: int | None, ram_budget: int | None, workload: Any
     ) -> None:
-        self._where, self._workload, self._ram = where, workload, ram_budget
+        self._where, self._workload, self.ram_budget = where, workload, ram_budget
         self._before = where.allocated_bytes()
-        self._budget = where.free_bytes() if vram_budget is None else vram_budget
+        self.budget = where.free_bytes() if vram_budget is None else vram_budget
         self.tiled: bool | None = None
         self._tilings: list[tuple[Any, bool]] = []  # models, and whether they had tiles before
+        self.rehearsal: Any = None  # who answers for the models while a call is gone through
+        self._followed: dict[Any, Followed | None] = {}
         self._now: Member | None = None
         self._turn: Turn | None = None
 
@@ -68,13 +70,14 @@ class Stage:
         that lies there whole and leaves too little for it is streamed then.
         """
         args, kwargs = self._there(given)
-        signature = (call.__name__, _shapes(args), _shapes(kwargs))
+        signature = (call.__name__, shapes_of(args), shapes_of(kwargs))
         if self.device.type == "cpu" or (self._now is member and member.signature == signature):
             return args, kwargs
         if self._now is not member:
             self.clear()
         if self._now is not member or not member.streamed:
-            needs = self._needs(member, model, call, given=(args, kwargs))
+            found = self.follow(member, model, call, (args, kwargs), self._room())
+            needs = None if found is None else found.nbytes
             member.activation_bytes = needs
             if self._now is not member or (needs or 0) > (self._room() or needs or 0):
                 self._open(member, needs or 0)
@@ -86,7 +89,7 @@ class Stage:
 
         A decoder works in tiles then, any other model is streamed with half of the room left free.
         """
-        room = self._budget
+        room = self.budget
         if self._may_tile(model) and not getattr(model, "use_tiling", False):
             self._tile(member, model, "whole it ran out of memory")
             return True
@@ -120,38 +123,58 @@ class Stage:
 
     def _open(self, member: Member, needs: int) -> None:
         self.clear()
-        budget, workload = self._room(), None
-        if budget is not None and member.weights + needs > budget and _is_denoiser(member):
-            workload = self._workload
+        budget = self._room()
+        workload = self.workload_of(member)
         try:
             self._turn = Turn(
                 member.models, self.device, budget=budget, activation_bytes=needs,
-                ram_budget=self._ram, workload=workload,
+                ram_budget=self.ram_budget, workload=workload,
             )  # fmt: skip
         except PlanError as error:
             raise PlanError(
-                f"{member.name} does not fit {format_bytes(self._budget or 0)} of the device, of "
+                f"{member.name} does not fit {format_bytes(self.budget or 0)} of the device, of "
                 f"which its call needs {format_bytes(needs)} beside weights and the pipeline holds "
-                f"{format_bytes((self._budget or 0) - (budget or 0))}: {error}"
+                f"{format_bytes((self.budget or 0) - (budget or 0))}: {error}"
             ) from error
         self._now = member
         member.turns += 1
         member.streamed = self._turn.plan is not None
         member.sentences = [] if self._turn.plan is None else list(self._turn.plan.sentences)
 
-    def _needs(
-        self, member: Member, model: Any, call: Callable[..., Any], given: tuple[Any, Any]
-    ) -> int | None:
-        """What the call takes; a decoder that does not fit whole works in tiles from now on."""
-        args, kwargs = given
-        found = bytes_of_call(model, call, args, kwargs, self.device.type)
-        room = self._room()
-        if found is None or room is None or not self._may_tile(model):
-            return found
-        if weight_bytes(model) + found > room and not getattr(model, "use_tiling", False):
-            self._tile(member, model, f"whole it needs {format_bytes(found)} beside its weights")
-            found = bytes_of_call(model, call, args, kwargs, self.device.type)
+    def follow(
+        self,
+        member: Member,
+        model: Any,
+        call: Callable[..., Any],
+        given: tuple[Any, Any],
+        room: int | None,
+    ) -> Followed | None:
+        """What a call takes and gives; a decoder that does not fit `room` works in tiles from now.
+
+        Each is followed once: what libraries keep from a first time is not there in a second.
+        """
+        found = self._followed_once(model, call, given)
+        if found is not None and self._must_tile(member, model, found.nbytes, room):
+            found = self._followed_once(model, call, given)
         return found
+
+    def _followed_once(
+        self, model: Any, call: Callable[..., Any], given: tuple[Any, Any]
+    ) -> Followed | None:
+        args, kwargs = given
+        tiles = bool(getattr(model, "use_tiling", False))
+        key = (id(model), call.__name__, tiles, shapes_of(args), shapes_of(kwargs))
+        if key not in self._followed:
+            self._followed[key] = follow_call(model, call, args, kwargs, self.device.type)
+        return self._followed[key]
+
+    def _must_tile(self, member: Member, model: Any, needs: int, room: int | None) -> bool:
+        """Whether a decoder that does not fit whole was put into its tiles just now."""
+        fits = room is None or weight_bytes(model) + needs <= room
+        if fits or not self._may_tile(model) or getattr(model, "use_tiling", False):
+            return False
+        self._tile(member, model, f"whole it needs {format_bytes(needs)} beside its weights")
+        return True
 
     def _may_tile(self, model: Any) -> bool:
         return self.tiled is None and hasattr(model, "enable_tiling")
@@ -160,12 +183,16 @@ class Stage:
         self.switch_tiling(model, on=True)
         member.tiles = f"it works in its own tiles, which are blended at their seams: {why}"
 
+    def workload_of(self, member: Member) -> Any:
+        """The clip that the plan for its blocks follows; None where the caller named none."""
+        return self._workload if is_denoiser(member) else None
+
     def _room(self) -> int | None:
         """The budget without what is there by now: the pipeline's own tensors, and models."""
-        if self._budget is None:
+        if self.budget is None:
             return None
         held = max(0, self._where.allocated_bytes() - self._before)
-        return max(0, self._budget - held)
+        return max(0, self.budget - held)
 
     def _there(self, given: tuple[Any, Any]) -> tuple[Any, Any]:
         def move(leaf: Any) -> Any:
@@ -175,11 +202,12 @@ class Stage:
         return moved
 
 
-def _is_denoiser(member: Member) -> bool:
+def is_denoiser(member: Member) -> bool:
+    """Whether it is what a pipeline calls step by step."""
     return any(name.startswith("transformer") for name in member.names)
 
 
-def _shapes(given: Sequence[Any] | Mapping[str, Any]) -> Any:
+def shapes_of(given: Sequence[Any] | Mapping[str, Any]) -> Any:
     def shape(leaf: Any) -> Any:
         return (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else None
 

@@ -36,10 +36,12 @@ class Turn:
         self._device = device
         self._swap: Any = None
         self._moved: list[tuple[Place, torch.Tensor, torch.Tensor, int]] = []
-        needed = sum(map(weight_bytes, models)) + activation_bytes
         if device.type == "cpu":
             return
-        if budget is None or needed <= budget:
+        args = args_of_turn(
+            models, budget, activation_bytes, ram_budget, follows=workload is not None
+        )
+        if args is None:
             try:
                 for model in models:
                     self._move(model)
@@ -47,8 +49,6 @@ class Turn:
                 self.close()
                 raise
             return
-        room = budget if workload is not None else max(0, budget - activation_bytes)
-        args = BlockSwapArgs(vram_budget=room, ram_budget=ram_budget)
         how: dict[str, Any] = {"device": device, "workload": workload}
         if len(models) == 1:
             self._swap = swap_blocks(models[0], args, **how)
@@ -95,6 +95,24 @@ class Turn:
             there = made[id(before)]
             place.table[place.name] = there
             self._moved.append((place, before, there, there._version))
+
+
+def args_of_turn(
+    models: Sequence[torch.nn.Module],
+    budget: int | None,
+    activation_bytes: int,
+    ram_budget: int | None,
+    *,
+    follows: bool,
+) -> BlockSwapArgs | None:
+    """How models are streamed in their turn; None: they are there whole.
+
+    `follows`: their plan knows the clip, and counts its activations itself.
+    """
+    if budget is None or sum(map(weight_bytes, models)) + activation_bytes <= budget:
+        return None
+    room = budget if follows else max(0, budget - activation_bytes)
+    return BlockSwapArgs(vram_budget=room, ram_budget=ram_budget)
 
 
 def weight_bytes(model: torch.nn.Module) -> int:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch.distributed.device_mesh import DeviceMesh
 
 import blockswap
-from blockswap.ranks import companions, group, shared_weights
+from blockswap.ranks import companions, group, segment
 from blockswap.stream.engine.streamer import Streamer
 
 from .given import device_of, given, linked
@@ -35,7 +35,7 @@ def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
         elif fault == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         elif fault == "dies in opening":
-            shared_weights.map_segment = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+            segment.map_segment = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         elif fault == "never comes":
             time.sleep(6)
             return "late"

@@ -1,4 +1,4 @@
-"""T5 and UMT5 encoders in single files: the vendor's names, and the config that shapes tell."""
+"""T5 and UMT5 encoders in single files: other names, and the config and dtype that they tell."""
 
 import re
 from collections.abc import Mapping
@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from ...errors import GeometryError
+from ...layout.checkpoint import Checkpoint
+from ...layout.formats.main_dtype import main_dtype
 
+Names = tuple[tuple[re.Pattern[str], str], ...]
 # Names of Wan-Video's own encoder -> those of transformers (and of ComfyUI's files).
-_NAMES = (
+_VENDOR: Names = (
     (re.compile(r"^token_embedding\.weight$"), "shared.weight"),
     (re.compile(r"^norm\.weight$"), "encoder.final_layer_norm.weight"),
     (re.compile(r"^blocks\.(\d+)\.norm1\.weight$"), r"encoder.block.\1.layer.0.layer_norm.weight"),
@@ -35,18 +38,53 @@ _NAMES = (
         r"encoder.block.\1.layer.1.DenseReluDense.wo.weight",
     ),
 )
+# Names of llama.cpp's GGUF files -> those of transformers.
+_BLOCK = r"^enc\.blk\.(\d+)\."
+_LLAMA_CPP: Names = (
+    (re.compile(r"^token_embd\.weight$"), "shared.weight"),
+    (re.compile(r"^enc\.output_norm\.weight$"), "encoder.final_layer_norm.weight"),
+    *(
+        (re.compile(rf"{_BLOCK}{theirs}\.weight$"), rf"encoder.block.\1.layer.{ours}.weight")
+        for theirs, ours in (
+            ("attn_norm", "0.layer_norm"),
+            ("attn_([qkvo])", r"0.SelfAttention.\2"),
+            ("attn_rel_b", "0.SelfAttention.relative_attention_bias"),
+            ("ffn_norm", "1.layer_norm"),
+            ("ffn_gate", "1.DenseReluDense.wi_0"),
+            ("ffn_up", "1.DenseReluDense.wi_1"),
+            ("ffn_down", "1.DenseReluDense.wo"),
+        )
+    ),
+)
+LLAMA_CPP_SIGN = "enc.blk.0.attn_q.weight"
 _BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
 def in_library_names(rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors under transformers' names, if they had Wan-Video's; else as they are."""
-    if "token_embedding.weight" not in rows:
+    """The same tensors under transformers' names, if they had Wan-Video's or llama.cpp's."""
+    if "token_embedding.weight" in rows:
+        names = _VENDOR
+    elif LLAMA_CPP_SIGN in rows:
+        names = _LLAMA_CPP
+    else:
         return dict(rows)
     renamed = {}
     for name, tensor in rows.items():
-        new = next((p.sub(to, name) for p, to in _NAMES if p.match(name)), name)
+        new = next((p.sub(to, name) for p, to in names if p.match(name)), name)
         renamed[new] = tensor
     return renamed
+
+
+def encoder_dtype(checkpoint: Checkpoint) -> str:
+    """In which dtype an encoder computes when nobody says: that of most of the file's bytes.
+
+    Packed by llama.cpp it is bfloat16, in which these models were trained: that program keeps in
+    fp16 what it does not pack, and their activations leave fp16's range.
+    """
+    tensors = checkpoint.tensors
+    if LLAMA_CPP_SIGN in tensors and any(t.packing is not None for t in tensors.values()):
+        return "bfloat16"
+    return main_dtype(tensors.values()) or "float32"
 
 
 def t5_config(label: str, rows: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ from math import prod
 
 import torch
 
+from ...decode.packed_rows import bytes_of_rows
 from ...decode.steps import Cast
 from ...decode.unit_decoding import joined_form, stored_leaf
 from ...errors import GeometryError
@@ -54,7 +55,7 @@ def stored_by_rows(
         stored[place.label] = (_form(label, place.label, rows, leaf),)
     live = describe_module(model, block_lists)
     whole = [t for t in live.tables if not _has_rows(stored[t.places[0].label][0])]
-    if whole:  # packed or in pieces: there are no rows to read, so they are loaded with the rest
+    if whole:  # packed as a whole, or in pieces: there are no rows to read, all is loaded
         tables = tuple(t for t in live.tables if not any(t is w for w in whole))
         layout = replace(live.layout, rest=(*live.layout.rest, *(t.spec for t in whole)))
         live = replace(live, tables=tables, rest=(*live.rest, *whole), layout=layout)
@@ -62,9 +63,11 @@ def stored_by_rows(
 
 
 def _has_rows(form: StoredForm) -> bool:
-    """Whether a table's rows lie in the file one behind the other, to be cast at most."""
+    """Whether a table's rows lie in the file one behind the other, cast or decoded one by one."""
+    if len(form.parts) != 1:
+        return False
     plain = all(isinstance(step, Cast) for step in form.form.steps)
-    return plain and len(form.parts) == 1 and form.parts[0].packing is None
+    return bytes_of_rows(form.form) is not None or (plain and form.parts[0].packing is None)
 
 
 def refuse_unused(label: str, class_name: str, names: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ Source = Literal["library", "file", "config"]
 class Part:
     """One component: its folder or file, its class by name, its config, and how it is read.
 
-    `members` are its files where the folder holds others', too.
+    `members` are its files where the folder holds others', too, `modules` those that go onto it.
     """
 
     path: Path
@@ -29,6 +29,12 @@ class Part:
     config: Mapping[str, Any]
     source: Source = "library"
     members: tuple[Path, ...] = ()
+    modules: tuple[Path, ...] = ()
+
+    @property
+    def weights(self) -> Path | tuple[Path, ...]:
+        """What the ways in open it by."""
+        return (self.path, *self.modules) if self.modules else self.path
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -36,8 +42,9 @@ class Part:
         if self.source == "config":
             return ()
         if self.members or self.path.is_file():
-            return self.members or (self.path,)
-        return tuple(sorted(file for file in self.path.iterdir() if file.is_file()))
+            return (*(self.members or (self.path,)), *self.modules)
+        own = sorted(file for file in self.path.iterdir() if file.is_file())
+        return (*own, *self.modules)
 
     @property
     def weight_bytes(self) -> int:

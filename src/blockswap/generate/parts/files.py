@@ -4,25 +4,35 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ...adapters.hosts.encoder_files import in_library_names, t5_config
+from ...adapters.hosts.encoder_files import (
+    LLAMA_CPP_SIGN,
+    encoder_dtype,
+    in_library_names,
+    t5_config,
+)
 from ...adapters.hosts.image_encoder_files import clip_config
 from ...adapters.hosts.stored_rows import rows_by_name
 from ...adapters.hosts.vae_files import is_wan_vae, vae_config
 from ...errors import CheckpointError
 from ...layout.checkpoint import Checkpoint, open_checkpoint, whole_checkpoint
 from ...layout.formats import unpacked
-from ...layout.formats.main_dtype import main_dtype
 from ...layout.geometry import infer_geometry
+from ...layout.gguf_header import is_gguf, read_gguf_header
 from ...layout.header import read_header
 from ...layout.shards import INDEX_SUFFIX, find_files
 from .components import TOKENIZER_IN_FILE, TRANSFORMERS, VAE, WEIGHTS, Part
+from .spiece import carries_tokenizer
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+MODULE = "VACE module"
 # Tensors by which each kind of file is known, whatever stands before their names.
 _SIGNS: Mapping[str, re.Pattern[str]] = {
-    "transformer": re.compile(r"(^|\.)(vace_)?patch_embedding\.weight$"),
-    "text encoder": re.compile(r"^(shared|token_embedding)\.weight$"),
+    "transformer": re.compile(r"(^|\.)patch_embedding\.weight$"),
+    MODULE: re.compile(r"(^|\.)vace_patch_embedding\.weight$"),
+    "text encoder": re.compile(
+        rf"^((shared|token_embedding)\.weight|{re.escape(LLAMA_CPP_SIGN)})$"
+    ),
     "image encoder": re.compile(r"^vision_model\.embeddings\.class_embedding$"),
     "VAE": re.compile(r"^(first_stage_model\.|vae\.)?decoder\.(middle|mid|mid_block|conv_in)\."),
 }
@@ -52,14 +62,13 @@ def part_of_file(path: Path, members: tuple[Path, ...] = ()) -> tuple[str, Part]
     header raises.
     """
     role = role_of_file(path)
-    if role in ("LoRA", ""):
-        what = "holds a LoRA: give it by --lora" if role else _strange(path)
-        raise CheckpointError(f"{path} {what}")
+    if role not in _MADE:
+        raise CheckpointError(f"{path} {_BESIDE.get(role) or _strange(path)}")
     return role, _MADE[role](path, members or (path,))
 
 
 def role_of_file(path: Path) -> str:
-    """What a file is: a role, "LoRA", or nothing that is known. Raises CheckpointError."""
+    """What a file is: a role, "LoRA", a module, or nothing known. Raises CheckpointError."""
     if path.suffix.lower() in PICKLES:
         raise CheckpointError(refusal_of_pickles([path]))
     names = _names(path)
@@ -80,15 +89,13 @@ def refusal_of_pickles(files: list[Path]) -> str:
 
 def tokenizer_in(encoder: Part) -> Part | None:
     """The tokenizer that a repackaged encoder file carries with it; None where it has none."""
-    if encoder.source != "file" or "spiece_model" not in _names(encoder.path):
+    if encoder.source != "file" or not carries_tokenizer(encoder.path):
         return None
     return Part(encoder.path, TOKENIZER_IN_FILE, {}, "file", encoder.members)
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    if path.name.lower().endswith(".gguf"):
-        from ...layout.gguf_header import read_gguf_header
-
+    if is_gguf(path):
         return tuple(tensor.name for tensor in read_gguf_header(path).tensors)
     if path.is_file() and not path.name.endswith(INDEX_SUFFIX):
         return tuple(tensor.name for tensor in read_header(path).tensors)
@@ -99,8 +106,8 @@ def _names(path: Path) -> tuple[str, ...]:
 def _strange(path: Path) -> str:
     if any(name.startswith(("enc.blk.", "token_embd.")) for name in _names(path)):
         return (
-            "is a text encoder in llama.cpp's names, which is not read here: give ComfyUI's "
-            "repackaged safetensors (bf16 or fp8_scaled)"
+            "is a language model in llama.cpp's names, and Wan reads texts with UMT5's encoder: "
+            "give that, such as umt5-xxl-encoder-Q8_0.gguf"
         )
     return (
         "is no transformer, text encoder, image encoder or VAE of Wan: give one of them, or leave "
@@ -115,6 +122,7 @@ def _transformer(path: Path, members: tuple[Path, ...]) -> Part:
         "out_channels": geometry.out_channels,
         "text_dim": geometry.text_dim,
         "image_dim": geometry.image_dim,
+        "pos_embed_seq_len": geometry.pos_embed_seq_len,
     }
     return Part(path, TRANSFORMERS[bool(geometry.vace_layers)], config, "file", members)
 
@@ -122,8 +130,7 @@ def _transformer(path: Path, members: tuple[Path, ...]) -> Part:
 def _text_encoder(path: Path, members: tuple[Path, ...]) -> Part:
     checkpoint = _whole(path)
     class_name, config = t5_config(path.name, in_library_names(rows_by_name(checkpoint)))
-    dtype = main_dtype(checkpoint.tensors.values()) or "float32"
-    return Part(path, class_name, {**config, "dtype": dtype}, "file", members)
+    return Part(path, class_name, {**config, "dtype": encoder_dtype(checkpoint)}, "file", members)
 
 
 def _vae(path: Path, members: tuple[Path, ...]) -> Part:
@@ -145,6 +152,11 @@ def _whole(path: Path) -> Checkpoint:
     return unpacked(whole_checkpoint(find_files(path)))
 
 
+# What goes onto a model, by how it is given.
+_BESIDE = {
+    "LoRA": "holds a LoRA: give it by --lora",
+    MODULE: "holds a module that goes onto a model: give it by --module",
+}
 _MADE: Mapping[str, Callable[[Path, tuple[Path, ...]], Part]] = {
     "transformer": _transformer,
     "text encoder": _text_encoder,

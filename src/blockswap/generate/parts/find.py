@@ -1,16 +1,17 @@
 """Which files and folders make up the pipeline that is asked for; what is assumed beside them."""
 
+import math
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import BlockSwapError, CheckpointError
+from ...errors import ArgsError, BlockSwapError, CheckpointError
 from ...paths import input_path
 from .components import VAE, Components, Part, reads_image, refuse_mismatch
 from .files import (
+    MODULE,
     PICKLES,
     checkpoints_in,
     part_of_file,
@@ -19,9 +20,9 @@ from .files import (
     tokenizer_in,
 )
 from .folders import part_of_folder, read_config
+from .modules import HIGH, LOW, with_modules
 
 _DEPTH = 3  # folders below the one that is given: repackaged files lie two below
-_HIGH, _LOW = re.compile(r"high", re.IGNORECASE), re.compile(r"low", re.IGNORECASE)
 _BOUNDARY = {False: 0.875, True: 0.9}  # Wan 2.2's experts of text, of an image
 _SMALL = 1.2 * 832 * 480  # pixels up to which Wan 2.1 samples with the smaller shift
 _HELD = "a transformer, a text encoder with its tokenizer, and a VAE"
@@ -32,7 +33,7 @@ class ModelFiles:
     """What was given as the model: folders and files, and what they do not tell themselves.
 
     `high_noise` and `low_noise` are the two experts of Wan 2.2, `tokenizer` the text encoder's
-    folder, `shift` the scheduler's flow shift.
+    folder, `shift` the scheduler's flow shift, `modules` files that go onto the transformers.
     """
 
     paths: tuple[Path, ...]
@@ -40,6 +41,14 @@ class ModelFiles:
     low_noise: Path | None = None
     tokenizer: Path | None = None
     shift: float | None = None
+    modules: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ArgsError."""
+        if self.shift is not None and not (math.isfinite(self.shift) and self.shift > 0):
+            raise ArgsError(
+                f"shift={self.shift} was asked: give a number above 0, as 3, or leave it out"
+            )
 
     @property
     def label(self) -> str:
@@ -58,7 +67,7 @@ def find_components(
     """
     given = model if isinstance(model, ModelFiles) else ModelFiles((Path(model),))
     found, strangers = _gather(given)
-    transformers = _transformers(given, found, strangers)
+    transformers = with_modules(_transformers(given, found, strangers), given.modules)
     found = _fitting(found, transformers[0])
     folder = input_path(given.paths[0]) if given.paths else transformers[0].path
     index = _index(folder)
@@ -87,7 +96,7 @@ def _gather(given: ModelFiles) -> tuple[Found, list[str]]:
     """
     found: Found = {}
     strangers: list[str] = []
-    for path in map(input_path, given.paths):
+    for path in dict.fromkeys(map(input_path, given.paths)):
         if path.is_file():
             role, part = part_of_file(path)
             found.setdefault(role, []).append(part)
@@ -110,7 +119,7 @@ def _below(folder: Path, depth: int, strangers: list[str]) -> Iterator[tuple[str
         return
     for path, members in checkpoints_in(folder):
         try:
-            if role_of_file(path) not in ("LoRA", ""):
+            if role_of_file(path) not in ("LoRA", MODULE, ""):
                 yield part_of_file(path, members)
         except BlockSwapError as error:  # another model's: it matters where Wan's is missing
             strangers.append(str(error))
@@ -148,7 +157,7 @@ def _transformers(given: ModelFiles, found: Found, strangers: Sequence[str]) -> 
         return (_one(given, found, "transformer", strangers),)
     if all(part.source == "library" for part in parts) and len(parts) == 2:
         return tuple(sorted(parts, key=lambda part: part.path.name))
-    high, low = ([p for p in parts if sign.search(_told_by(p))] for sign in (_HIGH, _LOW))
+    high, low = ([p for p in parts if sign.search(_told_by(p))] for sign in (HIGH, LOW))
     if len(parts) == 2 and len(high) == len(low) == 1 and high != low:
         return (*high, *low)
     names = ", ".join(str(part.path) for part in parts)

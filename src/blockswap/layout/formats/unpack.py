@@ -4,6 +4,7 @@ What comes out has a Wan model's names and shapes: a weight of several tensors i
 `Packing`. Scales that nothing consumes stay, and are refused as all that no model has a place for.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from .scaled import INPUT_SCALES, SCALES, fp8_scaled, int8_scaled, mxfp8, nvfp4,
 from .words import WORD, layer_words
 
 _MARK = "scaled_fp8"
+_SCALED = frozenset(SCALES)
 _DATA, _DATA_SCALE = "weight._data", "weight._scale"
 _TAILS = (
     *SCALES, *INPUT_SCALES, WORD, "weight_scale_2", "pre_quant_scale",
@@ -34,6 +36,7 @@ def unpacked(checkpoint: Checkpoint) -> Checkpoint:
     if not layers and _MARK not in checkpoint.tensors:
         return checkpoint
     words = layer_words(checkpoint)
+    _refuse_lost_scales(checkpoint, layers, words)
     tensors, dropped = dict(checkpoint.tensors), 0
     for key in (_MARK, *(f"{layer}.{WORD}" for layer in layers)):
         tensors.pop(key, None)
@@ -100,6 +103,35 @@ def _is_packed(parts: Mapping[str, StoredTensor]) -> bool:
 
 def _is_eight_bit(weight: StoredTensor | None) -> bool:
     return weight is not None and weight.dtype in (*FP8, "int8", "uint8")
+
+
+def _refuse_lost_scales(
+    checkpoint: Checkpoint, layers: Mapping[str, Any], words: Mapping[str, Any]
+) -> None:
+    """An fp8 matrix without the scale that its like in another block has would compute as garbage.
+
+    Beside the marker of scaled fp8 no scale at all is as wrong. What ComfyUI's words say is whole.
+    """
+    scaled = {
+        _of_any_block(layer) for layer, parts in layers.items() if not _SCALED.isdisjoint(parts)
+    }
+    marked = _MARK in checkpoint.tensors and not scaled
+    for key, tensor in checkpoint.tensors.items():
+        layer = key.removesuffix(".weight")
+        if tensor.dtype not in FP8 or len(tensor.shape) != 2 or layer == key or layer in words:
+            continue
+        if not marked and _of_any_block(layer) not in scaled:
+            continue
+        if _SCALED.isdisjoint(layers.get(layer, ())):
+            why = "says that it is scaled" if marked else "its like in other blocks has one"
+            raise GeometryError(
+                f"{checkpoint.label} holds {quote(tensor.name)} in {tensor.dtype} without a scale, "
+                f"and {why}: the file is damaged, download it again"
+            )
+
+
+def _of_any_block(layer: str) -> str:
+    return re.sub(r"\.\d+\.", ".N.", layer, count=1, flags=re.A)
 
 
 def _packing(layer: _Layer) -> Packing | None:

@@ -26,12 +26,13 @@ from ..from_file.arrival import (
     refuse_unnoted,
 )
 from ..from_file.file_weights import refuse_to_save, with_mapped
+from ..runs.status import plan_sentence
 from ..runs.wish import Wish
 from ..seams import host
 from ..seams.gguf import is_bytes, patches_aside
 from ..seams.lost_patches import none_lost
 from .holding import Claim, Holding, Immovable, holding_of
-from .room import granted_by_host, plan_sentence, size_with, whole_size
+from .room import granted_by_host, size_with, whole_size
 
 KEY = "blockswap"
 _FILES = "blockswap_files"

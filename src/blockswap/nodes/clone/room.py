@@ -4,7 +4,6 @@ from typing import Any
 
 from ...layout.slab import align_up
 from ...plan import SwapPlan
-from ...units import format_bytes
 from ..seams import host
 
 _UNBOUNDED = 1e31  # the host says 1e32 where it sets no limit
@@ -37,18 +36,3 @@ def granted_by_host(device: Any, lowvram_model_memory: float) -> int:
 def granted_of(free_bytes: float) -> int:
     """The same where the host sets no limit but what is free."""
     return max(int((free_bytes - host.inference_bytes()) * 63 / 64), 0)
-
-
-def plan_sentence(plan: SwapPlan, granted_bytes: int) -> str:
-    """What stays, what is streamed, and whether weights and slots fit in what is granted now."""
-    stay, streamed = len(plan.residents), len(plan.streamed)
-    said = f"plan: {stay} of {stay + streamed} units stay, {streamed} are streamed"
-    if streamed:
-        said += f" ({format_bytes(plan.streamed_bytes)}), {plan.map_words()}"
-    need = f"{format_bytes(plan.device_bytes)} of weights and slots on {plan.device}"
-    if plan.device_bytes <= granted_bytes:
-        return f"{said}; {need} fit in the {format_bytes(granted_bytes)} that are free now"
-    return (
-        f"{said}; {need}, {format_bytes(granted_bytes)} are free now: other models leave for it, "
-        "or ComfyUI keeps a part in RAM"
-    )

@@ -105,6 +105,8 @@ def _why_inputs(given: dict[str, Any]) -> str | None:
     for name, value in (("e", times), ("freqs", freqs), ("context", context)):
         if not isinstance(value, torch.Tensor):
             return f"its {name} is no tensor"
+    if context is not None and context.shape[0] != samples:
+        return f"its context is of {context.shape[0]} samples, its hidden states of {samples}"
     assert times is not None, "a tensor"
     assert freqs is not None, "a tensor"
     if times.dim() not in (3, 4) or times.shape[0] != samples:

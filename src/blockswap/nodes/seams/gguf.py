@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 _NAME = "GGML"
+NOTES = ("tensor_type", "tensor_shape", "patches")  # what such a tensor says of itself
 
 
 def is_packed(tensor: torch.Tensor) -> bool:

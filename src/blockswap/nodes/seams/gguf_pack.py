@@ -4,6 +4,7 @@ Nothing of it is imported. It is found through the loader node that it registers
 module works with is what a file is opened by here, too.
 """
 
+import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +13,20 @@ import torch
 
 from ...errors import HostError, ModelError
 from ...layout.checkpoint import Checkpoint
+from . import host
+from .gguf import NOTES, is_packed
 
 LOADER = "Unet Loader (GGUF)"
 _NODE = "UnetLoaderGGUF"
 # What its loader works with: reads a file, makes layers, keeps patches as notes.
 _READ, _LAYERS, _PATCHER = "gguf_sd_loader", "GGMLOps", "GGUFModelPatcher"
-NAMES = (_READ, _LAYERS, _PATCHER)
+NAMES = (
+    _READ,
+    _LAYERS,
+    *(f"{_LAYERS}.Linear.{name}" for name in ("dequant_dtype", "patch_dtype")),
+    _PATCHER,
+    *(f"{_PATCHER}.{name}" for name in ("clone", "mmap_released", "patch_weight_to_device")),
+)
 
 
 def read(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -36,7 +45,20 @@ def read(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
             "of a Wan model"
         ) from error
     weights: dict[str, torch.Tensor] = read[0] if isinstance(read, tuple) else read
+    _check_notes(checkpoint, weights)
     return weights
+
+
+def _check_notes(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raises HostError where packed bytes do not say what they are in the words that are known."""
+    for name, tensor in weights.items():
+        is_stored = tensor.dtype == torch.uint8
+        if is_stored and not (is_packed(tensor) and all(hasattr(tensor, n) for n in NOTES)):
+            raise HostError(
+                f"the installed pack ComfyUI-GGUF reads {name} of {checkpoint.label} as a "
+                f"{type(tensor).__name__}, of which it is not known how it is packed: update this "
+                f"pack, or use {LOADER} with WanVideo Block Swap behind it"
+            )
 
 
 def layers(label: str) -> Any:
@@ -80,9 +102,7 @@ def lacking(root: torch.nn.Module) -> list[str]:
 
 def _found(label: str) -> Mapping[str, Any]:
     """What the module of the pack's loader node works with."""
-    import nodes
-
-    registered = nodes.NODE_CLASS_MAPPINGS.get(_NODE)
+    registered = host.registered(_NODE)
     if registered is None:
         raise ModelError(
             f"{label} is a GGUF file, whose layers belong to the pack ComfyUI-GGUF: install that "
@@ -90,9 +110,22 @@ def _found(label: str) -> Mapping[str, Any]:
         )
     there = vars(sys.modules[registered.__module__])
     for name in NAMES:
-        if name not in there:
+        if not _has(there, name.split(".")):
             raise HostError(
                 f"the installed pack ComfyUI-GGUF has no {name}, which a GGUF file is opened "
                 f"through: update this pack, or use {LOADER} with WanVideo Block Swap behind it"
             )
     return there
+
+
+def _has(there: Mapping[str, Any], parts: list[str]) -> bool:
+    """Whether a name, or one in a class, is there: the pack's own, not what the host has for it."""
+    if parts[0] not in there:
+        return False
+    found = there[parts[0]]
+    for part in parts[1:]:
+        kinds = [k for k in inspect.getmro(found) if not k.__module__.startswith("comfy.")]
+        if not any(part in vars(kind) for kind in kinds):
+            return False
+        found = getattr(found, part)
+    return True

@@ -377,6 +377,13 @@ def answer(path: str, call: Callable[[dict[str, Any]], Any]) -> None:
     server.routes.post(path)(reply)
 
 
+def registered(node_id: str) -> Any:
+    """The class of a node that is installed; None without it."""
+    import nodes
+
+    return nodes.NODE_CLASS_MAPPINGS.get(node_id)
+
+
 def is_taken(node_id: str) -> bool:
     """Whether a pack loaded before this one has the id; one loaded later takes it by itself."""
     import nodes

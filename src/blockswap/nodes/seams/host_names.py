@@ -5,12 +5,14 @@ block is taken, instead of being guessed at.
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...errors import HostError
+from .code_words import words_of
 from .host import OVERRIDDEN, asks_the_device, is_dynamic
 
+_MISSING: Any = object()
 OLDEST, NEWEST = "0.3.75", "0.33.0"
 
 # Module and name. `A|B`: one of them must be there, as generations of cores differ.
@@ -19,6 +21,7 @@ NAMES = (
     "comfy.lora.calculate_weight",
     "comfy.model_base.BaseModel.state_dict_for_saving",
     "comfy.model_detection.model_config_from_unet",
+    "comfy.model_management.LoadedModel.model_unload",
     "comfy.model_management.cast_to_device",
     "comfy.model_management.current_loaded_models",
     "comfy.model_management.free_memory",
@@ -33,15 +36,22 @@ NAMES = (
     "comfy.model_patcher.LowVramPatch",
     "comfy.model_patcher.ModelPatcher",
     "comfy.model_patcher.wipe_lowvram_weight",
+    "comfy.ops.CastWeightBiasOp.bias_function",
+    "comfy.ops.CastWeightBiasOp.comfy_cast_weights",
+    "comfy.ops.CastWeightBiasOp.weight_function",
     "comfy.patcher_extension.CallbacksMP",
     "comfy.patcher_extension.CallbacksMP.ON_CLONE",
     "comfy.patcher_extension.CallbacksMP.ON_DETACH",
     "comfy.patcher_extension.WrappersMP",
     "comfy.patcher_extension.WrappersMP.APPLY_MODEL",
     "comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL",
+    "comfy.supported_models_base.BASE.custom_operations",
     "comfy.supported_models_base.BASE.get_model",
+    "comfy.supported_models_base.BASE.optimizations",
     "comfy.supported_models_base.BASE.process_unet_state_dict",
     "comfy.supported_models_base.BASE.set_inference_dtype",
+    "comfy.supported_models_base.BASE.supported_inference_dtypes",
+    "comfy.supported_models_base.BASE.unet_config",
     "comfy.utils.calculate_parameters",
     "comfy.utils.get_attr",
     "comfy.utils.set_attr_param",
@@ -51,6 +61,13 @@ NAMES = (
     "comfy.supported_models_base.BASE.quant_config|comfy.supported_models_base.BASE.scaled_fp8",
     "comfy.utils.string_to_seed|comfy.model_patcher.string_to_seed",
 )
+# What code of the host hangs on its objects, or calls there by a name that it puts together.
+WORDS = {
+    "comfy.model_patcher.LowVramPatch": ("key", "patches", "convert_func", "set_func"),
+    "comfy.model_patcher.get_key_weight": ("set_{}", "convert_{}"),
+    "comfy.ops.mixed_precision_ops": ("set_weight", "convert_weight"),
+    "comfy.patcher_extension.WrapperExecutor": ("class_obj",),
+}
 # What some cores have and others do without.
 OPTIONAL = (
     "comfy.memory_management.aimdo_enabled",
@@ -121,6 +138,17 @@ CUTTING = (
     "comfy.model_management.cast_to",
     "comfy.ops.disable_weight_init",
 )
+CUTTING_WORDS = {"comfy.ops": ("_full_precision_mm", "input_scale", "layout_type")}
+SHARING_WORDS = {
+    "comfy.model_patcher.ModelPatcher._load_list": ("for_dynamic",),
+    "comfy.model_patcher.ModelPatcherDynamic": ("seed_key", "_v", "_v_signature", "_pins"),
+    "comfy.ops": (
+        *("_full_precision_mm", "comfy_force_cast_weights", "layout_type", "seed_key"),
+        *("weight_comfy_model_dtype", "bias_comfy_model_dtype"),
+        *("_v", "_v_signature", "_v_weight", "_v_bias", "_prefetch"),
+    ),
+    "comfy.pinned_memory": ("_pins", "_pin_state"),
+}
 # Methods of a patcher under dynamic VRAM.
 DYNAMIC = ("cached_patcher_init", "get_clone_model_override")
 
@@ -137,18 +165,21 @@ def require() -> None:
     for name in METHODS:
         if not _is_there(f"comfy.model_patcher.ModelPatcher.{name}"):
             _refuse(f"ModelPatcher.{name}")
+    lost = _lost_word(WORDS)
+    if lost is not None:
+        _refuse(lost)
     if asks_the_device() and not _is_there("comfy.model_management.lora_compute_dtype"):
         _refuse("comfy.model_management.lora_compute_dtype")
 
 
 def can_share() -> bool:
     """Whether this core's dynamic VRAM has every name that blocks are taken out of it through."""
-    return all(map(_is_there, SHARING))
+    return all(map(_is_there, SHARING)) and _lost_word(SHARING_WORDS) is None
 
 
 def can_cut() -> bool:
     """Whether this core has every name that blocks run in pieces through."""
-    return all(map(_is_there, CUTTING))
+    return all(map(_is_there, CUTTING)) and _lost_word(CUTTING_WORDS) is None
 
 
 def require_of(patcher: Any) -> None:
@@ -166,10 +197,24 @@ def _missing(patcher: Any) -> Iterator[str]:
             yield f"{type(patcher.model).__name__}.{name}"
 
 
+def _lost_word(words: Mapping[str, tuple[str, ...]]) -> str | None:
+    """The first of the words that the code under its dotted name does not have."""
+    for place, wanted in words.items():
+        have = words_of(_found(place))
+        for word in wanted:
+            if word not in have:
+                return f"{word} in {place}"
+    return None
+
+
 def _is_there(name: str) -> bool:
     """Whether a dotted name can be found, its module imported if need be."""
+    return _found(name) is not _MISSING
+
+
+def _found(name: str) -> Any:
     parts = name.split(".")
-    for count in range(len(parts) - 1, 0, -1):
+    for count in range(len(parts), 0, -1):
         try:
             found: Any = importlib.import_module(".".join(parts[:count]))
         except ImportError:
@@ -177,10 +222,10 @@ def _is_there(name: str) -> bool:
         for part in parts[count:]:
             # Not hasattr: a configuration of newer cores has an answer for every name.
             if part not in dir(found):
-                return False
+                return _MISSING
             found = getattr(found, part)
-        return True
-    return False
+        return found
+    return _MISSING
 
 
 def _refuse(name: str, closing: str = "") -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..seams.code_words import words_of
+
 _HOME = ".wanvideo.modules.model"  # where the pack keeps the class of its transformer
 
 LOAD, INIT, OFFLOAD = "load_weights", "init_blockswap", "offload_transformer"
@@ -94,10 +96,22 @@ def missing(model: Any) -> str | None:
     pack = pack_of(model)
     if pack is None:
         return f"a transformer class in *{_HOME}"
-    return next(_missing(pack, model), None)
+    return next(_missing_on(model), None) or missing_in(pack, type(bare_transformer(model)))
 
 
-def _missing(pack: Pack, model: Any) -> Iterator[str]:
+def missing_in(pack: Pack, cls: Any = None) -> str | None:
+    """The first that a pack lacks, whatever the model; `cls`: that of its transformer."""
+    if cls is None:
+        cls = getattr(pack.module(_HOME[1:]), "WanModel", None)
+    return next(_missing_from(pack, cls), None)
+
+
+def registered_pack(loader: Any) -> Pack:
+    """The pack whose loader node is of this class."""
+    return Pack(loader.__module__.rpartition(".")[0])
+
+
+def _missing_on(model: Any) -> Iterator[str]:
     transformer = bare_transformer(model)
     for name in ATTRIBUTES:
         if not hasattr(transformer, name):
@@ -107,11 +121,13 @@ def _missing(pack: Pack, model: Any) -> Iterator[str]:
     for name in PIPELINE:
         if name not in pipeline_of(model):
             yield f"model[{name!r}]"
+
+
+def _missing_from(pack: Pack, cls: Any) -> Iterator[str]:
     for name, (_, parameters, words) in FUNCTIONS.items():
         yield from _lacks(name, pack.function(name), parameters, words)
-    cls: Any = type(transformer)
     for name in COUNTS:  # its loop must be one that a count of nothing stops
-        if not any(name in _words(getattr(cls, of, None)) for of in ("forward", "forward_vace")):
+        if not any(name in words_of(getattr(cls, of, None)) for of in ("forward", "forward_vace")):
             yield f"{name} in its forward"
     yield from _lacks("block_swap", getattr(cls, "block_swap", None), (), ("blocks_to_swap",))
     for caller in CALLERS:
@@ -130,22 +146,5 @@ def _lacks(
     if tuple(inspect.signature(function).parameters)[: len(parameters)] != parameters:
         yield f"{name}({', '.join(parameters)})"
     for word in words:
-        if word not in _words(function):
+        if word not in words_of(function):
             yield f"{word} in {name}"
-
-
-def _words(function: Any) -> frozenset[str]:
-    """Names, texts and arguments of a function's code, with those of functions inside it."""
-    code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
-    found: set[str] = set()
-    open_codes = [code] if code is not None else []
-    while open_codes:
-        code = open_codes.pop()
-        found.update(code.co_names, code.co_varnames, code.co_freevars)
-        found.update(text for text in code.co_consts if isinstance(text, str))
-        for part in code.co_consts:
-            if isinstance(part, tuple):  # names of keyword arguments, in older Pythons
-                found.update(text for text in part if isinstance(text, str))
-            elif inspect.iscode(part):
-                open_codes.append(part)
-    return frozenset(found)

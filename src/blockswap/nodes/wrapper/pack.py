@@ -11,12 +11,11 @@ other one fewer: there the count is handed over one higher. What it has no word 
 import logging
 from typing import Any
 
-from ...adapters.families import unit_modules
 from ...errors import ArgsError, ModelError
-from ...layout.values import ModelLayout, UnitLayout
-from ...selection import BlockSwapArgs, select
+from ...selection import BlockSwapArgs
 from ...selection.grammar import MOST_INDEX
 from ..runs.wish import Wish
+from .beforehand import MANAGED, layout_of, said_of
 from .doors import Count, take_over
 from .names import COUNTS, SETTINGS, bare_transformer, missing, pack_of, pipeline_of
 from .takeover import Takeover, takeover_of
@@ -42,12 +41,11 @@ def swap_on_wrappers(model: Any, args: BlockSwapArgs, node_id: str | None) -> tu
         return _hand_over(model, args, str(lacking))
     _refuse_managed(model)
     transformer = bare_transformer(model)
-    select(args, _layout(transformer))
+    said = said_of(args, layout_of(transformer))
     take_over(transformer, pack)
     wish = Wish(args, node_id)
     asked = dict.fromkeys(SETTINGS, False) | {"prefetch_blocks": 0}
     asked |= {key: Count(MOST_INDEX, wish) for key in COUNTS}
-    said = "this is a model of WanVideoWrapper: its blocks are streamed here, its own swap is off"
     return _carrying(model, asked, said), said
 
 
@@ -63,16 +61,6 @@ def takeover_on(model: Any) -> Takeover | None:
     return None if transformer is None else takeover_of(transformer)
 
 
-def _layout(transformer: Any) -> ModelLayout:
-    """Which units there are; their weights come when the pack loads them, at each run anew."""
-    units = unit_modules(transformer)
-    return ModelLayout(
-        label=type(transformer).__name__,
-        units=tuple(UnitLayout(unit.name, unit.kind, unit.index, ()) for unit in units),
-        rest=(),
-    )
-
-
 def _carrying(model: Any, asked: dict[str, Any], said: str) -> Any:
     clone = model.clone()
     options = clone.model_options.setdefault("transformer_options", {})
@@ -84,10 +72,7 @@ def _carrying(model: Any, asked: dict[str, Any], said: str) -> Any:
 
 def _refuse_managed(model: Any) -> None:
     if pipeline_of(model).get("auto_cpu_offload"):
-        raise ModelError(
-            "this model was loaded with vram_management_args, by which WanVideoWrapper moves each "
-            "layer itself: take those off its loader, or WanVideo Block Swap off the model"
-        )
+        raise ModelError(MANAGED)
 
 
 # The pack's own swap.

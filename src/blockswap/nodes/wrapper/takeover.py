@@ -17,7 +17,7 @@ from ...ambient import undisturbed
 from ...plan import SwapPlan
 from ...selection import BlockSwapArgs
 from ...swap import Hosted, Swap, plan_units, stream_units
-from ..runs.status import StatusLine
+from ..runs.status import StatusLine, plan_sentence, send_text
 from ..runs.wish import Wish
 from ..seams import host
 from .forms import bring_to_host, buffers_on, called_as_modules, describable, place, renew
@@ -86,7 +86,8 @@ class Takeover:
         self.device = device = torch.device(transformer.main_device)
         with ExitStack() as undo, undisturbed():
             describable(undo, transformer, device)
-            plan = self._plan(device)
+            granted = self._granted(device)
+            plan = self._plan(device, granted)
             self._place(undo, plan, self._weights, device)
             self.swap = stream_units(
                 transformer, plan, wish.args, device=device, hosted=Hosted(self._status)
@@ -94,6 +95,7 @@ class Takeover:
             if device.type != "cpu":
                 survive(undo, transformer, self)
             self._undo = undo.pop_all()
+        send_text(self._status.node_id, plan_sentence(plan, granted))
 
     # When a forward runs out of memory.
 
@@ -115,13 +117,15 @@ class Takeover:
         if self.swap is not None:
             self.swap.tell(sentence)
 
-    def _plan(self, device: torch.device) -> SwapPlan:
-        """The plan for what is free now and what of this model is there already."""
-        transformer = self._transformer
-        here = sum(p.nbytes for p in transformer.parameters() if p.device.type == device.type)
-        granted = max(host.free_bytes(device) + here - host.inference_bytes(), 0)
+    def _granted(self, device: torch.device) -> int:
+        """What is free now, with what of this model is there already."""
+        parameters = self._transformer.parameters()
+        here = sum(int(p.nbytes) for p in parameters if p.device.type == device.type)
+        return max(host.free_bytes(device) + here - host.inference_bytes(), 0)
+
+    def _plan(self, device: torch.device, granted: int) -> SwapPlan:
         args, limited = self._wish.within(granted)
-        return plan_units(transformer, args, device=device, granted_bytes=limited)
+        return plan_units(self._transformer, args, device=device, granted_bytes=limited)
 
     def _place(self, undo: ExitStack, plan: SwapPlan, weights: Any, device: torch.device) -> None:
         if device.type == "cpu":

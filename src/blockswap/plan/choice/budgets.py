@@ -1,10 +1,11 @@
 """Limits a plan keeps: budgets asked, else 3 slots, 9/10 of free VRAM, 3/4 of free host memory."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ...selection import BlockSwapArgs, Selection
 from ...units import GIB, MIB
 from ..inputs.foresight import Foresight, Speeds
+from ..inputs.known import Known
 from ..inputs.unit_sizes import Facts, UnitFacts
 from ..swap_plan import SwapPlan
 from .options import Option, option_for, options
@@ -23,7 +24,8 @@ class Question:
     """Everything a choice depends on.
 
     `ram_budget_bytes` is what was asked, or what an automatic plan may use (`ram_is_automatic`);
-    None where nobody limits it.
+    None where nobody limits it. `known` is what was worked out when the model was asked about
+    before, under other budgets.
     """
 
     facts: Facts
@@ -34,6 +36,7 @@ class Question:
     ram_budget_bytes: int | None = None
     ram_is_automatic: bool = False
     foresight: Foresight | None = None
+    known: Known = field(default_factory=Known, compare=False, repr=False)
 
     @property
     def slots(self) -> int:
@@ -72,12 +75,28 @@ class Question:
     def all_streamed(self) -> Option:
         return option_for(self.facts, self.room, self.candidates)
 
-    def offered(self) -> list[Option]:
-        return list(options(self.facts, self.room, self.candidates))
+    def offered(self) -> tuple[Option, ...]:
+        return self.known.of(_Offered(self.facts, self.room, self.candidates))
+
+
+@dataclass(frozen=True, slots=True)
+class _Offered:
+    """What the options of a question depend on."""
+
+    facts: Facts
+    room: HostRoom
+    candidates: tuple[UnitFacts, ...]
+
+    def make(self) -> tuple[Option, ...]:
+        return tuple(options(self.facts, self.room, self.candidates))
 
 
 def question_of(
-    facts: Facts, selection: Selection, args: BlockSwapArgs, foresight: Foresight | None
+    facts: Facts,
+    selection: Selection,
+    args: BlockSwapArgs,
+    foresight: Foresight | None,
+    known: Known | None = None,
 ) -> Question:
     """Gathers what was asked and what is known."""
     names = set(selection.candidates)
@@ -92,6 +111,7 @@ def question_of(
         ram_budget_bytes=budget,
         ram_is_automatic=automatic is not None,
         foresight=foresight,
+        known=known or Known(),
     )
 
 

@@ -9,6 +9,7 @@ chunk_tokens=N     in pieces of at most N tokens
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from ...errors import PlanError
 from ...selection import BlockSwapArgs
@@ -17,7 +18,8 @@ from ..inputs.foresight import Foresight
 from ..swap_plan import SwapPlan
 from .budgets import Question
 
-Attempt = tuple[SwapPlan, tuple[str, ...]]
+# A plan, and what is to be said of it if it is taken: that takes as long as the plan did.
+Attempt = tuple[SwapPlan, Callable[[], tuple[str, ...]]]
 
 
 def asked_in_pieces(
@@ -62,8 +64,14 @@ def best_in_pieces(
         except PlanError:
             continue
         if not lacks_room(asked, plan) and (best is None or _is_better(plan, best[0], question)):
-            best = plan, (*said, _why(whole, cut))
+            best = plan, partial(_with_why, said, whole, cut)
     return best
+
+
+def _with_why(
+    said: Callable[[], tuple[str, ...]], whole: Foresight, cut: Foresight
+) -> tuple[str, ...]:
+    return (*said(), _why(whole, cut))
 
 
 def _is_better(plan: SwapPlan, other: SwapPlan, question: Question) -> bool:

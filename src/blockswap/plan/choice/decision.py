@@ -52,17 +52,17 @@ def choose(question: Question) -> Choice:
     return _within_free(question, facts.device_free_bytes)
 
 
-def fit_in(question: Question, offered: Sequence[Option], limit_bytes: int) -> Fit | None:
-    """The best of `offered` within `limit_bytes` of weights and slots, or None."""
+def fit_in(question: Question, limit_bytes: int) -> Fit | None:
+    """The best of what is offered within `limit_bytes` of weights and slots, or None."""
     if question.speeds is None:
-        return best_fit(offered, limit_bytes, question.slots)
-    return fastest_fit(question, offered, limit_bytes, question.speeds)
+        return best_fit(question.offered(), limit_bytes, question.slots)
+    return fastest_fit(question, limit_bytes, question.speeds)
 
 
 def _within_budget(question: Question, limit: int, name: str) -> Choice:
     offered = question.offered()
     asked = f"{name}={format_bytes(limit)}"
-    fit = fit_in(question, offered, limit - question.reserve_bytes)
+    fit = fit_in(question, limit - question.reserve_bytes)
     if fit is None:
         raise refusal(question.facts, offered, question.foresight, f"{asked} was asked")
     said = _budget_sentences(question, offered, fit, (limit, asked))
@@ -100,7 +100,7 @@ def _within_grant(question: Question, granted: int) -> Choice:
     """Automatic under an application that has counted activations and other models already."""
     offered = question.offered()
     device = question.facts.device
-    fit = fit_in(question, offered, granted)
+    fit = fit_in(question, granted)
     if fit is not None:
         said = f"{format_bytes(granted)} is granted to weights and slots on {device}"
         return Choice(fit.option, fit.slots, sentences=(said,))
@@ -119,7 +119,7 @@ def _within_free(question: Question, free: int) -> Choice:
     limit, reserve = automatic_limit(question, free)
     offered = question.offered()
     device = question.facts.device
-    fit = fit_in(question, offered, limit)
+    fit = fit_in(question, limit)
     if fit is not None:
         kept = "" if known else ", which are not predicted here"
         said = (

@@ -8,16 +8,17 @@ What an option takes depends on the option alone and not on the budget: so more 
 a slower plan.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Self
 
 from ..inputs.foresight import Speeds
-from ..inputs.unit_sizes import UnitFacts
-from ..timing.forward_time import pipeline_of
+from ..inputs.unit_sizes import Facts, UnitFacts
 from .budgets import AUTOMATIC_SLOTS, Question
 from .options import Fit, Option, option_for
-from .plan_bytes import build_plan
+from .tiers import HostRoom
+from .timeline import Timeline
 
 # Times closer than this are the same: then more slots win, which bear a late copy better, and
 # then more residents.
@@ -28,115 +29,162 @@ _FEW = 12  # every set of so many blocks can be looked at in a second
 
 @dataclass(frozen=True, slots=True)
 class _Rated:
-    """A fit and what counts in comparing it: seconds first, then slots, then residents."""
+    """A choice and what counts in comparing it: seconds first, then slots, then residents.
+
+    Each bit of `streamed` is a candidate.
+    """
 
     seconds: float
-    fit: Fit
+    streamed: int
+    slots: int
+    key: tuple[float, int, int]
 
-    @property
-    def key(self) -> tuple[float, int, int]:
-        rounded = float(f"{self.seconds:.{_DIGITS}g}")
+    @classmethod
+    def of(cls, seconds: float, streamed: int, slots: int, *, candidates: int) -> Self:
+        rounded = float(f"{seconds:.{_DIGITS}g}")
+        moved = streamed.bit_count()
         # Where every streamed block has a slot to itself nothing moves, and nothing is ever late.
-        enough = self.fit.slots >= len(self.fit.option.streamed)
-        slots = AUTOMATIC_SLOTS if enough else self.fit.slots
-        return rounded, -slots, -self.fit.option.residents
+        counted = AUTOMATIC_SLOTS if slots >= moved else slots
+        return cls(seconds, streamed, slots, (rounded, -counted, moved - candidates))
 
 
-def fastest_fit(
-    question: Question, offered: Sequence[Option], limit_bytes: int, speeds: Speeds
-) -> Fit | None:
+def fastest_fit(question: Question, limit_bytes: int, speeds: Speeds) -> Fit | None:
     """The fit whose forward takes least, or None if nothing fits `limit_bytes`."""
-    if len(question.candidates) <= _FEW and not _alike(question, speeds):
-        offered = list(_every_option(question))
-    fits = _fits(offered, limit_bytes, _slots_to_try(question))
+    search = question.known.of(_Terms.of(question, speeds))
+    fits = search.within(limit_bytes, _slots_to_try(question))
     if not fits:  # what was asked for does not fit: as many slots as do
-        fits = _fits(offered, limit_bytes, range(question.slots, 0, -1))
-    search = _Search(question, speeds)
+        fits = search.within(limit_bytes, tuple(range(question.slots, 0, -1)))
     best: _Rated | None = None
-    for bound in sorted((search.bound(fit) for fit in fits), key=lambda rated: rated.key):
+    for bound in fits:
         if best is not None and bound.key >= best.key:
             break
-        found = search.rated(bound.fit)
+        found = search.rated(bound.streamed, bound.slots)
         if found.seconds > bound.seconds * _NEAR:
             found = search.improved(found)
         if best is None or found.key < best.key:
             best = found
-    return None if best is None else best.fit
+    return None if best is None else Fit(search.option(best.streamed), best.slots)
 
 
-def _alike(question: Question, speeds: Speeds) -> bool:
-    """Whether it makes no difference which of the candidates stays, but for their order."""
-    seconds = {speeds.compute_seconds[unit.name] for unit in question.candidates}
-    forms = {replace(unit, name="", kind="block") for unit in question.candidates}
-    return len(seconds) <= 1 and len(forms) <= 1
-
-
-def _every_option(question: Question) -> Iterator[Option]:
-    candidates = question.candidates
-    for count in range(len(candidates) + 1):
-        for streamed in combinations(candidates, count):
-            yield option_for(question.facts, question.room, streamed)
-
-
-def _slots_to_try(question: Question) -> Sequence[int]:
+def _slots_to_try(question: Question) -> tuple[int, ...]:
     """The number that was asked for, else every one."""
     asked = question.args.copies_ahead is not None
-    return (question.slots,) if asked else range(question.slots, 0, -1)
+    return (question.slots,) if asked else tuple(range(question.slots, 0, -1))
 
 
-def _fits(offered: Sequence[Option], limit_bytes: int, slots: Sequence[int]) -> list[Fit]:
-    return [
-        Fit(option, count)
-        for option in offered
-        for count in slots
-        if count == slots[-1] or count <= len(option.streamed)
-        if option.device_bytes(count) <= limit_bytes
-    ]
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What the seconds of an option depend on: the same for every budget."""
+
+    facts: Facts
+    room: HostRoom
+    candidates: tuple[UnitFacts, ...]
+    ram_budget_bytes: int | None
+    speeds: Speeds
+    question: Question = field(compare=False)
+
+    @classmethod
+    def of(cls, question: Question, speeds: Speeds) -> Self:
+        about = (question.facts, question.room, question.candidates, question.ram_budget_bytes)
+        return cls(*about, speeds, question)
+
+    def make(self) -> "_Search":
+        return _Search(self.question, self.speeds)
 
 
 class _Search:
-    """Prices fits on the timeline."""
+    """Prices choices on the timeline, each once."""
 
     def __init__(self, question: Question, speeds: Speeds) -> None:
         self._question = question
-        self._speeds = speeds
+        self._candidates = question.candidates
+        self._timeline = Timeline(question, speeds)
+        self._options: dict[int, Option] = {}
+        self._bounds: dict[tuple[int, ...], list[tuple[_Rated, int]]] = {}
+        self._rated: dict[tuple[int, int], _Rated] = {}
+        self._improved: dict[tuple[int, int], _Rated] = {}
+        self._offer(speeds)
 
-    def bound(self, fit: Fit) -> _Rated:
-        """What the fit cannot beat."""
-        plan = build_plan(self._question, fit.option, fit.slots)
-        line = pipeline_of(plan, self._speeds, on_host=self._question.facts.on_host)
-        return _Rated(line.bound_seconds(), fit)
+    def _offer(self, speeds: Speeds) -> None:
+        """Of a few unequal blocks every set."""
+        candidates, facts, room = self._candidates, self._question.facts, self._question.room
+        offered: Iterable[Option] = self._question.offered()
+        if len(candidates) <= _FEW and not _alike(candidates, speeds):
+            counts = range(len(candidates) + 1)
+            sets = (streamed for count in counts for streamed in combinations(candidates, count))
+            offered = (option_for(facts, room, streamed) for streamed in sets)
+        bits = {unit.name: 1 << at for at, unit in enumerate(candidates)}
+        for option in offered:
+            self._options[sum(bits[unit.name] for unit in option.streamed)] = option
+        self._offered = tuple(self._options)
 
-    def rated(self, fit: Fit) -> _Rated:
-        """What the fit takes."""
-        plan = build_plan(self._question, fit.option, fit.slots)
-        line = pipeline_of(plan, self._speeds, on_host=self._question.facts.on_host)
-        return _Rated(line.timing().step_seconds, fit)
+    def within(self, limit_bytes: int, slots: tuple[int, ...]) -> list[_Rated]:
+        """What each choice within the limit cannot beat, the most promising ones first."""
+        if slots not in self._bounds:
+            self._bounds[slots] = sorted(self._all(slots), key=lambda bound: bound[0].key)
+        return [bound for bound, needed in self._bounds[slots] if needed <= limit_bytes]
+
+    def _all(self, slots: tuple[int, ...]) -> Iterator[tuple[_Rated, int]]:
+        """Bounds, and the bytes that each choice needs on the device."""
+        for streamed in self._offered:
+            option = self._options[streamed]
+            for count in slots:
+                if count == slots[-1] or count <= len(option.streamed):
+                    seconds = self._timeline.line(option.streamed, count).bound_seconds()
+                    yield self._rate(seconds, streamed, count), option.device_bytes(count)
+
+    def rated(self, streamed: int, slots: int) -> _Rated:
+        """What the choice takes."""
+        key = streamed, slots
+        if key not in self._rated:
+            line = self._timeline.line(self._units(streamed), slots)
+            self._rated[key] = self._rate(line.timing().step_seconds, streamed, slots)
+        return self._rated[key]
 
     def improved(self, start: _Rated) -> _Rated:
         """The same number of residents in places that are faster and cost no more."""
-        best, moved = start, True
-        while moved:
-            moved = False
-            for option in self._neighbours(best.fit.option):
-                slots = best.fit.slots
-                if option.device_bytes(slots) > best.fit.option.device_bytes(slots):
-                    continue
-                found = self.rated(Fit(option, slots))
-                if found.key < best.key:
-                    best, moved = found, True
-                    break
-        return best
+        key = start.streamed, start.slots
+        if key not in self._improved:
+            best, found = start, self._better(start)
+            while found is not None:
+                best, found = found, self._better(found)
+            self._improved[key] = best
+        return self._improved[key]
 
-    def _neighbours(self, option: Option) -> Iterator[Option]:
+    def _better(self, than: _Rated) -> _Rated | None:
+        """The first of the neighbours that is faster and costs no more."""
+        for streamed in self._neighbours(than.streamed):
+            found = self.rated(streamed, than.slots)
+            if found.key < than.key and self._bytes(found) <= self._bytes(than):
+                return found
+        return None
+
+    def _neighbours(self, streamed: int) -> Iterator[int]:
         """A resident candidate and the streamed one beside it, exchanged."""
-        candidates, streamed = self._question.candidates, set(option.streamed)
-        count = len(candidates)
+        count = len(self._candidates)
         for at in range(count):
-            pair = {candidates[at], candidates[(at + 1) % count]}
-            if len(pair & streamed) == 1:
-                yield self._option(streamed ^ pair)
+            pair = 1 << at | 1 << (at + 1) % count
+            if (streamed & pair).bit_count() == 1:
+                yield streamed ^ pair
 
-    def _option(self, streamed: set[UnitFacts]) -> Option:
-        facts, room = self._question.facts, self._question.room
-        return option_for(facts, room, [unit for unit in facts.units if unit in streamed])
+    def option(self, streamed: int) -> Option:
+        if streamed not in self._options:
+            facts, room = self._question.facts, self._question.room
+            self._options[streamed] = option_for(facts, room, self._units(streamed))
+        return self._options[streamed]
+
+    def _units(self, streamed: int) -> list[UnitFacts]:
+        return [unit for at, unit in enumerate(self._candidates) if streamed >> at & 1]
+
+    def _bytes(self, rated: _Rated) -> int:
+        return self.option(rated.streamed).device_bytes(rated.slots)
+
+    def _rate(self, seconds: float, streamed: int, slots: int) -> _Rated:
+        return _Rated.of(seconds, streamed, slots, candidates=len(self._candidates))
+
+
+def _alike(candidates: Sequence[UnitFacts], speeds: Speeds) -> bool:
+    """Whether it makes no difference which of the candidates stays, but for their order."""
+    seconds = {speeds.compute_seconds[unit.name] for unit in candidates}
+    forms = {replace(unit, name="", kind="block") for unit in candidates}
+    return len(seconds) <= 1 and len(forms) <= 1

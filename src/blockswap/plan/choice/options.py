@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from ...layout.slab import align_up
+from ..inputs.slot_size import serving_bytes
 from ..inputs.unit_sizes import Facts, UnitFacts
 from .resident_sets import Costs, kept_sets
-from .slot_size import serving_bytes
 from .tiers import HostRoom
 
 

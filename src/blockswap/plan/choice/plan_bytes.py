@@ -1,13 +1,14 @@
 """The chosen option as a plan with exact bytes: tiers, slots, staging, what moves in a forward."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ...layout.slab import align_up
+from ..inputs.slot_size import serving_bytes
 from ..inputs.unit_sizes import Facts, UnitFacts
 from ..swap_plan import PlannedUnit, SwapPlan, Tier
 from .budgets import Question
 from .options import Option
-from .slot_size import serving_bytes
 from .tiers import Staging
 
 
@@ -15,7 +16,7 @@ def build_plan(question: Question, option: Option, slots: int) -> SwapPlan:
     """The plan that streams `option.streamed` through at most `slots`; nothing is said in it."""
     facts, room, streamed = question.facts, question.room, option.streamed
     tiers = room.tiers(streamed)
-    staging = staging_of(question, option)
+    staging = staging_of(question, streamed)
     units = planned_units(facts, dict(zip((unit.name for unit in streamed), tiers, strict=True)))
     visiting = [unit for unit in units if unit.tier != "resident"]
     slots = min(slots, len(streamed))
@@ -41,9 +42,9 @@ def build_plan(question: Question, option: Option, slots: int) -> SwapPlan:
     )
 
 
-def staging_of(question: Question, option: Option) -> Staging:
-    """The staging buffers of that plan."""
-    room, streamed = question.room, option.streamed
+def staging_of(question: Question, streamed: Sequence[UnitFacts]) -> Staging:
+    """The staging buffers of the plan that streams these."""
+    room = question.room
     tiers = room.tiers(streamed)
     ram_bytes = room.ram_bytes(streamed, tiers)
     pageable_bytes = ram_bytes - _pinned_bytes(question, ram_bytes)
@@ -55,10 +56,11 @@ def staging_of(question: Question, option: Option) -> Staging:
 
 def planned_units(facts: Facts, tiers: dict[str, Tier]) -> tuple[PlannedUnit, ...]:
     """Every unit of the model in its tier; those not named stay."""
-    return tuple(_planned_unit(unit, tiers.get(unit.name, "resident")) for unit in facts.units)
+    return tuple(planned_unit(unit, tiers.get(unit.name, "resident")) for unit in facts.units)
 
 
-def _planned_unit(unit: UnitFacts, tier: Tier) -> PlannedUnit:
+def planned_unit(unit: UnitFacts, tier: Tier) -> PlannedUnit:
+    """The unit in its tier, with the bytes that it has there."""
     sizes = {
         "resident": unit.resident_bytes,
         "ram": unit.ram_slab_bytes,

@@ -68,7 +68,7 @@ def _with_one_more_gib(question: Question, choice: Choice) -> tuple[int, float] 
     if speeds is None or question.exact:
         return None
     limit = choice.option.device_bytes(choice.slots) + GIB
-    fit = fit_in(question, question.offered(), limit)
+    fit = fit_in(question, limit)
     assert fit is not None, "what fits fits with more memory"
     plan = build_plan(question, fit.option, fit.slots)
     plan = replace(plan, timing=timing_of(plan, speeds, on_host=question.facts.on_host))

@@ -13,7 +13,7 @@ def timing_of(plan: SwapPlan, speeds: Speeds, *, on_host: bool) -> Timing:
 def pipeline_of(plan: SwapPlan, speeds: Speeds, *, on_host: bool) -> Pipeline:
     """The plan as the timeline sees it."""
     return Pipeline(
-        stages=tuple(_stage(unit, speeds, on_host=on_host) for unit in plan.units),
+        stages=tuple(stage_of(unit, speeds, on_host=on_host) for unit in plan.units),
         slots=plan.slots,
         prefetch=plan.prefetch,
         staging_buffers=plan.staging_buffers,
@@ -22,7 +22,7 @@ def pipeline_of(plan: SwapPlan, speeds: Speeds, *, on_host: bool) -> Pipeline:
     )
 
 
-def _stage(unit: PlannedUnit, speeds: Speeds, *, on_host: bool) -> Stage:
+def stage_of(unit: PlannedUnit, speeds: Speeds, *, on_host: bool) -> Stage:
     """The unit's place in the timeline."""
     seconds = speeds.compute_seconds[unit.name]
     moves = unit.tier == "disk" or (unit.tier == "ram" and not on_host)

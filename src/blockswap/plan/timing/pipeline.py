@@ -11,12 +11,15 @@ except where it waits for a read. The engine on a virtual clock agrees with it t
 wherever it has one order of events to follow.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from ...events import Visit
 from ..swap_plan import Timing
+from .in_turn import InTurn
 
 # A forward takes as long as the one before it once the pipeline has filled; this is when to stop.
 _LEAST_FORWARDS, _MOST_FORWARDS, _AVERAGED = 4, 24, 6
@@ -76,7 +79,7 @@ class Pipeline:
 
     def timing(self) -> Timing:
         """A forward in the steady state."""
-        run = _Run(self)
+        run = self._in_turn() or _Run(self)
         ends, exposed = [0.0], [0.0]
         while len(ends) <= _MOST_FORWARDS:
             run.forward()
@@ -103,6 +106,16 @@ class Pipeline:
         for _ in range(after + forwards):
             run.forward()
         return tuple(visit for visit in run.visits if visit.forward > after)
+
+    def _in_turn(self) -> InTurn | None:
+        """The forward without the clocks that only reads need, where nothing is read."""
+        ahead = self.prefetch == self.slots - 1
+        if self.on_host or not ahead or not self.slots or not self._moving():
+            return None
+        if any(stage.read_seconds for stage in self.stages):
+            return None
+        stages = [(s.compute_seconds, s.copy_seconds if s.streamed else None) for s in self.stages]
+        return InTurn(stages, slots=self.slots, rest_seconds=self.rest_seconds)
 
     def _moving(self) -> Sequence[Stage]:
         """The streamed stages, unless all of them fit in the slots and stay there."""
@@ -250,7 +263,8 @@ class _Run:
             return
         self._catch_up(self._host)
         reads = (at for at in self._after[index] if self._stages[at].read_seconds)
-        wanted = [at for at in reads if self._find(at) is None][: len(self._copied)]
+        absent = (at for at in reads if self._find(at) is None)
+        wanted = list(islice(absent, len(self._copied)))
         staged = {job.index for job in self._staged.values()}
         for at in wanted:
             claimed = {job.buffer for job in self._jobs}
@@ -339,12 +353,6 @@ class _Run:
 
 def _upcoming(stages: Sequence[Stage]) -> list[tuple[int, ...]]:
     """For each position the streamed stages after it, nearest first, one turn of the cycle."""
-    count = len(stages)
-    return [
-        tuple(
-            at
-            for at in ((index + step) % count for step in range(1, count + 1))
-            if stages[at].streamed
-        )
-        for index in range(count)
-    ]
+    streamed = tuple(at for at, stage in enumerate(stages) if stage.streamed)
+    passed = (bisect_right(streamed, index) for index in range(len(stages)))
+    return [streamed[count:] + streamed[:count] for count in passed]

@@ -101,23 +101,21 @@ def plan_transformer(
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
+    dtype: torch.dtype | None = None,
     workload: AnyWorkload | None = None,
     loras: Sequence[AnyLora] | None = None,
 ) -> SwapPlan:
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
-    wanted, where = as_args(args), open_device(device)
-    found = find_model(
-        source_of(path), wanted, where, Request(workload=workload, loras=as_loras(loras))
-    )
-    return plan_found(found)
+    asked = Request(dtype=dtype, workload=workload, loras=as_loras(loras))
+    return plan_found(find_model(source_of(path), as_args(args), open_device(device), asked))
 
 
-def empty_transformer(path: str | os.PathLike[str], *, device: str | torch.device) -> Any:
+def empty_transformer(path: AnyPath, *, device: str | torch.device) -> Any:
     """The model that `open_transformer` would open, on the meta device in the dtypes it will have.
 
     Only headers are read. It can be given to `open_transformer` as its skeleton. Raises as it does.
     """
-    found = find_model(Source(path), as_args(None), open_device(device), Request())
+    found = find_model(source_of(path), as_args(None), open_device(device), Request())
     return found.model.live.root
 
 

@@ -179,6 +179,20 @@ def swap_experts(
     return Swaps(swaps)
 
 
+@undisturbed()
+def plan_loaded(
+    models: Sequence[torch.nn.Module],
+    args: BlockSwapArgs,
+    *,
+    device: str | torch.device,
+    workload: AnyWorkload | None = None,
+) -> SwapPlan:
+    """The plan that `swap_blocks` (of one model) or `swap_experts` would carry out now."""
+    where = open_device(device)
+    bases = [find_loaded(model, args, where, workload).basis for model in models]
+    return bases[0].plan() if len(bases) == 1 else _Joint(bases).plan
+
+
 def _open_shared(
     paths: Sequence[AnyPath],
     mesh: Any,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ...adapters.hosts import diffusers_models, transformers_seam, wan_relatives
-from ...adapters.hosts.encoder_files import in_library_names, t5_config
+from ...adapters.hosts.encoder_files import encoder_dtype, in_library_names, t5_config
 from ...adapters.hosts.stored_rows import rows_by_name, stored_by_rows
 from ...adapters.stored import StoredModel
 from ...errors import ArgsError, CheckpointError
@@ -172,9 +172,8 @@ def encoder_of_library(
         class_name, values = folder.class_name, dict(folder.config)
     config = transformers_seam.config_of(values)
     found = transformers_seam.encoder_class(class_name, config)
-    built = transformers_seam.build_from_rows(
-        found, config, rows, _dtype(checkpoint, dtype), checkpoint.label
-    )
+    chosen = dtype or torch_dtype(encoder_dtype(checkpoint))
+    built = transformers_seam.build_from_rows(found, config, rows, chosen, checkpoint.label)
     return checkpoint, stored_by_rows(built, checkpoint.label, block_lists)
 
 

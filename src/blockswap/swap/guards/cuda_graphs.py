@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...adapters.compiled import compile_context
 from ...errors import StateError
 
 _KEY = "triton.cudagraphs"
@@ -16,13 +17,9 @@ _BACKEND = "cudagraphs"
 
 
 def refuse_cuda_graphs(modules: Iterable[torch.nn.Module], label: str) -> None:
-    """Raises StateError where one of `modules` was compiled in a mode that captures CUDA graphs.
-
-    What torch keeps of `compile` is private: where it looks otherwise, nothing is found.
-    """
+    """Raises StateError where one of `modules` was compiled in a mode that captures CUDA graphs."""
     for module in modules:
-        compiled = vars(module).get("_compiled_call_impl")
-        context = vars(module).get("dynamo_ctx") if compiled is None else _context_of(compiled)
+        context = compile_context(module)
         if context is not None and _captures(context):
             raise StateError(
                 f"a {type(module).__name__} of {label} was compiled with CUDA graphs "
@@ -30,14 +27,6 @@ def refuse_cuda_graphs(modules: Iterable[torch.nn.Module], label: str) -> None:
                 "weights, and those of streamed blocks change: compile it without, as in "
                 'mode="max-autotune-no-cudagraphs"'
             )
-
-
-def _context_of(compiled: Any) -> Any | None:
-    """What `Module.compile` was called with, in the closure of what it left."""
-    for cell in getattr(compiled, "__closure__", None) or ():
-        if hasattr(cell.cell_contents, "compiler_config"):
-            return cell.cell_contents
-    return None
 
 
 def _captures(context: Any) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...pieces import DIFFUSERS, Family, Pieces, why_never
+from ...pieces import DIFFUSERS, Family, Pieces, family_of, why_never
 from ...stream.engine.streamer import Streamer
 from ...stream.model.hooks import Hooks, Moves
 from ...stream.units.resident import Resident
@@ -56,7 +56,8 @@ def start_engine(  # noqa: PLR0913 - all but four by name
     else:
         swap.begin(parts.plan, streamer)
     parts.sharing.add(swap)
-    pieces = swap.pieces = _pieces(parts, swap, DIFFUSERS if hosted is None else hosted.family)
+    family = family_of(live.root) if hosted is None else hosted.family
+    pieces = swap.pieces = _pieces(parts, swap, family)
     hooks = Hooks(live.root)
     undo.callback(hooks.remove)
     modules = [unit.module for unit in live.units]

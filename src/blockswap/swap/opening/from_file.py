@@ -1,9 +1,11 @@
 """Steps of opening a checkpoint: residents and RAM tier read, disk units found, saving refused."""
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 from ...adapters.live import LiveTensor, LiveUnit
 from ...adapters.stored import StoredModel
+from ...decode.packed_rows import bytes_of_rows, decode_rows
 from ...layout.checkpoint import Checkpoint
 from ...layout.shares import Span
 from ...lora.file import LoraFile
@@ -13,7 +15,7 @@ from ...store.disk import DiskStore, DiskUnit
 from ...store.landing import Landing
 from ...store.ram import RamStore
 from ...store.readers import Piece
-from ...store.tables import TableInFile
+from ...store.tables import PackedTableInFile, TableInFile
 from ...stream.model.hooks import Hooks
 from ...stream.units.resident import Resident
 from ...stream.units.transfer import DirectRead, StagedCopy, Transfer
@@ -202,9 +204,15 @@ class Opening:
         plan = self._parts.plan
         return [u for u in self._parts.live.units if plan.tier_of(u.layout.name) == tier]
 
-    def _rows(self, table: LiveTensor) -> TableInFile:
-        (part,) = self._model.parts([table])
-        rows = TableInFile(self._headers[part.shard], part.dtype, part.shape, part.offset)
+    def _rows(self, table: LiveTensor) -> TableInFile | PackedTableInFile:
+        (found,) = self._model.forms(table)
+        (part,), packed = found.parts, bytes_of_rows(found.form)
+        rows: TableInFile | PackedTableInFile
+        if packed is None:
+            rows = TableInFile(self._headers[part.shard], part.dtype, part.shape, part.offset)
+        else:
+            stored = TableInFile(self._headers[part.shard], "uint8", packed, part.offset)
+            rows = PackedTableInFile(stored, partial(decode_rows, found.form))
         self._parts.undo.callback(rows.close)
         return rows
 

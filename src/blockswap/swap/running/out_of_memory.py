@@ -192,9 +192,10 @@ class _Attempts:
     def _cut_smaller(self) -> bool:
         """Cuts the forward into smaller pieces for the next attempt, where there are any."""
         retry = self._retry
-        if retry.pieces is None or why_never(retry.swap.model) is not None:
+        pieces = retry.pieces
+        if pieces is None or why_never(retry.swap.model, pieces.family) is not None:
             return False
-        tokens = retry.pieces.shrink()
+        tokens = pieces.shrink()
         if tokens is None:
             return False
         self._error = None

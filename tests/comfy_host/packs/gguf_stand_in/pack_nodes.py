@@ -120,6 +120,7 @@ class GGMLOps(comfy.ops.manual_cast):
 
 class GGUFModelPatcher(comfy.model_patcher.ModelPatcher):
     patch_on_device: Any = False
+    mmap_released = False
 
     def patch_weight_to_device(
         self, key: str, device_to: Any = None, inplace_update: bool = False

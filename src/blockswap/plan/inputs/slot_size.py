@@ -1,6 +1,6 @@
 """Slot size: the largest streamed block, or one of the same file up to 1/64 larger."""
 
-from ..inputs.unit_sizes import Facts
+from .unit_sizes import Facts
 
 
 def serving_bytes(facts: Facts, nbytes: int) -> int:

@@ -1,0 +1,92 @@
+"""What is said of a wrapper model before its sampler runs: which of its blocks are streamed.
+
+The pack loads weights when its sampler starts, and only then is it known what stays. The units are
+those of the model that its loader has built, or are read off the names in the file.
+"""
+
+import re
+
+from ...adapters.families import VACE_LIST, unit_modules
+from ...errors import ModelError
+from ...layout.checkpoint import open_checkpoint
+from ...layout.values import ModelLayout, UnitKind, UnitLayout
+from ...report.words import name_runs
+from ...selection import BlockSwapArgs, select
+from ..seams import host
+from .names import missing_in, registered_pack
+
+LOADER = "WanVideoModelLoader"
+SAID = "this is a model of WanVideoWrapper: its blocks are streamed here, its own swap is off"
+_BLOCK = re.compile(rf"((?:{VACE_LIST}|blocks)\.(\d+))\.")
+_EMBEDDERS: dict[str, UnitKind] = {"text_embedding": "text_embedder", "img_emb": "image_embedder"}
+
+
+def layout_of(transformer: object) -> ModelLayout:
+    """The units of a model of the pack; their weights come when it loads them, at each run anew."""
+    units = unit_modules(transformer)  # type: ignore[arg-type]
+    bare = tuple(UnitLayout(unit.name, unit.kind, unit.index, ()) for unit in units)
+    return ModelLayout(label=type(transformer).__name__, units=bare, rest=())
+
+
+def layout_in(path: str) -> ModelLayout:
+    """The same for the model in a file, from its header. Raises CheckpointError."""
+    checkpoint, units = open_checkpoint(path), {}
+    for key in checkpoint.tensors:
+        block, first = _BLOCK.match(key), key.partition(".")[0]
+        if block is not None:
+            kind: UnitKind = "vace" if key.startswith(VACE_LIST) else "block"
+            units[block[1]] = UnitLayout(block[1], kind, int(block[2]), ())
+        elif first in _EMBEDDERS:
+            units[first] = UnitLayout(first, _EMBEDDERS[first], 0, ())
+    in_order = sorted(units.values(), key=lambda unit: (unit.list_name, unit.index))
+    return ModelLayout(label=checkpoint.label, units=tuple(in_order), rest=())
+
+
+def said_of(args: BlockSwapArgs, layout: ModelLayout) -> str:
+    """Which blocks are streamed, or which may be. Raises SelectionError beyond the model."""
+    selection = select(args, layout)
+    number = len(selection.candidates)
+    which = f"{number} of {len(layout.units)} units"
+    if selection.candidates:
+        which += f" ({name_runs(sorted(selection.candidates, key=_place))})"
+    if selection.exact:
+        return f"{SAID}; plan: {which} {'is' if number == 1 else 'are'} streamed"
+    return (
+        f"{SAID}; plan: {which} may be streamed, and how many of them stay is known and told when "
+        "its sampler starts, which loads the weights"
+    )
+
+
+def _place(name: str) -> tuple[str, int]:
+    head, _, last = name.rpartition(".")
+    return (head, int(last)) if last.isdecimal() else (name, 0)
+
+
+def plan_for_wrapper(path: str, args: BlockSwapArgs, *, joined: bool, managed: bool) -> str:
+    """What the swap node will say behind the pack's loader of a file.
+
+    `joined`: the loader joins another module to the model; `managed`: it has vram_management_args.
+    """
+    if managed:
+        raise ModelError(MANAGED)
+    loader = host.registered(LOADER)
+    if loader is None:
+        raise ModelError(f"the pack of the node {LOADER} is not installed: install WanVideoWrapper")
+    lacking = missing_in(registered_pack(loader))
+    if lacking is not None:
+        raise ModelError(
+            f"this version of WanVideoWrapper has no {lacking}, which we would stream its blocks "
+            "through: what it does by itself is told when the node runs"
+        )
+    if joined:
+        raise ModelError(
+            f"{LOADER} joins another module to its file, and how many blocks that brings is known "
+            "when it has run: the plan is told on the node then"
+        )
+    return said_of(args, layout_in(path))
+
+
+MANAGED = (
+    "this model was loaded with vram_management_args, by which WanVideoWrapper moves each layer "
+    "itself: take those off its loader, or WanVideo Block Swap off the model"
+)
