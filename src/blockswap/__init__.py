@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         open_experts,
         open_text_encoder,
         open_transformer,
+        report_of_ranks,
         swap_blocks,
         swap_experts,
     )
@@ -42,6 +43,7 @@ __all__ = [
     "open_experts",
     "open_text_encoder",
     "open_transformer",
+    "report_of_ranks",
     "swap_blocks",
     "swap_experts",
     "swap_pipeline",

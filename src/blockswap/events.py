@@ -15,7 +15,8 @@ class Visit:
     The compute stream arrives at `arrived`, waits until the slot holds the block's bytes, and
     computes from `started` to `ended`; `started - arrived` is exposed transfer time. The copy into
     the slot ran from `copy_started` to `copy_ended` (None for a resident, or when the block was
-    still in a slot). A block from disk was read from `read_started` to `read_ended`.
+    still in a slot). A block from disk was read from `read_started` to `read_ended`. It was
+    brought by so many ranks as `parts` says, each of which brought its part.
     """
 
     forward: int
@@ -30,6 +31,7 @@ class Visit:
     copy_ended: float | None = None
     read_started: float | None = None
     read_ended: float | None = None
+    parts: int = 1
 
     @property
     def exposed_seconds(self) -> float:

@@ -32,9 +32,21 @@ def test_a_block_is_read_once_for_all_ranks(tmp_path: Path) -> None:
     assert sum(one["opening"] for one in found) < 2 * slabs
     assert sorted(one["opening"] for one in found)[-2] < slabs // 3
     assert len({out for one in found for out in one["outs"]}) == 1
+    # What stays lies there once; each has its slots, all together two slabs to pass parts through.
+    slab = slots // 4
+    held = sum(one["held"] for one in found)
+    assert 4 * slots <= held < 4 * slab + 4 * slots + 2 * slab + slabs // 4
     assert not [name for one in found for name in one["left"] if "blockswap" in name]
 
 
 def test_quantised_files_and_text_encoders_are_as_in_one_process(tmp_path: Path) -> None:
     for one in values(run_ranks(2, "as_stored", folder=str(tmp_path))):
         assert set(one.values()) == {True}, one
+
+
+def test_hosts_with_one_rank_and_with_two(tmp_path: Path) -> None:
+    for rank, found in enumerate(values(run_ranks(3, "unequal_hosts", folder=str(tmp_path)))):
+        for name, one in found.items():
+            assert one["equal"] == [True] * 2
+            assert one["hosts"] == ["0", "1", "1"]
+            assert (one["gathers"] >= 2 * 4) is (name == "file" and rank > 0)

@@ -1,5 +1,6 @@
 """Ranks that bring blocks in parts: equal outputs, 1/N of the bytes, and what each does alone."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,15 @@ def test_two_experts_share_slots_and_gathers(sim_module: Any, device: str, tmp_p
                 assert one["copied"][number] >= 3 * one["planned"][number]
 
 
-def test_ranks_that_do_not_do_the_same_go_on_alone_and_say_so(sim_module: Any) -> None:
-    said, killed = run_ranks(2, "apart")
+@pytest.mark.parametrize("store", ["memory", "file"])
+def test_ranks_that_do_not_do_the_same_go_on_alone_and_say_so(
+    sim_module: Any, store: str, tmp_path: Path
+) -> None:
+    before = sorted(os.listdir("/dev/shm"))
+    path = str(tmp_path / "m.safetensors") if store == "file" else ""
+    said, killed = run_ranks(2, "apart", path=path)
     assert killed.code == -9
+    assert sorted(os.listdir("/dev/shm")) == before
     (here,) = values([said])
     for what, one in here.items():
         assert all(one["equal"]), what

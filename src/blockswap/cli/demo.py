@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ..report.rank_table import HEAD
 from ..units import format_seconds
-from .console import new_console, new_progress, print_facts
+from .console import new_console, new_progress, new_table, print_facts
+from .launch import launched
 
 if TYPE_CHECKING:
     from .demo_run import DemoRequest, DemoResult
@@ -60,7 +62,8 @@ def demo(  # noqa: PLR0913, PLR0917
 
     Compares both to the last bit, and prints what was streamed and how long it took.
 
-    Writes demo.mp4, contact_sheet.png, timeline.png and trace.json.
+    Writes demo.mp4, contact_sheet.png, timeline.png and trace.json. Under torchrun all ranks make
+    the clip with one copy of the weights, and one table tells of them.
     """
     from .. import BlockSwapArgs
     from ..demo.prompt import parse_prompt
@@ -75,23 +78,29 @@ def demo(  # noqa: PLR0913, PLR0917
         prefetch_blocks=prefetch,
         block_swap_debug=debug,
         vram_budget=vram,
-        ram_budget=_ram_budget(ram, device),
+        ram_budget=ram,
     )
     settings = SamplingSettings(seed=seed)
     if steps is not None:
         settings = replace(settings, steps=steps)
-    request = DemoRequest(prompt, out, settings, args, device)
-    console = new_console()
-    result = _run_with_bar(console, request, run_demo)
-    _tell(console, request, result)
+    with launched(device) as launch:
+        mesh = None if launch is None else launch.mesh
+        device = device if launch is None else launch.device
+        args = replace(args, ram_budget=_ram_budget(ram, device, alone=launch is None))
+        writes = launch is None or launch.speaks
+        request = DemoRequest(prompt, out, settings, args, device, mesh, writes)
+        console = new_console(stderr=not writes)
+        result = _run_with_bar(console, request, run_demo)
+        if writes:
+            _tell(console, request, result)
     if result.differing:
         raise typer.Exit(1)
 
 
-def _ram_budget(asked: str | None, device: str) -> str | None:
-    # The demo streams from the file. The CPU does so anyway, and there a budget of nothing would
-    # mean the memory that it computes in.
-    return "0" if asked is None and not device.startswith("cpu") else asked
+def _ram_budget(asked: str | None, device: str, *, alone: bool) -> str | None:
+    # The demo streams from the file. The CPU does so anyway where it is alone, and there a budget
+    # of nothing would mean the memory that it computes in.
+    return "0" if asked is None and not (alone and device.startswith("cpu")) else asked
 
 
 def _run_with_bar(console: Console, request: "DemoRequest", run: Any) -> "DemoResult":
@@ -132,5 +141,12 @@ def _tell(console: Console, request: "DemoRequest", result: "DemoResult") -> Non
             soft_wrap=True,
         )
     console.print(seconds, soft_wrap=True)
+    if result.ranks is not None:
+        table = new_table(*HEAD)
+        for row in result.ranks.rows():
+            table.add_row(*row)
+        console.print(table)
+        for sentence in result.ranks.sentences():
+            console.print(f"- {sentence}", soft_wrap=True)
     for file in result.files:
         console.print(str(file), soft_wrap=True)

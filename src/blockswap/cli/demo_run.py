@@ -11,12 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .. import BlockSwapArgs, Swap, open_transformer
+from .. import BlockSwapArgs, Swap, open_transformer, report_of_ranks
 from ..demo.sampling import SamplingSettings, generate
 from ..demo.video import write_contact_sheet, write_mp4
 from ..demo.weights import weights_path
 from ..report import Summary
 from ..report.output import MP4, PNG, TRACE, refuse_other
+from ..report.rank_table import RankSummary
 from ..swap.entry.checkpoint_file import plan_transformer
 from .outputs import prepare_folder
 
@@ -37,6 +38,8 @@ class DemoRequest:
     settings: SamplingSettings
     args: BlockSwapArgs
     device: str
+    mesh: Any = None  # of the ranks that make the same clip
+    writes: bool = True  # one of them does
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class DemoResult:
     streamed_seconds: float
     summary: Summary
     files: tuple[Path, ...]
+    ranks: RankSummary | None = None
 
 
 @dataclass(slots=True)
@@ -66,16 +70,18 @@ def run_demo(request: DemoRequest, progress: Progress) -> DemoResult:
     Raises OutputError before any work where the folder cannot take the files, and every error of
     `open_transformer`, before the first pass. The models are closed again whatever happens.
     """
-    prepare_folder(request.folder, needed_bytes=OUTPUT_BYTES)
-    for name, kind in OUTPUTS.items():
-        refuse_other(request.folder / name, kind)
+    if request.writes:
+        prepare_folder(request.folder, needed_bytes=OUTPUT_BYTES)
+        for name, kind in OUTPUTS.items():
+            refuse_other(request.folder / name, kind)
     plan_transformer(weights_path(), request.args, device=request.device)
     with _opened(FULLY_LOADED, request.device) as (model, _):
         loaded = _sample(model, request, progress, "fully loaded")
-    with _opened(request.args, request.device) as (model, swap):
+    with _opened(request.args, request.device, request.mesh) as (model, swap):
         streamed = _sample(model, request, progress, "blocks streamed")
         summary = swap.report()
-        files = _write_files(streamed.clip, swap, request.folder)
+        ranks = None if request.mesh is None else report_of_ranks(swap, request.mesh)
+        files = _write_files(streamed.clip, swap, request.folder) if request.writes else ()
     return DemoResult(
         forwards=len(streamed.answers),
         differing=_count_differing(loaded, streamed),
@@ -83,12 +89,15 @@ def run_demo(request: DemoRequest, progress: Progress) -> DemoResult:
         streamed_seconds=streamed.seconds,
         summary=summary,
         files=files,
+        ranks=ranks,
     )
 
 
 @contextmanager
-def _opened(args: BlockSwapArgs, device: str) -> Iterator[tuple[torch.nn.Module, Swap]]:
-    model = open_transformer(weights_path(), args, device=device)
+def _opened(
+    args: BlockSwapArgs, device: str, mesh: Any = None
+) -> Iterator[tuple[torch.nn.Module, Swap]]:
+    model = open_transformer(weights_path(), args, device=device, mesh=mesh)
     swap = cast(Swap, model.blockswap)
     try:
         yield model, swap

@@ -20,6 +20,7 @@ from ..report.timeline import draw_timeline
 from ..selection import BlockSwapArgs
 from ..units import format_rate, parse_bytes
 from .console import new_console
+from .launch import RanksAsked, Together, least_free
 from .other_models import figures_of_folder, library_folder, tell_library_plan
 from .plan_options import Numbers, card_machine, companions_of, lora_of
 
@@ -90,6 +91,14 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     ] = None,
     blocks: Annotated[str | None, typer.Option(help="Which blocks, 0,2,3-5.")] = None,
     blocks_to_swap: Annotated[int | None, typer.Option(help="How many blocks.")] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(help="Ranks of one host that run it together, each with such a device."),
+    ] = None,
+    gather: Annotated[
+        str | None,
+        typer.Option(help="Bytes a second that --ranks bring each of them; as the link if unsaid."),
+    ] = None,
     chunk_tokens: Annotated[
         int | None,
         typer.Option(help="Most tokens in a piece of a block's forward; 0: always whole."),
@@ -120,12 +129,15 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     Says first whether the whole run fits (exit code 0; 1 where it does not, 2 for a refusal), then
     what stays, what is streamed and why, the peak of every phase, the time of a step, and the count
     to give to other packs. Of a class of diffusers or transformers whose inputs are not known: what
-    streams, and the bytes of weights and slots.
+    streams, and the bytes of weights and slots. Under torchrun for all of its ranks, as measured.
     """
     numbers = Numbers(gpu_memory, gpu_tflops, link)
     elsewhere = gpu is not None or numbers != Numbers()
     _check(dtype, disk, elsewhere=elsewhere)
     machine, notes = _machine(gpu, numbers, disk, model)
+    together = RanksAsked(ranks, gather).found(machine, elsewhere=elsewhere)
+    if together is not None and not together.speaks:
+        return
     args = BlockSwapArgs(
         blocks=blocks,
         blocks_to_swap=blocks_to_swap,
@@ -144,7 +156,7 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
             "--size, --frames and --batch": any(one is not None for one in clip),
             "--text-encoder, --vae and --vae-tiled": beside != _BESIDE,
             "--lora": lora, "--disk": disk, "--chunk-tokens": chunk_tokens is not None,
-            "--compare": compare, "--png": png,
+            "--compare": compare, "--png": png, "--ranks": together,
         }, unknown)  # fmt: skip
         free = _free(machine, host_memory, elsewhere=elsewhere)
         where = (machine, free) if elsewhere else None
@@ -152,7 +164,6 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         return
     from ..forecast import Order, find_model, verdict_of
     from ..lora.file import open_lora
-    from .plan_tables import as_dict, print_forecast
 
     if figures is None:
         loras = [open_lora(lora_of(text)) for text in lora or ()]
@@ -167,6 +178,7 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         )
     if compare and vram is not None:
         notes.append(f"--compare tries budgets of its own: --vram {vram} is not used")
+    free = _free(machine, host_memory, elsewhere=elsewhere)
     order = Order(
         model=figures,
         workload=_workload(figures, clip, on_host=machine.on_host),
@@ -175,7 +187,9 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         companions=companions_of(
             text_encoder, figures.subject.vae_dtype if vae is None else vae, tiled=vae_tiled
         ),
-        **_free(machine, host_memory, elsewhere=elsewhere),
+        rates=None if together is None else together.rates,
+        device_free_bytes=least_free(together, free["device_free_bytes"]),
+        host_free_bytes=free["host_free_bytes"],
     )
     if compare:
         known = Known()
@@ -185,12 +199,21 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     told = _forecast(order)
     if png is not None:
         _draw(told, png)
-    if as_json:
-        typer.echo(json.dumps(as_dict(told, notes), indent=2))
-    else:
-        print_forecast(new_console(), told, notes)
+    _print(told, notes, together, as_json=as_json)
     if not verdict_of(told).fits:
         raise typer.Exit(DOES_NOT_FIT)
+
+
+def _print(told: "Forecast", notes: list[str], together: Together | None, *, as_json: bool) -> None:
+    from .plan_tables import as_dict, print_forecast
+
+    if as_json:
+        ranks = {} if together is None else together.to_dict()
+        typer.echo(json.dumps(as_dict(told, notes) | ranks, indent=2))
+        return
+    print_forecast(new_console(), told, notes)
+    if together is not None:
+        together.print(new_console())
 
 
 def _refuse_forecasts(given: Mapping[str, object], unknown: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,15 @@ from ..paths import is_there
 from ..plan.inputs.machine import DiskFigures
 from ..units import format_bytes, format_flops, format_rate
 from .console import new_console, new_table, print_facts
+from .launch import (
+    Launch,
+    figures_of_ranks,
+    finite,
+    launched,
+    rank_sentence,
+    rank_table,
+    rates_of_first_host,
+)
 
 if TYPE_CHECKING:
     from ..probe import DiskPart, Figure, Probe, Trial
@@ -39,17 +49,51 @@ def probe(
 ) -> None:
     """Measure this machine: compute, the link to the device, and the disk of the models.
 
-    Takes about ten seconds the first time; figures are kept, and used by plans.
+    Takes about ten seconds the first time; figures are kept, and used by plans. Under torchrun
+    links and gathers of all ranks are measured at once, too.
     """
     if not is_there(folder):
         raise ReadError(f"{folder} is not there: name a folder or a file on the disk that is meant")
     from ..probe import probe as probe_machine
 
+    with launched(device) as launch:
+        if launch is not None:
+            _probe_ranks(launch, folder, fresh=fresh, as_json=as_json)
+            return
     with new_console(stderr=True).status("measuring; other programs at work show in the figures"):
         found = probe_machine(device, place=folder, fresh=fresh)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
+    _tell(found)
+
+
+def _probe_ranks(launch: Launch, folder: Path, *, fresh: bool, as_json: bool) -> None:
+    """Each rank by itself, one after the other; then links and gathers, all at once."""
+    from ..probe import probe as probe_machine
+
+    here = launch.ranks.of_this_host()
+    found = None
+    for rank in here.ranks:
+        with here.together("probe its device"):
+            if here.rank == rank:
+                place = folder if rank == here.ranks[0] else None
+                found = probe_machine(launch.device, place=place, fresh=fresh)
+    figures = figures_of_ranks(launch)
+    rates = rates_of_first_host(figures)
+    if not launch.speaks or found is None:
+        return
+    if as_json:
+        ranks = {str(rank): finite(asdict(one)) for rank, one in figures.items()}
+        typer.echo(json.dumps(found.to_dict() | {"ranks": ranks}, indent=2))
+        return
+    _tell(found)
+    console = new_console()
+    console.print(rank_table(figures))
+    console.print(rank_sentence(rates), soft_wrap=True)
+
+
+def _tell(found: Probe) -> None:
     console = new_console()
     print_facts(console, found.machine.name, _facts(found))
     console.print(_figure_table(found.device.figures))

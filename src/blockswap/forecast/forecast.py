@@ -6,12 +6,13 @@ from functools import cache
 from ..errors import PlanError
 from ..events import Counters, Measured
 from ..plan import Facts, Foresight, Known, SwapPlan, make_plan, plan_in_numbers
-from ..plan.inputs.foresight import speeds_of
+from ..plan.inputs.foresight import Speeds, speeds_of
 from ..plan.inputs.machine import Machine
 from ..plan.inputs.margin import MARGIN
 from ..plan.inputs.pieces import InPieces, sizes_below
 from ..plan.inputs.workload import Workload
 from ..plan.timing.forward_time import pipeline_of
+from ..plan.timing.shared_link import RankRates, brought_best, shared_speeds
 from ..predict import Companions, Generation, PhaseNeed
 from ..selection import BlockSwapArgs, select
 from ..units import format_bytes
@@ -27,7 +28,8 @@ class Order:
 
     Free memory is in bytes, None where it is not known; then a plan needs a budget to keep
     anything on the device. On a machine that is not at hand the streamed blocks are taken to rest
-    in RAM unless a `ram_budget` is given.
+    in RAM unless a `ram_budget` is given. `rates`: of the ranks of its host that run the same
+    forwards, each with such a device of its own; None: there is one.
     """
 
     model: ModelFigures
@@ -37,6 +39,7 @@ class Order:
     companions: Companions = field(default_factory=Companions)
     device_free_bytes: int | None = None
     host_free_bytes: int | None = None
+    rates: RankRates | None = None
 
     @property
     def on_host(self) -> bool:
@@ -129,7 +132,9 @@ def foresee(order: Order) -> Foresight:
     carried = subject.carried_bytes(workload, order.companions.text_encoder_dtype)
     activations = cost.activation_bytes + carried
     margin = MARGIN if order.machine is None else order.machine.kept_free
-    speeds = speeds_of(cost, order.machine, workload.dtype, facts_of(order).units)
+    speeds = _of_one_rank(order)
+    if speeds is not None and order.rates is not None:
+        speeds = shared_speeds(speeds, order.rates)
     tokens = subject.tokens(workload)
     if not subject.cuts:
         return Foresight(workload.words, activations, margin.of(activations), speeds)
@@ -144,10 +149,20 @@ def foresee(order: Order) -> Foresight:
     return Foresight(workload.words, activations, margin.of(activations), speeds, pieces)
 
 
+def _of_one_rank(order: Order) -> Speeds | None:
+    """How fast the machine is by itself."""
+    cost = order.model.subject.forward(order.workload)
+    return speeds_of(cost, order.machine, order.workload.dtype, facts_of(order).units)
+
+
 def plan_of(order: Order, foresight: Foresight, known: Known | None = None) -> SwapPlan:
     """The plan, where what a forward needs is known already. Raises PlanError."""
     selection = select(order.args, order.model.layout)
-    return make_plan(facts_of(order), selection, order.args, foresight, known)
+    plan = make_plan(facts_of(order), selection, order.args, foresight, known)
+    if order.rates is None:
+        return plan
+    speeds = None if foresight.speeds is None else _of_one_rank(order)
+    return brought_best(plan, order.rates, speeds)
 
 
 def numbers_of(order: Order, foresight: Foresight, known: Known) -> SwapPlan:
@@ -181,4 +196,5 @@ def facts_of(order: Order) -> Facts:
         granularity=GRANULARITY_BYTES,
         from_checkpoint=from_file,
         notes=model.notes,
+        ranks=1 if order.rates is None else order.rates.ranks,
     )

@@ -23,8 +23,10 @@ def host_parts(told: Forecast) -> tuple[tuple[str, int], ...]:
     """What rests in host memory during a run, each with its bytes.
 
     Models that take turns on the device rest in RAM meanwhile. What is resident of two experts
-    shares the room that the plan of one has, so the second is in RAM as a whole.
+    shares the room that the plan of one has, so the second is in RAM as a whole. Ranks share the
+    transformers and have each the rest.
     """
+    ranks = 1 if told.order.rates is None else told.order.rates.ranks
     plan, beside, generation = told.plan, told.order.companions, told.generation
     text, vae = generation.text_encoding, generation.decoding
     staging = plan.staging_buffers * plan.staging_bytes
@@ -44,7 +46,10 @@ def host_parts(told: Forecast) -> tuple[tuple[str, int], ...]:
         if generation.conditioning is not None:
             on_host.append(generation.conditioning.activation_bytes * beside.vae_on_host)
         parts.append(("activations on the CPU", max(on_host)))
-    return tuple((name, nbytes) for name, nbytes in parts if nbytes)
+    shared, *own = parts
+    if ranks > 1:
+        own = [(f"{name} of {ranks} ranks", nbytes * ranks) for name, nbytes in own]
+    return tuple((name, nbytes) for name, nbytes in (shared, *own) if nbytes)
 
 
 def host_bytes(told: Forecast) -> int:

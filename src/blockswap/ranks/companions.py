@@ -1,8 +1,8 @@
 """The ranks of one host that fill slots together: their gathers, the wait for them, its sentence.
 
-The group is one of our own, of the backend that torch has for the device (gloo on the CPU, nccl on
-CUDA): nothing but gathers runs on it. Before each of them the ranks agree in memory that they
-share (`ledger`), so that none is called which another rank does not call, too.
+On an accelerator they go over a group of our own, of the backend that torch has for the device
+(nccl on CUDA): nothing but gathers runs on it. Before each of them the ranks agree in memory that
+they share (`ledger`), so that none is called which another rank does not call, too.
 """
 
 import warnings
@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 
 from ..errors import StateError
-from .group import Ranks, forget_group, group_of
+from .exchange import Exchange, GroupExchange, SharedExchange, exchange_bytes
+from .group import Ranks, group_of
 from .ledger import DIFFERS, LEFT, Ledger, ledger_bytes, wait_for
-from .segment import make_segment, map_segment
+from .segment import Segment, make_segment, map_segment
 
 # How long a rank waits for the others in a forward before it brings its blocks alone.
 GATHER_SECONDS = 60.0
@@ -26,11 +27,11 @@ Tell = Callable[[str], None]
 class CompanionRanks:
     """See `stream.pool.gathers.Companions`. `tell` gets the sentence when ranks part."""
 
-    def __init__(self, ranks: Ranks, group: Any, ledger: Ledger, seconds: float) -> None:
+    def __init__(self, ranks: Ranks, exchange: Exchange, ledger: Ledger, seconds: float) -> None:
         self.part, self.parts = ledger.position, ledger.ranks
         self.tell: Tell = _nobody
         self._names = ranks.ranks
-        self._group = group
+        self._exchange = exchange
         self._ledger = ledger
         self._seconds = seconds
         self._told = self._closed = False
@@ -55,9 +56,9 @@ class CompanionRanks:
 
     def gather(self, whole: torch.Tensor, part: torch.Tensor, name: str) -> None:
         try:
-            _all_gather(whole, part, self._group)
+            self._exchange.gather(whole, part)
         except RuntimeError as error:
-            forget_group(self._group)
+            self._exchange.failed()
             others = [r for p, r in enumerate(self._names) if p != self.part]
             ended = [r for p, r in enumerate(self._names) if self._ledger.has_ended(p)]
             who = f"rank {ended[0]} has ended" if ended else f"ranks {others} did not answer"
@@ -71,6 +72,7 @@ class CompanionRanks:
         if not self._closed:
             self._closed = True
             self._ledger.close()
+            self._exchange.close()
 
     def _tell(self, name: str) -> None:
         """Once: from here on every rank copies, or reads, each block itself."""
@@ -94,27 +96,40 @@ class CompanionRanks:
         warnings.warn(sentence, stacklevel=2)
 
 
-def make_companions(ranks: Ranks, device: torch.device) -> CompanionRanks | None:
+def make_companions(ranks: Ranks, device: torch.device, most_bytes: int) -> CompanionRanks | None:
     """`ranks` of one host as companions; None where torch has no collectives for `device`.
 
-    Every one of them must call it.
+    Every one of them must call it. `most_bytes`: the largest slab that is gathered.
     """
-    neighbours, backend = ranks.ranks, _backend_of(device)
-    told = ranks.agree("find how blocks can be gathered", backend)
-    if backend is None or len(set(told.values())) > 1:
+    backend = None if device.type == "cpu" else _backend_of(device)
+    told = ranks.agree("find how blocks can be gathered", (device.type, backend, most_bytes))
+    if (backend is None and device.type != "cpu") or len(set(told.values())) > 1:
         return None
-    maker = neighbours[0]
+    position, count = ranks.ranks.index(ranks.rank), len(ranks.ranks)
+    ledger = Ledger(_common(ranks, ledger_bytes(count), "gathers"), position, count)
+    if backend is None:
+        segment = _common(ranks, exchange_bytes(count, most_bytes), "parts")
+
+        def ended() -> list[int]:
+            return [p for p in range(count) if p != position and ledger.has_ended(p)]
+
+        shared = SharedExchange(segment, position, count, GATHER_SECONDS, ended)
+        return CompanionRanks(ranks, shared, ledger, GATHER_SECONDS)
+    with ranks.together("start a group for gathers"):
+        group = _group(ranks.ranks, backend)
+    return CompanionRanks(ranks, GroupExchange(group), ledger, GATHER_SECONDS)
+
+
+def _common(ranks: Ranks, nbytes: int, name: str) -> Segment:
+    """Memory of the ranks of a host, whose file each of them may lock."""
+    maker = ranks.ranks[0]
     made = None
     with ranks.together("make the memory in which gathers are agreed on"):
         if ranks.rank == maker:
-            made = make_segment(ledger_bytes(len(neighbours)), "gathers")
+            made = make_segment(nbytes, name)
     addresses = ranks.agree("find that memory", made.address if made else None)
     with ranks.together("map that memory"):
-        segment = made or map_segment(addresses[maker], keep=True)
-        ledger = Ledger(segment, neighbours.index(ranks.rank), len(neighbours))
-    with ranks.together("start a group for gathers"):
-        group = _group(neighbours, backend)
-    return CompanionRanks(ranks, group, ledger, GATHER_SECONDS)
+        return made or map_segment(addresses[maker], keep=True)
 
 
 def _group(ranks: tuple[int, ...], backend: str) -> Any:
@@ -133,12 +148,6 @@ def _backend_of(device: torch.device) -> str | None:
         return str(dist.get_default_backend_for_device(device))
     except (ValueError, KeyError):
         return None
-
-
-def _all_gather(whole: torch.Tensor, part: torch.Tensor, group: Any) -> None:
-    # torch 2.13 renames it and warns of the old name.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(whole, part, group=group)
 
 
 def _nobody(sentence: str) -> None:

@@ -1,5 +1,7 @@
 """How fast the ranks of a host copy over their links, all at once, and how fast they gather."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf
 from statistics import median
 from typing import Any
@@ -18,14 +20,22 @@ _ROUNDS = 3
 _LEAST_SECONDS = 1e-9  # what no clock tells apart from nothing
 
 
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Bytes a second of one rank: over its link, and of what a gather brings it."""
+
+    link: float
+    gather: float
+
+
 def measure(
     device: Device,
     ranks: Ranks,
     companions: CompanionRanks,
     source: torch.Tensor | None,
     target: torch.Tensor,
-) -> RankRates:
-    """Rates of the slowest rank. Every rank must call it, with as many bytes in its own tensors.
+) -> dict[int, Rates]:
+    """The rates of each rank. Every one must call it, with as many bytes in its own tensors.
 
     `source` is host memory that blocks are copied from, None where they compute where they are
     read; `target` device memory.
@@ -52,9 +62,16 @@ def measure(
         gathering = _seconds(device, stream, gather)
     arriving = part * (companions.parts - 1)
     link = inf if source is None else whole.numel() / copying
-    told = ranks.agree("compare rates", (link, arriving / gathering))
-    links, gathers = zip(*told.values(), strict=True)
-    return RankRates(companions.parts, min(links), min(gathers))
+    return ranks.agree("compare rates", Rates(link, arriving / gathering))
+
+
+def slowest(told: Mapping[int, Rates]) -> RankRates:
+    """What all ranks of a host together go by."""
+    links, gathers = (
+        [one.link for one in told.values()],
+        [one.gather for one in told.values()],
+    )
+    return RankRates(len(told), min(links), min(gathers))
 
 
 def _seconds(device: Device, stream: Any, work: Any) -> float:

@@ -6,7 +6,9 @@ Every field that can stay unmeasured is None then, never 0.
 from dataclasses import dataclass
 
 from ..events import Measured, Visit
+from ..layout.shares import Shares
 from ..plan.swap_plan import SwapPlan, Tier
+from ..plan.timing.shared_link import ALIGNMENT
 from .spans import (
     Span,
     busy_seconds,
@@ -80,6 +82,8 @@ class Traffic:
     read_bytes_per_second: float | None
     realigned_bytes: int
     whole_forwards: int
+    gathers: int = 0  # of parts that other ranks brought
+    gathered_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +151,17 @@ def traffic_of(plan: SwapPlan, measured: Measured) -> Traffic:
     counters, visits = measured.counters, measured.visits
     slab_bytes = {unit.name: unit.slab_bytes for unit in plan.units}
     copies = [(v.copied_bytes, span) for v in visits if (span := copy_span(v)) is not None]
-    reads = [(slab_bytes.get(v.unit, 0), span) for v in visits if (span := read_span(v))]
+
+    def read_of(visit: Visit) -> int:
+        """All of the slab, or this rank's part of it."""
+        nbytes = slab_bytes.get(visit.unit, 0)
+        return nbytes if visit.parts == 1 else Shares(nbytes, visit.parts, ALIGNMENT).own_bytes
+
+    reads = [(read_of(v), span) for v in visits if (span := read_span(v))]
     whole = _whole_forwards(plan, visits)
     within = [visit for visit in visits if visit.forward in whole]
     copied = sum(visit.copied_bytes for visit in within)
-    read = sum(slab_bytes[visit.unit] for visit in within if read_span(visit) is not None)
+    read = sum(read_of(visit) for visit in within if read_span(visit) is not None)
     return Traffic(
         copies=counters.copies,
         copied_bytes=counters.copied_bytes,
@@ -165,6 +175,8 @@ def traffic_of(plan: SwapPlan, measured: Measured) -> Traffic:
         read_bytes_per_second=_rate(reads),
         realigned_bytes=counters.moved_bytes,
         whole_forwards=len(whole),
+        gathers=counters.gathers,
+        gathered_bytes=counters.gathered_bytes,
     )
 
 

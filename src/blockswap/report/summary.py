@@ -164,6 +164,11 @@ def _traffic_rows(traffic: Traffic) -> list[tuple[str, str]]:
             rows.append((label, f"{words}; rate {say_rate(rate)}"))
         else:
             rows.append((label, "nothing, as planned"))
+    if traffic.gathers:
+        count = count_of(traffic.gathers, "gather")
+        rows.append(
+            ("gathered", f"{say_bytes(traffic.gathered_bytes)} from other ranks in {count}")
+        )
     if traffic.realigned_bytes:
         moved_once_more = say_bytes(traffic.realigned_bytes)
         rows.append(("moved", f"{moved_once_more} once more, for the file laid them unaligned"))

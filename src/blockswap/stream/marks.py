@@ -33,6 +33,7 @@ class Mark:
         "forward",
         "has_copy",
         "home",
+        "parts",
         "read_ended",
         "read_started",
         "slot",
@@ -57,6 +58,7 @@ class Mark:
         self.tier = ""
         self.slot: int | None = None
         self.copied_bytes = 0
+        self.parts = 1
         self.has_copy = False
         self.waited = False
         self.read_started: float | None = None
@@ -149,6 +151,7 @@ class Recorder:
             tier=mark.tier,
             slot=mark.slot,
             copied_bytes=mark.copied_bytes,
+            parts=mark.parts,
             arrived=arrived,
             started=at(mark.started) if mark.waited else arrived,
             ended=at(mark.ended),

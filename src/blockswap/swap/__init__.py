@@ -13,6 +13,7 @@ from .entry.host_application import (
     stream_units,
 )
 from .entry.loaded_model import swap_blocks
+from .entry.on_ranks import report_of_ranks
 from .entry.text_encoder import open_text_encoder
 from .opening.engine_start import Hosted
 from .plan_inputs.outlook import Outlook
@@ -35,6 +36,7 @@ __all__ = [
     "plan_file_units",
     "plan_loaded",
     "plan_units",
+    "report_of_ranks",
     "stream_file_units",
     "stream_units",
     "swap_blocks",

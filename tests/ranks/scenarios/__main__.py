@@ -15,7 +15,7 @@ _SCENARIOS = ChainMap(*map(vars, (faults, from_file, fsdp, parallel, parts, shar
 
 
 def _main() -> None:
-    faulthandler.dump_traceback_later(100, exit=True)
+    faulthandler.dump_traceback_later(280, exit=True)
     rank, count, folder, scenario, options = json.loads(sys.argv[1])
     store = folder if "://" in folder else f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from cases import forward, fresh
+from cases import forward, fresh, metadata, skeleton
+from safetensors.torch import save_file
 from torch.distributed.device_mesh import DeviceMesh
 
 import blockswap
-from blockswap.ranks import companions, group, shared_weights
+from blockswap.ranks import companions, group, segment
 from blockswap.stream.engine.streamer import Streamer
 
-from .given import given, linked
+from .given import device_of, given, linked
 
 
 def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
@@ -34,7 +35,7 @@ def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
         elif fault == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         elif fault == "dies in opening":
-            shared_weights.map_segment = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+            segment.map_segment = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         elif fault == "never comes":
             time.sleep(6)
             return "late"
@@ -75,18 +76,29 @@ def left_alone(rank: int, mesh: DeviceMesh, when: str) -> Any:
         return [equal_now, torch.equal(forward(model, "mini", here), expected)]
 
 
-def apart(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
-    """Ranks that do not do the same: how each goes on, what it says, how long it waited."""
-    where = linked("sim-eager")
+def apart(rank: int, mesh: DeviceMesh, path: str) -> dict[str, Any]:
+    """Ranks that do not do the same: how each goes on, what it says, how long it waited.
+
+    `path`: the model's file, in which its blocks stay, on the CPU; "": from memory.
+    """
+    where = device_of("cpu") if path else linked("sim-eager")
+    if path and rank == 0:
+        save_file(fresh("mini").state_dict(), path, metadata("mini"))
+    dist.barrier()
     companions.GATHER_SECONDS = 2.0
     with torch.no_grad():
         expected = forward(fresh("mini").to(where), "mini", where)
     found = {}
     for what in ("another order", "one forward less", "closes", "is killed"):
-        model = given(rank, "mini", "meta")
+        model: Any = skeleton("mini") if path else given(rank, "mini", "meta")
         with torch.no_grad(), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            swap = blockswap.swap_blocks(model, {"blocks_to_swap": 5}, device=where, mesh=mesh)
+            args: Any = {"blocks_to_swap": 5, "ram_budget": 0 if path else None}
+            if path:
+                blockswap.open_transformer(path, args, device=where, skeleton=model, mesh=mesh)
+            else:
+                blockswap.swap_blocks(model, args, device=where, mesh=mesh)
+            swap = model.blockswap
             outputs = [forward(model, "mini", where)]
             gathers = swap.measured().counters.gathers
             began = time.monotonic()

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch.distributed.device_mesh import DeviceMesh
 
 import blockswap
+from blockswap.ranks import group
 
 from .given import Wide, device_of, linked, pss
 
@@ -112,6 +113,29 @@ def as_stored(rank: int, mesh: DeviceMesh, folder: str) -> dict[str, bool]:
         gathers = model.blockswap.measured().counters.gathers
         model.blockswap.close()
     found["encoder"] = all(same(out, outs[0]) for out in outs) and gathers >= 2
+    return found
+
+
+def unequal_hosts(rank: int, mesh: DeviceMesh, folder: str) -> dict[str, Any]:
+    """One rank as on a host of its own, and two others: from memory and from the file."""
+    group._place = lambda: "one" if rank == 0 else "other"  # type: ignore[assignment]
+    here, args = torch.device("cpu"), {"blocks_to_swap": 4, "prefetch_blocks": 1}
+    path = _written(rank, Path(folder), "mini")
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        expected = forward(fresh("mini"), "mini", here)
+        for name, budget in (("memory", {}), ("file", {"ram_budget": 0})):
+            model: Any = blockswap.open_transformer(
+                path, {**args, **budget}, device=here, skeleton=skeleton("mini"), mesh=mesh
+            )
+            equal = [torch.equal(forward(model, "mini", here), expected) for _ in range(2)]
+            report = blockswap.report_of_ranks(model.blockswap, mesh)
+            found[name] = {
+                "equal": equal,
+                "gathers": model.blockswap.measured().counters.gathers,
+                "hosts": [row[1] for row in report.rows()],
+            }
+            model.blockswap.close()
     return found
 
 

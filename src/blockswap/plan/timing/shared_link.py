@@ -15,6 +15,7 @@ from ..swap_plan import SwapPlan, Tier
 from .forward_time import timing_of
 
 ALIGNMENT = 256  # of parts, as of leaves
+_TIERS: tuple[Tier, ...] = ("ram", "disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class RankRates:
     ranks: int
     link: float
     gather: float
+    source: str = "measured with all at once"
 
     @property
     def in_parts(self) -> float:
@@ -46,18 +48,35 @@ class RankRates:
 def tiers_in_parts(plan: SwapPlan, rates: RankRates, speeds: Speeds | None) -> frozenset[Tier]:
     """Where those of the plan's streamed blocks rest that come faster in parts."""
     disk = None if speeds is None else speeds.disk
-    tiers = {unit.tier for unit in plan.units} - {"resident"}
-    return frozenset(tier for tier in tiers if rates.pay(tier, disk))
+    return frozenset(
+        tier
+        for tier in _TIERS
+        if any(unit.tier == tier for unit in plan.units) and rates.pay(tier, disk)
+    )
+
+
+def shared_speeds(speeds: Speeds, rates: RankRates) -> Speeds:
+    """How fast whole blocks come to each of several ranks, the better way."""
+    disk, link = speeds.disk, speeds.link
+    in_parts = any(rates.pay(tier, disk) for tier in _TIERS)
+    if link is not None:
+        link = rates.in_parts if in_parts else rates.link
+    if disk is not None:
+        disk = min(disk, rates.in_parts) if rates.pay("disk", disk) else disk / rates.ranks
+    return replace(speeds, link=link, disk=disk)
 
 
 def brought_in_parts(
     plan: SwapPlan, rates: RankRates, tiers: frozenset[Tier], speeds: Speeds | None
 ) -> SwapPlan:
-    """The plan with the blocks of `tiers` brought in parts; its times are those of the rates."""
+    """The plan with the blocks of `tiers` brought in parts; its times are those of the rates.
+
+    `speeds`: those of one rank by itself, where the plan's times are made of them.
+    """
     timing = plan.timing
     if speeds is not None and timing is not None:
-        link = rates.in_parts if speeds.link is not None else None
-        timing = timing_of(plan, replace(speeds, link=link), on_host=speeds.link is None)
+        on_host = speeds.link is None
+        timing = timing_of(plan, shared_speeds(speeds, rates), on_host=on_host)
     moved = {
         unit.name: Shares(unit.slab_bytes, rates.ranks, ALIGNMENT).own_bytes
         if unit.tier in tiers
@@ -84,6 +103,14 @@ def brought_in_parts(
     )
 
 
+def brought_best(plan: SwapPlan, rates: RankRates, speeds: Speeds | None) -> SwapPlan:
+    """A plan whose times are those of `shared_speeds`, and what the ranks do; `speeds`: of one."""
+    if not plan.slots:
+        return plan
+    tiers = tiers_in_parts(plan, rates, speeds)
+    return brought_in_parts(plan, rates, tiers, None) if tiers else brought_alone(plan, rates)
+
+
 def brought_alone(plan: SwapPlan, rates: RankRates) -> SwapPlan:
     """The plan as it is, and why."""
     sentence = f"each rank brings all of every streamed block: it is faster ({_measured(rates)})"
@@ -92,4 +119,4 @@ def brought_alone(plan: SwapPlan, rates: RankRates) -> SwapPlan:
 
 def _measured(rates: RankRates) -> str:
     link = "" if isinf(rates.link) else f"{format_rate(rates.link)} over a rank's own link, "
-    return f"measured with all at once: {link}{format_rate(rates.gather)} between ranks"
+    return f"{rates.source}: {link}{format_rate(rates.gather)} between ranks"

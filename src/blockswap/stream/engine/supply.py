@@ -119,7 +119,7 @@ class Supply:
         transfer = self.transfer(index)
         self.empty(slot)
         slot.mark = self._recorder.take()
-        slot.mark.copied_bytes = transfer.copied_bytes
+        slot.mark.copied_bytes, slot.mark.parts = transfer.copied_bytes, 1
         self._pool.touch(slot)
         transfer.start(slot, slot.mark)
         # Last, so that an interrupt before this line leaves a slot that holds nothing.

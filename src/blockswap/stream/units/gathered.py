@@ -60,6 +60,7 @@ class GatheredTransfer:
         if self._gathers.alone:
             self.alone(slot, mark)
             return
+        mark.parts = self._gathers.companions.parts
         self._own.start(slot, mark)
         self._gathers.add(slot, mark, self, self._gathering.what, self._gathering.name)
 
@@ -78,5 +79,5 @@ class GatheredTransfer:
 
     def alone(self, slot: Slot, mark: Mark) -> None:
         """Brings the whole unit, over whatever the slot holds of it."""
-        mark.copied_bytes = self._whole.copied_bytes
+        mark.copied_bytes, mark.parts = self._whole.copied_bytes, 1
         self._whole.start(slot, mark)

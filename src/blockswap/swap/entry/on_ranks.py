@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from ...ranks.group import Ranks
+from ...ranks.group import Ranks, ranks_of
 from ...ranks.shared_weights import shared_bytes
+from ...report.rank_table import RankSummary
 from ...selection import BlockSwapArgs
 from ...store.host_memory import free_host_bytes
 from ..opening.found_model import FoundModel, open_found, plan_found
 from ..opening.rank_parts import agreed_basis
 from ..opening.shared_file import share_file
+from ..running.handle import Swap
 from .loaded_model import Asked, swap_shared
 
 
@@ -38,6 +40,14 @@ def open_shared(found: FoundModel, ranks: Ranks, asked: Asked, *, opener: str) -
             undo.callback(opened.close)
         undo.pop_all()
     return root
+
+
+def report_of_ranks(swap: Swap, mesh: Any) -> RankSummary:
+    """The reports of all ranks of `mesh` as one. Every rank must call it, between forwards."""
+    ranks = ranks_of(mesh)
+    places = list(dict.fromkeys(ranks.hosts))
+    hosts = {r: places.index(host) for r, host in zip(ranks.ranks, ranks.hosts, strict=True)}
+    return RankSummary(ranks.agree("report", swap.report()), hosts)
 
 
 def blocks_stay_in_file(ranks: Ranks, models: Sequence[FoundModel], wanted: BlockSwapArgs) -> bool:

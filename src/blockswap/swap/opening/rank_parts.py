@@ -10,7 +10,7 @@ from ...plan.inputs.foresight import Speeds
 from ...plan.timing.shared_link import RankRates, brought_alone, brought_in_parts, tiers_in_parts
 from ...ranks.companions import make_companions
 from ...ranks.group import Ranks
-from ...ranks.rates import measure
+from ...ranks.rates import measure, slowest
 from ..assembly.brought_parts import BroughtParts
 from ..assembly.parts import Parts
 from ..plan_inputs.basis import Basis
@@ -71,14 +71,15 @@ def _begun(
     parts: Parts, ranks: Ranks, memory: torch.Tensor | None, speeds: Speeds | None
 ) -> RankRates | None:
     """What was measured, once for all models of a pool; where it pays, the pool's gathers begin."""
-    companions = make_companions(ranks, parts.device.torch_device)
+    most = parts.pool.slots[0].memory.numel()
+    companions = make_companions(ranks, parts.device.torch_device, most)
     if companions is None:
         return None
     try:
         target = parts.pool.slots[0].memory
         if memory is None and parts.pool.staging:
             memory = parts.pool.staging[0].chunks[0]
-        rates = measure(parts.device, ranks, companions, memory, target)
+        rates = slowest(measure(parts.device, ranks, companions, memory, target))
     except BaseException:
         companions.close()
         raise
