@@ -205,7 +205,7 @@ def test_the_report_before_during_and_after() -> None:
 
 
 def test_the_status_line_is_sent_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockswap.nodes import status
+    from blockswap.nodes.runs import status
 
     sent: list[tuple[str | None, str]] = []
     monkeypatch.setattr(status, "send_text", lambda node, text: sent.append((node, text)))
