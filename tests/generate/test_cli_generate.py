@@ -57,6 +57,25 @@ def test_a_plan_alone_writes_nothing(tmp_path: Path) -> None:
     assert told.output.startswith("does not fit: ")
 
 
+def test_what_changes_nothing_is_told(tmp_path: Path) -> None:
+    asked = ["--prompt", "red ball", "--output", tmp_path / "ball.mp4", "--dry-run", *SMALL]
+    plain = invoke(*asked)
+    told = invoke(*asked, "--vram", "8GiB", "--negative", "blue")
+    assert told.exit_code == plain.exit_code == 0
+    for words in ("8.0 GiB of VRAM were named and nothing is limited by it", "is not read"):
+        assert words in told.output
+        assert words not in plain.output
+    guided = invoke(*asked, "--negative", "blue", "--guidance", "2")
+    assert "is not read" not in guided.output
+
+
+@pytest.mark.parametrize("more", [("--shift", "3"), ("--tokenizer", "t"), ("--high-noise", "h")])
+def test_the_shipped_model_takes_no_other_parts(more: tuple[str, str], tmp_path: Path) -> None:
+    told = invoke("--prompt", "a", "--output", tmp_path / "o.mp4", *more, *SMALL)
+    assert told.exit_code != 0
+    assert "beside tiny, which is whole" in str(told.output) + str(told.exception)
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

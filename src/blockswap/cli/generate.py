@@ -88,6 +88,8 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
     if (prompt is None) == (prompts is None):
         raise ArgsError("give one of --prompt and --prompts: what shall the clip show?")
     texts = read_prompts(prompts) if prompts is not None else (prompt or "",)
+    if "" in model:
+        raise ArgsError('--model "" names nothing: give a folder, a file of a part, or tiny')
     width, height = _size(size)
     request = VideoRequest(
         texts,
@@ -114,8 +116,11 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         tuple(map(Path, model)), high_noise, low_noise, tokenizer, shift, tuple(module or ())
     )
     if model == [TINY]:
-        if module:
-            raise ArgsError("--module was given for tiny, which takes none: leave it out")
+        if files != ModelFiles((Path(TINY),)):
+            raise ArgsError(
+                "files or a shift were given beside tiny, which is whole and has its own: leave "
+                "them out"
+            )
         files = TINY
     _run(files, request, output, device, resume=resume, dry_run=dry_run)
 

@@ -84,7 +84,25 @@ def plan_run(job: Job) -> RunPlan:
     grown = max(0, (resident_host_bytes() or 0) + FIRST_USE_BYTES - base)  # by planning itself
     phases = tuple(replace(phase, host_bytes=phase.host_bytes + grown) for phase in phases)
     fits, verdict = _verdict(job, phases, limit)
-    return RunPlan(phases, fits, verdict, tiled, blocks, args, encoder_args, parts.notes)
+    return RunPlan(
+        phases, fits, verdict, tiled, blocks, args, encoder_args, (*parts.notes, *_idle(job))
+    )
+
+
+def _idle(job: Job) -> list[str]:
+    """What was asked and changes nothing in this run."""
+    request, told = job.request, []
+    if job.on_host and request.vram_budget is not None:
+        told.append(
+            f"{format_bytes(request.vram_budget)} of VRAM were named and nothing is limited by it: "
+            "on the CPU all counts as host memory, which --ram limits"
+        )
+    if request.negative and not request.guided:
+        told.append(
+            f"the negative prompt is not read: with a guidance of {request.guidance:g} a step runs "
+            "the model on the prompt alone (above 1 it would)"
+        )
+    return told
 
 
 def _warm_up(job: Job) -> None:
