@@ -4,6 +4,7 @@ Each is equal to the last bit to its `from_pretrained`, on the CPU or the simula
 takes the bytes of its plan. BLOCKSWAP_ANY_MODEL=all runs every class x device x what is asked.
 """
 
+import gc
 import itertools
 import os
 from collections import Counter
@@ -67,6 +68,7 @@ def test_opened_from_its_folder(
     args = dict(ASKED[asked])
     if name in REACHED_INTO and (asked != "automatic" or device.type == "cpu"):
         args = {"blocks": "1"}  # on the CPU all blocks of a file are streamed by default
+    gc.collect()  # what earlier tests left on the device is not this one's
     held = device_bytes(device, request)
     model: Any = open_transformer(tmp_path, args, device=device)
     with model.blockswap as swap:

@@ -5,6 +5,7 @@ of them (BLOCKSWAP_ANY_MODEL=all).
 """
 
 import functools
+import gc
 import itertools
 import os
 from collections import Counter
@@ -69,6 +70,7 @@ def test_every_class_is_equal_to_the_last_bit(
     model = build(name)
     before = {label: tensor for label, tensor in model.named_parameters()}
     bytes_before = {label: _bytes(tensor) for label, tensor in before.items()}
+    gc.collect()  # what earlier tests left on the device is not this one's
     held = device_bytes(device, request)
     with swap_blocks(model, BlockSwapArgs(**args), device=device) as swap:
         if asked != "automatic":

@@ -83,7 +83,7 @@ class Engine:
     asked: list[tuple[Path, BlockSwapArgs, str]] = field(default_factory=list)
     swaps: list[FakeSwap] = field(default_factory=list)
 
-    def __call__(self, path: Path, args: BlockSwapArgs, *, device: str) -> Model:
+    def __call__(self, path: Path, args: BlockSwapArgs, *, device: str, mesh: None = None) -> Model:
         self.asked.append((path, args, device))
         model, swap = self.models[len(self.swaps)], FakeSwap()
         self.swaps.append(swap)

@@ -137,7 +137,10 @@ def help_page(comfy: Client, node: str, language: str) -> str:
         ({"args": {"vram_budget": "8"}}, "plan: vram_budget='8' has no unit: write 8GiB"),
         ({"file": "none.safetensors"}, "plan: none.safetensors is not in models/diffusion_models"),
         ({"loader": None}, "plan: no loader was found in front of this node"),
-        ({"loader": "WanVideoModelLoader"}, "plan: which file the loader WanVideoModelLoader"),
+        (
+            {"loader": "WanVideoModelLoader"},
+            "plan: the pack of the node WanVideoModelLoader is not installed",
+        ),
     ],
     ids=str,
 )

@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "AutoencoderKL": {"block_out_channels": _BLOCKS, "norm_num_groups": 4},
     "AutoencoderKLFlux2": {"block_out_channels": _BLOCKS, "norm_num_groups": 4},
     "AutoencoderKLQwenImage": {"base_dim": 8},
+    "AutoencoderKLWan": {"base_dim": 8},
     "AutoencoderKLHunyuanVideo": {"block_out_channels": _BLOCKS, "norm_num_groups": 4},
     "AutoencoderKLLTX2Video": {
         "block_out_channels": (8, 16, 32, 64),

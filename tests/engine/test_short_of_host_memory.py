@@ -72,7 +72,7 @@ def test_a_buffer_that_cannot_be_had_is_one_sentence(make: Any) -> None:
 
 def test_pageable_memory_that_cannot_be_had_is_one_sentence() -> None:
     with pytest.raises(PlanError, match=f"{format_bytes(HUGE)} of host memory"):
-        arena._pageable(HUGE)
+        arena.pageable(HUGE)
 
 
 @pytest.mark.parametrize("nth", [0, 1, 2])

@@ -11,7 +11,9 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from fleet import environment, said, values
 
-NAMES = ("blockswap-a", "blockswap-b")
+# Of this run: another one, or one that was killed, has names of its own.
+NAMES = tuple(f"blockswap-{host}-{os.getpid()}" for host in "ab")
+ENDS = tuple(f"bswap{os.getpid()}{host}" for host in "ab")
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 
 
@@ -26,9 +28,8 @@ def hosts() -> Iterator[None]:
         for name in NAMES:
             _run("ip", "netns", "add", name)
             undo.callback(_run, "ip", "netns", "del", name)
-        ends = [f"bswap{number}" for number in range(2)]
-        _run("ip", "link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
-        for name, end, address in zip(NAMES, ends, ADDRESSES, strict=True):
+        _run("ip", "link", "add", ENDS[0], "type", "veth", "peer", "name", ENDS[1])
+        for name, end, address in zip(NAMES, ENDS, ADDRESSES, strict=True):
             _run("ip", "link", "set", end, "netns", name)
             _run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", end)
             _run("ip", "-n", name, "link", "set", end, "up")
@@ -50,7 +51,7 @@ def _host(number: int, store: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**environment(), "GLOO_SOCKET_IFNAME": f"bswap{number}"},
+        env={**environment(), "GLOO_SOCKET_IFNAME": ENDS[number]},
     )
 
 
