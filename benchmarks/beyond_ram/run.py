@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.shared.bounded_memory import large_file, refuse_without_limits, told_within
+from benchmarks.shared.options import folder_of
 
 from .case import ROUNDS, Case
 from .judge import misses, rows_of
@@ -20,8 +21,9 @@ def checkpoint(case: Case, folder: Path | None) -> Iterator[Path]:
 
 def main(case: Case, arguments: Sequence[str]) -> int:
     """Measures, writes, prints; returns 1 when a target is missed."""
+    folder = folder_of(f"benchmarks.{case.name}", arguments)
     refuse_without_limits(case.limit_bytes)
-    with checkpoint(case, Path(arguments[0]) if arguments else None) as path:
+    with checkpoint(case, folder) as path:
         told = told_within(case.limit_bytes, f"benchmarks.{case.name}.how", path, ROUNDS)
     rows = rows_of(case, told)
     write(case, told, rows)

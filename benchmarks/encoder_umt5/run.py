@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from benchmarks.encoder_umt5.what import CONFIG, LIMIT, prompt, write
 from benchmarks.shared.bounded_memory import large_file, refuse_without_limits, told_within
+from benchmarks.shared.options import folder_of
 
 FILE = "model.safetensors"
 DISK_BYTES = 12 * 10**9
@@ -49,8 +50,8 @@ def encoded_by_layers(path: Path) -> torch.Tensor:
 
 def main(arguments: Sequence[str]) -> int:
     """Writes, measures, compares, prints; returns 1 where a bit differs."""
+    folder = folder_of("benchmarks.encoder_umt5", arguments)
     refuse_without_limits(LIMIT)
-    folder = Path(arguments[0]) if arguments else None
     with large_file(folder, FILE, DISK_BYTES, lambda path: write(path.parent)) as path:
         output = path.with_name("encoded.safetensors")
         try:

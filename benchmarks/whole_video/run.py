@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.shared.bounded_memory import large_file, refuse_without_limits, told_within
+from benchmarks.shared.options import folder_of
 from benchmarks.whole_video.what import DISK_BYTES, LIMIT, RAM_BUDGET, write
 
 
 def main(arguments: Sequence[str]) -> int:
     """Writes, measures, prints; returns 1 where the process took more than its budget."""
+    folder = folder_of("benchmarks.whole_video", arguments)
     refuse_without_limits(LIMIT)
-    folder = Path(arguments[0]) if arguments else None
     with large_file(folder, "files", DISK_BYTES, write) as path:
         output = path.with_name("video.mp4")
         try:

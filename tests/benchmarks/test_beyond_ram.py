@@ -19,6 +19,7 @@ from benchmarks.beyond_ram.tell import report
 from benchmarks.disk_h3.what import CASE as H3
 from benchmarks.disk_h3.what import MODEL, inputs_for
 from benchmarks.shared import bounded_memory
+from benchmarks.shared.options import folder_of
 from benchmarks.shared.results import RESULTS
 
 NAMES = ("disk_14b", "disk_h3")
@@ -117,3 +118,14 @@ def test_the_inputs_are_one_packed_sequence() -> None:
             frames, sound = model(**given)
         assert frames.shape == given["hidden_states"].shape
         assert sound.shape == given["audio_hidden_states"].shape
+
+
+@pytest.mark.parametrize("name", ["disk_14b", "disk_h3", "encoder_umt5", "whole_video"])
+def test_an_option_is_no_folder(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit) as ended:
+        folder_of(f"benchmarks.{name}", ["--help"])
+    assert ended.value.code == 0
+    assert f"python -m benchmarks.{name}" in capsys.readouterr().out
+    assert folder_of(f"benchmarks.{name}", []) is None
+    assert folder_of(f"benchmarks.{name}", ["large"]) == Path("large")
