@@ -9,21 +9,16 @@ from typing import Any
 
 import torch
 
+from blockswap.published.encoders import UMT5_XXL
+
 LIMIT = 2 * 10**9
 TOKENS = 512  # what Wan's pipelines pad a prompt to
 WORDS = 300
 ENCODES = 2
 CONFIG: dict[str, Any] = {
     "architectures": ["UMT5EncoderModel"],
-    "model_type": "umt5",
-    "vocab_size": 256384,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
+    **UMT5_XXL.config,
     "relative_attention_num_buckets": 32,
-    "feed_forward_proj": "gated-gelu",
     "layer_norm_epsilon": 1e-6,
     "tie_word_embeddings": True,
 }

@@ -5,6 +5,7 @@ its modules pointed at the simulated accelerator.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,28 +213,7 @@ def test_a_budget_is_kept_by_the_device_itself(
 ) -> None:
     """Its peak, less what the same forward takes beside the weights where all of them are there."""
     plain = model(kind, files, monkeypatch)
-
-    def peak_of(patcher: Any) -> tuple[int, int]:
-        torch.accelerator.empty_cache()
-        torch.accelerator.reset_peak_memory_stats()
-        start = sim_module.counters().device_bytes
-        sample(patcher, steps=1, force_offload=False)
-        after = sim_module.counters()
-        return after.device_bytes_peak - start, after.device_bytes - start
-
-    whole, usual = peak_of(plain)
-    root = plain.model.diffusion_model
-    weights = sum(t.nbytes for t in (*root.parameters(), *root.buffers()))
-    sample(plain, steps=1)
-    budget = weights * 4 // 5
-    ours = swapped(plain, vram_budget=budget)
-    found, kept = peak_of(ours)
-    assert takeover_on(ours).swap.plan.streamed
-    # What stays is in the pack's own tensors, each of which the allocator rounds to 512 bytes.
-    rounded = 512 * len(list(root.parameters()))
-    assert kept <= budget + rounded < weights
-    assert found <= budget + rounded + whole - usual
-    takeover_on(ours).close()
+    wrapper_packs.hold_a_budget(plain, swapped, partial(sample, steps=1), sim_module)
 
 
 def test_an_interrupt_hands_everything_back(

@@ -53,29 +53,7 @@ def test_a_budget_is_kept_by_the_device_itself(
     for module in ("wanvideo.modules.model", "nodes_sampler"):
         monkeypatch.setattr(part(module), "DIM", 256)
     plain = model(kind)
-
-    def peak_of(patcher: Any) -> tuple[int, int]:
-        """Most bytes in a run, and what stays after it."""
-        torch.accelerator.empty_cache()
-        torch.accelerator.reset_peak_memory_stats()
-        start = sim_module.counters().device_bytes
-        sample(patcher, force_offload=False)
-        after = sim_module.counters()
-        return after.device_bytes_peak - start, after.device_bytes - start
-
-    whole, usual = peak_of(plain)
-    root = plain.model.diffusion_model
-    weights = sum(t.nbytes for t in (*root.parameters(), *root.buffers()))
-    sample(plain)
-    budget = weights * 4 // 5
-    ours = swapped(plain, vram_budget=budget)
-    found, kept = peak_of(ours)
-    assert takeover_on(ours).swap.plan.streamed
-    # What stays is in the pack's own tensors, each of which the allocator rounds to 512 bytes.
-    rounded = 512 * len(list(root.parameters()))
-    assert kept <= budget + rounded < weights
-    assert found <= budget + rounded + whole - usual
-    takeover_on(ours).close()
+    wrapper_packs.hold_a_budget(plain, swapped, sample, sim_module)
 
 
 @pytest.mark.parametrize("kind", ["plain", "scaled", "lora"])

@@ -4,14 +4,17 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import simulated as comfy_simulated
 import torch
+
+from blockswap.nodes.wrapper.pack import takeover_on
 
 STAND_IN = Path(__file__).parents[1] / "comfy_host" / "packs" / "wrapper_stand_in"
 
@@ -65,3 +68,35 @@ def simulated(
     point_at(name, where, patch)
     yield where
     assert accelerator.races() == []
+
+
+def hold_a_budget(
+    plain: Any, swapped: Callable[..., Any], run: Callable[..., Any], sim: Any
+) -> None:
+    """Asserts that a budget of four fifths of the weights is kept by the device itself.
+
+    Its peak, less what the same forward takes beside the weights where all of them are there.
+    """
+
+    def peak_of(patcher: Any) -> tuple[int, int]:
+        """Most bytes in a run, and what stays after it."""
+        torch.accelerator.empty_cache()
+        torch.accelerator.reset_peak_memory_stats()
+        start = sim.counters().device_bytes
+        run(patcher, force_offload=False)
+        after = sim.counters()
+        return after.device_bytes_peak - start, after.device_bytes - start
+
+    whole, usual = peak_of(plain)
+    root = plain.model.diffusion_model
+    weights = sum(t.nbytes for t in (*root.parameters(), *root.buffers()))
+    run(plain)
+    budget = weights * 4 // 5
+    ours = swapped(plain, vram_budget=budget)
+    found, kept = peak_of(ours)
+    assert takeover_on(ours).swap.plan.streamed
+    # What stays is in the pack's own tensors, each of which the allocator rounds to 512 bytes.
+    rounded = 512 * len(list(root.parameters()))
+    assert kept <= budget + rounded < weights
+    assert found <= budget + rounded + whole - usual
+    takeover_on(ours).close()

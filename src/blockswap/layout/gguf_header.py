@@ -55,9 +55,7 @@ def read_gguf_header(path: str | os.PathLike[str]) -> FileHeader:
     """
     where = Path(path).absolute()
     with open_regular(where, SUFFIX) as (fd, stamp):
-        cursor = _Cursor(where, fd, stamp)
-        _check_magic(cursor)
-        tensor_count, pair_count = cursor.count("tensors", 33), cursor.count("entries", 13)
+        cursor, tensor_count, pair_count = _begin(where, fd, stamp)
         values = _read_values(cursor, pair_count)
         alignment = _alignment(cursor, values)
         entries = [_read_entry(cursor) for _ in range(tensor_count)]
@@ -77,9 +75,7 @@ def read_gguf_lists(path: str | os.PathLike[str], keys: Collection[str]) -> dict
     """
     where = Path(path).absolute()
     with open_regular(where, SUFFIX) as (fd, stamp):
-        cursor = _Cursor(where, fd, stamp)
-        _check_magic(cursor)
-        _, pair_count = cursor.count("tensors", 33), cursor.count("entries", 13)
+        cursor, _, pair_count = _begin(where, fd, stamp)
         values = _read_values(cursor, pair_count, keys)
     return {key: found for key in keys if isinstance(found := values.get(key), tuple)}
 
@@ -136,6 +132,13 @@ class _Cursor:
 
     def lie(self, fact: str) -> HeaderError:
         return HeaderError(f"{self.path} {fact}: {_AGAIN}")
+
+
+def _begin(path: Path, fd: int, stamp: FileStamp) -> tuple[_Cursor, int, int]:
+    """A cursor behind the head of a header, and its counts of tensors and entries."""
+    cursor = _Cursor(path, fd, stamp)
+    _check_magic(cursor)
+    return cursor, cursor.count("tensors", 33), cursor.count("entries", 13)
 
 
 def _check_magic(cursor: _Cursor) -> None:

@@ -12,10 +12,8 @@ Two rows are enough: who lays a part for gather 2 has seen all lay theirs for ga
 does only after it has taken what it needs of gather 0.
 """
 
-import fcntl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -95,7 +93,7 @@ class SharedExchange:
         number, size, here = self._done, part.numel(), self._position
         row = self._rows[number % 2]
         row.narrow(0, here * size, size).copy_(part)
-        with self._locked():  # the system call also orders the bytes before the number
+        with self._segment.locked():  # the system call also orders the bytes before the number
             self._laid[here] = number + 1
         self._wait(number + 1)
         for other in range(self._ranks):
@@ -107,7 +105,7 @@ class SharedExchange:
         end = time.monotonic() + self._seconds
         pause, look = 20e-6, time.monotonic() + 0.2
         while True:
-            with self._locked():
+            with self._segment.locked():
                 missing = [p for p in range(self._ranks) if self._laid[p] < number]
             now = time.monotonic()
             if not missing:
@@ -127,12 +125,3 @@ class SharedExchange:
     def close(self) -> None:
         self._laid.release()
         self._segment.stop_offering()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = self._segment.descriptor
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)

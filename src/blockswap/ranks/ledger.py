@@ -10,11 +10,9 @@ together if that is the same, else each alone, from there on for ever. A rank th
 enough decides for alone, and cannot where all have said it meanwhile: so all decide alike.
 """
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +47,7 @@ class Ledger:
         self.position, self.ranks = position, ranks
         self._segment = segment
         self._cells = memoryview(segment.mapped).cast("q")
-        with self._locked():
+        with self._segment.locked():
             self._cells[self._row(position)] = os.getpid()
             if not self._cells[3]:  # whoever comes first: memory is made of zeros
                 self._cells[0], self._cells[3] = _NEVER, 1
@@ -57,7 +55,7 @@ class Ledger:
     def post(self, entry: int, what: int) -> None:
         """Says what `entry` is for; entries that were left out are for nothing."""
         row = self._row(self.position)
-        with self._locked():
+        with self._segment.locked():
             for skipped in range(self._cells[row + 1], entry):
                 self._cells[row + 2 + skipped % _RING] = -1
             self._cells[row + 2 + entry % _RING] = what
@@ -65,17 +63,17 @@ class Ledger:
 
     def together(self, entry: int) -> bool | None:
         """What is decided of `entry`; None as long as one has not said what it is for."""
-        with self._locked():
+        with self._segment.locked():
             return self._decided(entry)
 
     def missing(self, entry: int) -> list[int]:
         """Positions of ranks that have not said what `entry` is for."""
-        with self._locked():
+        with self._segment.locked():
             return [p for p in range(self.ranks) if self._cells[self._row(p) + 1] <= entry]
 
     def part(self, entry: int, position: int, why: int) -> bool:
         """From `entry` on each is alone, unless all have said the same of it; what is decided."""
-        with self._locked():
+        with self._segment.locked():
             decided = self._decided(entry)
             if decided is None:
                 self._write(entry, position, why)
@@ -83,7 +81,7 @@ class Ledger:
 
     def withdraw(self, entry: int) -> None:
         """This rank does not take part from `entry` on, or the next where all have said it."""
-        with self._locked():
+        with self._segment.locked():
             first = entry + bool(self._decided(entry))
             if self._cells[0] > first:
                 self._write(first, self.position, LEFT)
@@ -101,7 +99,7 @@ class Ledger:
 
     def close(self) -> None:
         """Says that this rank is gone, and lets go of the memory."""
-        with self._locked():
+        with self._segment.locked():
             self._cells[self._row(self.position)] = _GONE
         self._cells.release()
         self._segment.stop_offering()
@@ -125,15 +123,6 @@ class Ledger:
     @staticmethod
     def _row(position: int) -> int:
         return _HEAD + position * _ROW
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = self._segment.descriptor
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def wait_for(ledger: Ledger, entry: int, seconds: float) -> Sequence[int]:

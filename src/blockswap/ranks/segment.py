@@ -5,8 +5,11 @@ it ends, in whatever way. The others open it through /proc while its maker holds
 files in /dev/shm it has no size limit of its own in containers.
 """
 
+import fcntl
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +46,16 @@ class Segment:
         """The file, to be locked, until it is no longer offered."""
         assert self._descriptor is not None, "asked for while it is offered"
         return self._descriptor
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process of the host at a time; a process that ends lets go of it."""
+        descriptor = self.descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
     def stop_offering(self) -> None:
         """From here on nobody else can map it; what is mapped stays."""
