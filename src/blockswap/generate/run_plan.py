@@ -9,7 +9,7 @@ import torch
 from ..errors import PlanError
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
-from ..store.host_memory import free_host_bytes, resident_host_bytes
+from ..store.host_memory import free_host_bytes, mapped_file_bytes, resident_host_bytes
 from ..stream.device import open_device
 from ..swap.entry.checkpoint_file import empty_transformer, plan_transformer
 from ..swap.entry.experts import plan_experts
@@ -22,8 +22,12 @@ from .parts.load import class_named
 from .sample import loras_of, workload_of
 
 # What libraries and the system take when they first compute, read and encode: threads, kernels, the
-# video writer. Measured on Linux with torch 2.13 as 8 MB.
-FIRST_USE_BYTES = 12 * 2**20
+# video writer. Most of it are pages of libraries that were not used before. How many come with each
+# is the page cache's affair: after a fresh install it holds a library in large folios, and the same
+# run maps twice as much of it (Linux 6.18, torch 2.13: 6 MB beside 116 MB that are mapped already,
+# 15 to 17 beside 212). An eighth of what is mapped covers both; far more is a mapped checkpoint.
+_FIRST_USE_SHARE = 8
+_FIRST_USE_BYTES = (12 * 2**20, 64 * 2**20)  # at least, at most
 PLANNING_BYTES = 4 * 2**20  # what the process may still grow by until its plan is made
 
 
@@ -68,7 +72,8 @@ def plan_run(job: Job) -> RunPlan:
     transformer's least fits, and what opening the checkpoints raises."""
     parts = job.parts
     _warm_up(job)
-    base = (resident_host_bytes() or 0) + FIRST_USE_BYTES
+    first_use = _first_use()
+    base = (resident_host_bytes() or 0) + first_use
     limit = _device_limit(job)
     tiled = _tiles(job, limit)
     job = replace(job, tiled=tiled)
@@ -81,12 +86,17 @@ def plan_run(job: Job) -> RunPlan:
         _decoding(job, base, tiled),
         _writing(job, base),
     )
-    grown = max(0, (resident_host_bytes() or 0) + FIRST_USE_BYTES - base)  # by planning itself
+    grown = max(0, (resident_host_bytes() or 0) + first_use - base)  # by planning itself
     phases = tuple(replace(phase, host_bytes=phase.host_bytes + grown) for phase in phases)
     fits, verdict = _verdict(job, phases, limit)
     return RunPlan(
         phases, fits, verdict, tiled, blocks, args, encoder_args, (*parts.notes, *_idle(job))
     )
+
+
+def _first_use() -> int:
+    least, most = _FIRST_USE_BYTES
+    return min(max(least, mapped_file_bytes() // _FIRST_USE_SHARE), most)
 
 
 def _idle(job: Job) -> list[str]:
