@@ -1,4 +1,4 @@
-"""docs/files.md, its table of formats: each door runs it, or says the sentence that stands there."""
+"""The table of formats in docs/files.md: each door runs it, or says the sentence there."""
 
 import re
 import struct
