@@ -17,7 +17,7 @@ from ..swap.entry.text_encoder import plan_text_encoder
 from ..units import format_bytes
 from .costs import carried_bytes, condition_cost, decode_cost, sight_cost, text_cost
 from .encode import to_encode
-from .first_use import first_use_bytes, take_first_use
+from .first_use import FIRST_USE_BYTES, take_first_use
 from .job import Job
 from .parts.load import class_named
 from .sample import loras_of, workload_of
@@ -66,8 +66,7 @@ def plan_run(job: Job) -> RunPlan:
     transformer's least fits, and what opening the checkpoints raises."""
     parts = job.parts
     _warm_up(job)
-    first_use = first_use_bytes()
-    base = (resident_host_bytes() or 0) + first_use
+    base = (resident_host_bytes() or 0) + FIRST_USE_BYTES
     limit = _device_limit(job)
     tiled = _tiles(job, limit)
     job = replace(job, tiled=tiled)
@@ -80,7 +79,7 @@ def plan_run(job: Job) -> RunPlan:
         _decoding(job, base, tiled),
         _writing(job, base),
     )
-    grown = max(0, (resident_host_bytes() or 0) + first_use - base)  # by planning itself
+    grown = max(0, (resident_host_bytes() or 0) + FIRST_USE_BYTES - base)  # by planning itself
     phases = tuple(replace(phase, host_bytes=phase.host_bytes + grown) for phase in phases)
     fits, verdict = _verdict(job, phases, limit)
     return RunPlan(
