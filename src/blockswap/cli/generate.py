@@ -128,7 +128,7 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
 def _run(
     model: Any, request: Any, output: Path, device: str | None, *, resume: bool, dry_run: bool
 ) -> None:
-    from ..generate.run import make_videos, prepare
+    from ..generate.run import make_videos, prepare, unfinished
     from ..stream.device import best_device
 
     console = new_console()
@@ -139,6 +139,12 @@ def _run(
         raise typer.Exit(DOES_NOT_FIT)
     if dry_run:
         return
+    if resume and not unfinished(job):
+        console.print(
+            f"nothing to go on with: no state of an unfinished run lies beside {job.outputs[0]}, "
+            "and the clip is made from its beginning",
+            soft_wrap=True,
+        )
     with new_progress(console) as bar:
         tasks: dict[str, Any] = {}
 
