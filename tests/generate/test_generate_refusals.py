@@ -23,7 +23,7 @@ from blockswap.errors import (
 from blockswap.generate import VideoRequest, make_videos
 from blockswap.generate.inputs import image_of, is_transparent
 from blockswap.generate.parts.find import ModelFiles, find_components
-from blockswap.generate.request import output_paths, parse_lora, read_prompts
+from blockswap.generate.request import output_paths, read_prompts
 from blockswap.generate.run import prepare
 from blockswap.generate.state import RunState, pack, read_state, state_path, write_state
 
@@ -326,10 +326,8 @@ class TestStates:
 def test_loras(tmp_path: Path, folders: Callable[[str], Path]) -> None:
     file = tmp_path / "a:b.safetensors"
     file.write_bytes(b"none")
-    assert parse_lora(str(file)) == (file, 1.0)
-    assert parse_lora(f"{file}:0.5") == (file, 0.5)
-    with pytest.raises(ArgsError, match="strength that is no number"):
-        parse_lora(f"{file}:strong")
+    with pytest.raises(ArgsError, match="it is not there"):
+        request_for("t2v", tmp_path, loras=((tmp_path / "none.safetensors", 1.0),))
     with pytest.raises(BlockSwapError):
         request = request_for("t2v", tmp_path, loras=((file, 1.0),))
         prepare(folders("t2v"), request, tmp_path / "o.mp4", device="cpu")

@@ -59,6 +59,8 @@ TABLE: dict[str, dict[str, str]] = {
     "--lora NOBODYS": {"": "!a model of another size", "files": "used"},
     "--lora OWN": {"files": "used"},
     "--lora OWN:0": {"files": "changes nothing at a strength of 0"},
+    "--lora-partial": {"": "!without a LoRA"},
+    "--lora-partial --lora OWN": {"files": "used"},
     "--lora-high OWN": {"": "!this model has one transformer", "two-experts": "!", "files": "used"},
     "--lora-low OWN": {"": "!this model has one transformer", "two-experts": "!", "files": "used"},
     "--module NONE": {"": "!it is not there", "tiny": f"!{_NO_PARTS}"},

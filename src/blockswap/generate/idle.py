@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ..lora.request import as_loras
 from ..units import format_bytes
 from .inputs import has_more_frames, is_transparent
 from .job import Job
@@ -32,9 +33,11 @@ def _negative(job: Job) -> Iterator[str]:
 
 def _loras(job: Job) -> Iterator[str]:
     request = job.request
-    for path, strength in (*request.loras, *request.loras_high, *request.loras_low):
-        if strength == 0:
-            yield f"{path} changes nothing at a strength of 0: leave it out, or give another one"
+    for lora in as_loras((*request.loras, *request.loras_high, *request.loras_low)):
+        if lora.strength == 0:
+            yield (
+                f"{lora.path} changes nothing at a strength of 0: leave it out, or give another one"
+            )
 
 
 def _previews(job: Job) -> Iterator[str]:

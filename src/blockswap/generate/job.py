@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
+from ..lora.file import files_of
+from ..lora.request import Lora
 from ..plan.inputs.machine import Machine
 from .parts.components import Components, Part
 from .request import VideoRequest
@@ -124,9 +126,13 @@ class Job:
         }
 
 
-def _loras(each: list[list[tuple[Path, float]]]) -> str:
+def _loras(each: list[list[Lora]]) -> str:
     """Those of each transformer, in words."""
-    return " | ".join(" ".join(f"{_stamp(path)} {s!r}" for path, s in own) for own in each)
+    return " | ".join(" ".join(map(_lora, own)) for own in each)
+
+
+def _lora(lora: Lora) -> str:
+    return " ".join((*map(_stamp, files_of(lora)), repr(float(lora.strength))))
 
 
 def _stamp(path: Path) -> str:

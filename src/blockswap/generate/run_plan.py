@@ -10,7 +10,7 @@ from ..errors import PlanError
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
 from ..store.ahead import Stretch
-from ..store.host_memory import free_host_bytes, mapped_file_bytes, resident_host_bytes
+from ..store.host_memory import free_host_bytes, resident_host_bytes
 from ..stream.device import open_device
 from ..swap.entry.checkpoint_file import empty_transformer, foresee_transformer
 from ..swap.entry.experts import foresee_experts
@@ -19,19 +19,13 @@ from ..swap.opening.coming_reads import Foreseen
 from ..units import format_bytes
 from .costs import carried_bytes, condition_cost, decode_cost, sight_cost, text_cost
 from .encode import to_encode
+from .first_use import FIRST_USE_BYTES, take_first_use
 from .idle import idle_sentences
 from .job import Job
 from .next_files import files_ahead
 from .parts.load import class_named
 from .sample import loras_of, workload_of
 
-# What libraries and the system take when they first compute, read and encode: threads, kernels, the
-# video writer. Most of it are pages of libraries that were not used before. How many come with each
-# is the page cache's affair: after a fresh install it holds a library in large folios, and the same
-# run maps twice as much of it (Linux 6.18, torch 2.13: 6 MB beside 116 MB that are mapped already,
-# 15 to 17 beside 212). An eighth of what is mapped covers both; far more is a mapped checkpoint.
-_FIRST_USE_SHARE = 8
-_FIRST_USE_BYTES = (12 * 2**20, 64 * 2**20)  # at least, at most
 PLANNING_BYTES = 4 * 2**20  # what the process may still grow by until its plan is made
 
 
@@ -80,8 +74,7 @@ def plan_run(job: Job) -> RunPlan:
     transformer's least fits, and what opening the checkpoints raises."""
     parts = job.parts
     _warm_up(job)
-    first_use = _first_use()
-    base = (resident_host_bytes() or 0) + first_use
+    base = (resident_host_bytes() or 0) + FIRST_USE_BYTES
     limit = _device_limit(job)
     tiled = _tiles(job, limit)
     job = replace(job, tiled=tiled)
@@ -94,7 +87,7 @@ def plan_run(job: Job) -> RunPlan:
         _decoding(job, base, tiled),
         _writing(job, base),
     )
-    grown = max(0, (resident_host_bytes() or 0) + first_use - base)  # by planning itself
+    grown = max(0, (resident_host_bytes() or 0) + FIRST_USE_BYTES - base)  # by planning itself
     phases = tuple(replace(phase, host_bytes=phase.host_bytes + grown) for phase in phases)
     fits, verdict = _verdict(job, phases, limit)
     room = job.request.ram_budget or free_host_bytes() or 0
@@ -104,17 +97,12 @@ def plan_run(job: Job) -> RunPlan:
     return RunPlan(phases, fits, verdict, tiled, blocks, args, encoder_args, notes, ahead)
 
 
-def _first_use() -> int:
-    least, most = _FIRST_USE_BYTES
-    return min(max(least, mapped_file_bytes() // _FIRST_USE_SHARE), most)
-
-
 def _warm_up(job: Job) -> None:
     """What libraries and skeletons take once is taken before the process is looked at."""
-    import av  # noqa: F401
     import ftfy  # noqa: F401
 
     parts = job.parts
+    take_first_use()
     for name in (job.pipeline, parts.text_encoder.class_name, parts.vae.class_name):
         class_named(name)
     if job.request.ram_budget is None:
