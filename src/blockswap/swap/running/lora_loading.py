@@ -67,16 +67,17 @@ class LoraLoading(Uncopyable):
         as the others were. Raises CheckpointError for what the library would draw at random, after
         the adapter is gone again.
         """
-        paths = {id(module): path for path, module in self._root.named_modules()}
+        root: Any = self._root
+        paths = {id(module): path for path, module in root.named_modules()}
         for module in {id(m): m for m, name in new if _is_missing(m, name)}.values():
             path = paths[id(module)]
             if SECOND_FACTOR not in path:
-                self._root.delete_adapters(path.rpartition(".")[2])
+                root.delete_adapters(path.rpartition(".")[2])
                 raise CheckpointError(
                     f"the LoRA lacks {path}, and its other factor is there: the file is damaged, "
                     "download it again"
                 )
-            other: Any = self._root.get_submodule(path.replace(SECOND_FACTOR, FIRST_FACTOR))
+            other = root.get_submodule(path.replace(SECOND_FACTOR, FIRST_FACTOR))
             for name, own in module._parameters.items():
                 if own is not None:
                     given = torch.zeros_like(own, device=self._device) if own.is_meta else own.data
