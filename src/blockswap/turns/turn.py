@@ -13,6 +13,7 @@ from ..selection import BlockSwapArgs
 from ..store.places import Place
 from ..stream.device import open_device
 from ..swap import open_text_encoder, swap_blocks, swap_experts
+from ..swap.entry.arguments import refuse_swapped
 
 _GRANULARITY = 512
 
@@ -34,12 +35,15 @@ class Turn:
         ram_budget: int | None = None,
         workload: Any = None,
     ) -> None:
-        """Raises ModelError where they must be streamed and have no list of blocks, PlanError."""
+        """Raises ModelError where they must be streamed and have no list of blocks, PlanError, and
+        StateError where one is swapped by itself."""
         self._device, self._models = device, tuple(models)
         self._swap: Any = None
         self._moved: list[tuple[Place, torch.Tensor, torch.Tensor, int]] = []
         if device.type == "cpu":
             return
+        for model in models:
+            refuse_swapped(model)  # since its pipeline was
         self._before = {id(tensor) for _, tensor in self._on_device()}
         args = args_of_turn(
             models, budget, activation_bytes, ram_budget, follows=workload is not None
