@@ -54,6 +54,11 @@ class Job:
         """Whether the VAE encodes something before the first step."""
         return self.pipeline not in ("WanPipeline", "DemoPipeline")
 
+    @property
+    def timestep_per_token(self) -> bool:
+        """Whether the pipeline gives the transformer a timestep for each token, as of TI2V 5B."""
+        return self.parts.expand_timesteps and self.pipeline != "WanVideoToVideoPipeline"
+
     def image_encoder(self) -> Part | None:
         """What looks at the images before the first step; None where the model reads none of it.
 

@@ -22,7 +22,7 @@ from .job import Job, Progress, silent
 from .parts.find import ModelFiles, find_components
 from .parts.tiny import TINY, tiny_components
 from .preview import preview_path
-from .request import VideoRequest, check_room, output_paths
+from .request import VideoRequest, check_room, output_paths, refuse_own_inputs
 from .run_plan import RunPlan, plan_run, refuse_unfit
 from .sample import sample_all
 from .state import claimed, state_path
@@ -63,9 +63,10 @@ def prepare(
     require_writer()
     check_inputs(request)
     outputs = output_paths(output, len(request.prompts))
-    if request.preview_every:
-        for path in outputs:
-            refuse_other(preview_path(path), PNG)
+    pictures = tuple(map(preview_path, outputs)) if request.preview_every else ()
+    for path in pictures:
+        refuse_other(path, PNG)
+    refuse_own_inputs((*outputs, *pictures), request)
     where = open_device(device).torch_device
     pixels = request.width * request.height
     tiny = not isinstance(model, ModelFiles) and str(model) == TINY
@@ -142,10 +143,14 @@ class _Peaks:
         return result
 
 
+def unfinished(job: Job) -> list[Path]:
+    """The states of earlier runs that lie beside the outputs."""
+    return [state for state in map(state_path, job.outputs) if os.path.lexists(state)]
+
+
 def _refuse_unfinished(job: Job) -> None:
-    for path in job.outputs:
-        if os.path.lexists(state_path(path)):
-            raise StateError(
-                f"{state_path(path)} is the state of an unfinished run: go on with it by --resume "
-                "(in Python resume=True), or remove it to begin anew"
-            )
+    for path in unfinished(job):
+        raise StateError(
+            f"{path} is the state of an unfinished run: go on with it by --resume (in Python "
+            "resume=True), or remove it to begin anew"
+        )

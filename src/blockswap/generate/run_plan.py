@@ -20,6 +20,7 @@ from ..units import format_bytes
 from .costs import carried_bytes, condition_cost, decode_cost, sight_cost, text_cost
 from .encode import to_encode
 from .first_use import FIRST_USE_BYTES, take_first_use
+from .idle import idle_sentences
 from .job import Job
 from .next_files import files_ahead
 from .parts.load import class_named
@@ -92,24 +93,8 @@ def plan_run(job: Job) -> RunPlan:
     room = job.request.ram_budget or free_host_bytes() or 0
     left = {phase.name: room - phase.host_bytes for phase in phases}
     ahead = files_ahead(job, left, reads)
-    notes = (*parts.notes, *_idle(job))
+    notes = (*parts.notes, *idle_sentences(job))
     return RunPlan(phases, fits, verdict, tiled, blocks, args, encoder_args, notes, ahead)
-
-
-def _idle(job: Job) -> list[str]:
-    """What was asked and changes nothing in this run."""
-    request, told = job.request, []
-    if job.on_host and request.vram_budget is not None:
-        told.append(
-            f"{format_bytes(request.vram_budget)} of VRAM were named and nothing is limited by it: "
-            "on the CPU all counts as host memory, which --ram limits"
-        )
-    if request.negative and not request.guided:
-        told.append(
-            f"the negative prompt is not read: with a guidance of {request.guidance:g} a step runs "
-            "the model on the prompt alone (above 1 it would)"
-        )
-    return told
 
 
 def _warm_up(job: Job) -> None:

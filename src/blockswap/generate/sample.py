@@ -88,11 +88,9 @@ def workload_of(job: Job, dtype: torch.dtype) -> Any:
     """What a forward is, and on which machine where that is not the probed one."""
     if job.parts.pipeline is not None:
         return None  # the forward of no published clip: planned without its activations
-    # The image model of the 5B kind reads a timestep for each token, and so does its text model.
-    per_token = job.parts.expand_timesteps
     name = str(dtype).removeprefix("torch.")
     workload = job.request.workload(
-        name, job.sampled_frames, per_token=per_token, portable=job.portable
+        name, job.sampled_frames, per_token=job.timestep_per_token, portable=job.portable
     )
     return workload if job.machine is None else Outlook(workload, job.machine)
 

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ..errors import ArgsError
@@ -26,7 +27,7 @@ class Lora:
     def __post_init__(self) -> None:
         if not isinstance(self.path, (str, os.PathLike)):
             raise ArgsError(f"a LoRA was given as a {type(self.path).__name__}: {_HOW}")
-        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
+        number = isinstance(self.strength, Real) and not isinstance(self.strength, bool)
         if not number or not math.isfinite(self.strength):
             raise ArgsError(
                 f"strength {self.strength!r} was asked for the LoRA {os.fspath(self.path)!r}, and "
