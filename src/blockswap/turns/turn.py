@@ -14,6 +14,8 @@ from ..store.places import Place
 from ..stream.device import open_device
 from ..swap import open_text_encoder, swap_blocks, swap_experts
 
+_GRANULARITY = 512
+
 
 class Turn:
     """Models that are on the device together, until `close()`: one, or experts used in turn.
@@ -129,7 +131,7 @@ def args_of_turn(
 
     `follows`: their plan knows the clip, and counts its activations itself.
     """
-    if budget is None or sum(map(weight_bytes, models)) + activation_bytes <= budget:
+    if budget is None or sum(map(device_bytes, models)) + activation_bytes <= budget:
         return None
     room = budget if follows else max(0, budget - activation_bytes)
     return BlockSwapArgs(vram_budget=room, ram_budget=ram_budget)
@@ -138,6 +140,16 @@ def args_of_turn(
 def weight_bytes(model: torch.nn.Module) -> int:
     """Of parameters and buffers, each once."""
     return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+
+
+def device_bytes(model: torch.nn.Module) -> int:
+    """Of the same, as the device's allocator counts them."""
+    return sum(rounded(tensor.nbytes) for tensor in [*model.parameters(), *model.buffers()])
+
+
+def rounded(nbytes: int) -> int:
+    """As a device's allocator counts a tensor."""
+    return -(-nbytes // _GRANULARITY) * _GRANULARITY
 
 
 @contextmanager
