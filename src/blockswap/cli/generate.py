@@ -97,6 +97,8 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
     texts = read_prompts(prompts) if prompts is not None else (prompt or "",)
     if "" in model:
         raise ArgsError('--model "" names nothing: give a folder, a file of a part, or tiny')
+    if lora_partial and not (lora or lora_high or lora_low):
+        raise ArgsError("--lora-partial was given without a LoRA: leave it out, or add --lora FILE")
     loras, high, low = parse_loras(lora, lora_high, lora_low, partial=lora_partial)
     width, height = _size(size)
     request = VideoRequest(
@@ -136,7 +138,7 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
 def _run(
     model: Any, request: Any, output: Path, device: str | None, *, resume: bool, dry_run: bool
 ) -> None:
-    from ..generate.run import make_videos, prepare
+    from ..generate.run import make_videos, prepare, unfinished
     from ..stream.device import best_device
 
     console = new_console()
@@ -147,6 +149,12 @@ def _run(
         raise typer.Exit(DOES_NOT_FIT)
     if dry_run:
         return
+    if resume and not unfinished(job):
+        console.print(
+            f"nothing to go on with: no state of an unfinished run lies beside {job.outputs[0]}, "
+            "and the clip is made from its beginning",
+            soft_wrap=True,
+        )
     with new_progress(console) as bar:
         tasks: dict[str, Any] = {}
 

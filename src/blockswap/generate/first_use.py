@@ -10,13 +10,11 @@ import io
 import torch
 from torch.nn import functional
 
-from ..store.host_memory import mapped_file_bytes
 from .video import encode_video
 
-# What is left: kernels for other sizes, threads, garbage. Measured as 9 MB beside 134 MB that are
-# mapped by then, and 12 beside 260.
-_LEAST_BYTES, _MOST_BYTES = 12 * 2**20, 64 * 2**20
-_SHARE = 12
+# What the process may still take for libraries then: kernels for other sizes, threads, garbage.
+# Measured over whole runs as 9 MB in the one state, 16 in the other.
+FIRST_USE_BYTES = 16 * 2**20
 
 
 def take_first_use() -> None:
@@ -31,11 +29,6 @@ def take_first_use() -> None:
         torch.linalg.solve(torch.eye(2, device="cpu"), torch.ones(2, 1, device="cpu"))
     frame = torch.zeros(16, 16, 3, dtype=torch.uint8, device="cpu").numpy()
     encode_video(io.BytesIO(), [frame], width=16, height=16, fps=16)
-
-
-def first_use_bytes() -> int:
-    """What the process may still take for libraries, once `take_first_use` has run."""
-    return min(max(_LEAST_BYTES, mapped_file_bytes() // _SHARE), _MOST_BYTES)
 
 
 def _layers(dtype: torch.dtype) -> None:

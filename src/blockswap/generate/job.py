@@ -23,6 +23,10 @@ def silent(_phase: str, _done: int, _total: int) -> None:
     """The progress that nobody watches."""
 
 
+def nothing() -> None:
+    """What is done at the end of a phase after which nothing is read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What a run is made from. `machine` replaces the probed one; `outputs` has a path a clip."""
@@ -49,6 +53,11 @@ class Job:
     def conditioned(self) -> bool:
         """Whether the VAE encodes something before the first step."""
         return self.pipeline not in ("WanPipeline", "DemoPipeline")
+
+    @property
+    def timestep_per_token(self) -> bool:
+        """Whether the pipeline gives the transformer a timestep for each token, as of TI2V 5B."""
+        return self.parts.expand_timesteps and self.pipeline != "WanVideoToVideoPipeline"
 
     def image_encoder(self) -> Part | None:
         """What looks at the images before the first step; None where the model reads none of it.

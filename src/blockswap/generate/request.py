@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +135,16 @@ def output_paths(output: str | os.PathLike[str], clips: int) -> tuple[Path, ...]
     if not os.access(first.parent, os.W_OK):
         raise OutputError(f"cannot write {first}: {first.parent} is not yours to write to")
     return paths
+
+
+def refuse_own_inputs(outputs: Sequence[Path], request: VideoRequest) -> None:
+    """Raises OutputError where a file that is read would be written over."""
+    for given in (request.image, request.last_image, request.video):
+        for output in outputs:
+            if given is not None and is_there(output) and output.samefile(given):
+                raise OutputError(
+                    f"cannot write {output}: the clip is made from it, choose another name"
+                )
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:

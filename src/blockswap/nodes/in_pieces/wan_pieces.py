@@ -8,13 +8,24 @@ from typing import Any
 
 import torch
 
-from ...pieces import LAYERS, Cut, Family, Keys, Loan, Piece, Small, Visit, run, run_between
+from ...pieces import (
+    LAYERS,
+    Cut,
+    Family,
+    Keys,
+    Loan,
+    Piece,
+    Small,
+    Visit,
+    made_once,
+    run,
+    run_between,
+)
 from ..seams import host_wan
-from ..seams.host_names import can_cut
+from ..seams.host_names import why_not_cut
 from .vace_forward import run_vace, vace_tokens
 
 _DIM, _HEADS, _TOKENS, _TEXT, _IMAGE, _FRAMES = 24, 2, 150, 12, 4, 6
-_IMAGE_TOKENS = 257  # what the host's blocks take where nobody says
 
 
 class WanFamily(Family):
@@ -48,18 +59,21 @@ class WanFamily(Family):
         patches = options.get("patches", {})
         if found := [name for name in host_wan.INSIDE if patches.get(name)]:
             return f"a patch ({found[0]}) is called with all tokens of its attention"
+        if "context_img_len" not in given and host_wan.looks_at_image(block.cross_attn):
+            return "it is not told how much of its context is of an image"
         return _why_inputs(given)
 
     def run_block(
         self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], loan: Loan
     ) -> Any:
         """Nothing is on loan but in our own forward of the VACE model."""
-        visit = WanVisit(block, given, pieces)
-        if "c" not in given:
-            return run(visit, given["x"], loan.take(given["x"]))
-        control = given["c"]
-        into = block.before_proj if block.block_id == 0 else None
-        return run_between(visit, (into, block.after_proj), (given["x"], control), loan)
+        visit, control = WanVisit(block, given, pieces), given.get("c")
+        whole = given["x"].shape[0], given["x"].shape[1]
+        with made_once(block, whole, loan.weights):
+            if control is None:
+                return run(visit, given["x"], loan.take(given["x"]))
+            into = block.before_proj if block.block_id == 0 else None
+            return run_between(visit, (into, block.after_proj), (given["x"], control), loan)
 
     def has_model(self, root: torch.nn.Module) -> bool:
         return host_wan.is_vace(root) and host_wan.knows_vace(root)
@@ -78,10 +92,13 @@ class WanFamily(Family):
             "pack's), so it is left as it is and holds two states more than ours would"
         )
 
+    def why_another(self, root: torch.nn.Module) -> str | None:
+        return why_not_cut() if any(map(host_wan.is_block, root.modules())) else None
+
     def small(self, root: Any) -> Small | None:
         """One block of each kind that the model has; a timestep for all tokens, and one a frame."""
         kinds: dict[Any, Any] = {}
-        if not can_cut():
+        if why_not_cut() is not None:
             return None
         for block in root.modules():
             if host_wan.is_block(block):
@@ -121,6 +138,7 @@ class WanVisit(Visit):
 
     def __init__(self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...]) -> None:
         self._block, self.pieces = block, pieces
+        self.of_keys = (block.self_attn.k, block.self_attn.norm_k, block.self_attn.v)
         hidden = given.get("c", given["x"])
         self._tokens, self._freqs = hidden.shape[1], given["freqs"]
         self._times: torch.Tensor = given["e"]
@@ -173,7 +191,7 @@ class WanVisit(Visit):
         attention, text = self._block.cross_attn, given["context"]
         image = None
         if host_wan.looks_at_image(attention):
-            of_image = given.get("context_img_len", _IMAGE_TOKENS)
+            of_image = given["context_img_len"]
             image, text = text[:, :of_image], text[:, of_image:]
         own = attention.norm_k(attention.k(text)), attention.v(text)
         if image is None:
