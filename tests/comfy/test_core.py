@@ -14,7 +14,7 @@ SUITES = (
     "test_equal.py",
     "test_formats.py test_unusual_files.py",
     "test_gguf.py",
-    "test_loader.py test_plan.py",
+    "test_loader.py test_plan.py test_core_nodes.py",
     "test_nodes.py",
     "test_other_models.py",
     "test_out_of_memory.py",
