@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...errors import HostError
+from ...pieces import kept_in_visit
 from ..seams import host
 
 _HOOKS = "blockswap_patching"
@@ -52,11 +53,16 @@ class _PatchedWhileRunning:
         )
 
     def _hang(self, module: torch.nn.Module, inputs: Any) -> None:
+        kept = kept_in_visit(module)
         for name, patch in self._patches.items():
             arrived: Any = module._parameters[name]
             self._arrived[name] = arrived
-            made: Any = patch(arrived, inputs[0])
-            made._is_param = True  # `Parameter` would copy the parts of a quantised tensor
+            made: Any = None if kept is None else kept.get(name)
+            if made is None:
+                made = patch(arrived, inputs[0])
+                made._is_param = True  # `Parameter` would copy the parts of a quantised tensor
+            if kept is not None:
+                kept[name] = made
             module._parameters[name] = made
 
     def _take_down(self, module: torch.nn.Module, *_: Any) -> None:
@@ -93,6 +99,12 @@ def patch_on_arrival(module: torch.nn.Module) -> None:
         for at, function in enumerate(functions):
             if host.is_noted_patch(function):
                 functions[at] = PatchOnArrival(function, module, name)
+
+
+def is_patched(module: Any) -> bool:
+    """Whether something is done to a module's weight each time it runs, by the host or here."""
+    functions = getattr(module, "weight_function", []), getattr(module, "bias_function", [])
+    return any(functions) or _HOOKS in vars(module)
 
 
 def forget_patches(module: torch.nn.Module) -> None:
