@@ -51,7 +51,7 @@ def parse_loras(*given: Sequence[str] | None, partial: bool) -> tuple[tuple[Lora
     """Lists of `FILE` or `FILE:STRENGTH`, as the command line takes them. Raises ArgsError."""
     found = tuple(tuple(_parsed(text, partial) for text in texts or ()) for texts in given)
     if partial and not any(found):
-        raise ArgsError("--lora-partial is about LoRAs, and none was given: leave it out")
+        raise ArgsError("--lora-partial was given without a LoRA: leave it out, or add --lora FILE")
     return found
 
 

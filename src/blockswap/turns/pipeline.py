@@ -68,7 +68,9 @@ class PipelineSwap:
         """What `pipe(*args, **kwargs)` will take and whether it fits, turn by turn, beforehand.
 
         The pipeline's code is gone through without its weights: nothing is loaded or computed.
-        What cannot be known that way is said to be so. Raises StateError after `close()`.
+        What cannot be known that way is said to be so; what a library keeps on the device from an
+        earlier call (Qwen-Image's rope tables, 2 MiB) is counted again. Raises StateError after
+        `close()`.
         """
         if self.closed:
             raise StateError("this swap is closed: plan a call while it is open")

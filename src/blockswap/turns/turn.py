@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..adapters.live import places_of
+from ..ambient import undisturbed
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
 from ..store.places import Place
@@ -71,6 +72,7 @@ class Turn:
         found: SwapPlan = swap.plan
         return found
 
+    @undisturbed()
     def close(self) -> None:
         """Takes the models off the device; what was changed there is changed in host memory."""
         if self._swap is not None:
@@ -80,7 +82,7 @@ class Turn:
             if now is not there:
                 continue  # another weight hangs there by now, and stays
             if there._version != version or not isinstance(before, torch.nn.Parameter):
-                with torch.no_grad():
+                with torch.inference_mode(before.is_inference()), torch.no_grad():
                     before.copy_(there)
             place.table[place.name] = before
         self._swap = None
@@ -106,6 +108,7 @@ class Turn:
                     there = torch.nn.Parameter(there, requires_grad=tensor.requires_grad)
                 place.table[place.name] = there
 
+    @undisturbed()
     def _move(self, model: torch.nn.Module) -> None:
         """Copies to the device hang in the places of the originals; one object stays one."""
         made: dict[int, torch.Tensor] = {}
