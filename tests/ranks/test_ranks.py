@@ -49,29 +49,6 @@ def test_a_file_is_read_once_for_all_ranks(family: str, tmp_path: Path) -> None:
         assert found[1]["read"] < weights // 2
 
 
-def test_loras_are_merged_into_what_ranks_share(tmp_path: Path) -> None:
-    found = values(run_ranks(2, "opened_with_a_lora", path=str(tmp_path / "model.safetensors")))
-    for one in found:
-        assert one["equal"]
-        assert one["changed"]
-        assert one["experts"] == [True] * 4
-        assert "several ranks" in one["said"]
-
-
-@pytest.mark.parametrize("gives", ["meta", "weights"])
-def test_weights_are_in_memory_once_for_all_ranks(gives: str) -> None:
-    """Proportional set size counts a shared page once over all processes."""
-    found = values(run_ranks(4, "memory", gives=gives))
-    weights = found[0]["weights"]
-    slack = weights // 4  # what an interpreter takes for its first forward, four times
-    for moment in ("opened", "closed"):
-        total = sum(one[moment] for one in found)
-        assert weights <= total < weights + slack, moment
-    assert {one["segments"] for one in found} == {1}
-    assert len({one["out"] for one in found}) == 1
-    assert not [name for one in found for name in one["left"] if "blockswap" in name]
-
-
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

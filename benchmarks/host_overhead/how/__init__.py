@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -12,7 +13,7 @@ from benchmarks.host_overhead.how.null_device import null_device
 from benchmarks.host_overhead.how.stopwatch import Stopwatch
 from benchmarks.host_overhead.what import BLOCKS, FORWARDS, TENSORS, Overhead
 from benchmarks.shared.from_file import opened_from_file
-from blockswap import BlockSwapArgs, swap_blocks
+from blockswap import BlockSwapArgs, open_transformer, swap_blocks
 from blockswap.stream.engine.schedule import Schedule
 from blockswap.stream.engine.streamer import Streamer
 from blockswap.stream.engine.supply import Supply
@@ -151,7 +152,10 @@ def disk_to_cpu() -> Overhead:
     def make() -> TrivialModel:
         return TrivialModel().eval()
 
-    with opened_from_file(make, BlockSwapArgs(), "cpu") as (model, _):
+    def open_it(path: Path, skeleton: TrivialModel) -> None:
+        open_transformer(path, BlockSwapArgs(), device="cpu", skeleton=skeleton)
+
+    with opened_from_file(make, open_it) as (model, _):
         return measure(
             f"disk to CPU, {BLOCKS} of {BLOCKS} streamed, waits for reads included", model
         )

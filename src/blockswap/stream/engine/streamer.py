@@ -221,6 +221,9 @@ class Streamer:
         """Raises StateError where the weights of unit `index` are a slot's, for its forward."""
         refuse_saving(self.run, index)
 
+    def spoil(self, sentence: str) -> None:
+        self._spoiled = sentence  # no forward is right any more, and each says this
+
     def drain(self) -> None:
         """Ends all work of this swap, so that its memory may go; later entries are refused.
 
@@ -295,9 +298,8 @@ class Streamer:
             self._arrive(run.index)  # an interrupt came between its filling and its stay
         supply, unit = self._supply, self.units[run.index]
         supply.schedule.entered(run.index)
-        spare = run.mark
-        assert spare is not None, "a run has a mark until it is completed"
-        mark = spare
+        assert run.mark is not None, "a run has a mark until it is completed"
+        mark = spare = run.mark
         if unit.streamed is None:
             mark.arrived.record(run.stream)
             if unit.resident is not None:
