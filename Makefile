@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# One thread a worker: two workers with two threads each would only get in each other's way.
-TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# One thread a worker: two workers with two threads each would only get in each other's way. Compiled
+# files are kept whatever the caller's setting: hundreds of processes that tests start read them.
+TEST   := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 .PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b disk-h3 encoder-umt5 whole-video every-point every-video test-comfy test-formats test-any-model test-pieces test-gpu comfy-env clean
 

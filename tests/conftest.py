@@ -1,5 +1,6 @@
 """The compute devices of the suite: the CPU, and the simulated accelerator in both of its modes."""
 
+import gc
 import os
 
 # Before torch is imported: the models are tiny, and worker threads that wake each other up for
@@ -27,6 +28,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BLOCKSWAP_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_collections() -> None:
+    """Modules and tests of the whole suite are half a million objects: `gc.collect()`, which many
+    tests and the engine call, looks at those alone that came after the file began.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

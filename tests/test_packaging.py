@@ -28,3 +28,15 @@ def test_the_readme_of_the_package_has_no_link_into_the_repository():
         text = re.sub(rule["pattern"], rule["replacement"], text)
     assert not re.findall(targets, text)
     assert "ARCHITECTURE.md tells how it works" in text
+
+
+def test_links_into_the_repository_lead_somewhere():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+    links = [
+        (page.name, target)
+        for page in pages
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert len(pages) > 8
+    assert not links

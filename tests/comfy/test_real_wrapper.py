@@ -1,9 +1,12 @@
 """The real wrapper pack beside ours in a real ComfyUI, whichever is loaded first.
 
-By hand, with BLOCKSWAP_WRAPPER=<folder of the pack>; its Python needs that pack's packages.
+By hand, with BLOCKSWAP_WRAPPER=<folder of the pack>; its Python needs that pack's packages. On the
+CPU, and with all of it pointed at the simulated accelerator, where blocks really are streamed.
 """
 
+import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +27,8 @@ pytestmark = pytest.mark.skipif(
     WRAPPER is None, reason="tried by hand: set BLOCKSWAP_WRAPPER to the folder of the real pack"
 )
 FILE = "wrapper-tiny.safetensors"
+BLOCKS = 30
+ON_SIM = server.PACKS / "on_sim"
 # In a process of its own: the pack's classes ask for a ComfyUI around them.
 WRITER = """
 import sys
@@ -39,8 +44,14 @@ save_file(real_wrapper.weights(), target)
 
 
 @pytest.fixture(scope="module", params=["wrapper first", "wrapper last"])
-def both(request, environment: Environment, base: Callable[[str], Path]) -> Iterator[Client]:
-    root = base("real-wrapper")
+def order(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def _beside(
+    order: str, environment: Environment, root: Path, more: dict[str, Path]
+) -> server.Launch:
+    """A ComfyUI with both packs, and a small file for the wrapper's loader."""
     target = root / "models" / "diffusion_models" / FILE
     if not target.exists():
         tests = server.REPOSITORY / "tests"
@@ -50,9 +61,22 @@ def both(request, environment: Environment, base: Callable[[str], Path]) -> Iter
         }
         command = [environment.python, "-c", WRITER, environment.core, target]
         subprocess.run(command, env=variables, check=True)
-    packs = dict(server.default_packs())
-    packs[_name(root, packs, first=request.param == "wrapper first")] = Path(str(WRAPPER))
-    with server.running(server.Launch(environment, root, packs)) as running:
+    packs = {**server.default_packs(), **more}
+    packs[_name(root, packs, first=order == "wrapper first")] = Path(str(WRAPPER))
+    return server.Launch(environment, root, packs)
+
+
+@pytest.fixture(scope="module")
+def both(order: str, environment: Environment, base: Callable[[str], Path]) -> Iterator[Client]:
+    launch = _beside(order, environment, base("real-wrapper"), {})
+    with server.running(launch) as running:
+        yield Client(running)
+
+
+@pytest.fixture(scope="module")
+def on_sim(order: str, environment: Environment, base: Callable[[str], Path]) -> Iterator[Client]:
+    launch = _beside(order, environment, base("sim-wrapper"), {"blockswap-on-sim": ON_SIM})
+    with server.running(launch) as running:
         yield Client(running)
 
 
@@ -116,3 +140,32 @@ def test_ids_and_latents(both: Client) -> None:
     failed = both.run(_graph(OURS, blocks="38-41")).event("execution_error")
     assert failed is not None
     assert "Invalid range: '38-41': the model has blocks 0-29" in failed["exception_message"]
+
+
+def _ran(client: Client, node: str | None, keep: bool = False, **asked: object) -> Any:
+    """Latents, the report's text, and what the device has counted in the sampler's run."""
+    graph = _graph(node, **asked)
+    graph["sampler"]["inputs"]["force_offload"] = not keep
+    before = {"class_type": "TestDevice", "inputs": {"after": ["model", 0]}}
+    graph["device"] = {"class_type": "TestDevice", "inputs": {"after": ["sampler", 0]}}
+    if node is not None:
+        told = {"model": ["swap", 0], "after": ["sampler", 0]}
+        graph["report"] = {"class_type": f"{OURS}Report", "inputs": told}
+    client.run_well({"model": graph["model"], "before": before})
+    ran = client.run_well(graph)
+    (counted,) = ran.outputs["device"]["text"]
+    text = "" if node is None else ran.outputs["report"]["text"][0]
+    return client.latent(ran, "latent"), text, json.loads(counted)
+
+
+def _streamed(text: str) -> int:
+    (found,) = re.findall(r"block swap on sim:0: (\d+) of \d+ blocks streamed", text)
+    return int(found)
+
+
+@pytest.mark.parametrize("node", [OURS, "WanVideoSetBlockSwap"])
+def test_counts_lists_and_budgets_where_blocks_are_streamed(node: str, on_sim: Client) -> None:
+    expected, _, _ = _ran(on_sim, None)
+    assert torch.isfinite(expected).all()
+    latents, _, _ = _ran(on_sim, node, blocks_to_swap=7)
+    assert torch.equal(latents, expected)

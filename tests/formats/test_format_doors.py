@@ -1,4 +1,4 @@
-"""The README's table of formats: each door runs it, or says the sentence that stands there."""
+"""The table of formats in docs/files.md: each door runs it, or says the sentence there."""
 
 import re
 import struct
@@ -15,11 +15,11 @@ from blockswap import BlockSwapArgs, open_transformer
 from blockswap.convert import convert
 from blockswap.errors import BlockSwapError
 
-README = Path(__file__).parents[2] / "README.md"
+TABLE = Path(__file__).parents[2] / "docs" / "files.md"
 
 
 def _rows() -> list[tuple[str, str, str]]:
-    text = README.read_text(encoding="utf-8")
+    text = TABLE.read_text(encoding="utf-8")
     table = text[text.index("<!-- formats: begin -->") : text.index("<!-- formats: end -->")]
     lines = [line.strip().strip("|") for line in table.splitlines() if line.startswith("|")][2:]
     cells = [re.split(r"\s*\|\s*", line.strip()) for line in lines]

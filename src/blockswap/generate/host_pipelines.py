@@ -50,6 +50,11 @@ def pipeline_name(parts: Components, request: VideoRequest) -> str:
         return parts.pipeline
     if parts.is_vace:
         return "WanVACEPipeline"
+    if request.video is not None and request.image is not None:
+        raise ArgsError(
+            "an image and a video were given, and this model starts from one of them alone: leave "
+            "the other out (VACE takes both)"
+        )
     if request.video is not None:
         if parts.reads_image or len(parts.transformers) > 1:
             raise ArgsError(

@@ -93,6 +93,13 @@ def is_file_of(file: LoraFile, asked: Lora) -> bool:
     return _file_of(input_path(asked.path)) == file.header.path
 
 
+def files_of(asked: Lora) -> tuple[Path, ...]:
+    """All that the adapter is read from: its file, and PEFT's configuration where one is beside."""
+    path = _file_of(input_path(asked.path))
+    config = path.with_name(CONFIG_NAME)
+    return (path, config) if config.is_file() else (path,)
+
+
 def _file_of(path: Path) -> Path:
     if not path.is_dir():
         if not path.exists():

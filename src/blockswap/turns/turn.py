@@ -33,11 +33,12 @@ class Turn:
         workload: Any = None,
     ) -> None:
         """Raises ModelError where they must be streamed and have no list of blocks, PlanError."""
-        self._device = device
+        self._device, self._models = device, tuple(models)
         self._swap: Any = None
         self._moved: list[tuple[Place, torch.Tensor, torch.Tensor, int]] = []
         if device.type == "cpu":
             return
+        self._before = {id(tensor) for _, tensor in self._on_device()}
         args = args_of_turn(
             models, budget, activation_bytes, ram_budget, follows=workload is not None
         )
@@ -78,7 +79,26 @@ class Turn:
             place.table[place.name] = before
         self._swap = None
         self._moved.clear()
+        self._take_along()
         settle(self._device)
+
+    def _on_device(self) -> Iterator[tuple[Place, torch.Tensor]]:
+        for model in self._models:
+            for place in list(places_of(model)):
+                tensor = place.table[place.name]
+                if tensor is not None and tensor.device == self._device:
+                    yield place, tensor
+
+    def _take_along(self) -> None:
+        """What came into the models during their turn, such as a LoRA, leaves with them."""
+        if self._device.type == "cpu":
+            return
+        for place, tensor in self._on_device():
+            if id(tensor) not in self._before:
+                there: torch.Tensor = tensor.detach().to("cpu")
+                if isinstance(tensor, torch.nn.Parameter):
+                    there = torch.nn.Parameter(there, requires_grad=tensor.requires_grad)
+                place.table[place.name] = there
 
     def _move(self, model: torch.nn.Module) -> None:
         """Copies to the device hang in the places of the originals; one object stays one."""
