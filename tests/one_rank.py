@@ -17,7 +17,8 @@ from blockswap import BlockSwapArgs
 from blockswap.layout.shares import Shares
 from blockswap.ranks.reading import ReadAlone
 from blockswap.store.landing import Landing
-from blockswap.stream.device import host_buffer, open_device
+from blockswap.stream.device import Device, host_buffer, open_device
+from blockswap.stream.pool.gathers import Companions
 from blockswap.stream.units.transfer import Transfer
 from blockswap.swap.assembly.brought_parts import BroughtParts, Runs
 from blockswap.swap.assembly.parts import Parts
@@ -99,18 +100,23 @@ def _read(transfer: Any) -> torch.Tensor:
     return memory
 
 
-def _cut(parts: Parts, others: Others) -> Parts:
+def _cut(parts: Parts, others: Companions) -> Parts:
     parts.pool.fill_with(others)
     gathers = parts.pool.gathers
     assert gathers is not None
-    return replace(parts, brought=_Cutting(gathers, gathers.number()))
+    cutting = _Cutting if isinstance(others, Others) else BroughtParts
+    return replace(parts, brought=cutting(gathers, gathers.number()))
 
 
 def opened(
-    path: Path, skeleton: torch.nn.Module, args: BlockSwapArgs, others: Others
+    path: Path,
+    skeleton: torch.nn.Module,
+    args: BlockSwapArgs,
+    others: Companions,
+    device: Device | None = None,
 ) -> torch.nn.Module:
     """`open_transformer(path, args, device="sim", mesh=...)` as one of the ranks."""
-    device = open_device("sim")
+    device = device or open_device("sim")
     found = find_model(Source(path), args, device, Request(skeleton=skeleton))
     facts = replace(found.basis.facts, ranks=others.parts)
     found = replace(found, basis=replace(found.basis, facts=facts))
@@ -122,9 +128,11 @@ def opened(
         return found_model.open_found(found, found.basis.plan(), device, spare_ram=0, ranks=ranks)
 
 
-def swapped(model: torch.nn.Module, args: BlockSwapArgs, others: Others) -> Swap:
+def swapped(
+    model: torch.nn.Module, args: BlockSwapArgs, others: Companions, device: Device | None = None
+) -> Swap:
     """`swap_blocks(model, args, device="sim", mesh=...)` as one of the ranks."""
-    device = open_device("sim")
+    device = device or open_device("sim")
     found = find_loaded(model, args, device, None)
 
     class Beside(OwnMemory):

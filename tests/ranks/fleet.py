@@ -73,6 +73,7 @@ def environment() -> dict[str, str]:
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",  # whatever the machine's name stands for
         "MALLOC_MMAP_THRESHOLD_": "65536",  # what is freed goes back to the system at once
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
     }

@@ -62,3 +62,9 @@ def test_a_rank_killed_in_opening_or_closing_is_a_sentence(step: Any, tmp_path: 
         assert said.startswith("True: rank 1 has ended and does not bring its part of blocks.")
     else:
         assert "one of them ended or did not come within 3 s" in said
+
+
+def test_ranks_gather_again_after_one_of_them_saw_a_gather_fail(sim_module: Any) -> None:
+    for one in values(run_ranks(2, "after_a_failed_gather")):
+        assert one["equal"] == [True, True]
+        assert min(one["gathers"]) >= 4

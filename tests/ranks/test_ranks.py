@@ -100,6 +100,9 @@ IN_FILE = {"ram_budget": 0}
                 ("diffusers", "ulysses", "before", COUNT | IN_FILE, True),
                 ("vace", "data", "", LIST | IN_FILE, True),
                 ("diffusers", "ring", "before", AUTOMATIC, True),
+                ("diffusers", "ring", "before", COUNT | IN_FILE, True),
+                ("vace", "ulysses", "after", AUTOMATIC, False),
+                ("vace", "ulysses", "before", LIST | IN_FILE, True),
             ],
         ),
         (
@@ -108,8 +111,9 @@ IN_FILE = {"ram_budget": 0}
                 ("diffusers", "ulysses", "after", COUNT, False),
                 ("vace", "data", "", COUNT | IN_FILE, True),
                 ("diffusers", "ulysses", "before", LIST | IN_FILE, True),
-                ("diffusers", "ring", "before", LIST, True),
+                ("diffusers", "ring", "before", LIST | IN_FILE, True),
                 ("diffusers", "data", "", AUTOMATIC, True),
+                ("vace", "ulysses", "before", COUNT | IN_FILE, True),
             ],
         ),
     ],
@@ -117,10 +121,17 @@ IN_FILE = {"ram_budget": 0}
 def test_parallel_ranks_compute_as_unswapped_ones(count: int, cases: Any, tmp_path: Path) -> None:
     """diffusers' Ulysses and ring, and a prompt for each rank; from memory and from a folder.
 
-    Its VACE class has no plan for context parallelism (`_cp_plan`), so that is data parallel only.
+    Its VACE class has no plan for context parallelism (`_cp_plan`): here it is given one.
     """
     found = values(run_ranks(count, "context_parallel", folder=str(tmp_path), cases=cases))
     for one in found:
         assert len(one) == len(cases)
         for case, equal in one.items():
             assert all(equal), case
+
+
+@pytest.mark.parametrize("how", ["ulysses", "ring"])
+def test_experts_in_their_files_under_context_parallelism(how: str, tmp_path: Path) -> None:
+    given = {"folder": str(tmp_path), "how": how, "args": COUNT | IN_FILE}
+    for equal in values(run_ranks(2, "parallel_experts", **given)):
+        assert all(all(one) for one in equal), equal

@@ -130,9 +130,8 @@ def group_of(ranks: tuple[int, ...], backend: str, seconds: float) -> Any:
     so they are kept, and forgotten when they have failed or torch.distributed was started anew.
     """
     key, world = (ranks, backend, seconds), dist.group.WORLD
-    kept = _groups.get(key)
-    if kept is not None and kept[0] is world:
-        return kept[1]
+    if has_group(ranks, backend, seconds):
+        return _groups[key][1]
     _even_out(ranks, seconds)
     group = dist.new_group(
         list(ranks),
@@ -142,6 +141,12 @@ def group_of(ranks: tuple[int, ...], backend: str, seconds: float) -> Any:
     )
     _groups[key] = world, group
     return group
+
+
+def has_group(ranks: tuple[int, ...], backend: str, seconds: float) -> bool:
+    """Whether `group_of` would give one that is there already."""
+    kept = _groups.get((ranks, backend, seconds))
+    return kept is not None and kept[0] is dist.group.WORLD
 
 
 def _even_out(ranks: tuple[int, ...], seconds: float) -> None:

@@ -16,8 +16,12 @@ from safetensors.torch import save_file
 from torch.distributed.device_mesh import DeviceMesh
 
 import blockswap
+from blockswap.plan.timing.shared_link import RankRates
 from blockswap.ranks import companions, group
+from blockswap.ranks.exchange import GroupExchange
 from blockswap.stream.engine.streamer import Streamer
+
+from .given import given, linked
 
 HERE = torch.device("cpu")
 IN_FILE = {"blocks_to_swap": 4, "prefetch_blocks": 1, "ram_budget": 0}
@@ -172,6 +176,33 @@ _WAYS: dict[str, Callable[[Any], list[torch.Tensor]]] = {
     "forked": _fork,
     "another mode": _other_mode,
 }
+
+
+def after_a_failed_gather(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
+    """Rank 0 alone has given its group up, as after a gather that failed; then all swap again."""
+    where, companions.GATHER_SECONDS = linked("sim-eager"), 5.0
+    RankRates.pay = lambda *_: True  # type: ignore[method-assign]
+    gather, seen = GroupExchange.gather, []
+
+    def watched(self: GroupExchange, whole: torch.Tensor, part: torch.Tensor) -> None:
+        seen.append(self)
+        gather(self, whole, part)
+
+    GroupExchange.gather = watched  # type: ignore[method-assign]
+    found: dict[str, Any] = {"equal": [], "gathers": []}
+    with torch.no_grad():
+        expected = forward(fresh("mini").to(where), "mini", where)
+        model = given(rank, "mini", "meta")
+        for _ in range(2):
+            with blockswap.swap_blocks(
+                model, {"blocks_to_swap": 4}, device=where, mesh=mesh
+            ) as swap:
+                found["equal"].append(torch.equal(forward(model, "mini", where), expected))
+                found["gathers"].append(swap.measured().counters.gathers)
+            dist.barrier()
+            if rank == 0:
+                seen[-1].failed()
+    return found
 
 
 def odd_groups(rank: int, mesh: DeviceMesh, path: str) -> dict[str, bool]:

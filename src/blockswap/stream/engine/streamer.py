@@ -192,8 +192,7 @@ class Streamer:
         return self._pool is pool
 
     def deepen(self, prefetch: int) -> None:
-        """Looks `prefetch` units ahead from now on (slots have been added)."""
-        self._supply.prefetch = prefetch
+        self._supply.prefetch = prefetch  # looks so far ahead from now on: slots have been added
 
     def _arrive(self, index: int) -> None:
         """A unit whose slab is filled stays from here on."""
