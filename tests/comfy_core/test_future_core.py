@@ -224,11 +224,12 @@ def test_latents_of_a_core_whose_forwards_are_not_known(monkeypatch: pytest.Monk
 # What is read of the host's objects, by the names that these have in our code.
 OBJECTS = ("patcher", "clone", "config", "patch", "noted", "loaded", "layer", "executor")
 COMMON = ("model", "clear", "items", "update")  # ... and of our own dictionaries of these names
+TORCHS = ("_parameters", "bias", "in_features", "out_features")  # ... and torch's of a linear layer
 
 
 def test_what_is_read_of_the_hosts_objects_is_listed() -> None:
     tables = (host_names.WORDS, host_names.SHARING_WORDS, host_names.CUTTING_WORDS)
-    known = {word for table in tables for _, word in words(table)} | set(COMMON)
+    known = {word for table in tables for _, word in words(table)} | {*COMMON, *TORCHS}
     for names in (
         *(host_names.METHODS, host_names.ATTRIBUTES, host_names.SHARED, host_names.DYNAMIC),
         *(host_dynamic.OVERRIDDEN, host_dynamic.ATTRIBUTES, host.OVERRIDDEN),

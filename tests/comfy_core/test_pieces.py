@@ -42,7 +42,7 @@ class Rows:
         forward = linear.forward
 
         def count(layer: Any, x: torch.Tensor) -> torch.Tensor:
-            if id(layer) in names:
+            if id(layer) in names and x.stride(1):  # without numbers: only asked how it ends
                 self.seen.setdefault(names[id(layer)], []).append(x.shape[0] * x.shape[1])
             return forward(layer, x)
 
@@ -130,37 +130,16 @@ MODELS = {
 }
 
 
-def exact() -> Any:
-    """The model that the quantised files hold, with weights and arithmetic in fp32."""
-    weights = tiny.fp8_scaled(tiny.state_dict("t2v"))
-    del weights["scaled_fp8"]
-    scales = {key: weights.pop(key) for key in list(weights) if key.endswith(".scale_weight")}
-    for key, scale in scales.items():
-        name = key.replace(".scale_weight", ".weight")
-        weights[name] = weights[name].float() * scale
-    return tiny.loaded({key: value.float() for key, value in weights.items()})
-
-
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("kind", MODELS)
 def test_as_the_node_is_asked(kind: str, lora: bool) -> None:
-    plain, reference = MODELS[kind](), None
-    scales_the_smaller = kind == "fp8_scaled" and not tiny.HAS_QUANT_CONFIG
-    if scales_the_smaller:
-        reference = exact()
+    plain = MODELS[kind]()
     if lora:
-        plain, reference = (m and tiny.with_lora(m, 0.6) for m in (plain, reference))
+        plain = tiny.with_lora(plain, 0.6)
     expected = tiny.sample(plain, clip=CLIP)
     model = tiny.swapped(plain, blocks="0,2-4", chunk_tokens=64)
-    got = tiny.sample(model, clip=CLIP)
-    if scales_the_smaller:
-        # This core's layer scales its weight or its input, whichever has fewer elements.
-        assert not torch.equal(got, expected)
-        true = tiny.sample(reference, clip=CLIP)
-        whole, cut = ((one - true).abs().mean() for one in (expected, got))
-        assert cut <= whole * 1.02
-    else:
-        assert torch.equal(got, expected)
+    # Older cores' layers scale the weight or the input, whichever has fewer elements in the whole.
+    assert torch.equal(tiny.sample(model, clip=CLIP), expected)
     swap = holding_of(plain.model).swap
     assert swap.plan.chunk_tokens == 64
     assert "in pieces of at most 64 tokens, as asked" in swap.report().text()

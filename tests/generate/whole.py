@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from tiny_pipelines import FROM_IMAGES, FROM_VIDEOS, WITH_CLIP
@@ -111,3 +112,11 @@ def by_us(
     job, plan = prepare(folder, request, output, device=device, machine=machine)
     made = make_videos(job, plan, on_frames=found.__setitem__, **how)
     return [found[clip] for clip in sorted(found)], made, plan
+
+
+def as_planned(made: Made, plan: Any) -> None:
+    """The device's peak of every phase is within 3 % of what was said of it."""
+    told = {phase.name: phase.device_bytes for phase in plan.phases}
+    told["sample"] = max(told["sample"], told.get("condition", 0))
+    for phase, peak in made.device_peaks.items():
+        assert peak == pytest.approx(told[phase], rel=0.03), f"{phase}: {peak:,} of {told}"

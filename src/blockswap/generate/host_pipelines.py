@@ -114,7 +114,9 @@ class _Steered:
     def encode_image(self, image: Any, device: Any = None) -> Any:
         steering: Steering = vars(self)[_STEERING]
         if steering.image_embeds is not None:
-            return steering.image_embeds
+            # Asked for once: the pipeline copies it, and nobody holds this one any more.
+            given, steering.image_embeds = steering.image_embeds, None
+            return given
         inherited: Any = super()
         return inherited.encode_image(image, device)
 

@@ -190,9 +190,10 @@ class _Sampler:
         job, device = self._job, self._job.device
         models = sampling_models(job, self._stage.models, conditioning_vae(job))
         pipe = build_pipeline(job.pipeline, job.parts, models)
-        image = None if encoded.image is None else encoded.image.to(device)
         kept = None if before is None else before.kept
-        steering = Steering(device, before.done if before else 0, image_embeds=image)
+        steering = Steering(device, before.done if before else 0)
+        if encoded.image is not None:
+            steering.image_embeds = encoded.image.to(device, self._stage.dtype)
         steering.before_steps = self._before_steps(pipe, steering, kept)
         given = call_arguments(job, encoded, self._clip, device)
         # Embeddings are cast as the pipeline would; it holds no second copy of them then.

@@ -6,6 +6,7 @@ from ..adapters.families import bare
 from .diffusers_family import DIFFUSERS
 from .family import LAYERS, Cut, Family, Loan, Small
 from .install import Pieces
+from .made_once import kept_in_visit, made_once
 from .trial import why_never
 from .vendor_family import VENDOR
 from .visit import Keys, Piece, Visit, run, run_between
@@ -23,6 +24,8 @@ __all__ = [
     "Small",
     "Visit",
     "family_of",
+    "kept_in_visit",
+    "made_once",
     "run",
     "run_between",
     "why_never",

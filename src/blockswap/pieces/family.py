@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..adapters.families import WAN_LISTS, unit_modules
+from .made_once import Keeping
 from .visit import Piece
 
 Cut = Callable[[int], tuple[Piece, ...]]
@@ -23,10 +24,11 @@ LAYERS = frozenset(
 
 
 class Loan:
-    """Tensors that the block that is called next may write into: nobody else can hold them."""
+    """Memory for the block that is called next: tensors that nobody else can hold, and room."""
 
     def __init__(self) -> None:
         self._lent: list[torch.Tensor] = []
+        self.weights = Keeping()  # room for what the block's layers make
 
     def lend(self, tensor: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
         """The first one, to be handed to the block; what was lent before is not any more."""

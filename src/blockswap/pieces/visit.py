@@ -7,9 +7,11 @@ alive      hidden states, keys and values; of one piece: q, attention, the wide 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+
+from .made_once import let_go
 
 Piece = tuple[int, int]
 Keys = tuple[torch.Tensor, torch.Tensor]
@@ -20,6 +22,7 @@ class Visit(ABC):
     """One run of one block: its parts, what it is given, and how it is cut."""
 
     pieces: tuple[Piece, ...]
+    of_keys: tuple[Any, ...] = ()  # layers that are called for keys and values alone
 
     @abstractmethod
     def keys_and_values(self, hidden: torch.Tensor, sample: int, piece: Piece) -> Keys:
@@ -48,6 +51,8 @@ def run(visit: Visit, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     for sample in range(hidden.shape[0]):
         own = hidden[sample : sample + 1]
         keys = _all_keys(visit, own, sample)
+        if sample == hidden.shape[0] - 1:
+            let_go(visit.of_keys)
         for start, stop in visit.pieces:
             done = visit.finished(own[:, start:stop], keys, sample, (start, stop))
             out[sample : sample + 1, start:stop] = done
@@ -87,6 +92,7 @@ def run_between(
             out[where] = into(control[where]) + hidden[where]
         if out is not control:
             loan.spend(control)
+        let_go([into])
         control = out
         loan.spend(hidden)
     run(visit, control, out)

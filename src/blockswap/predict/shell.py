@@ -5,6 +5,7 @@ out. In pieces and whole, what is alive in one block is gone when the next begin
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +17,17 @@ _BLOCKS = 3
 _NOTES = ("weight_function", "bias_function")
 
 
-def shell_of(root: torch.nn.Module, dtype: torch.dtype, blocks: int = _BLOCKS) -> Any:
-    """The model with the first few of its blocks; weights in whole numbers come as `dtype`."""
-    shell: Any = _shell(root, dtype)
+def shell_of(
+    root: torch.nn.Module,
+    dtype: torch.dtype,
+    blocks: int = _BLOCKS,
+    layer_of: Callable[[Any], torch.nn.Module | None] = lambda _: None,
+) -> Any:
+    """The model with the first few of its blocks; weights in whole numbers come as `dtype`.
+
+    `layer_of` gives a part's stand-in, or None for the usual shell.
+    """
+    shell: Any = _shell(root, dtype, layer_of)
     vars(shell).pop("blockswap", None)  # nothing is streamed in it
     for path in WAN_LISTS:
         listed = getattr(shell, path, None)
@@ -27,7 +36,10 @@ def shell_of(root: torch.nn.Module, dtype: torch.dtype, blocks: int = _BLOCKS) -
     return shell
 
 
-def _shell(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+def _shell(module: torch.nn.Module, dtype: torch.dtype, layer_of: Any) -> torch.nn.Module:
+    stand_in: torch.nn.Module | None = layer_of(module)
+    if stand_in is not None:
+        return stand_in
     made: torch.nn.Module = type(module).__new__(type(module))
     torch.nn.Module.__init__(made)
     own = vars(made)
@@ -39,7 +51,7 @@ def _shell(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
         found = {name: _without_data(value, dtype) for name, value in vars(module)[table].items()}
         own[table] = type(own[table])(found)
     modules = OrderedDict(
-        (name, None if part is None else _shell(part, dtype))
+        (name, None if part is None else _shell(part, dtype, layer_of))
         for name, part in vars(module)["_modules"].items()
     )
     own["_modules"] = type(own["_modules"])(modules)

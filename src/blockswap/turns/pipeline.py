@@ -68,7 +68,9 @@ class PipelineSwap:
         """What `pipe(*args, **kwargs)` will take and whether it fits, turn by turn, beforehand.
 
         The pipeline's code is gone through without its weights: nothing is loaded or computed.
-        What cannot be known that way is said to be so. Raises StateError after `close()`.
+        What cannot be known that way is said to be so; what a library keeps on the device from an
+        earlier call (Qwen-Image's rope tables, 2 MiB) is counted again. Raises StateError after
+        `close()`.
         """
         if self.closed:
             raise StateError("this swap is closed: plan a call while it is open")
@@ -193,7 +195,9 @@ def _refuse_foreign(pipe: Any, members: list[Member]) -> None:
             if is_swapped(model):
                 raise StateError(
                     f"the blocks of {member.name} are swapped already: close that, and they are "
-                    "swapped with the pipeline"
+                    "swapped with the pipeline; a model that streams from its file stays as it is, "
+                    "and the other parts leave by pipe.enable_group_offload(..., "
+                    f"exclude_modules={list(member.names)})"
                 )
             refuse_swapped(model)  # a part of it may be
             strange = {t.device.type for t in model.parameters()} - {"cpu"}

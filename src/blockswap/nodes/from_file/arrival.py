@@ -9,14 +9,16 @@ quantised again by ComfyUI, and a module computes with it in another way than wi
 has functions: so the patched weight hangs in the module while it runs, as a loaded one would.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...errors import HostError
+from ...pieces import kept_in_visit
 from ..seams import host
+from ..seams.readers import read_parts
 
 _HOOKS = "blockswap_patching"
 # By a weight's name in its module: from the weight that has arrived and the module's input.
@@ -44,23 +46,35 @@ class _PatchedWhileRunning:
     """Hooks that hang the patched weight in a module for the time of its forward."""
 
     def __init__(self, module: torch.nn.Module, patches: Patches) -> None:
-        self._patches = patches
+        self._module, self._patches = module, patches
         self._arrived: dict[str, Any] = {}
+        self.stand_around(module)
+
+    def stand_around(self, runs: torch.nn.Module) -> None:
+        """Whose forward it is for: the module's own, or that of one that reads its weight."""
+        if hasattr(self, "_handles"):
+            self.remove()
         self._handles = (
-            module.register_forward_pre_hook(self._hang),
-            module.register_forward_hook(self._take_down, always_call=True),
+            runs.register_forward_pre_hook(self._hang),
+            runs.register_forward_hook(self._take_down, always_call=True),
         )
 
-    def _hang(self, module: torch.nn.Module, inputs: Any) -> None:
+    def _hang(self, _: torch.nn.Module, inputs: Any) -> None:
+        module = self._module
+        kept = kept_in_visit(module)
         for name, patch in self._patches.items():
             arrived: Any = module._parameters[name]
             self._arrived[name] = arrived
-            made: Any = patch(arrived, inputs[0])
-            made._is_param = True  # `Parameter` would copy the parts of a quantised tensor
+            made: Any = None if kept is None else kept.get(name)
+            if made is None:
+                made = patch(arrived, inputs[0])
+                made._is_param = True  # `Parameter` would copy the parts of a quantised tensor
+            if kept is not None:
+                kept[name] = made
             module._parameters[name] = made
 
-    def _take_down(self, module: torch.nn.Module, *_: Any) -> None:
-        module._parameters.update(self._arrived)
+    def _take_down(self, *_: Any) -> None:
+        self._module._parameters.update(self._arrived)
         self._arrived.clear()
 
     def remove(self) -> None:
@@ -71,6 +85,14 @@ class _PatchedWhileRunning:
 def patch_while_running(module: torch.nn.Module, patches: Patches) -> None:
     """Hangs each weight as its patch makes it while `module` runs, until patches are forgotten."""
     vars(module)[_HOOKS] = _PatchedWhileRunning(module, patches)
+
+
+def hang_where_read(modules: Iterable[torch.nn.Module]) -> None:
+    """Where a module reads the weight of a part past its call, it hangs while the module runs."""
+    for module, part in read_parts(modules):
+        hooks = vars(part).get(_HOOKS)
+        if hooks is not None:
+            hooks.stand_around(module)
 
 
 def as_loaded(noted: Any, patcher: type | None = None) -> Callable[[torch.Tensor, Any], Any]:
@@ -93,6 +115,12 @@ def patch_on_arrival(module: torch.nn.Module) -> None:
         for at, function in enumerate(functions):
             if host.is_noted_patch(function):
                 functions[at] = PatchOnArrival(function, module, name)
+
+
+def is_patched(module: Any) -> bool:
+    """Whether something is done to a module's weight each time it runs, by the host or here."""
+    functions = getattr(module, "weight_function", []), getattr(module, "bias_function", [])
+    return any(functions) or _HOOKS in vars(module)
 
 
 def forget_patches(module: torch.nn.Module) -> None:

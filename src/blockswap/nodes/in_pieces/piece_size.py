@@ -23,11 +23,12 @@ from ...predict.shell import shell_of
 from ...swap import Swap
 from ...units import format_bytes
 from ..seams import host, host_wan
+from .made_weights import shell_of_layer
 
 KERNELS: KernelSet = "cuda"  # what accelerators compute with
 _Shape = tuple[Any, ...]
-# The size chosen for each clip of a swapped model; 0: whole.
-_chosen: "weakref.WeakKeyDictionary[Swap, dict[_Shape, int]]" = weakref.WeakKeyDictionary()
+_Way = tuple[int, bool]  # tokens in a piece (0: whole), whether weights are made once a visit
+_chosen: "weakref.WeakKeyDictionary[Swap, dict[_Shape, _Way]]" = weakref.WeakKeyDictionary()
 
 
 def run_in_pieces(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -50,11 +51,16 @@ def cut_smaller(swap: Swap | None) -> str | None:
     if swap is None or swap.pieces is None or swap.closed:
         return None
     root, pieces = swap.model, swap.pieces
-    if why_never(root, pieces.family) is not None or (tokens := pieces.shrink()) is None:
+    if why_never(root, pieces.family) is not None:
         return None
-    sizes = _chosen.setdefault(swap, {})
-    for shape, size in sizes.items():
-        sizes[shape] = min(size or tokens, tokens)
+    ways = _chosen.setdefault(swap, {})
+    if (tokens := pieces.shrink()) is None:
+        keeping = pieces.loan.weights
+        kept, keeping.allowed, keeping.happened = keeping.happened, False, False
+        _chosen[swap] = {shape: (size, False) for shape, (size, _) in ways.items()}
+        return _ANEW if kept else None
+    for shape, (size, keeps) in ways.items():
+        ways[shape] = min(size or tokens, tokens), keeps
     said = f"blocks run in pieces of at most {tokens:,} tokens from now on"
     swap.plan = replace(swap.plan, chunk_tokens=tokens)
     return said
@@ -68,59 +74,86 @@ def _choose(
     pieces.expects(tokens)
     if pieces.asked:
         return
-    sizes = _chosen.setdefault(swap, {})
+    ways = _chosen.setdefault(swap, {})
     shape = (*latents.shape, *text.shape, *sorted(kwargs))
-    if shape not in sizes:
-        sizes[shape] = 0
+    if shape not in ways:
+        ways[shape] = _WHOLE
         if why_never(root, pieces.family) is None:
-            sizes[shape] = _size_that_fits(root, swap, tokens, (args, kwargs))
-    if sizes[shape] != pieces.chunk_tokens:
-        pieces.resize(sizes[shape])
-        swap.plan = replace(swap.plan, chunk_tokens=sizes[shape] or None)
+            ways[shape] = _way_that_fits(root, swap, tokens, (args, kwargs))
+    size, pieces.loan.weights.allowed = ways[shape]
+    if size != pieces.chunk_tokens:
+        pieces.resize(size)
+        swap.plan = replace(swap.plan, chunk_tokens=size or None)
 
 
-def _size_that_fits(root: Any, swap: Swap, tokens: int, given: Any) -> int:
-    """0 where the whole fits in what is free, or where nobody can tell what it needs."""
+def _way_that_fits(root: Any, swap: Swap, tokens: int, given: Any) -> _Way:
+    """Whole where that fits in what is free, or where nobody can tell what it needs."""
     pieces, device = swap.pieces, given[0][0].device
     smaller = sizes_below(tokens)
     if pieces is None or device.type == "cpu" or not smaller:
-        return 0
+        return _WHOLE
     free = host.free_bytes(device)
     try:
-        shell = shell_of(root, given[0][0].dtype)
-        whole = follow(shell, pieces.family, 0, given)
+        needs = Needs(root, pieces.family, given)
+        whole = needs.of(0)
         if whole + MARGIN.of(whole) <= free:
-            return 0
-        for size in smaller:
-            needed = follow(shell, pieces.family, size, given)
-            if needed + MARGIN.of(needed) <= free:
-                break
+            return _WHOLE
+        size, keeps, needed = _that_fits(needs, smaller, free)
     except Exception as error:  # noqa: BLE001 - another pack's forward may do anything without data
         swap.tell(
             "blocks run whole until memory runs out, for what that needs cannot be foreseen "
             f"({str(error) or repr(error):.160})"
         )
-        return 0
+        return _WHOLE
     swap.tell(
         f"the whole forward needs {format_bytes(whole)} of activations, and {format_bytes(free)} "
         f"are free: blocks run in pieces of at most {size:,} tokens, which needs "
-        f"{format_bytes(needed)} at the same FLOPs"
+        f"{format_bytes(needed)} at the same FLOPs" + ("" if keeps else f"; {_ANEW}")
     )
-    return size
+    return size, keeps
 
 
-def follow(shell: Any, family: Family, chunk_tokens: int, given: Any) -> int:
-    """Bytes that a forward takes beside its inputs, whole (0) or in pieces. Raises ModelError."""
-    args, kwargs = given
-    # Its options (patches, wrappers) are what other packs do in the forward of the model itself.
-    plain = tuple(host_wan.idle(v) if isinstance(v, Mapping) else v for v in args)
-    named = {n: host_wan.idle(v) if isinstance(v, Mapping) else v for n, v in kwargs.items()}
-    cut = Pieces(shell, chunk_tokens, _refuse, family=family, samples=True)
-    try:
-        cost = predict_module(shell, plain, named, kernels=KERNELS)
-    finally:
-        cut.remove()
-    return cost.activation_bytes - cost.input_bytes
+_WHOLE: _Way = 0, True
+_ANEW = "weights are unpacked, cast and patched for each piece anew, for they do not fit beside it"
+
+
+def _that_fits(needs: "Needs", sizes: tuple[int, ...], free: int) -> tuple[int, bool, int]:
+    """Tokens, whether weights are made once a visit, and bytes; the least where nothing fits.
+
+    Making weights anew for each piece costs more than smaller pieces do, so it comes last.
+    """
+    for keeps in (True, False):
+        for size in sizes:
+            needed = needs.of(size, keeps=keeps)
+            if needed + MARGIN.of(needed) <= free:
+                return size, keeps, needed
+        if keeps and not needs.makes_weights:
+            break
+    return size, keeps, needed
+
+
+class Needs:
+    """Bytes that a forward takes beside its inputs, followed without data."""
+
+    def __init__(self, root: Any, family: Family, given: Any) -> None:
+        self._family, self._given = family, given
+        self._shell = shell_of(root, given[0][0].dtype, layer_of=shell_of_layer)
+        self.makes_weights = False  # as far as was seen
+
+    def of(self, chunk_tokens: int, *, keeps: bool = True) -> int:
+        """Whole (0) or in pieces; `keeps`: weights are made once. Raises ModelError."""
+        args, kwargs = self._given
+        # Its options (patches, wrappers) are what other packs do in the forward of the model.
+        plain = tuple(host_wan.idle(v) if isinstance(v, Mapping) else v for v in args)
+        named = {n: host_wan.idle(v) if isinstance(v, Mapping) else v for n, v in kwargs.items()}
+        cut = Pieces(self._shell, chunk_tokens, _refuse, family=self._family, samples=True)
+        cut.loan.weights.allowed = keeps
+        try:
+            cost = predict_module(self._shell, plain, named, kernels=KERNELS)
+        finally:
+            cut.remove()
+        self.makes_weights |= cut.loan.weights.happened
+        return cost.activation_bytes - cost.input_bytes
 
 
 def _refuse(sentence: str) -> None:

@@ -8,7 +8,19 @@ from typing import Any
 
 import torch
 
-from ...pieces import LAYERS, Cut, Family, Keys, Loan, Piece, Small, Visit, run, run_between
+from ...pieces import (
+    LAYERS,
+    Cut,
+    Family,
+    Keys,
+    Loan,
+    Piece,
+    Small,
+    Visit,
+    made_once,
+    run,
+    run_between,
+)
 from ..seams import host_wan
 from ..seams.host_names import why_not_cut
 from .vace_forward import run_vace, vace_tokens
@@ -55,12 +67,13 @@ class WanFamily(Family):
         self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], loan: Loan
     ) -> Any:
         """Nothing is on loan but in our own forward of the VACE model."""
-        visit = WanVisit(block, given, pieces)
-        if "c" not in given:
-            return run(visit, given["x"], loan.take(given["x"]))
-        control = given["c"]
-        into = block.before_proj if block.block_id == 0 else None
-        return run_between(visit, (into, block.after_proj), (given["x"], control), loan)
+        visit, control = WanVisit(block, given, pieces), given.get("c")
+        whole = given["x"].shape[0], given["x"].shape[1]
+        with made_once(block, whole, loan.weights):
+            if control is None:
+                return run(visit, given["x"], loan.take(given["x"]))
+            into = block.before_proj if block.block_id == 0 else None
+            return run_between(visit, (into, block.after_proj), (given["x"], control), loan)
 
     def has_model(self, root: torch.nn.Module) -> bool:
         return host_wan.is_vace(root) and host_wan.knows_vace(root)
@@ -125,6 +138,7 @@ class WanVisit(Visit):
 
     def __init__(self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...]) -> None:
         self._block, self.pieces = block, pieces
+        self.of_keys = (block.self_attn.k, block.self_attn.norm_k, block.self_attn.v)
         hidden = given.get("c", given["x"])
         self._tokens, self._freqs = hidden.shape[1], given["freqs"]
         self._times: torch.Tensor = given["e"]

@@ -26,6 +26,11 @@ def is_bytes(tensor: torch.Tensor) -> bool:
     return is_packed(tensor) and not tensor.is_floating_point()
 
 
+def has_patches(tensor: torch.Tensor) -> bool:
+    """Whether its pack is to patch it at each use."""
+    return is_packed(tensor) and bool(vars(tensor).get("patches"))
+
+
 def on_meta(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor without data like one of the pack's, with its notes, and no patches yet."""
     if not is_packed(tensor):

@@ -133,6 +133,20 @@ def scales_all_tokens(layer: Any) -> bool:
     return layout not in BY_TOKEN and getattr(layer, "input_scale", None) is None
 
 
+def multiplies_packed(layer: Any) -> bool:
+    """Whether a quantised layer rounds its input and multiplies in the stored form.
+
+    Older cores do so only with the scale that the file gives for the input.
+    """
+    import comfy.utils
+
+    if getattr(layer, "layout_type", None) is None or getattr(layer, "_full_precision_mm", True):
+        return False
+    scaled = getattr(layer, "input_scale", None) is not None
+    forced = getattr(layer, "comfy_force_cast_weights", False)
+    return not forced and (scaled or hasattr(comfy.utils, "convert_old_quants"))
+
+
 def forwards_of(block: Any) -> tuple[Any, ...]:
     """What decides what a block computes: other packs replace it for all blocks of a class."""
     wan, parts = _wan(), (block, block.self_attn, block.cross_attn)
