@@ -8,8 +8,8 @@ put before, and takes (N - 1) / N of the bytes over `gather` bytes a second.
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import pytest
 import torch
 
 import simaccel as sim
@@ -17,7 +17,8 @@ from blockswap import BlockSwapArgs
 from blockswap.layout.shares import Shares
 from blockswap.ranks.reading import ReadAlone
 from blockswap.store.landing import Landing
-from blockswap.stream.device import host_buffer, open_device
+from blockswap.stream.device import Device, host_buffer, open_device
+from blockswap.stream.pool.gathers import Companions
 from blockswap.stream.units.transfer import Transfer
 from blockswap.swap.assembly.brought_parts import BroughtParts, Runs
 from blockswap.swap.assembly.parts import Parts
@@ -38,6 +39,7 @@ class Others:
     parts: int
     gather_rate: float = float("inf")
     slabs: dict[str, torch.Tensor] = field(default_factory=dict)  # whole units, on the device
+    from_file: set[str] = field(default_factory=set)  # those of them that rest there
     posted: list[tuple[int, int]] = field(default_factory=list)
     gathered: list[str] = field(default_factory=list)
     withdrawn: list[str] = field(default_factory=list)
@@ -73,71 +75,69 @@ class _Cutting(BroughtParts):
         slab = torch.zeros(shares.nbytes, dtype=torch.uint8)
         for memory, at in runs:
             slab.narrow(0, at, memory.numel()).copy_(memory)
-        object.__setattr__(self, "whole", slab.to("sim"))
+        object.__setattr__(self, "whole", slab)
         return super().own_runs(runs, shares)
 
     def transfer(
         self, own: Transfer, whole: Transfer, unit: tuple[str, int], *rest: Any
     ) -> Transfer:
         others: Any = self.gathers.companions
-        others.slabs[unit[0]] = self.whole  # type: ignore[attr-defined]
+        in_memory = getattr(self, "whole", None)
+        object.__setattr__(self, "whole", None)
+        if in_memory is None:
+            others.from_file.add(unit[0])
+        others.slabs[unit[0]] = (_read(whole) if in_memory is None else in_memory).to("sim")
         return super().transfer(own, whole, unit, *rest)
 
 
-class _CuttingFile(BroughtParts):
-    """The same for units in their file."""
+def _read(transfer: Any) -> torch.Tensor:
+    """What a transfer from the file brings."""
+    memory = host_buffer(transfer.copied_bytes)
+    landing = Landing.at(memory.data_ptr())
+    for piece in transfer._source.pieces(landing):
+        piece()
+    transfer._source.settle(landing)
+    return memory
 
-    def transfer(
-        self, own: Transfer, whole: Transfer, unit: tuple[str, int], *rest: Any
-    ) -> Transfer:
-        source: Any = whole._source  # type: ignore[attr-defined]
-        memory = host_buffer(whole.copied_bytes)
-        landing = Landing.at(memory.data_ptr())
-        for piece in source.pieces(landing):
-            piece()
-        source.settle(landing)
-        others: Any = self.gathers.companions
-        others.slabs[unit[0]] = memory.to("sim")
-        return super().transfer(own, whole, unit, *rest)
+
+def _cut(parts: Parts, others: Companions) -> Parts:
+    parts.pool.fill_with(others)
+    gathers = parts.pool.gathers
+    assert gathers is not None
+    cutting = _Cutting if isinstance(others, Others) else BroughtParts
+    return replace(parts, brought=cutting(gathers, gathers.number()))
 
 
 def opened(
     path: Path,
     skeleton: torch.nn.Module,
     args: BlockSwapArgs,
-    others: Others,
-    monkeypatch: pytest.MonkeyPatch,
+    others: Companions,
+    device: Device | None = None,
 ) -> torch.nn.Module:
     """`open_transformer(path, args, device="sim", mesh=...)` as one of the ranks."""
-    device = open_device("sim")
-
-    def in_parts(parts: Parts, *_: Any) -> Parts:
-        parts.pool.fill_with(others)
-        gathers = parts.pool.gathers
-        assert gathers is not None
-        tiers = frozenset(("disk",))  # units in memory come whole: of ranks there are other tests
-        return replace(parts, brought=_CuttingFile(gathers, gathers.number(), tiers))
-
-    monkeypatch.setattr(found_model, "in_parts", in_parts)
-    monkeypatch.setattr(found_model, "ReadByOne", lambda _, device: ReadAlone(device))
+    device = device or open_device("sim")
     found = find_model(Source(path), args, device, Request(skeleton=skeleton))
     facts = replace(found.basis.facts, ranks=others.parts)
     found = replace(found, basis=replace(found.basis, facts=facts))
     ranks: Any = object()
-    return found_model.open_found(found, found.basis.plan(), device, spare_ram=0, ranks=ranks)
+    with (
+        mock.patch.object(found_model, "in_parts", lambda parts, *_: _cut(parts, others)),
+        mock.patch.object(found_model, "ReadByOne", lambda _, device: ReadAlone(device)),
+    ):
+        return found_model.open_found(found, found.basis.plan(), device, spare_ram=0, ranks=ranks)
 
 
-def swapped(model: torch.nn.Module, args: BlockSwapArgs, others: Others) -> Swap:
+def swapped(
+    model: torch.nn.Module, args: BlockSwapArgs, others: Companions, device: Device | None = None
+) -> Swap:
     """`swap_blocks(model, args, device="sim", mesh=...)` as one of the ranks."""
-    device = open_device("sim")
+    device = device or open_device("sim")
     found = find_loaded(model, args, device, None)
 
     class Beside(OwnMemory):
         def with_others(self, parts: Parts) -> Parts:
-            parts.pool.fill_with(others)
-            gathers = parts.pool.gathers
-            assert gathers is not None
-            return replace(parts, brought=_Cutting(gathers, gathers.number()))
+            return _cut(parts, others)
 
     basis = replace(found.basis, facts=replace(found.basis.facts, ranks=others.parts))
     plan = basis.plan()

@@ -9,6 +9,7 @@ from benchmarks.schedule.what import (
     BLOCKS,
     PEERS,
     RATES,
+    READ_TENSOR_BYTES,
     STEPS,
     TARGET,
     TWO_SLOTS,
@@ -27,10 +28,12 @@ def conditions() -> dict[str, str]:
         "clock": "simulated accelerator (tests/simaccel), virtual time, no launch overhead",
         "rates (1e9 bytes/s)": f"link {RATES.link:g} each way, pageable {RATES.pageable:g}, "
         f"disk {RATES.disk:g}, copies inside host memory {RATES.host:g}",
-        "model": f"{BLOCKS} equal blocks of {block_bytes()} bytes in {BLOCK_TENSORS} tensors; "
+        "model": f"{BLOCKS} equal blocks of {block_bytes()} bytes in {BLOCK_TENSORS} tensors "
+        f"({BLOCK_TENSORS * READ_TENSOR_BYTES} where ranks read parts of a file, for its sectors); "
         "what matters is only the ratio of the times, so small blocks serve",
         "measured": f"{STEPS.measured} forwards without a pause after {STEPS.warm} to warm up",
-        "bound": "max(compute of all blocks, transfer of the streamed blocks over the slowest hop)",
+        "bound": "max(compute of all blocks, transfer of the streamed blocks over the slowest hop: "
+        "of N ranks 1/N of them over a rank's link, the gather, and all once over the disk)",
         "target": f"ours at most {TARGET} x bound in every row",
     }
 
@@ -63,7 +66,12 @@ def report(rows: Sequence[Row]) -> str:
     return document(parts)
 
 
-_FROM = {"ram": "from RAM", "disk": "from disk", "parts": "from RAM in parts"}
+_FROM = {
+    "ram": "from RAM",
+    "disk": "from disk",
+    "parts": "from RAM in parts",
+    "file parts": "from the file in parts",
+}
 
 
 def summary_table(rows: Sequence[Row]) -> str:

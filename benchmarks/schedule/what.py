@@ -7,6 +7,8 @@ from typing import Literal
 BLOCKS = 40
 BLOCK_TENSORS = 4
 TENSOR_BYTES = 16 * 1024
+# Where ranks read parts of a file: large enough for a sector at the ends not to count.
+READ_TENSOR_BYTES = 1024 * 1024
 TARGET = 1.02
 FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
 # Even on the logarithm, and closer where transfer and compute are near each other.
@@ -31,6 +33,7 @@ RATIOS = (
 )
 PEER_FRACTIONS = (0.2, 0.5, 0.8, 1.0)
 PEER_RATIOS = (0.1, 0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0, 10.0)
+READ_RATIOS = (0.25, 0.8, 1.0, 1.25, 4.0)
 TIERS = ("ram", "disk")
 Spread = Literal["spread", "contiguous"]
 
@@ -41,6 +44,7 @@ class Setting:
 
     `in_ram`: from a checkpoint file, the share of the streamed blocks that rest in RAM.
     `ranks` that bring each a part of a block, and get the others' at `gather` 1e9 bytes a second.
+    `disk`: 1e9 bytes a second of the one disk from which all ranks read their parts.
     """
 
     slots: int | None = None
@@ -48,6 +52,7 @@ class Setting:
     in_ram: float = 0.0
     ranks: int = 1
     gather: float = 0.0
+    disk: float = 0.0
 
 
 AUTOMATIC = "ours"
@@ -66,7 +71,20 @@ IN_PARTS = {
     for ranks in (2, 4, 8)
     for gather in (5.0 * (ranks - 1), 10.0 * (ranks - 1), 20.0 * (ranks - 1))
 }
-HELD_TO_TARGET = (AUTOMATIC, *SHARES, *IN_PARTS)
+# ... from one file: the disk slower than all, as fast as the links together, faster than all.
+READ_IN_PARTS = {
+    f"ours, {ranks} ranks, gathers at {gather:g} GB/s, disk at {disk:g}{', half in RAM' * half}":
+        Setting(ranks=ranks, gather=gather, disk=disk, in_ram=half / 2)
+    for ranks in (2, 4, 8)
+    for gather, disk, half in (
+        (10.0 * (ranks - 1), 2.0, 0),
+        (10.0 * (ranks - 1), 10.0 * ranks, 0),
+        (10.0 * (ranks - 1), 20.0 * ranks, 0),
+        (5.0 * (ranks - 1), 10.0 * ranks, 0),
+        (10.0 * (ranks - 1), 10.0 * ranks, 1),
+    )
+}  # fmt: skip
+HELD_TO_TARGET = (AUTOMATIC, *SHARES, *IN_PARTS, *READ_IN_PARTS)
 OURS: dict[str, Setting] = {
     AUTOMATIC: Setting(),
     TWO_SLOTS: Setting(slots=2),
@@ -182,6 +200,9 @@ def points(*, quick: bool = False) -> Iterator[Point]:
     for name, setting in IN_PARTS.items():
         for case in _cases(some(PEER_FRACTIONS), some(PEER_RATIOS)):
             yield Point(name, "parts", case, setting)
+    for name, setting in READ_IN_PARTS.items():
+        for case in _cases(some(PEER_FRACTIONS), some(READ_RATIOS)):
+            yield Point(name, "file parts", case, setting)
     for name in PEERS:
         for case in _cases(some(PEER_FRACTIONS), some(PEER_RATIOS)):
             yield Point(name, "ram", case)

@@ -9,7 +9,6 @@ from typing import TypeVar, cast
 import torch
 from safetensors.torch import save_file
 
-from blockswap import BlockSwapArgs, open_transformer
 from blockswap.swap.running.handle import Swap
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -17,15 +16,18 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 @contextmanager
 def opened_from_file(
-    make: Callable[[], Model], args: BlockSwapArgs, device: str
+    make: Callable[[], Model], open_it: Callable[[Path, Model], object]
 ) -> Iterator[tuple[Model, Swap]]:
-    """A model that `make` makes, its weights in a file alone, and its swap; closed at the end."""
+    """A model that `make` makes, its weights in a file alone, and its swap; closed at the end.
+
+    `open_it` opens the file for a skeleton.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "blocks.safetensors"
         save_file(make().state_dict(), file)
         with torch.device("meta"):
             skeleton = make()
-        open_transformer(file, args, device=device, skeleton=skeleton)
+        open_it(file, skeleton)
         swap = cast(Swap, skeleton.blockswap)
         try:
             yield skeleton, swap

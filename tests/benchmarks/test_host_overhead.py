@@ -1,12 +1,15 @@
 """The overhead benchmark measures what it says: no time is asserted here, only what is counted."""
 
+from contextlib import ExitStack
 from unittest import mock
 
 import torch
 
 from benchmarks.host_overhead.how import (
     AROUND,
+    GATHERS,
     SECTIONS,
+    Alike,
     TrivialModel,
     attribute,
     block_seconds,
@@ -14,7 +17,8 @@ from benchmarks.host_overhead.how import (
 from benchmarks.host_overhead.how.null_device import null_device
 from benchmarks.host_overhead.how.stopwatch import Stopwatch
 from benchmarks.host_overhead.what import BLOCKS, TENSORS
-from blockswap import BlockSwapArgs, Swap, swap_blocks
+from blockswap import BlockSwapArgs, swap_blocks
+from one_rank import swapped
 
 
 def test_every_block_of_every_forward_is_timed() -> None:
@@ -42,14 +46,27 @@ def test_the_null_device_is_asked_what_an_accelerator_would_be() -> None:
 
 
 def test_all_sections_take_part_of_the_time() -> None:
-    model = TrivialModel().eval()
-    with null_device():
+    """Gathers only where there are other ranks: one that agrees at once, here."""
+    with null_device() as device:
         args = BlockSwapArgs(blocks_to_swap=BLOCKS)
-        opened: list[Swap] = []
-        sections = attribute(model, lambda: opened.append(swap_blocks(model, args, device="null")))
-    opened[0].close()
-    assert set(sections) == {AROUND, *SECTIONS}
-    assert all(sections[name] > 0 for name in SECTIONS)
+        for gathers in (False, True):
+            with ExitStack() as closing:
+
+                def open_it(gathers: bool = gathers, closing: ExitStack = closing) -> TrivialModel:
+                    model = TrivialModel().eval()
+                    alike = Alike(2)
+                    swap = (
+                        swapped(model, args, alike, device)
+                        if gathers
+                        else swap_blocks(model, args, device="null")
+                    )
+                    closing.enter_context(swap)
+                    return model
+
+                sections = attribute(open_it)
+            wanted = {AROUND, *SECTIONS} - (set() if gathers else {GATHERS})
+            assert set(sections) == wanted
+            assert all(sections[name] > 0 for name in wanted - {AROUND})
 
 
 def test_the_stopwatch_books_inner_time_to_the_inner_section() -> None:

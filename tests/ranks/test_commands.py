@@ -16,7 +16,7 @@ from blockswap.cli.app import app
 def test_probe_plan_and_demo_under_torchrun(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-         str(HERE / "commands.py"), str(tmp_path)],
+         "--local-addr", "127.0.0.1", str(HERE / "commands.py"), str(tmp_path)],
         capture_output=True,
         text=True,
         env={**environment(), "BLOCKSWAP_CACHE": str(tmp_path)},

@@ -49,29 +49,6 @@ def test_a_file_is_read_once_for_all_ranks(family: str, tmp_path: Path) -> None:
         assert found[1]["read"] < weights // 2
 
 
-def test_loras_are_merged_into_what_ranks_share(tmp_path: Path) -> None:
-    found = values(run_ranks(2, "opened_with_a_lora", path=str(tmp_path / "model.safetensors")))
-    for one in found:
-        assert one["equal"]
-        assert one["changed"]
-        assert one["experts"] == [True] * 4
-        assert "several ranks" in one["said"]
-
-
-@pytest.mark.parametrize("gives", ["meta", "weights"])
-def test_weights_are_in_memory_once_for_all_ranks(gives: str) -> None:
-    """Proportional set size counts a shared page once over all processes."""
-    found = values(run_ranks(4, "memory", gives=gives))
-    weights = found[0]["weights"]
-    slack = weights // 4  # what an interpreter takes for its first forward, four times
-    for moment in ("opened", "closed"):
-        total = sum(one[moment] for one in found)
-        assert weights <= total < weights + slack, moment
-    assert {one["segments"] for one in found} == {1}
-    assert len({one["out"] for one in found}) == 1
-    assert not [name for one in found for name in one["left"] if "blockswap" in name]
-
-
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -123,6 +100,9 @@ IN_FILE = {"ram_budget": 0}
                 ("diffusers", "ulysses", "before", COUNT | IN_FILE, True),
                 ("vace", "data", "", LIST | IN_FILE, True),
                 ("diffusers", "ring", "before", AUTOMATIC, True),
+                ("diffusers", "ring", "before", COUNT | IN_FILE, True),
+                ("vace", "ulysses", "after", AUTOMATIC, False),
+                ("vace", "ulysses", "before", LIST | IN_FILE, True),
             ],
         ),
         (
@@ -131,8 +111,9 @@ IN_FILE = {"ram_budget": 0}
                 ("diffusers", "ulysses", "after", COUNT, False),
                 ("vace", "data", "", COUNT | IN_FILE, True),
                 ("diffusers", "ulysses", "before", LIST | IN_FILE, True),
-                ("diffusers", "ring", "before", LIST, True),
+                ("diffusers", "ring", "before", LIST | IN_FILE, True),
                 ("diffusers", "data", "", AUTOMATIC, True),
+                ("vace", "ulysses", "before", COUNT | IN_FILE, True),
             ],
         ),
     ],
@@ -140,10 +121,17 @@ IN_FILE = {"ram_budget": 0}
 def test_parallel_ranks_compute_as_unswapped_ones(count: int, cases: Any, tmp_path: Path) -> None:
     """diffusers' Ulysses and ring, and a prompt for each rank; from memory and from a folder.
 
-    Its VACE class has no plan for context parallelism (`_cp_plan`), so that is data parallel only.
+    Its VACE class has no plan for context parallelism (`_cp_plan`): here it is given one.
     """
     found = values(run_ranks(count, "context_parallel", folder=str(tmp_path), cases=cases))
     for one in found:
         assert len(one) == len(cases)
         for case, equal in one.items():
             assert all(equal), case
+
+
+@pytest.mark.parametrize("how", ["ulysses", "ring"])
+def test_experts_in_their_files_under_context_parallelism(how: str, tmp_path: Path) -> None:
+    given = {"folder": str(tmp_path), "how": how, "args": COUNT | IN_FILE}
+    for equal in values(run_ranks(2, "parallel_experts", **given)):
+        assert all(all(one) for one in equal), equal

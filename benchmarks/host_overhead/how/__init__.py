@@ -3,8 +3,11 @@
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -12,16 +15,23 @@ from benchmarks.host_overhead.how.null_device import null_device
 from benchmarks.host_overhead.how.stopwatch import Stopwatch
 from benchmarks.host_overhead.what import BLOCKS, FORWARDS, TENSORS, Overhead
 from benchmarks.shared.from_file import opened_from_file
-from blockswap import BlockSwapArgs, swap_blocks
+from blockswap import BlockSwapArgs, open_transformer, swap_blocks
+from blockswap.ranks.companions import CompanionRanks
+from blockswap.ranks.group import Ranks
+from blockswap.ranks.ledger import Ledger, ledger_bytes
+from blockswap.ranks.segment import make_segment
 from blockswap.stream.engine.schedule import Schedule
 from blockswap.stream.engine.streamer import Streamer
 from blockswap.stream.engine.supply import Supply
 from blockswap.stream.marks import Recorder
+from blockswap.stream.pool.gathers import Gathers
 from blockswap.stream.pool.pool import Pool
 from blockswap.stream.units import transfer
 from blockswap.stream.units.binding import Binding
 from blockswap.swap.running.handle import Swap
+from one_rank import opened, swapped
 
+GATHERS = "gathers: agreeing on them and calling them"
 # Every measured function belongs to the section that its own time is booked to.
 SECTIONS = {
     "entering and leaving": (
@@ -44,6 +54,12 @@ SECTIONS = {
     "hanging 27 tensors in, and out": ((Binding, "bind"), (Binding, "unbind")),
     "looking whether others changed them": ((Binding, "refuse_changed"), (Binding, "lost")),
     "enqueueing the copy": ((transfer, "_enqueue"),),
+    GATHERS: (
+        (Gathers, "add"),
+        (Gathers, "complete"),
+        (Gathers, "complete_copied"),
+    ),
+    "waiting for reads": ((Gathers, "_read"), (Streamer, "_wait_for_read")),
     "time stamps and counters": (
         (Recorder, "take"),
         (Recorder, "completed"),
@@ -110,16 +126,16 @@ def measure(what: str, swapped: TrivialModel, forwards: int = FORWARDS) -> Overh
     return Overhead(what, statistics.median(each), deciles[0], deciles[-1])
 
 
-def attribute(swapped: TrivialModel, open_swap: Callable[[], object]) -> dict[str, float]:
+def attribute(open_model: Callable[[], TrivialModel]) -> dict[str, float]:
     """Where the time goes, in microseconds per block as the stopwatch sees them."""
     stopwatch, forwards = Stopwatch(), 100
     with stopwatch.watching(SECTIONS):
-        open_swap()
+        swapped = open_model()
         block_seconds(swapped, 20)
         stopwatch.seconds.clear()
         block_seconds(swapped, forwards)
     calls = (forwards + 20) * BLOCKS
-    booked = {name: seconds / calls * 1e6 for name, seconds in stopwatch.seconds.items()}
+    booked = {name: seconds / calls * 1e6 for name, seconds in stopwatch.seconds.items() if seconds}
     bare = statistics.fmean(block_seconds(TrivialModel().eval(), forwards)) * 1e6
     whole = statistics.fmean(swapped.seconds) * 1e6
     return {AROUND: whole - bare - sum(booked.values())} | booked
@@ -138,20 +154,86 @@ def null_accelerator(streamed: int) -> Overhead:
                 name: (count - before[name]) / (forwards + 20) / BLOCKS
                 for name, count in device.calls.items()
             }
-        timed = TrivialModel().eval()
-        opened: list[Swap] = []
-        sections = attribute(timed, lambda: opened.append(swap_blocks(timed, args, device="null")))
-        opened[0].close()
+        with ExitStack() as closing:
+
+            def open_it() -> TrivialModel:
+                timed = TrivialModel().eval()
+                closing.enter_context(swap_blocks(timed, args, device="null"))
+                return timed
+
+            sections = attribute(open_it)
     return replace(overhead, sections=sections, device_calls=calls)
+
+
+class Alike(CompanionRanks):
+    """Ranks that say what this one says at once, and whose parts are there: no time but its own."""
+
+    def __init__(self, ranks: int) -> None:
+        ledger = Ledger(make_segment(ledger_bytes(1), "gathers"), 0, 1)
+        super().__init__(Ranks(None, (0,), 0, ("here",), 60.0), _Nothing(), ledger, 60.0)
+        self.parts = ranks
+
+
+class _Nothing:
+    """See `ranks.exchange.Exchange`."""
+
+    def gather(self, whole: torch.Tensor, part: torch.Tensor) -> None: ...
+
+    def failed(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def in_parts(ranks: int = 2) -> list[Overhead]:
+    """One of several ranks that bring each a part of every block: from RAM, then from the file."""
+    args, found = BlockSwapArgs(blocks_to_swap=BLOCKS), []
+    with null_device() as device:
+
+        def in_memory() -> AbstractContextManager[TrivialModel]:
+            return _streaming(lambda model: swapped(model, args, Alike(ranks), device))
+
+        def in_file() -> AbstractContextManager[TrivialModel]:
+            def open_it(path: Path, skeleton: TrivialModel) -> None:
+                opened(path, skeleton, args, Alike(ranks), device)
+
+            return _from_file(open_it)
+
+        ways = {"RAM in parts": in_memory, "the file in parts, waits included": in_file}
+        for where, opening in ways.items():
+            with opening() as model:
+                overhead = measure(f"null accelerator, {ranks} ranks, from {where}", model)
+            with ExitStack() as closing:
+                sections = attribute(partial(_entered, closing, opening))
+            found.append(replace(overhead, sections=sections))
+    return found
+
+
+def _entered(
+    closing: ExitStack, opening: Callable[[], AbstractContextManager[TrivialModel]]
+) -> TrivialModel:
+    return closing.enter_context(opening())
+
+
+@contextmanager
+def _streaming(swap: Callable[[TrivialModel], Swap]) -> Iterator[TrivialModel]:
+    model = TrivialModel().eval()
+    with swap(model):
+        yield model
+
+
+@contextmanager
+def _from_file(open_it: Callable[[Path, TrivialModel], object]) -> Iterator[TrivialModel]:
+    with opened_from_file(lambda: TrivialModel().eval(), open_it) as (model, _):
+        yield model
 
 
 def disk_to_cpu() -> Overhead:
     """From a file to the CPU: the forward thread also waits for each (tiny) read."""
 
-    def make() -> TrivialModel:
-        return TrivialModel().eval()
+    def open_it(path: Path, skeleton: TrivialModel) -> None:
+        open_transformer(path, BlockSwapArgs(), device="cpu", skeleton=skeleton)
 
-    with opened_from_file(make, BlockSwapArgs(), "cpu") as (model, _):
+    with _from_file(open_it) as model:
         return measure(
             f"disk to CPU, {BLOCKS} of {BLOCKS} streamed, waits for reads included", model
         )

@@ -1,10 +1,21 @@
 """Measures one point of the grid: its schedule, ours or a peer's, on the simulated accelerator."""
 
-from benchmarks.schedule.how.ours import Outcome, run_from_disk, run_from_ram, run_in_parts
+from benchmarks.schedule.how.ours import (
+    Outcome,
+    run_from_disk,
+    run_from_file_in_parts,
+    run_from_ram,
+    run_in_parts,
+)
 from benchmarks.schedule.how.theirs import run_peer
 from benchmarks.schedule.what import Point, Row
 
-RUNNERS = {"ram": run_from_ram, "disk": run_from_disk, "parts": run_in_parts}
+RUNNERS = {
+    "ram": run_from_ram,
+    "disk": run_from_disk,
+    "parts": run_in_parts,
+    "file parts": run_from_file_in_parts,
+}
 
 
 def measure(point: Point) -> Row:

@@ -16,11 +16,11 @@ from benchmarks.schedule.what import (
 class ClockedBlock(torch.nn.Module):
     """A block of `BLOCK_TENSORS` tensors whose forward takes `seconds` of device time."""
 
-    def __init__(self) -> None:
+    def __init__(self, tensor_bytes: int) -> None:
         super().__init__()
         self.seconds = 0.0
         for number in range(BLOCK_TENSORS):
-            weight = torch.zeros(TENSOR_BYTES, dtype=torch.uint8)
+            weight = torch.zeros(tensor_bytes, dtype=torch.uint8)
             self.register_parameter(
                 f"weight{number}", torch.nn.Parameter(weight, requires_grad=False)
             )
@@ -35,9 +35,9 @@ class ClockedBlock(torch.nn.Module):
 class ClockedModel(torch.nn.Module):
     """A transformer's skeleton: a list called `blocks`, and one small weight beside it."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, tensor_bytes: int = TENSOR_BYTES) -> None:
         super().__init__()
-        self.blocks = torch.nn.ModuleList(ClockedBlock() for _ in range(blocks))
+        self.blocks = torch.nn.ModuleList(ClockedBlock(tensor_bytes) for _ in range(blocks))
         self.head = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

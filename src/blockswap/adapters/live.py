@@ -51,6 +51,12 @@ class LiveModel:
     rest: tuple[LiveTensor, ...]
     tables: tuple[LiveTensor, ...] = ()  # of the rest, what is read by rows
 
+    @property
+    def parameters_outside(self) -> tuple[LiveTensor, ...]:
+        """Those of the parameters that no unit has, tables included."""
+        outside = (*self.rest, *self.tables)
+        return tuple(t for t in outside if all(place.is_parameter for place in t.places))
+
     def as_it_hangs(self) -> "LiveModel":
         """The same with buffers that were assigned anew since it was described."""
         return replace(self, rest=tuple(map(_as_it_hangs, self.rest)))

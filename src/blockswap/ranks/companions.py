@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from ..errors import StateError
 from .exchange import Exchange, GroupExchange, SharedExchange, exchange_bytes
-from .group import Ranks, group_of
+from .group import Ranks, forget_group, group_of, has_group
 from .ledger import DIFFERS, LEFT, Ledger, ledger_bytes, wait_for
 from .segment import Segment, make_segment, map_segment
 
@@ -102,8 +102,10 @@ def make_companions(ranks: Ranks, device: torch.device, most_bytes: int) -> Comp
     Every one of them must call it. `most_bytes`: the largest slab that is gathered.
     """
     backend = None if device.type == "cpu" else _backend_of(device)
-    told = ranks.agree("find how blocks can be gathered", (device.type, backend, most_bytes))
-    if (backend is None and device.type != "cpu") or len(set(told.values())) > 1:
+    # One whose gathers have failed may be the only one that has given its group up.
+    kept = backend is not None and has_group(ranks.ranks, backend, GATHER_SECONDS)
+    told = ranks.agree("find how blocks can be gathered", (device.type, backend, most_bytes, kept))
+    if (backend is None and device.type != "cpu") or len({how[:3] for how in told.values()}) > 1:
         return None
     position, count = ranks.ranks.index(ranks.rank), len(ranks.ranks)
     ledger = Ledger(_common(ranks, ledger_bytes(count), "gathers"), position, count)
@@ -115,6 +117,8 @@ def make_companions(ranks: Ranks, device: torch.device, most_bytes: int) -> Comp
 
         shared = SharedExchange(segment, position, count, GATHER_SECONDS, ended)
         return CompanionRanks(ranks, shared, ledger, GATHER_SECONDS)
+    if kept and not all(has_it for *_, has_it in told.values()):
+        forget_group(group_of(ranks.ranks, backend, GATHER_SECONDS))
     with ranks.together("start a group for gathers"):
         group = _group(ranks.ranks, backend)
     return CompanionRanks(ranks, GroupExchange(group), ledger, GATHER_SECONDS)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..plan.inputs.unit_sizes import EXCHANGED_SLABS
 from .group import forget_group
 from .segment import Segment
 
@@ -65,7 +66,7 @@ class GroupExchange:
 
 def exchange_bytes(ranks: int, most_bytes: int) -> int:
     """The size of the shared memory for slabs of at most `most_bytes`."""
-    return PAGE + 2 * most_bytes
+    return PAGE + EXCHANGED_SLABS * most_bytes
 
 
 class SharedExchange:
@@ -86,12 +87,12 @@ class SharedExchange:
         self._seconds, self._ended = seconds, ended
         self._laid = memoryview(segment.mapped)[: 8 * ranks].cast("q")
         rest = segment.memory.narrow(0, PAGE, segment.address.nbytes - PAGE)
-        self._rows = rest.view(2, -1)
+        self._rows = rest.view(EXCHANGED_SLABS, -1)
         self._done = 0
 
     def gather(self, whole: torch.Tensor, part: torch.Tensor) -> None:
         number, size, here = self._done, part.numel(), self._position
-        row = self._rows[number % 2]
+        row = self._rows[number % EXCHANGED_SLABS]
         row.narrow(0, here * size, size).copy_(part)
         with self._segment.locked():  # the system call also orders the bytes before the number
             self._laid[here] = number + 1

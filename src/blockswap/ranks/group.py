@@ -1,19 +1,23 @@
 """Who the ranks are, which share a host, and how they agree: all of them go on, or none does.
 
 Everything that one rank tells the others goes through `Ranks.agree`, so that a failure of one is a
-sentence on all of them and nobody waits for ever. The group is one of our own (gloo, on the host):
-what a forward's own collectives do is not disturbed. After opening nothing is asked of it.
+sentence on all of them and nobody waits for ever. Each names the step that it is at: ranks that do
+not make the same calls find that out at the first step that differs. The group is one of our own
+(gloo, on the host): what a forward's own collectives do is not disturbed, and no forward asks it.
 """
 
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 from ..errors import ArgsError, BlockSwapError, StateError
 
@@ -25,6 +29,7 @@ _Error = TypeVar("_Error", bound=Exception)
 
 # (ranks, backend, seconds of its timeout) -> what torch.distributed was then, and the group.
 _groups: dict[tuple[tuple[int, ...], str, float], tuple[Any, Any]] = {}
+_turns: Counter[tuple[int, ...]] = Counter()  # how often such a group was made
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,20 @@ class Ranks:
 
         Raises StateError within the stated wait where a rank did not come, ended or refused.
         """
-        told = _exchange(self, what, (None, said))
-        for rank, (refusal, _) in told.items():
+        told = _exchange(self, what, (what, None, said))
+        for rank, (_, refusal, _) in told.items():
             if refusal is not None:
                 raise _told(StateError(f"rank {rank} refused, so that no rank goes on: {refusal}"))
-        return {rank: value for rank, (_, value) in told.items()}
+        first = self.ranks[0]
+        for rank, (step, _, _) in told.items():
+            if step != told[first][0]:
+                raise _told(
+                    StateError(
+                        f"rank {rank} was to {step} and rank {first} to {told[first][0]}: every "
+                        "rank of the mesh makes the same calls, with the same args, in one order"
+                    )
+                )
+        return {rank: value for rank, (_, _, value) in told.items()}
 
     @contextlib.contextmanager
     def together(self, what: str) -> Iterator[None]:
@@ -75,9 +89,14 @@ class Ranks:
             yield
         except Exception as error:
             if _TOLD not in vars(error):
-                _exchange(self, what, (_sentence(_told(error)), None))
+                _exchange(self, what, (what, _sentence(_told(error)), None))
             raise
         self.agree(what, None)
+
+
+def together_or_alone(ranks: Ranks | None, what: str) -> AbstractContextManager[None]:
+    """`Ranks.together`, or nothing where there is one process."""
+    return contextlib.nullcontext() if ranks is None else ranks.together(what)
 
 
 def ranks_of(mesh: Any) -> Ranks:
@@ -111,9 +130,9 @@ def group_of(ranks: tuple[int, ...], backend: str, seconds: float) -> Any:
     so they are kept, and forgotten when they have failed or torch.distributed was started anew.
     """
     key, world = (ranks, backend, seconds), dist.group.WORLD
-    kept = _groups.get(key)
-    if kept is not None and kept[0] is world:
-        return kept[1]
+    if has_group(ranks, backend, seconds):
+        return _groups[key][1]
+    _even_out(ranks, seconds)
     group = dist.new_group(
         list(ranks),
         backend=backend,
@@ -122,6 +141,27 @@ def group_of(ranks: tuple[int, ...], backend: str, seconds: float) -> Any:
     )
     _groups[key] = world, group
     return group
+
+
+def has_group(ranks: tuple[int, ...], backend: str, seconds: float) -> bool:
+    """Whether `group_of` would give one that is there already."""
+    kept = _groups.get((ranks, backend, seconds))
+    return kept is not None and kept[0] is dist.group.WORLD
+
+
+def _even_out(ranks: tuple[int, ...], seconds: float) -> None:
+    """As many groups in each process: torch names one by its ranks and by how many there are.
+
+    Where a caller has given one rank a group more, they would wait for each other under two names.
+    """
+    _turns[ranks] += 1
+    here, store = dist.get_rank(), c10d._get_default_store()
+    names = {rank: f"blockswap/{ranks}/{_turns[ranks]}/{rank}" for rank in ranks}
+    store.set(names[here], str(len(c10d._world.pg_names)))
+    store.wait(list(names.values()), timedelta(seconds=seconds))
+    counts = {rank: int(store.get(name)) for rank, name in names.items()}
+    for _ in range(max(counts.values()) - counts[here]):
+        dist.new_group([here], backend="gloo", use_local_synchronization=True)
 
 
 def forget_group(group: Any) -> None:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..adapters.live import LiveModel, LiveTensor, describe_module
+from ..adapters.live import LiveModel, LiveTensor
 from ..errors import ModelError
 from ..layout.slab import Slab, align_up, pack
 from ..layout.values import Leaf
 from ..store.leaves import leaf_tensors, rebuild, view_leaf
 from ..units import format_bytes
 from .group import Ranks
+from .same_model import refuse_other_models
 from .segment import agreed_segment
 
 PAGE = 4096
@@ -55,10 +56,14 @@ class SharedWeights:
     Nothing has to be given back: tensors keep the memory alive, and it ends with the last process.
     """
 
-    def __init__(self, memory: torch.Tensor, groups: Sequence[_Group], ranks: int) -> None:
+    def __init__(
+        self, memory: torch.Tensor, groups: Sequence[_Group], ranks: int, *, fills: bool
+    ) -> None:
+        """`fills`: it is this rank that writes to the memory."""
         self.memory = memory
         self._groups = {group.name: group for group in groups}
         self._ranks = ranks
+        self._fills = fills
 
     @property
     def sentence(self) -> str:
@@ -68,32 +73,33 @@ class SharedWeights:
             f"{self._ranks} ranks of this host"
         )
 
+    def refill(self, fill: Fill, changes: Callable[[LiveTensor], bool]) -> None:
+        """Writes to what has tensors that change, on the rank that writes. Nobody reads meanwhile.
+
+        Raises as `fill` does.
+        """
+        for group in self._groups.values():
+            if self._fills and any(map(changes, group.tensors)):
+                fill(group.name, group.tensors, group.homes(self.memory))
+
     def slab(self, unit: str) -> tuple[torch.Tensor, tuple[int, ...]]:
         """The bytes of a unit, uint8 `[slab bytes]`, and the offset of each leaf in them."""
         group = self._groups[unit]
         return self.memory.narrow(0, group.start, group.slab.nbytes), group.slab.offsets
 
 
-def share_weights(
-    model: torch.nn.Module,
-    ranks: Ranks,
-    fill: Fill | None = None,
-    block_lists: Sequence[str] = (),
-) -> SharedWeights:
-    """Moves the parameters of `model` into memory that the ranks of this host share.
-
-    `block_lists` as in `describe_module`, the same on every rank.
+def share_weights(live: LiveModel, ranks: Ranks, fill: Fill | None = None) -> SharedWeights:
+    """Moves the parameters of a model into memory that the ranks of this host share.
 
     Every rank of `ranks` must call it with the same model, with weights or on meta; one rank of
     each host needs weights, or all have none and `fill` brings them there. Raises ModelError or
     StateError, on all ranks or on none, and leaves each rank's weights readable where they are.
     """
-    with ranks.together("describe the model whose weights are shared"):
-        live = describe_module(model, block_lists)
+    with ranks.together("find the weights that are shared"):
         groups = _laid_out(live)
         for group in groups:
             _refuse_unmovable(group)
-    maker = _agreed_maker(ranks, groups, filled=fill is not None)
+    maker = _agreed_maker(ranks, live, groups, filled=fill is not None)
     nbytes = max(groups[-1].start + groups[-1].slab.nbytes, 1)
     segment = agreed_segment(ranks, maker, nbytes)
     with ranks.together("move the weights into shared memory"):
@@ -107,17 +113,15 @@ def share_weights(
             _refuse_other(groups, segment.memory, maker)
     if ranks.rank != maker or fill is not None:
         _hang(groups, segment.memory)
-    return SharedWeights(segment.memory, groups, len(ranks.neighbours))
+    neighbours = len(ranks.neighbours)
+    return SharedWeights(segment.memory, groups, neighbours, fills=ranks.rank == maker)
 
 
 def _laid_out(live: LiveModel) -> list[_Group]:
     named = [(unit.layout.name, unit.tensors) for unit in live.units]
-    parameters = tuple(
-        t for t in (*live.rest, *live.tables) if all(place.is_parameter for place in t.places)
-    )
     groups: list[_Group] = []
     start = 0
-    for name, tensors in [*named, ("", parameters)]:
+    for name, tensors in [*named, ("", live.parameters_outside)]:
         slab = pack([leaf for live_tensor in tensors for leaf in live_tensor.spec.leaves])
         groups.append(_Group(name, tensors, slab, start))
         start = align_up(start + slab.nbytes, PAGE)
@@ -140,19 +144,12 @@ def shared_bytes(live: LiveModel) -> int:
     return last.start + last.slab.nbytes
 
 
-def _agreed_maker(ranks: Ranks, groups: Sequence[_Group], *, filled: bool) -> int:
+def _agreed_maker(ranks: Ranks, live: LiveModel, groups: Sequence[_Group], *, filled: bool) -> int:
     """The rank of this host whose weights are shared: the first that has, or reads, them all."""
-    layout = [(group.name, [t.spec.name for t in group.tensors], group.leaves) for group in groups]
-    told = ranks.agree("compare models", (layout, filled or _is_loaded(groups)))
-    first = ranks.ranks[0]
-    with ranks.together("compare models"):
-        for rank, (other, _) in told.items():
-            if other != told[first][0]:
-                raise ModelError(
-                    f"rank {rank} has another model than rank {first} "
-                    f"({_difference(told[first][0], other)}): give every rank the same model"
-                )
-        makers = [rank for rank in ranks.neighbours if told[rank][1]]
+    refuse_other_models(ranks, live)
+    told = ranks.agree("find who has weights", filled or _is_loaded(groups))
+    with ranks.together("find who has weights"):
+        makers = [rank for rank in ranks.neighbours if told[rank]]
         if not makers:
             raise ModelError(
                 f"none of ranks {', '.join(map(str, ranks.neighbours))} of this host has weights "
@@ -206,13 +203,3 @@ def _hang(groups: Sequence[_Group], memory: torch.Tensor) -> None:
             value = torch.nn.Parameter(rebuild(live.spec, own), requires_grad=False)
             for place in live.places:
                 place.table[place.name] = value
-
-
-def _difference(first: Sequence[object], other: Sequence[object]) -> str:
-    if len(first) != len(other):
-        return f"{len(other) - 1} units, not {len(first) - 1}"
-    for one, two in zip(first, other, strict=True):
-        if one != two:
-            name = one[0] if isinstance(one, tuple) else ""
-            return f"{name or 'the part outside the blocks'} differs"
-    return "it differs"

@@ -20,7 +20,10 @@ from blockswap.selection import spread
 pytestmark = pytest.mark.usefixtures("clock")
 STEPS = Steps(warm=3, measured=6)
 # Gathers that take as long as the copies of the parts: the hardest to hide.
-SETTINGS = {"parts": Setting(ranks=4, gather=30.0)}
+SETTINGS = {
+    "parts": Setting(ranks=4, gather=30.0),
+    "file parts": Setting(ranks=4, gather=30.0, disk=40.0),
+}
 # The corners, the neighbourhood of transfer = compute, and the fractions with the most uneven gaps.
 CORNERS = [(40, 1.0), (33, 0.95), (32, 1.0), (27, 1.05), (20, 0.1), (5, 10.0)]
 

@@ -1,9 +1,16 @@
 """The models and devices that scenarios share, and the memory that a rank holds."""
 
+import os
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from cases import fresh
 from torch import nn
 
@@ -56,8 +63,45 @@ def given(rank: int, family: str, gives: str) -> nn.Module:
     return model
 
 
-def pss() -> int:
-    text = Path("/proc/self/smaps_rollup").read_text()
+def pss(process: int | str = "self") -> int:
+    """Proportional bytes of a process: a page that several map is counted once over all of them."""
+    text = Path(f"/proc/{process}/smaps_rollup").read_text()
     found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
     assert found
     return int(found.group(1)) << 10
+
+
+@dataclass
+class Peak:
+    """Bytes over all ranks, as the first one counts: at most above the beginning, and after."""
+
+    above: int = 0
+    after: int = 0
+
+
+@contextmanager
+def peak_of_ranks(rank: int) -> Iterator[Peak]:
+    """Looks at the memory of all ranks, again and again, until all are through."""
+    peak, ended = Peak(), threading.Event()
+    pids: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(pids, os.getpid())
+
+    def together() -> int:
+        return sum(map(pss, pids))
+
+    def look() -> None:
+        while not ended.wait(0.002):
+            peak.above = max(peak.above, together() - began)
+
+    began = together() if rank == 0 else 0
+    dist.barrier()
+    looking = threading.Thread(target=look)
+    if rank == 0:
+        looking.start()
+    yield peak
+    dist.barrier()
+    ended.set()
+    if rank == 0:
+        looking.join()
+        peak.after = together() - began
+    dist.barrier()

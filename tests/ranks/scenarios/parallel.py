@@ -27,15 +27,15 @@ def context_parallel(rank: int, mesh: DeviceMesh, folder: str, cases: Any) -> di
             alone = _forward(_with_heads(kind), family, rank if config is None else 0)
             plain = _with_heads(kind)
             if config is not None:
-                plain.enable_parallelism(config=config)
+                plain.enable_parallelism(config=config, cp_plan=_cuts(plain))
             unswapped = _forward(plain, family, rank if config is None else 0)
             model = _brought(kind, args, mesh, Path(folder) / kind) if stored else _with_heads(kind)
             if config is not None and swapped == "after" and not stored:
-                model.enable_parallelism(config=config)
+                model.enable_parallelism(config=config, cp_plan=_cuts(model))
             if not stored:
                 blockswap.swap_blocks(model, args, device="cpu", mesh=mesh)
             if config is not None and (swapped == "before" or stored):
-                model.enable_parallelism(config=config)
+                model.enable_parallelism(config=config, cp_plan=_cuts(model))
             again = 2 if config is not None else 1 + rank  # data parallel: as many as each likes
             outputs = [_forward(model, family, rank if config is None else 0) for _ in range(again)]
             model.blockswap.close()
@@ -52,6 +52,51 @@ def _parallel(how: str, ranks: int) -> Any:
     if how == "data":
         return None
     return ContextParallelConfig(**{f"{how}_degree": ranks})
+
+
+def _cuts(model: Any) -> Any:
+    """What is cut between ranks: as the class says, or for VACE, which says nothing, as Wan's does.
+
+    A layer of VACE is given the whole hidden states, before the first block cuts them.
+    """
+    from diffusers import WanTransformer3DModel
+
+    plan = WanTransformer3DModel._cp_plan
+    layers = getattr(model, "vace_blocks", ())
+    if not layers:
+        return None
+    cut = plan["blocks.0"]["hidden_states"]
+    vace = {f"vace_blocks.{number}": {"hidden_states": cut} for number in range(len(layers))}
+    vace["vace_blocks.0"]["control_hidden_states"] = cut
+    return {**plan, **vace}
+
+
+def parallel_experts(
+    rank: int, mesh: DeviceMesh, folder: str, how: str, args: Any
+) -> list[list[bool]]:
+    """Two models in turn from their folders, under Ulysses or ring, beside unswapped ones."""
+    torch.accelerator.device_count = lambda: 1  # type: ignore[assignment]
+    _ring_on_the_cpu()
+    paths = [Path(folder) / f"expert-{number}" for number in range(2)]
+    plains = []
+    for number, path in enumerate(paths):
+        plain = _with_heads("diffusers", seed=number)
+        if rank == 0:
+            plain.save_pretrained(path)
+        plain.enable_parallelism(config=_parallel(how, mesh.size()))
+        plains.append(plain)
+    dist.barrier()
+    with torch.no_grad():
+        wanted = [_forward(plain, "diffusers", 0) for plain in plains]
+        models: Any = blockswap.open_experts(paths, args, device="cpu", mesh=mesh)
+        for model in models:
+            model.enable_parallelism(config=_parallel(how, mesh.size()))
+        equal = [[torch.equal(_forward(models[number], "diffusers", 0), wanted[number])
+                  for number in order] for order in ((0, 0, 1, 1), (0, 1))]  # fmt: skip
+        gathers = [model.blockswap.measured().counters.gathers > 0 for model in models]
+        for model in models:
+            model.blockswap.close()
+    return [*equal, gathers]
 
 
 def _forward(model: Any, family: str, prompt: int) -> torch.Tensor:
@@ -87,7 +132,7 @@ def _ring_on_the_cpu() -> None:
     attention_dispatch._native_attention_forward_op = with_sums
 
 
-def _with_heads(kind: str) -> Any:
+def _with_heads(kind: str, seed: int = 3) -> Any:
     """A model whose heads and tokens four ranks can share."""
     from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 
@@ -101,7 +146,7 @@ def _with_heads(kind: str) -> Any:
         ffn_dim=96,
         num_layers=6,
     )
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     if kind == "diffusers":
         return WanTransformer3DModel(**sizes).eval()
     return WanVACETransformer3DModel(**sizes, vace_layers=[0, 2, 4], vace_in_channels=8).eval()

@@ -1,5 +1,6 @@
 """Weights that rest once for all ranks of a host: equality, and what each rank reads and holds."""
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 import blockswap
 from blockswap.ranks import group
 
-from .given import Wide, device_of, given, pss
+from .given import Wide, device_of, given, peak_of_ranks, pss
 
 
 def equal(
@@ -59,45 +60,6 @@ def opened(rank: int, mesh: DeviceMesh, family: str, path: str) -> dict[str, Any
     return {"equal": [torch.equal(out, expected) for out in outputs], "read": read}
 
 
-def opened_with_a_lora(rank: int, mesh: DeviceMesh, path: str) -> dict[str, Any]:
-    """The same with a LoRA, beside one process of its own; what `set_loras` says."""
-    here, lora = torch.device("cpu"), f"{path}.lora.safetensors"
-    if rank == 0:
-        save_file(fresh("diffusers").state_dict(), path, {"wan.num_heads": "3"})
-        draw = torch.Generator().manual_seed(1)
-        save_file({f"blocks.1.attn1.to_q.lora_{part}.weight": torch.randn(shape, generator=draw)
-                   for part, shape in (("A", (4, 48)), ("B", (48, 4)))}, lora)  # fmt: skip
-    dist.barrier()
-    args: Any = {"blocks": "1-3"}
-    outputs, pairs, said = [], [], ""
-    with torch.no_grad():
-        for shared in (None, mesh):
-            experts: Any = blockswap.open_experts(
-                [path, path], args, device=here, loras=[[(lora, 0.5)], []], mesh=shared
-            )
-            pairs.append([forward(one, "diffusers", here) for one in experts])
-            for one in experts:
-                one.blockswap.close()
-            model: Any = blockswap.open_transformer(
-                path, args, device=here, loras=[(lora, 0.5)], mesh=shared
-            )
-            outputs.append(forward(model, "diffusers", here))
-            if shared is not None:
-                try:
-                    model.blockswap.set_loras([])
-                except blockswap.errors.StateError as error:
-                    said = str(error)
-            model.blockswap.close()
-        plain = forward(fresh("diffusers"), "diffusers", here)
-    return {
-        "equal": torch.equal(*outputs),
-        "changed": not torch.equal(plain, outputs[0]),
-        "experts": [torch.equal(out, want) for pair in pairs
-                    for out, want in zip(pair, (outputs[0], plain), strict=True)],
-        "said": said,
-    }  # fmt: skip
-
-
 def _read_bytes() -> int:
     found = re.search(r"^rchar: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)
     assert found
@@ -107,22 +69,25 @@ def _read_bytes() -> int:
 def memory(rank: int, mesh: DeviceMesh, gives: str) -> dict[str, Any]:
     """Proportional bytes of this process before, while swapped, and after closing."""
     torch.manual_seed(7)
+    gc.collect()
     before = pss()
     with torch.device("cpu" if rank == 0 or gives == "weights" else "meta"):
         model = Wide().requires_grad_(False)
-    swap = blockswap.swap_blocks(model, {"blocks_to_swap": 20}, device="cpu", mesh=mesh)
+    with peak_of_ranks(rank) as opening:
+        swap = blockswap.swap_blocks(model, {"blocks_to_swap": 20}, device="cpu", mesh=mesh)
     x = torch.linspace(-1, 1, 1024).expand(2, 1024)
     with torch.no_grad():
         out = model(x)
     dist.barrier()
     opened = pss()
-    dist.barrier()
-    swap.close()
+    with peak_of_ranks(rank) as closing:
+        swap.close()
     closed = pss()
     dist.barrier()
     segments = Path("/proc/self/maps").read_text().count("blockswap weights")
     return {
         "opened": opened - before,
+        "peaks": [opening.above, closing.above],
         "closed": closed - before,
         "weights": sum(p.numel() * 4 for p in model.parameters()),
         "out": out.double().sum().item(),

@@ -124,7 +124,7 @@ def ram_room(plan: SwapPlan, facts: Facts, selection: Selection, args: BlockSwap
     if "disk" in tiers and "ram" not in tiers:
         return 0
     budget = question_of(facts, selection, args, None).ram_budget_bytes or 0
-    return budget - plan.pinned_bytes - plan.staging_buffers * plan.staging_bytes
+    return budget - plan.pinned_bytes - plan.staging_buffers * plan.staging_bytes * facts.ranks
 
 
 def automatic_limit(question: Question, free: int) -> tuple[int, int]:

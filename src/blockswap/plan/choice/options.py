@@ -6,14 +6,18 @@ from functools import partial
 
 from ...layout.slab import align_up
 from ..inputs.slot_size import serving_bytes
-from ..inputs.unit_sizes import Facts, UnitFacts
+from ..inputs.unit_sizes import EXCHANGED_SLABS, Facts, UnitFacts
 from .resident_sets import Costs, kept_sets
 from .tiers import HostRoom
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One choice of streamed units and its price; sizes in bytes, rounded as the device does."""
+    """One choice of streamed units and its price; sizes in bytes, rounded as the device does.
+
+    On the CPU that is the price for all ranks of the host, who share what stays and have
+    each slots and a decode buffer.
+    """
 
     streamed: tuple[UnitFacts, ...]  # in execution order
     residents: int
@@ -39,14 +43,16 @@ def option_for(facts: Facts, room: HostRoom, streamed: Sequence[UnitFacts]) -> O
     residents = [unit for unit in facts.units if unit.name not in names]
     buffers = room.buffers(streamed)
     sizes = [facts.rest_bytes, *(unit.resident_bytes for unit in residents)]
-    sizes.append(max((decode for _, decode in buffers), default=0))
+    ranks = facts.ranks_in_memory
+    sizes += [max((decode for _, decode in buffers), default=0)] * ranks
+    slot = serving_bytes(facts, max((slot for slot, _ in buffers), default=0))
+    if ranks > 1:
+        sizes += [slot] * EXCHANGED_SLABS
     return Option(
         streamed=tuple(streamed),
         residents=len(residents),
         fixed_bytes=sum(align_up(size, facts.granularity) for size in sizes),
-        slot_bytes=align_up(
-            serving_bytes(facts, max((slot for slot, _ in buffers), default=0)), facts.granularity
-        ),
+        slot_bytes=ranks * align_up(slot, facts.granularity),
     )
 
 

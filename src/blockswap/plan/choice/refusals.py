@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ...errors import PlanError
 from ...units import format_bytes, format_bytes_at_least
 from ..inputs.foresight import Foresight
-from ..inputs.unit_sizes import Facts
+from ..inputs.unit_sizes import EXCHANGED_SLABS, Facts
 from ..swap_plan import SwapPlan
 from .options import Option, floor_of
 
@@ -45,10 +45,17 @@ def refuse_beyond_memory(facts: Facts, plan: SwapPlan, most_bytes: int | None) -
     """
     if not facts.on_host or not facts.from_checkpoint or most_bytes is None:
         return
-    if plan.device_bytes > most_bytes:
+    ranks, slots = facts.ranks_in_memory, plan.slots
+    needed = plan.device_bytes
+    if ranks > 1 and slots:
+        each = slots * plan.slot_bytes + plan.decode_bytes
+        needed += (ranks - 1) * each + EXCHANGED_SLABS * plan.slot_bytes
+    if needed > most_bytes:
+        size = format_bytes(plan.slot_bytes)
+        size += "" if ranks == 1 else f" in each of {ranks} ranks"
         raise PlanError(
-            f"{facts.label} needs {format_bytes(plan.device_bytes)} of "
-            f"host memory for weights and {plan.slots} slots of {format_bytes(plan.slot_bytes)}, "
+            f"{facts.label} needs {format_bytes(needed)} of "
+            f"host memory for weights and {slots} slots of {size}, "
             f"{format_bytes(most_bytes)} are free: stream more blocks with fewer "
             "prefetch_blocks, free memory, or use a machine with more"
         )

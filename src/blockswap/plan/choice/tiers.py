@@ -21,17 +21,21 @@ DISK: Tier = "disk"
 
 @dataclass(frozen=True, slots=True)
 class HostRoom:
-    """What host memory offers to streamed units; `ram_budget_bytes` None means no word of it."""
+    """What host memory offers to streamed units; `ram_budget_bytes` None means no word of it.
+
+    The budget is the host's: units in RAM rest there once for all `ranks`, and each has staging.
+    """
 
     on_host: bool
     from_checkpoint: bool
     ram_budget_bytes: int | None
     staging_wanted: int
+    ranks: int = 1
 
     @classmethod
     def of(cls, facts: Facts, ram_budget_bytes: int | None, *, copies_ahead: bool) -> "HostRoom":
         staging = 0 if facts.on_host else 2 if copies_ahead else 1
-        return cls(facts.on_host, facts.from_checkpoint, ram_budget_bytes, staging)
+        return cls(facts.on_host, facts.from_checkpoint, ram_budget_bytes, staging, facts.ranks)
 
     def buffers(self, streamed: Sequence[UnitFacts]) -> list[tuple[int, int]]:
         """Bytes of slot and decode buffer for each of `streamed`, before rounding.
@@ -76,7 +80,7 @@ class HostRoom:
         if pageable_bytes:
             sizes += [unit.ram_slab_bytes for unit in streamed]
         buffers = min(self.staging_wanted, len(sizes))
-        return Staging(buffers, sum(staging_chunks(max(sizes))) if buffers else 0)
+        return Staging(buffers, sum(staging_chunks(max(sizes))) if buffers else 0, self.ranks)
 
     def _holds_all(self, streamed: Sequence[UnitFacts]) -> bool:
         if self.on_host or self.ram_budget_bytes is None:
@@ -91,7 +95,7 @@ class HostRoom:
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """Pinned buffers between file and device: how many, and the bytes that each locks.
+    """Pinned buffers between file and device: how many for each of `ranks`, and the bytes of each.
 
     Two are enough: with a read under way into one while the other is copied, and reads that run
     ahead of the slots, the virtual clock sees every mix of RAM and disk at its bound.
@@ -99,10 +103,11 @@ class Staging:
 
     buffers: int
     buffer_bytes: int
+    ranks: int = 1
 
     @property
     def nbytes(self) -> int:
-        return self.buffers * self.buffer_bytes
+        return self.buffers * self.buffer_bytes * self.ranks
 
 
 def _disk_bytes(unit: UnitFacts) -> int:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from ...errors import PlanError
 from ...layout.values import UnitKind
 
+# Through which ranks on the CPU give each other their parts, in memory that all of them see.
+EXCHANGED_SLABS = 2
+
 
 @dataclass(frozen=True, slots=True)
 class UnitFacts:
@@ -70,6 +73,11 @@ class Facts:
                     f"{self.label} is to be read from its checkpoint, which has no bytes for "
                     f"{unit.name}: load the model first and swap it from memory"
                 )
+
+    @property
+    def ranks_in_memory(self) -> int:
+        """How many have slots in the host memory in which the blocks compute; 1 on accelerators."""
+        return self.ranks if self.on_host else 1
 
     @property
     def free_bytes(self) -> int | None:

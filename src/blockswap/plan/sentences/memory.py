@@ -72,7 +72,8 @@ def table_sentences(facts: Facts) -> tuple[str, ...]:
 
 def _buffers(staging: Staging) -> str:
     count = f"{staging.buffers} staging buffer{'s' * (staging.buffers != 1)}"
-    return f"{count} of {format_bytes(staging.buffer_bytes)}"
+    said = f"{count} of {format_bytes(staging.buffer_bytes)}"
+    return said if staging.ranks == 1 else f"{said} in each of {staging.ranks} ranks"
 
 
 def _checkpoint_sentence(question: Question, plan: SwapPlan, staging: Staging) -> str:

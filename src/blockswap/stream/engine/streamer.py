@@ -192,8 +192,7 @@ class Streamer:
         return self._pool is pool
 
     def deepen(self, prefetch: int) -> None:
-        """Looks `prefetch` units ahead from now on (slots have been added)."""
-        self._supply.prefetch = prefetch
+        self._supply.prefetch = prefetch  # looks so far ahead from now on: slots have been added
 
     def _arrive(self, index: int) -> None:
         """A unit whose slab is filled stays from here on."""
@@ -223,6 +222,9 @@ class Streamer:
     def refuse_saving(self, index: int) -> None:
         """Raises StateError where the weights of unit `index` are a slot's, for its forward."""
         refuse_saving(self.run, index)
+
+    def spoil(self, sentence: str) -> None:
+        self._spoiled = sentence  # no forward is right any more, and each says this
 
     def drain(self) -> None:
         """Ends all work of this swap, so that its memory may go; later entries are refused.
@@ -298,9 +300,8 @@ class Streamer:
             self._arrive(run.index)  # an interrupt came between its filling and its stay
         supply, unit = self._supply, self.units[run.index]
         supply.schedule.entered(run.index)
-        spare = run.mark
-        assert spare is not None, "a run has a mark until it is completed"
-        mark = spare
+        assert run.mark is not None, "a run has a mark until it is completed"
+        mark = spare = run.mark
         if unit.streamed is None:
             mark.arrived.record(run.stream)
             if unit.resident is not None:

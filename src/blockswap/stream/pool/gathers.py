@@ -113,8 +113,7 @@ class Gathers:
         self._queue.append(gather)
         self._entries += 1
         slot.gather = gather
-        if not bringing.reads:
-            self._post(gather)
+        self._post_copied()
 
     def complete(self, slot: Slot) -> None:
         """Calls the gathers up to the slot's, or brings those units alone.
@@ -144,6 +143,13 @@ class Gathers:
             self.companions.withdraw(gather.entry, gather.name)
         self.alone = True
 
+    def _post_copied(self) -> None:
+        """Says what is known of copied units, in the order of the queue: none before a read one."""
+        for gather in self._queue:
+            if gather.bringing.reads and not gather.posted:
+                return
+            self._post(gather)
+
     def _post(self, gather: Gather) -> None:
         if not self.alone and not gather.posted:
             self.companions.post(gather.entry, gather.what)
@@ -164,6 +170,7 @@ class Gathers:
             self._leave(gather)
         if not self.alone:
             self._post(gather)
+            self._post_copied()
             self.alone = not self.companions.together(gather.entry, gather.name)
         if self.alone:
             if slot.job is None or slot.job.error is None:

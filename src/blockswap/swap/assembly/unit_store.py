@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 
 from ...layout.values import UnitLayout
+from ...lora.request import Lora
+from ...ranks.group import Ranks
 from ...ranks.shared_weights import SharedWeights
 from ...store.ram import RamStore
 from ...stream.device import Device
@@ -77,6 +79,15 @@ class OwnMemory:
         return RamStore(units, lender=self.device, pin_budget=pin_budget)
 
 
+@dataclass(frozen=True, slots=True)
+class Together:
+    """The ranks that share weights. `merging` gives what merges other LoRAs into them, if any can
+    be: it raises where they do not fit."""
+
+    ranks: Ranks
+    merging: Callable[[tuple[Lora, ...]], Callable[[], None]] | None
+
+
 class SharedMemory:
     """Units rest where all ranks of the host have them; nothing moves. It is locked as a whole."""
 
@@ -86,9 +97,11 @@ class SharedMemory:
         device: Device,
         pin_budget: int,
         with_others: Callable[[Parts], Parts],
+        together: Together,
     ) -> None:
         self.pin_budget = pin_budget
         self.with_others = with_others
+        self.together = together
         self._weights = weights
         self._device = device
         self._pinned = False

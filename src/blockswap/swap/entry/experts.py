@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,12 +27,12 @@ from ...store.host_memory import most_host_bytes
 from ...stream.device import Device, open_device
 from ..assembly.parts import make_pool
 from ..assembly.pool_members import Sharing
-from ..assembly.unit_store import OwnMemory, SharedMemory
+from ..assembly.unit_store import OwnMemory
 from ..opening.coming_reads import Foreseen, coming_reads
 from ..opening.found_model import FoundModel, open_found
-from ..opening.from_memory import UNLIMITED, pin_budget
-from ..opening.rank_parts import agreed_basis, in_parts
-from ..opening.shared_file import share_file
+from ..opening.from_memory import UNLIMITED
+from ..opening.rank_parts import agreed_basis, refuse_other_plans
+from ..opening.shared_file import SharedLoras, share_file
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.outlook import AnyWorkload
 from ..running.handle import Swap
@@ -45,9 +44,10 @@ from .loaded_model import (
     find_loaded,
     refuse_loras_on_ranks,
     share_models,
+    shared_memory,
     swap_loaded,
 )
-from .on_ranks import blocks_stay_in_file
+from .on_ranks import blocks_stay_in_file, loras_of
 
 
 class Swaps(tuple[Swap, ...]):
@@ -215,12 +215,10 @@ def _open_shared(
         ]
     if blocks_stay_in_file(ranks, found, wanted):
         return _open_in_file(ranks, found, where)
-    weights = [
-        share_file(one.model, one.checkpoint.headers, ranks, where, wanted.block_lists)
-        for one in found
-    ]
+    weights = [share_file(one, ranks, where) for one in found]
     models = [one.model.live.root for one in found]
-    _swap_all_shared(models, ranks, weights, Asked(wanted, where, requests[0].workload))
+    loras = [loras_of(one, ranks, own, where) for one, own in zip(found, weights, strict=True)]
+    _swap_all_shared(models, ranks, weights, Asked(wanted, where, requests[0].workload), loras)
     return tuple(models)
 
 
@@ -231,6 +229,7 @@ def _open_in_file(
     found = [replace(one, basis=agreed_basis(ranks, one.basis)) for one in found]
     with ranks.together("plan"):
         joint = _Joint([one.basis for one in found])
+    refuse_other_plans(ranks, joint.plan)
     models = []
     with _opening(joint.plan, where) as (sharing, undo), ranks.together("open the models"):
         for one, plan in zip(found, joint.plans(), strict=True):
@@ -246,6 +245,7 @@ def _swap_all_shared(
     ranks: Ranks,
     weights: Sequence[SharedWeights],
     asked: Asked,
+    loras: Sequence[SharedLoras | None] | None = None,
 ) -> Swaps:
     """Swaps models whose weights all ranks of the host share by now, with one pool."""
     wanted, where = asked.wanted, asked.where
@@ -256,9 +256,9 @@ def _swap_all_shared(
         joint = _Joint([one.basis for one in found])
     swaps = []
     with _opening(joint.plan, where) as (sharing, undo):
-        for one, own, plan in zip(found, weights, joint.plans(), strict=True):
-            others = partial(in_parts, ranks=ranks, memory=own.memory, basis=one.basis)
-            host = SharedMemory(own, where, pin_budget(wanted), others)
+        merging = loras or [None] * len(found)
+        for one, own, plan, added in zip(found, weights, joint.plans(), merging, strict=True):
+            host = shared_memory(own, ranks, one.basis, asked, added)
             swap = swap_loaded(one, plan, where, host, sharing)
             undo.callback(swap.close)
             swaps.append(swap)

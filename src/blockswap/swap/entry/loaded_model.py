@@ -27,12 +27,14 @@ from ..assembly.device_slabs import merged_leaves
 from ..assembly.parts import make_parts
 from ..assembly.pool_members import Sharing
 from ..assembly.table_rows import table_sentences
-from ..assembly.unit_store import HostMemory, OwnMemory, SharedMemory
+from ..assembly.unit_store import HostMemory, OwnMemory, SharedMemory, Together
+from ..guards.closed_model import is_refused
 from ..guards.cuda_graphs import refuse_cuda_graphs
 from ..opening.engine_start import start_engine
 from ..opening.from_memory import pin_budget, place_residents, rehome
 from ..opening.plan_again import plan_in_pool
 from ..opening.rank_parts import agreed_basis, in_parts
+from ..opening.shared_file import SharedLoras
 from ..plan_inputs.basis import Basis
 from ..plan_inputs.model_bytes import facts_of_module
 from ..plan_inputs.outlook import AnyWorkload, foresee
@@ -122,24 +124,37 @@ def share_models(
     ranks = ranks_of(mesh)
     with ranks.together("check what was asked"):
         wanted, where = as_args(args), open_device(device)
-        for model in models:
-            _refuse_other(model)
-            refuse_swapped(model)
-    weights = [share_weights(model, ranks, block_lists=wanted.block_lists) for model in models]
+        lives = [_live_of(model, wanted) for model in models]
+    weights = [share_weights(live, ranks) for live in lives]
     return ranks, weights, Asked(wanted, where, workload)
 
 
-def swap_shared(model: torch.nn.Module, ranks: Ranks, weights: SharedWeights, asked: Asked) -> Swap:
-    """Swaps a model whose weights all ranks of the host share by now."""
+def swap_shared(
+    model: torch.nn.Module,
+    ranks: Ranks,
+    weights: SharedWeights,
+    asked: Asked,
+    loras: SharedLoras | None = None,
+) -> Swap:
+    """Swaps a model whose weights all ranks of the host share by now; `loras` may be merged in."""
     wanted, where = asked.wanted, asked.where
     with ranks.together("find the blocks"), undisturbed():
         found = find_loaded(model, wanted, where, asked.workload)
     basis = agreed_basis(ranks, found.basis)
     with ranks.together("plan"), undisturbed():
         plan = basis.plan()
-    others = partial(in_parts, ranks=ranks, memory=weights.memory, basis=basis)
-    host = SharedMemory(weights, where, pin_budget(wanted), others)
+    host = shared_memory(weights, ranks, basis, asked, loras)
     return swap_loaded(replace(found, basis=basis), plan, where, host)
+
+
+def shared_memory(
+    weights: SharedWeights, ranks: Ranks, basis: Basis, asked: Asked, loras: SharedLoras | None
+) -> SharedMemory:
+    """Where the units of a model of several ranks rest, and how the ranks bring them."""
+    others = partial(in_parts, ranks=ranks, memory=weights.memory, basis=basis)
+    merging = None if loras is None else loras.with_loras
+    pinned = pin_budget(asked.wanted)
+    return SharedMemory(weights, asked.where, pinned, others, Together(ranks, merging))
 
 
 def find_loaded(
@@ -150,15 +165,19 @@ def find_loaded(
     loras: tuple[Lora, ...] = (),
 ) -> LoadedModel:
     """A loaded model's units and what a plan for it is made of. Raises as `swap_blocks`."""
-    _refuse_other(model)
-    refuse_swapped(model)
-    live = describe_module(model, wanted.block_lists)
+    live = _live_of(model, wanted)
     refuse_unloaded(live)
     _refuse_on_host(loras, where)
     if not where.on_host:
         refuse_self_quantising(live)
         refuse_cuda_graphs([model], live.layout.label)
     return _with_loras(live, wanted, where, workload, loras)
+
+
+def _live_of(model: torch.nn.Module, wanted: BlockSwapArgs) -> LiveModel:
+    _refuse_other(model)
+    refuse_swapped(model)
+    return describe_module(model, wanted.block_lists)
 
 
 def _refuse_on_host(loras: tuple[Lora, ...], where: Device) -> None:
@@ -217,10 +236,14 @@ def swap_loaded(
             lambda: (*host.sentences, *parts.pool.sentences),
             lambda: table_sentences(parts.live.tables),
         ]
-        again = None
-        if isinstance(host, OwnMemory):  # what ranks share is the model's weights alone
+        again, ranks = None, None
+        if isinstance(host, OwnMemory):
             again = _Again(found, where, host, sharing).with_loras
-        swap.keep(undo.pop_all(), told, _merged_loras(found, where, residents), again)
+        elif isinstance(host, SharedMemory):
+            ranks = host.together.ranks
+            if host.together.merging is not None:
+                again = _Refilled(found, plan, where, host, sharing).with_loras
+        swap.keep(undo.pop_all(), told, _merged_loras(found, where, residents), again, ranks)
     return swap
 
 
@@ -255,6 +278,31 @@ class _Again:
             return found.basis.plan()
         notes = self.found.basis.facts.notes
         return plan_in_pool(before, found.basis.facts, self.sharing.pool.sizes, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refilled:
+    """How a model of several ranks is swapped anew once other LoRAs are in what they share."""
+
+    found: LoadedModel
+    plan: SwapPlan
+    where: Device
+    host: SharedMemory
+    sharing: Sharing | None
+
+    def with_loras(self, loras: tuple[Lora, ...]) -> Callable[[Swap], None]:
+        merging = self.host.together.merging
+        assert merging is not None, "asked for where there is"
+        merge = merging(loras)
+
+        def swap_again(swap: Swap) -> None:
+            try:
+                merge()
+            finally:
+                if not is_refused(self.found.live.root):
+                    swap_loaded(self.found, self.plan, self.where, self.host, self.sharing, swap)
+
+        return swap_again
 
 
 def _refuse_saving(found: LoadedModel, hooks: Hooks, swap: Swap) -> None:

@@ -23,6 +23,11 @@ def refuse_closed(root: torch.nn.Module, label: str, opener: str) -> None:
     object.__setattr__(root, _HANDLE, handle)
 
 
+def is_refused(root: torch.nn.Module) -> bool:
+    """Whether a forward of `root` is refused."""
+    return _HANDLE in vars(root)
+
+
 def reopened(root: torch.nn.Module) -> None:
     """Takes the refusal back: the same skeleton is open again."""
     handle = vars(root).pop(_HANDLE, None)

@@ -14,8 +14,9 @@ from ...lora.request import Lora
 from ...plan import SwapPlan
 from ...plan.choice.budgets import ram_room
 from ...plan.choice.refusals import refuse_beyond_memory
-from ...ranks.group import Ranks
+from ...ranks.group import Ranks, together_or_alone
 from ...ranks.reading import ReadByOne
+from ...ranks.same_model import refuse_other_files
 from ...store.host_memory import most_host_bytes
 from ...stream.device import Device
 from ...stream.model.idle_weights import mark_idle
@@ -29,7 +30,7 @@ from ..running.handle import Swap
 from .engine_start import start_engine
 from .from_file import Opening
 from .plan_again import plan_in_pool
-from .rank_parts import in_parts
+from .rank_parts import agreed_basis, in_parts, refuse_other_plans
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +112,12 @@ def open_found(  # noqa: PLR0913 - all but three by name
             lambda: opening.reading_sentences(swap),
             lambda: table_sentences(model.live.tables),
         ]
-        again, merged = None, None
-        if ranks is None:
-            merged = opening.merged_loras(found.loras, residents)
-        if ranks is None and found.with_loras is not None:
-            again = _Again(found, found.with_loras, where, spare_ram, sharing, opener).with_loras
-        swap.keep(closing, told, merged, again)
+        again, merged = None, opening.merged_loras(found.loras, residents)
+        if found.with_loras is not None:
+            again = _Again(
+                found, found.with_loras, plan, where, spare_ram, sharing, opener, ranks
+            ).with_loras
+        swap.keep(closing, told, merged, again, ranks)
     return root
 
 
@@ -126,18 +127,22 @@ class _Again:
 
     found: FoundModel
     other: WithLoras
+    plan: SwapPlan
     where: Device
     spare_ram: int
     sharing: Sharing | None
     opener: str
+    ranks: Ranks | None
 
     def with_loras(self, loras: tuple[Lora, ...]) -> Callable[[Swap], None]:
         find = self.other(loras)
 
         def open_again(swap: Swap) -> None:
-            before = swap.plan
+            # Ranks stay with the plan that they began with, and tell anew how they carry it out.
+            before = swap.plan if self.ranks is None else self.plan
             try:
-                self._open(find(), before, swap)
+                with together_or_alone(self.ranks, "open the model with other LoRAs"):
+                    self._open(find(), before, swap)
             except BaseException:
                 self._as_before(before, swap)
                 raise
@@ -145,8 +150,14 @@ class _Again:
         return open_again
 
     def _open(self, found: FoundModel, before: SwapPlan, swap: Swap) -> None:
-        if self.sharing is None:
+        if self.ranks is not None:
+            refuse_other_files(self.ranks, found.checkpoint.headers)
+            found = replace(found, basis=agreed_basis(self.ranks, found.basis))
+        if self.sharing is None and self.ranks is None:
             open_planned(found, self.where, opener=self.opener, swap=swap)
+            return
+        if self.sharing is None:
+            self._carry_out(found, plan_found(found), swap)
             return
         notes = self.found.basis.facts.notes
         plan = plan_in_pool(before, found.basis.facts, self.sharing.pool.sizes, notes)
@@ -157,6 +168,8 @@ class _Again:
         self._carry_out(replace(self.found, model=model), before, swap)
 
     def _carry_out(self, found: FoundModel, plan: SwapPlan, swap: Swap) -> None:
+        if self.ranks is not None:
+            refuse_other_plans(self.ranks, plan)
         open_found(
             found,
             plan,
@@ -165,4 +178,5 @@ class _Again:
             sharing=self.sharing,
             opener=self.opener,
             swap=swap,
+            ranks=self.ranks,
         )

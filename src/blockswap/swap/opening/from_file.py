@@ -176,15 +176,21 @@ class Opening:
     def merged_loras(
         self, files: Sequence[LoraFile], residents: Mapping[str, Resident]
     ) -> MergedLoras | None:
-        """The LoRAs behind the model, whose strengths may be changed."""
+        """The LoRAs behind the model, whose strengths may be changed.
+
+        What stays is then read by each rank that places it, by itself.
+        """
         if not files:
             return None
+        parts = self._parts
+        loader = Loader(self._model, self._headers, parts.pool.readers, parts.device)
         merged = MergedLoras(
             files,
-            self._parts.live,
-            self._parts.device,
-            merged=self._loader.decoded,
+            parts.live,
+            parts.device,
+            merged=loader.decoded,
             changes=lambda tensor: any(f.form.merges for f in self._model.forms(tensor)),
+            writes=self._reading.places,
         )
         merged.stay(residents)
         return merged

@@ -1,10 +1,11 @@
 """Whether ranks of a host bring blocks in parts: with equal plans, where measured rates say so."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
+from ...errors import PlanError
 from ...plan import SwapPlan
 from ...plan.inputs.foresight import Speeds
 from ...plan.timing.shared_link import RankRates, brought_alone, brought_in_parts, tiers_in_parts
@@ -38,6 +39,34 @@ def agreed_basis(ranks: Ranks, basis: Basis) -> Basis:
 def _least(free: Sequence[int | None]) -> int | None:
     known = [nbytes for nbytes in free if nbytes is not None]
     return min(known) if len(known) == len(free) else None
+
+
+def refuse_other_plans(ranks: Ranks, plan: SwapPlan) -> None:
+    """Raises PlanError where ranks of this host, who read one file together, have other plans.
+
+    Every rank must call it.
+    """
+    own = {unit.name: unit.tier for unit in plan.units} | {"slots": str(plan.slots)}
+    own |= {"the kind of device": torch.device(plan.device).type}
+    ranks = ranks.of_this_host()
+    told, first = ranks.agree("compare plans of one file", own), ranks.ranks[0]
+    with ranks.together("compare plans of one file"):
+        for rank, (name, other, one) in _differences(told, first):
+            raise PlanError(
+                f"{name} is {other} in the plan of rank {rank} and {one} in that of rank {first}, "
+                "and where blocks stay in the file the ranks of a host read it together: give all "
+                "of them the same args"
+            )
+
+
+def _differences(
+    told: Mapping[int, Mapping[str, str]], first: int
+) -> Iterator[tuple[int, tuple[str, str, str]]]:
+    for rank, plan in told.items():
+        for name in (*told[first], *(name for name in plan if name not in told[first])):
+            one, other = told[first].get(name, "missing"), plan.get(name, "missing")
+            if one != other:
+                yield rank, (name, other, one)
 
 
 def in_parts(parts: Parts, ranks: Ranks, memory: torch.Tensor | None, basis: Basis) -> Parts:

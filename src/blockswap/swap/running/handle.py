@@ -18,6 +18,8 @@ from ...lora.request import AnyLora, Lora, as_loras
 from ...pieces import Pieces
 from ...plan import SwapPlan
 from ...plan.correction.change_sentences import recent
+from ...ranks.group import Ranks, together_or_alone
+from ...ranks.same_model import refuse_other_loras
 from ...report import Summary, debug_line, draw_timeline, summarise, write_trace
 from ...store.host_memory import peak_host_bytes
 from ...stream.device import Device
@@ -54,6 +56,7 @@ class Swap:
         self._loras: MergedLoras | None = None
         self.pieces: Pieces | None = None  # None: the model always runs whole
         self._reopening: Reopening | None = None
+        self._ranks: Ranks | None = None
         # LoRAs that the host library has loaded into the model; see `LoraLoading`.
         self.loaded_beside: list[tuple[weakref.ref[torch.nn.Module], str]] = []
         self._follower: tuple[weakref.ref[Swap], int] | None = None  # after how many forwards
@@ -65,10 +68,12 @@ class Swap:
         told: Sequence[Callable[[], tuple[str, ...]]],
         loras: MergedLoras | None = None,
         reopening: Reopening | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """Takes over how everything is undone, who has something to say in the report, and how
-        the model is opened anew with other LoRAs."""
+        """Takes over how everything is undone, who has something to say in the report, how the
+        model is opened anew with other LoRAs, and which ranks do all this together."""
         self._loras = loras
+        self._ranks = ranks
         self._reopening = reopening
         self._undo = undo
         self._told = tuple(told)
@@ -227,27 +232,58 @@ class Swap:
         Any other files: the model is closed and opened anew behind this handle, by a plan of its
         own (models that share slots keep their places and slots), which takes as long as opening
         it did; the report begins again. Raises what opening raises and leaves the LoRAs of before,
-        StateError while another thread runs the model or where LoRAs cannot be merged.
+        StateError while another thread runs the model or where LoRAs cannot be merged. With a
+        `mesh` every rank calls it, with the same LoRAs: all have them then, or none.
         """
         wanted = as_loras(loras)
+        ranks = self._ranks
+        with together_or_alone(ranks, "change LoRAs"):
+            self._refuse_no_change()
+            if ranks is not None:
+                refuse_other_loras(ranks, wanted)
+            if self._loras is not None and self._loras.are(wanted):
+                said = self._set_strengths(self._loras, [lora.strength for lora in wanted])
+            else:
+                said = self._set_files(wanted)
+            self.tell(said)
+
+    def _refuse_no_change(self) -> None:
         if self.closed or self._streamer.forked:
             raise StateError(
                 f"set_loras was called, and this swap of {type(self.model).__name__} is "
                 f"{'closed' if self.closed else 'of another process'}: open the model with loras="
             )
         self._streamer.refuse_running()
-        if self._loras is not None and self._loras.are(wanted):
-            self.tell(self._loras.set(wanted, self._streamer.units))
-        elif self._reopening is None:
+
+    def _set_strengths(self, loras: MergedLoras, strengths: Sequence[float]) -> str:
+        """On all ranks or on none; where what stays is of neither, no forward goes on."""
+        before, units = loras.strengths, self._streamer.units
+        try:
+            with together_or_alone(self._ranks, "merge LoRAs"):
+                return loras.set(strengths, units)
+        except BaseException:
+            if not loras.torn:
+                loras.set(before, units)  # another rank has failed
+            raise
+        finally:
+            if loras.torn:
+                self._streamer.spoil(
+                    f"the LoRAs of {type(self.model).__name__} could neither be changed nor merged "
+                    "as before: close the model and open it again"
+                )
+
+    def _set_files(self, wanted: tuple[Lora, ...]) -> str:
+        if self._reopening is None:
             raise StateError(
                 f"set_loras was called, and no LoRAs are merged into {type(self.model).__name__} "
-                "here (a text encoder, a model of several ranks or of an application around it): "
-                "load them beside its weights (load_lora_adapter)"
+                "here (a text encoder, a loaded model of several ranks or of an application around "
+                "it): load them beside its weights (load_lora_adapter)"
             )
-        else:
-            self._open_anew(self._reopening(wanted))
-            named = ", ".join(f"{Path(lora.path).name} at {lora.strength:g}" for lora in wanted)
-            self.tell(f"LoRAs are others since: {named or 'none'}")
+        with together_or_alone(self._ranks, "find other LoRAs"):
+            again = self._reopening(wanted)
+        self._open_anew(again)
+        named = ", ".join(f"{Path(lora.path).name} at {lora.strength:g}" for lora in wanted)
+        return f"LoRAs are others since: {named or 'none'}"
 
     def _open_anew(self, again: Callable[["Swap"], None]) -> None:
         """Closes what is open and opens it by `again`; a swap that could not be is closed."""

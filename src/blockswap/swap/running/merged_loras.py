@@ -30,8 +30,12 @@ class MergedLoras:
         *,
         merged: Merging,
         changes: Callable[[LiveTensor], bool],
+        writes: bool = True,
     ) -> None:
-        """`changes` says whether a tensor is changed by them."""
+        """`changes` says whether a tensor is changed by them. `writes`: what stays is made anew by
+        this process, and not by another rank that has the same memory."""
+        self._writes = writes
+        self.torn = False  # what stays is partly of other strengths: it could not be made anew
         self._files = tuple(files)
         self._live = live
         self._device = device
@@ -47,18 +51,24 @@ class MergedLoras:
         """Whether they are the files that were opened, in their order."""
         return len(loras) == len(self._files) and all(map(is_file_of, self._files, loras))
 
-    def set(self, loras: Sequence[Lora], units: Sequence[Unit]) -> str:
+    @property
+    def strengths(self) -> list[float]:
+        """At which they are added now."""
+        return [file.strength.value for file in self._files]
+
+    def set(self, strengths: Sequence[float], units: Sequence[Unit]) -> str:
         """Adds the files that were opened at other strengths, between forwards; what is said of it.
 
         `units`: all of the model, where they are now.
         """
-        files = self._files
-        if [file.strength.value for file in files] != [lora.strength for lora in loras]:
-            before = [file.strength.value for file in files]
+        files, before = self._files, self.strengths
+        if before != list(strengths):
             try:
-                self._add_at([float(lora.strength) for lora in loras], units)
+                self._add_at(strengths, units)
             except BaseException:
+                self.torn = True
                 self._add_at(before, units)
+                self.torn = False
                 raise
         words = ", ".join(f"{file.label} at {file.strength.value:g}" for file in files)
         return f"LoRAs are added at other strengths since: {words}"
@@ -66,7 +76,13 @@ class MergedLoras:
     def _add_at(self, strengths: Sequence[float], units: Sequence[Unit]) -> None:
         self._device.synchronize()  # the forwards before still read what is written here
         for file, strength in zip(self._files, strengths, strict=True):
-            file.strength.value = strength
+            file.strength.value = float(strength)
+        if self._writes:
+            self._make_anew(units)
+        self._device.synchronize()
+
+    def _make_anew(self, units: Sequence[Unit]) -> None:
+        """What stays on the device."""
         for unit, live in zip(units, self._live.units, strict=True):
             resident = unit.resident or self._residents.get(unit.name)
             if unit.tier != "resident" or resident is None:
@@ -78,4 +94,3 @@ class MergedLoras:
             place = tensor.places[0]
             # Past the version counter: the engine itself wrote this, and no code of others.
             place.table[place.name].data.copy_(leaf)
-        self._device.synchronize()
