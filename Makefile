@@ -2,8 +2,11 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# One thread a worker: two workers with two threads each would only get in each other's way.
-TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# One thread a worker: two workers with two threads each would only get in each other's way. Compiled
+# files are kept whatever the caller's setting: hundreds of processes that tests start read them.
+TEST   := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+# Files in the order of their names: by the number of tests the longest one, of six, would come last.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check format lint types contracts house fast coverage bench bench-disk disk-30 disk-14b disk-h3 encoder-umt5 whole-video every-point every-video test-comfy test-formats test-any-model test-pieces test-gpu comfy-env clean
 
@@ -11,11 +14,11 @@ demo: $(VENV)/.ready
 	$(BIN)/blockswap demo "red ball right"
 
 test: $(VENV)/.ready comfy-env
-	$(TEST) -n 2 --dist loadfile $(ARGS)
+	$(TEST) $(SHARED) $(ARGS)
 
 # The same with line coverage, which takes half as long again.
 coverage: $(VENV)/.ready comfy-env
-	$(TEST) -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
+	$(TEST) $(SHARED) --cov --cov-report=term $(ARGS)
 
 check: format lint types contracts fast
 
@@ -36,7 +39,7 @@ contracts: $(VENV)/.ready
 	$(BIN)/lint-imports
 
 fast: $(VENV)/.ready
-	$(TEST) -n 2 --dist loadfile -q -m "not slow and not root" tests/units tests/selection tests/plan \
+	$(TEST) $(SHARED) -q -m "not slow and not root" tests/units tests/selection tests/plan \
 		tests/layout_files tests/report tests/store tests/decode tests/lora tests/engine/test_readers.py \
 		tests/engine/test_equality_runs.py tests/engine/test_guards.py tests/engine/test_restore.py
 
@@ -48,10 +51,12 @@ bench: $(VENV)/.ready
 disk-30: $(VENV)/.ready
 	BLOCKSWAP_STEADY_BLOCKS=30 $(TEST) -q -s -m root tests/full_size/test_steady_memory.py
 
-# Runs ended, interrupted and failed at every point that is known; CI takes some of them.
+# Runs ended, interrupted and failed at every point that is known, and a small model in every store,
+# dtype, selection and prefetch distance; CI takes some of them.
 every-point: $(VENV)/.ready
 	BLOCKSWAP_EVERY_POINT=1 $(TEST) -n 2 -q tests/generate/test_resume.py tests/engine/test_residency.py \
-		tests/engine/test_disk_faults.py tests/engine/test_opening_failures.py
+		tests/engine/test_disk_faults.py tests/engine/test_opening_failures.py \
+		tests/engine/test_equality_matrix.py
 
 # Whole videos of every kind of model, from folders and from single files in every format, on the CPU and on
 # the simulated accelerator; CI runs a pairwise choice.

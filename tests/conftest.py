@@ -1,5 +1,6 @@
 """The compute devices of the suite: the CPU, and the simulated accelerator in both of its modes."""
 
+import gc
 import os
 
 # Before torch is imported: the models are tiny, and worker threads that wake each other up for
@@ -29,6 +30,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cheap_collections() -> None:
+    """Modules and tests of the whole suite are half a million objects: `gc.collect()`, which many
+    tests and the engine call, looks at those alone that came after the file began.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def sim_module() -> ModuleType:
     """The `simaccel` package, built; skips where there is no compiler (never where CI is set)."""
@@ -50,6 +60,17 @@ def device(request: pytest.FixtureRequest) -> Iterator[Any]:
 def sim_device(request: pytest.FixtureRequest) -> Iterator[Any]:
     """The simulated accelerator only, in either mode."""
     yield from _opened(request.param, request)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing is compiled yet, and a function that is compiled too often is an error."""
+    import torch
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from blockswap.cli.app import app
@@ -161,3 +161,16 @@ def test_loras_are_counted_with_their_blocks(tmp_path: Path) -> None:
     result = runner.invoke(app, ["plan", "--model", "wan2.2-ti2v-5b", "--lora", str(path)])
     assert result.exit_code == 2
     assert "another size" in " ".join(result.output.split())
+    with_image = load_file(path) | {
+        "diffusion_model.blocks.0.cross_attn.k_img.lora_A.weight": torch.zeros(32, 1536),
+        "diffusion_model.blocks.0.cross_attn.k_img.lora_B.weight": torch.zeros(1536, 32),
+    }
+    save_file(with_image, path)
+    model = ["--model", "wan2.1-t2v-1.3b"]
+    result = runner.invoke(app, ["plan", *model, *options, "--lora", str(path)])
+    assert result.exit_code == 2
+    assert "--lora-partial" in " ".join(result.output.split())
+    partly = json.loads(run(*options, "--lora", str(path), "--lora-partial"))["plan"]
+    moved = partly["copied_bytes_per_forward"] - plain["copied_bytes_per_forward"]
+    assert moved == factors // 2
+    assert any("2 of 62 tensors of the LoRA a.safetensors are" in s for s in partly["sentences"])

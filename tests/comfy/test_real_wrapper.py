@@ -1,9 +1,12 @@
 """The real wrapper pack beside ours in a real ComfyUI, whichever is loaded first.
 
-By hand, with BLOCKSWAP_WRAPPER=<folder of the pack>; its Python needs that pack's packages.
+By hand, with BLOCKSWAP_WRAPPER=<folder of the pack>; its Python needs that pack's packages. On the
+CPU, and with all of it pointed at the simulated accelerator, where blocks really are streamed.
 """
 
+import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +21,15 @@ from comfy_host.client import Client
 from comfy_host.environment import Environment
 from comfy_host.graphs import ARGS, OURS
 from comfy_host.sampling import _encode
+from comfy_host.server import REPOSITORY
 
 WRAPPER = os.environ.get("BLOCKSWAP_WRAPPER") or None
 pytestmark = pytest.mark.skipif(
     WRAPPER is None, reason="tried by hand: set BLOCKSWAP_WRAPPER to the folder of the real pack"
 )
 FILE = "wrapper-tiny.safetensors"
+BLOCKS = 30
+ON_SIM = server.PACKS / "on_sim"
 # In a process of its own: the pack's classes ask for a ComfyUI around them.
 WRITER = """
 import sys
@@ -39,20 +45,41 @@ save_file(real_wrapper.weights(), target)
 
 
 @pytest.fixture(scope="module", params=["wrapper first", "wrapper last"])
-def both(request, environment: Environment, base: Callable[[str], Path]) -> Iterator[Client]:
-    root = base("real-wrapper")
+def order(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def _beside(
+    order: str, environment: Environment, root: Path, more: dict[str, Path]
+) -> server.Launch:
+    """A ComfyUI with both packs, and a small file for the wrapper's loader."""
     target = root / "models" / "diffusion_models" / FILE
     if not target.exists():
-        tests = server.REPOSITORY / "tests"
+        tests = REPOSITORY / "tests"
         variables = os.environ | {
             "BLOCKSWAP_COMFYUI": str(environment.core),
-            "PYTHONPATH": os.pathsep.join(map(str, (tests, tests / "comfy_core"))),
+            "PYTHONPATH": os.pathsep.join(
+                map(str, (REPOSITORY / "src", tests, tests / "comfy_core"))
+            ),
         }
         command = [environment.python, "-c", WRITER, environment.core, target]
         subprocess.run(command, env=variables, check=True)
-    packs = dict(server.default_packs())
-    packs[_name(root, packs, first=request.param == "wrapper first")] = Path(str(WRAPPER))
-    with server.running(server.Launch(environment, root, packs)) as running:
+    packs = {**server.default_packs(), **more}
+    packs[_name(root, packs, first=order == "wrapper first")] = Path(str(WRAPPER))
+    return server.Launch(environment, root, packs)
+
+
+@pytest.fixture(scope="module")
+def both(order: str, environment: Environment, base: Callable[[str], Path]) -> Iterator[Client]:
+    launch = _beside(order, environment, base("real-wrapper"), {})
+    with server.running(launch) as running:
+        yield Client(running)
+
+
+@pytest.fixture(scope="module")
+def on_sim(order: str, environment: Environment, base: Callable[[str], Path]) -> Iterator[Client]:
+    launch = _beside(order, environment, base("sim-wrapper"), {"blockswap-on-sim": ON_SIM})
+    with server.running(launch) as running:
         yield Client(running)
 
 
@@ -114,5 +141,57 @@ def test_ids_and_latents(both: Client) -> None:
     (text,) = both.run_well(graph).outputs["report"]["text"]
     assert "its blocks are streamed here, its own swap is off" in text
     failed = both.run(_graph(OURS, blocks="38-41")).event("execution_error")
+    assert failed is not None
+    assert "Invalid range: '38-41': the model has blocks 0-29" in failed["exception_message"]
+
+
+def _ran(client: Client, node: str | None, **asked: object) -> tuple[torch.Tensor, str, Any]:
+    """Latents, the report's text, and what the device has counted in the sampler's run.
+
+    The model is not offloaded at the end: that would copy its weights, by the pack itself.
+    """
+    graph = _graph(node, **asked)
+    graph["sampler"]["inputs"]["force_offload"] = False
+    graph["device"] = {"class_type": "TestDevice", "inputs": {"after": ["sampler", 0]}}
+    if node is not None:
+        told = {"model": ["swap", 0], "after": ["sampler", 0], "free_host_memory": False}
+        graph["report"] = {"class_type": f"{OURS}Report", "inputs": told}
+    client.free()
+    before = {"class_type": "TestDevice", "inputs": {"after": ["model", 0]}}
+    client.run_well({"model": graph["model"], "device": before})
+    ran = client.run_well(graph)
+    text = "" if node is None else ran.outputs["report"]["text"][0]
+    (counted,) = ran.outputs["device"]["text"]
+    return client.latent(ran, "latent"), text, json.loads(counted)
+
+
+ASKED: tuple[tuple[dict[str, object], int | None], ...] = (
+    ({"blocks_to_swap": 0}, 0),
+    ({"blocks_to_swap": 1}, 1),
+    ({"blocks_to_swap": 7}, 7),
+    ({"blocks_to_swap": 9999}, BLOCKS),
+    ({"blocks": "0,2,3-5"}, 5),
+    ({"vram_budget": "12MiB"}, None),
+)
+TEXT_BYTES = 2 * 512 * 4096 * 4  # the sampler leaves both prompts on the device
+
+
+def test_counts_lists_and_budgets_where_blocks_are_streamed(on_sim: Client) -> None:
+    expected, _, whole = _ran(on_sim, None)
+    assert torch.isfinite(expected).all()
+    assert whole["device_bytes"] - TEXT_BYTES > 12 << 20
+    copied_back = whole["d2h_bytes"]
+    for asked, count in ASKED:
+        latents, text, counted = _ran(on_sim, OURS, **asked)
+        assert torch.equal(latents, expected)
+        (found,) = re.findall(rf"block swap on sim:0: (\d+) of {BLOCKS} blocks streamed", text)
+        assert int(found) == count if count is not None else 0 < int(found) < BLOCKS, asked
+        # Never more than a run without block swap copies to the host: no weight, by us or by it.
+        assert counted["d2h_bytes"] - copied_back == whole["d2h_bytes"], asked
+        copied_back = counted["d2h_bytes"]
+        assert counted["races"] == 0
+        if count is None:
+            assert counted["device_bytes"] - TEXT_BYTES <= 12 << 20
+    failed = on_sim.run(_graph(OURS, blocks="38-41")).event("execution_error")
     assert failed is not None
     assert "Invalid range: '38-41': the model has blocks 0-29" in failed["exception_message"]

@@ -5,23 +5,34 @@ an AttributeError.
 """
 
 import ast
+import functools
 import importlib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import torch
 from comfy.model_patcher import ModelPatcher
 from test_loader import saved
 
 from blockswap import BlockSwapArgs
 from blockswap.errors import HostError
+from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.clone.patcher import swap_on_clone
+from blockswap.nodes.host_code import wan_forwards
 from blockswap.nodes.in_pieces.wan_pieces import WAN
 from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.runs.wish import Wish
-from blockswap.nodes.seams import host, host_checkpoints, host_dynamic, host_names, host_wan
+from blockswap.nodes.seams import (
+    host,
+    host_checkpoints,
+    host_dynamic,
+    host_names,
+    host_wan,
+)
 from blockswap.nodes.swap_node import BlockSwapNode
 from blockswap.pieces import why_never
 
@@ -120,7 +131,7 @@ def test_without_a_name_that_pieces_need_blocks_run_whole(
     assert why_never(plain.model.diffusion_model, WAN) is None
     monkeypatch.setattr(host_names, "_is_there", lambda asked: asked != name)
     why = why_never(plain.model.diffusion_model, WAN)
-    assert why == "WanModel is no model that is known in pieces"
+    assert why == f"this ComfyUI has no {name}, which pieces work through"
 
 
 def words(table: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
@@ -155,17 +166,70 @@ def test_without_a_word_that_pieces_need_blocks_run_whole(
     plain = tiny.model("t2v")
     assert why_never(plain.model.diffusion_model, WAN) is None
     forget(place, word, monkeypatch)
-    assert why_never(plain.model.diffusion_model, WAN) is not None
+    why = why_never(plain.model.diffusion_model, WAN)
+    assert why == f"this ComfyUI has no {word} in {place}, which pieces work through"
+
+
+READ = dict(wan_forwards.functions_read())
+
+
+@pytest.mark.parametrize(("module", "name"), READ)
+def test_a_forward_of_tomorrow_runs_whole(
+    module: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each word that a forward works with is taken away in turn, and a new one comes."""
+    root, function = tiny.model("t2v").model.diffusion_model, READ[module, name]
+    words_of = host_names.works_with
+    assert why_never(root, WAN) is None
+
+    def why(change: Callable[[frozenset[str]], frozenset[str]]) -> str | None:
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                host_names,
+                "works_with",
+                lambda asked: change(words_of(asked)) if asked is function else words_of(asked),
+            )
+            return why_never(root, WAN)
+
+    said = f"{module}.{name} {{}}, unlike those that pieces are known for"
+    assert why(lambda words: words | {"clip_to_fp16"}) == said.format("works with clip_to_fp16")
+    known = [set(text.split()) for text in wan_forwards.FORWARDS[module, name]]
+    for word in words_of(function):
+        another_core = words_of(function) - {word} in known
+        expected = None if another_core else said.format(f"does not work with {word}")
+        assert why(lambda words, word=word: words - {word}) == expected  # type: ignore[misc]
+
+
+def test_a_forward_that_is_gone_or_no_function_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tiny.model("t2v").model.diffusion_model
+    for module, name in READ:
+        owner = importlib.import_module(module)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, functools.partial(getattr(owner, name)))
+            assert f"{module}.{name} does not work with" in str(wan_forwards.why_unread())
+    assert wan_forwards.why_unread() is None
+    assert why_never(root, WAN) is None
+
+
+def test_latents_of_a_core_whose_forwards_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tiny.model("t2v")
+    expected = tiny.sample(plain, clip=(1, 5, 14, 14))
+    monkeypatch.setattr(host_names, "works_with", lambda asked: frozenset({"other"}))
+    model = tiny.swapped(plain, blocks="0-3", chunk_tokens=64)
+    assert torch.equal(tiny.sample(model, clip=(1, 5, 14, 14)), expected)
+    text = holding_of(plain.model).swap.report().text()
+    assert "all blocks run whole, although pieces of 64 tokens were asked: comfy.ldm.wan" in text
 
 
 # What is read of the host's objects, by the names that these have in our code.
 OBJECTS = ("patcher", "clone", "config", "patch", "noted", "loaded", "layer", "executor")
 COMMON = ("model", "clear", "items", "update")  # ... and of our own dictionaries of these names
+TORCHS = ("_parameters", "bias", "in_features", "out_features")  # ... and torch's of a linear layer
 
 
 def test_what_is_read_of_the_hosts_objects_is_listed() -> None:
     tables = (host_names.WORDS, host_names.SHARING_WORDS, host_names.CUTTING_WORDS)
-    known = {word for table in tables for _, word in words(table)} | set(COMMON)
+    known = {word for table in tables for _, word in words(table)} | {*COMMON, *TORCHS}
     for names in (
         *(host_names.METHODS, host_names.ATTRIBUTES, host_names.SHARED, host_names.DYNAMIC),
         *(host_dynamic.OVERRIDDEN, host_dynamic.ATTRIBUTES, host.OVERRIDDEN),

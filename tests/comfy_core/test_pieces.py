@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -301,17 +302,78 @@ def test_what_others_do_inside_a_block_makes_it_run_whole(
     assert WHOLE[touch] in text
 
 
-def test_a_class_whose_forward_is_another_one_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def wrapped(kind: Any, name: str = "forward") -> Any:
+    """As a pack puts its own in front, for every block of the class."""
+    before = getattr(kind, name)
+
+    @functools.wraps(before)
+    def another(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = before(self, *args, **kwargs)
+        return [part * 1.01 for part in made] if isinstance(made, tuple) else made * 1.01
+
+    return another
+
+
+def reworded(kind: Any) -> Any:
+    """The text of its forward with another arithmetic of the same words."""
+    text = inspect.getsource(kind.forward)
+    assert "self.o(x)" in text
+    names = dict(vars(inspect.getmodule(kind)))
+    exec(textwrap.dedent(text.replace("self.o(x)", "self.o(x + x)")), names)
+    return names["forward"]
+
+
+@pytest.mark.parametrize(
+    ("another", "said"),
+    [
+        (wrapped, "comfy.ldm.wan.model.WanSelfAttention works with "),
+        (reworded, "gave another result in pieces than whole"),
+    ],
+)
+def test_a_class_whose_forward_is_another_one_runs_whole(
+    another: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tiny.model("t2v").model.diffusion_model
     assert why_never(root, WAN) is None
     kind = type(root.blocks[0].self_attn)
-    before = kind.forward
-
-    @functools.wraps(before)
-    def another(self: Any, x: Any, freqs: Any, transformer_options: Any = None) -> Any:
-        return before(self, x, freqs, transformer_options=transformer_options or {}) * 1.01
-
-    monkeypatch.setattr(kind, "forward", another)
+    monkeypatch.setattr(kind, "forward", another(kind))
     why = why_never(root, WAN)
     assert why is not None
-    assert "gave another result in pieces than whole" in why
+    assert said in why
+
+
+def classes(root: Any) -> dict[str, Any]:
+    """Whose forwards ours stand in for."""
+    block = root.blocks[0]
+    found = {"block": block, "self": block.self_attn, "cross": block.cross_attn}
+    if hasattr(root, "vace_blocks"):
+        found["vace block"] = root.vace_blocks[0]
+    return {name: type(module) for name, module in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "which"),
+    [
+        *(("t2v", which) for which in ("block", "self", "cross")),
+        *(("vace", which) for which in ("block", "self", "vace block", "model")),
+    ],
+)
+def test_a_class_that_is_changed_while_a_model_runs_in_pieces(
+    family: str, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packs do it when their node runs, and the model of the prompt before is still loaded."""
+    plain = tiny.model(family)
+    root = plain.model.diffusion_model
+    before = tiny.sample(plain, clip=CLIP)
+    model = tiny.swapped(plain, blocks="0-3", chunk_tokens=64)
+    assert torch.equal(tiny.sample(model, clip=CLIP), before)
+    kind, name = (type(root), "forward_orig") if which == "model" else (None, "forward")
+    kind = kind or classes(root)[which]
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, name, wrapped(kind, name))
+        got = tiny.sample(model, clip=CLIP)
+        text = holding_of(plain.model).swap.report().text()
+        assert torch.equal(tiny.sample(plain, clip=CLIP), got)
+    assert not torch.equal(got, before)
+    assert f"the forward of {kind.__name__} was replaced by other code meanwhile" in text
+    assert torch.equal(tiny.sample(model, clip=CLIP), before)

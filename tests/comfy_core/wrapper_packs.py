@@ -94,9 +94,10 @@ def hold_a_budget(
     budget = weights * 4 // 5
     ours = swapped(plain, vram_budget=budget)
     found, kept = peak_of(ours)
-    assert takeover_on(ours).swap.plan.streamed
-    # What stays is in the pack's own tensors, each of which the allocator rounds to 512 bytes.
-    rounded = 512 * len(list(root.parameters()))
-    assert kept <= budget + rounded < weights
-    assert found <= budget + rounded + whole - usual
+    plan = takeover_on(ours).swap.plan
+    assert plan.streamed
+    # Of single numbers the pack leaves some in host memory, and some on the device between runs.
+    numbers = sum(buffer.numel() == 1 for buffer in root.buffers())
+    assert plan.device_bytes - 512 * numbers <= kept <= plan.device_bytes <= budget
+    assert found <= budget + whole - usual
     takeover_on(ours).close()

@@ -163,7 +163,8 @@ def _try(ready: Environment) -> None:
         (trial / folder).mkdir(parents=True)
     arguments = ["--cpu", "--quick-test-for-ci", "--disable-api-nodes"]
     command = [str(ready.python), "main.py", *arguments, "--base-directory", str(trial)]
-    _checked(command, cwd=ready.core)
+    # What it compiles is kept, whatever the caller's setting: every later start reads it.
+    _checked(command, cwd=ready.core, env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""})
     shutil.rmtree(trial)
 
 
@@ -171,8 +172,8 @@ def _pip(arguments: list[str]) -> None:
     _checked([sys.executable, "-m", "pip", "--quiet", *arguments], cwd=HOME)
 
 
-def _checked(command: list[str], *, cwd: Path) -> None:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def _checked(command: list[str], *, cwd: Path, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         tail = (done.stdout + done.stderr)[-2000:]
         raise CannotBuild(f"`{' '.join(command)}` ended with {done.returncode}:\n{tail}")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blockswap.convert import convert
-from blockswap.errors import ArgsError, BlockSwapError, OutputError
+from blockswap.errors import BlockSwapError, OutputError
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.layout.geometry import WanGeometry, infer_geometry, tensor_names
 
@@ -33,11 +33,6 @@ def is_linear(name):
 def whole(tmp_path):
     save_file(weights(), tmp_path / "whole.safetensors")
     return tmp_path / "whole.safetensors"
-
-
-def test_a_model_with_its_module_is_told_what_to_do(whole, tmp_path):
-    with pytest.raises(ArgsError, match="2 files were given to convert, and it rewrites one"):
-        convert([whole, whole], tmp_path / "out.safetensors")
 
 
 # Scales of fp8 weights, which a cast multiplies by; and what is of no use without fp8 products.

@@ -36,6 +36,9 @@ def test_any_indices_give_the_rows(folder: Path) -> None:
         for beyond in (-1, 4128):
             with pytest.raises(IndexError, match="index out of range"):
                 model.shared(torch.tensor([beyond]))
+        for other in (torch.float32, torch.bool):
+            with pytest.raises(RuntimeError, match="scalar types: Long, Int"):
+                model.shared(torch.tensor([3], dtype=other))
         weight = model.shared.weight
         assert weight is model.encoder.embed_tokens.weight
         assert weight.shape == table.shape

@@ -1,12 +1,15 @@
 """Forecasts of published models and of files, on cards and on nothing known."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from blockswap import BlockSwapArgs, Workload, open_transformer
 from blockswap.demo.weights import weights_path
-from blockswap.errors import ArgsError, PlanError
+from blockswap.errors import ArgsError, GeometryError, PlanError
 from blockswap.forecast import Order, find_model, forecast, largest_clip, sweep
 from blockswap.forecast.forecast import foresee, has_plan
 from blockswap.forecast.sweep import limits
@@ -24,6 +27,15 @@ def order() -> Order:
     """The 14B model on a card with 8 GiB."""
     machine = machine_of_card(find_card("RTX 4060"), disk=DISK)
     return Order(find_model("wan2.1-t2v-14b"), CLIP, machine, device_free_bytes=8 * GIB)
+
+
+def test_a_file_that_does_not_open_is_not_planned(tmp_path: Path) -> None:
+    tensors = load_file(weights_path())
+    key = "blocks.0.self_attn.q.weight"
+    with safe_open(weights_path(), framework="pt") as file:
+        save_file(tensors | {key: tensors[key].long()}, tmp_path / "a.safetensors", file.metadata())
+    with pytest.raises(GeometryError, match="compute in floating point"):
+        find_model(str(tmp_path / "a.safetensors"))
 
 
 def test_figures_of_a_published_model() -> None:

@@ -12,6 +12,9 @@ import torch
 from packed import FORMATS, GGUF_KINDS, gguf_blocks
 from safetensors.torch import load_file, save_file
 
+from blockswap.convert.weights import decoded
+from blockswap.layout.checkpoint import Checkpoint, StoredTensor
+
 PLAIN = ("bf16", "fp32 shards")
 PACKED = (*FORMATS, *(f"gguf-{kind}" for kind in GGUF_KINDS), "gguf-mixed")
 NAMES = (*PLAIN, *PACKED)
@@ -171,6 +174,20 @@ def _add_plain(writer: Any, key: str, tensor: torch.Tensor) -> torch.Tensor:
         return half
     writer.add_tensor(key, tensor.numpy().astype(np.float32))
     return tensor
+
+
+def weight_of(
+    checkpoint: Checkpoint, tensor: StoredTensor, dtype: str = "bfloat16"
+) -> torch.Tensor:
+    """What a packed weight is decoded to, from nothing but its own ranges of the files."""
+    assert tensor.packing is not None
+
+    def read(part: StoredTensor, into: bytearray) -> None:
+        with checkpoint.paths[part.shard].open("rb") as file:
+            file.seek(part.offset)
+            assert file.readinto(into) == part.nbytes
+
+    return decoded(tensor.packing, tensor.shape, dtype, read)
 
 
 def inputs(model: str, device: torch.device, *, seed: int = 3) -> dict[str, Any]:

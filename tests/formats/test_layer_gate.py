@@ -144,6 +144,22 @@ def test_a_word_counts_in_the_header_and_beside_the_layer(
     assert (packing.format, packing.rotation) == ("int8 rotated", 16)
 
 
+@pytest.mark.parametrize("said", ["nvfp4", "mxfp8", "int8_tensorwise", "float8_e4m3fn", "new"])
+@pytest.mark.parametrize("in_header", [True, False])
+def test_what_is_said_of_a_plain_layer_is_not_passed_by(
+    said: str, in_header: bool, tmp_path: Path
+) -> None:
+    """It would be cast, or miss its scales, wherever else the file is opened."""
+    stored = {f"{LAYER}.weight": ones(128, 256, of=torch.bfloat16)}
+    words = {"layers": {LAYER: {"format": said}, "no.layer.of.it": {"format": said}}}
+    if not in_header:
+        stored[f"{LAYER}.comfy_quant"] = word(format=said)
+    path = tmp_path / "f.safetensors"
+    save_file(stored, path, {"_quantization_metadata": json.dumps(words)} if in_header else None)
+    with pytest.raises(GeometryError, match=r"lacks|says that it is|blockswap knows"):
+        unpacked(open_checkpoint(path))
+
+
 def test_what_is_not_packed_is_the_same_checkpoint(tmp_path: Path) -> None:
     save_file({f"{LAYER}.weight": ones(8, 8)}, tmp_path / "f.safetensors")
     checkpoint = open_checkpoint(tmp_path / "f.safetensors")

@@ -57,6 +57,14 @@ def test_a_plan_alone_writes_nothing(tmp_path: Path) -> None:
     assert told.output.startswith("does not fit: ")
 
 
+def test_nothing_to_go_on_with_is_told(tmp_path: Path) -> None:
+    asked = ["--prompt", "red ball", "--output", tmp_path / "b.mp4", *SMALL, "--steps", "1"]
+    told = invoke(*asked, "--resume")
+    assert told.exit_code == 0
+    assert "nothing to go on with: no state of an unfinished run lies beside" in told.output
+    assert "nothing to go on with" not in invoke(*asked).output
+
+
 def test_what_changes_nothing_is_told(tmp_path: Path) -> None:
     asked = ["--prompt", "red ball", "--output", tmp_path / "ball.mp4", "--dry-run", *SMALL]
     plain = invoke(*asked)

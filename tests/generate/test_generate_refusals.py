@@ -21,9 +21,9 @@ from blockswap.errors import (
     StateError,
 )
 from blockswap.generate import VideoRequest, make_videos
-from blockswap.generate.inputs import image_of
+from blockswap.generate.inputs import image_of, is_transparent
 from blockswap.generate.parts.find import ModelFiles, find_components
-from blockswap.generate.request import output_paths, parse_lora, read_prompts
+from blockswap.generate.request import output_paths, read_prompts
 from blockswap.generate.run import prepare
 from blockswap.generate.state import RunState, pack, read_state, state_path, write_state
 
@@ -151,6 +151,64 @@ def test_an_image_stands_as_its_camera_says(tmp_path: Path) -> None:
     assert image_of(replace(request, image=tmp_path / "turned.png")).tobytes() == wanted.tobytes()
 
 
+def test_images_of_every_kind(tmp_path: Path) -> None:
+    """As their eight-bit likeness; what cannot be read so is refused."""
+    import numpy as np
+    from PIL import Image
+
+    grey = np.random.default_rng(5).integers(0, 256, (64, 64), dtype=np.uint8)
+    plain = Image.fromarray(grey)
+    request = request_for("t2v", tmp_path)
+
+    def read(image: Any, name: str) -> Any:
+        image.save(tmp_path / name)
+        return image_of(replace(request, image=tmp_path / name))
+
+    wanted = read(plain, "plain.png")
+    for deep in (grey.astype(np.uint16) * 257, grey.astype(np.int32) * 257):
+        name = f"{deep.dtype}.{'png' if deep.dtype == np.uint16 else 'tiff'}"
+        assert read(Image.fromarray(deep), name).tobytes() == wanted.tobytes(), name
+    for mode in ("RGB", "RGBA", "LA", "P"):
+        assert read(plain.convert(mode), f"{mode}.png").tobytes() == wanted.tobytes(), mode
+    printed = plain.convert("RGB").convert("CMYK")
+    assert read(printed, "printed.tiff").tobytes() == printed.convert("RGB").tobytes()
+    for pixels in (grey.astype(np.float32), grey.astype(np.int32) - 300):
+        with pytest.raises(ArgsError, match=r"cannot be read as an image .*(floating|16 bits)"):
+            read(Image.fromarray(pixels), "deep.tiff")
+    assert not is_transparent(tmp_path / "RGBA.png")
+    seen_through = plain.convert("RGBA")
+    seen_through.putalpha(Image.fromarray(grey))
+    seen_through.save(tmp_path / "glass.png")
+    assert is_transparent(tmp_path / "glass.png")
+
+
+def test_sound_is_no_video(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    import wave
+
+    with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", "none"))
+        sound.writeframes(bytes(1600))
+    for given in ("image", "video"):
+        request = request_for("t2v", tmp_path, **{given: tmp_path / "a.wav"})
+        with pytest.raises(ArgsError, match=f"cannot be read as an? {given}"):
+            prepare(folders("t2v"), request, tmp_path / "o.mp4", device="cpu")
+
+
+def test_what_is_read_is_not_written_over(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    video = draw_video(tmp_path / "v.mp4")
+    before = video.read_bytes()
+    (tmp_path / "sub").mkdir()
+    for output in (video, tmp_path / "sub" / ".." / "v.mp4"):
+        with pytest.raises(OutputError, match="the clip is made from it"):
+            request = request_for("v2v", tmp_path / "sub", video=video)
+            prepare(folders("v2v"), request, output, device="cpu")
+    picture = draw_image(tmp_path / "o.preview.png")
+    request = request_for("i2v", tmp_path, image=picture, preview_every=1)
+    with pytest.raises(OutputError, match="the clip is made from it"):
+        prepare(folders("i2v"), request, tmp_path / "o.mp4", device="cpu")
+    assert video.read_bytes() == before
+
+
 def test_numbers_that_are_none_are_no_clip(folders: Callable[[str], Path], tmp_path: Path) -> None:
     layer = "diffusion_model.blocks.1.ffn.0"
     adapter = {"lora_A": torch.full((2, 48), 1e30), "lora_B": torch.full((16384, 2), 1e30)}
@@ -165,7 +223,10 @@ def test_numbers_that_are_none_are_no_clip(folders: Callable[[str], Path], tmp_p
 
 def test_outputs(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("mine")
-    for name, said in [("a.avi", "with .mp4"), ("none/a.mp4", "not there"), ("text.mp4", "lost")]:
+    (tmp_path / "folder.mp4").mkdir()
+    cases = [("none/a.mp4", "not there"), ("text.mp4", "lost"), ("folder.mp4", "a folder is there")]
+    cases += [(name, "with .mp4") for name in ("a.avi", "a.gif", "a.webm", "a", ".mp4", "mp4")]
+    for name, said in cases:
         with pytest.raises(OutputError, match=said):
             output_paths(tmp_path / name, 1)
     assert [path.name for path in output_paths(tmp_path / "a.mp4", 2)] == ["a-1.mp4", "a-2.mp4"]
@@ -265,10 +326,8 @@ class TestStates:
 def test_loras(tmp_path: Path, folders: Callable[[str], Path]) -> None:
     file = tmp_path / "a:b.safetensors"
     file.write_bytes(b"none")
-    assert parse_lora(str(file)) == (file, 1.0)
-    assert parse_lora(f"{file}:0.5") == (file, 0.5)
-    with pytest.raises(ArgsError, match="strength that is no number"):
-        parse_lora(f"{file}:strong")
+    with pytest.raises(ArgsError, match="it is not there"):
+        request_for("t2v", tmp_path, loras=((tmp_path / "none.safetensors", 1.0),))
     with pytest.raises(BlockSwapError):
         request = request_for("t2v", tmp_path, loras=((file, 1.0),))
         prepare(folders("t2v"), request, tmp_path / "o.mp4", device="cpu")

@@ -103,12 +103,14 @@ def scheduler(shift: float = 3.0) -> Any:
 
 
 # "ti2v" reads a timestep for each token, as TI2V 5B does; "ti2v-image" starts from an image, too.
-KINDS = ("t2v", "i2v", "i2v-clip", "flf", "ti2v", "ti2v-image", "vace", "v2v", "two-experts")
+KINDS = ("t2v", "i2v", "i2v-clip", "flf", "ti2v", "ti2v-image", "vace", "v2v", "ti2v-video",
+         "two-experts")  # fmt: skip
+FROM_VIDEOS = ("v2v", "ti2v-video")
 # Those that are made by diffusers' pipeline for images, and those that have the parts of another.
 FROM_IMAGES = ("i2v", "i2v-clip", "flf", "ti2v-image")
 WITH_CLIP = ("i2v-clip", "flf")
 READS_IMAGE = ("i2v", "i2v-clip", "flf")
-SAVED_AS = {"v2v": "t2v", "ti2v-image": "ti2v"}
+SAVED_AS = {"v2v": "t2v", "ti2v-image": "ti2v", "ti2v-video": "ti2v"}
 
 
 def save(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:

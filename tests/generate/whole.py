@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
-from tiny_pipelines import FROM_IMAGES, WITH_CLIP
+from tiny_pipelines import FROM_IMAGES, FROM_VIDEOS, WITH_CLIP
 
 from blockswap.generate import VideoRequest, make_videos
 from blockswap.generate.run import Made, prepare
@@ -30,7 +31,7 @@ def request_for(kind: str, folder: Path, **changes: Any) -> VideoRequest:
         given["image"] = draw_image(folder / "start.png")
     if kind == "flf":
         given["last_image"] = draw_image(folder / "end.png", seed=4)
-    if kind == "v2v":
+    if kind in FROM_VIDEOS:
         given["video"] = draw_video(folder / "start.mp4")
     return VideoRequest(**{**given, **changes})
 
@@ -53,8 +54,10 @@ def by_diffusers(kind: str, folder: Path, request: VideoRequest, device: Any) ->
     """Frames of diffusers' pipeline with every model whole on the device, in memory of its own."""
     import diffusers
 
-    name = {"vace": "WanVACEPipeline", "v2v": "WanVideoToVideoPipeline"}.get(kind, "WanPipeline")
+    name = "WanVACEPipeline" if kind == "vace" else "WanPipeline"
     more: dict[str, Any] = {}
+    if kind in FROM_VIDEOS:
+        name = "WanVideoToVideoPipeline"
     if kind in FROM_IMAGES:
         name = "WanImageToVideoPipeline"
         more = {"image_encoder": None, "image_processor": None} if kind not in WITH_CLIP else {}
@@ -83,7 +86,7 @@ def called(pipe: Any, kind: str, request: VideoRequest) -> np.ndarray:
         given["last_image"] = Image.open(request.last_image).convert("RGB").resize(size)
     if request.video is not None:
         given["video"] = read_frames(request.video, width=size[0], height=size[1], most=9)
-    if kind != "v2v":
+    if kind not in FROM_VIDEOS:
         given["num_frames"] = request.frames
     (frames,) = pipe(
         prompt=request.prompts[0],
@@ -109,3 +112,11 @@ def by_us(
     job, plan = prepare(folder, request, output, device=device, machine=machine)
     made = make_videos(job, plan, on_frames=found.__setitem__, **how)
     return [found[clip] for clip in sorted(found)], made, plan
+
+
+def as_planned(made: Made, plan: Any) -> None:
+    """The device's peak of every phase is within 3 % of what was said of it."""
+    told = {phase.name: phase.device_bytes for phase in plan.phases}
+    told["sample"] = max(told["sample"], told.get("condition", 0))
+    for phase, peak in made.device_peaks.items():
+        assert peak == pytest.approx(told[phase], rel=0.03), f"{phase}: {peak:,} of {told}"

@@ -10,7 +10,7 @@ from blockswap.decode.additions import Difference, LowRank, Scale, Strength
 from blockswap.errors import ArgsError, BlockSwapError, CheckpointError, GeometryError
 from blockswap.lora.file import open_lora
 from blockswap.lora.fit import fit
-from blockswap.lora.request import Lora, as_loras
+from blockswap.lora.request import Lora, as_loras, parse_loras
 
 SHAPES = {
     "blocks.0.attn1.to_q.weight": (8, 8),
@@ -281,6 +281,21 @@ def test_partial_leaves_out_what_fits_nothing_and_says_so(tmp_path):
     assert "2 of 4 tensors" in said
     with pytest.raises(GeometryError, match="2 of 2"):
         fitted(tmp_path, low("layers.0.q"), partial=True)
+
+
+def test_loras_on_the_command_line(tmp_path):
+    file = tmp_path / "a:b.safetensors"
+    file.write_bytes(b"none")
+    (own, high) = parse_loras([str(file), f"{file}:0.5", "no:1e-3"], None, partial=True)
+    assert own == (Lora(str(file), 1.0, True), Lora(str(file), 0.5, True), Lora("no", 1e-3, True))
+    assert high == ()
+    assert parse_loras(["C:/none"], partial=False) == ((Lora("C:/none"),),)
+    with pytest.raises(ArgsError, match="strength that is no number"):
+        parse_loras([f"{file}:strong"], partial=False)
+    with pytest.raises(ArgsError, match="finite number"):
+        parse_loras([f"{file}:nan"], partial=False)
+    with pytest.raises(ArgsError, match="without a LoRA"):
+        parse_loras([], None, partial=True)
 
 
 def test_a_pickle_is_never_read(tmp_path):

@@ -247,3 +247,35 @@ def test_a_call_that_cannot_be_followed(
     with swap_pipeline(pipe, device=sim_device, vram_budget=budget) as swap:
         assert torch.equal(made(pipe, "wan"), expected)
         assert "text_encoder: 6.1 MiB, 2 turns, streamed" in swap.report()
+
+
+@eager
+def test_a_pipeline_that_is_swapped_once_more(
+    sim_device: torch.device,
+    limit: Callable[[int | None], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Qwen-Image's rope keeps tables of a first forward, on whatever device that was."""
+    pipe = built("qwen")
+    expected = made(pipe, "qwen")  # on the CPU, which keeps its own
+    del pipe
+    pipe, (asked, given), found = built("qwen"), called_with("qwen"), []
+    budget = max(weights(pipe).values()) * 3 // 4 + 2 * MIB
+    for _ in range(2):
+        limit(budget)
+        held = torch.accelerator.memory_allocated()
+        torch.accelerator.reset_peak_memory_stats()
+        with monkeypatch.context() as patched:
+            peaks = peaks_by_turn(patched, held)
+            with swap_pipeline(pipe, device=sim_device, vram_budget=budget) as swap:
+                plan = swap.plan_call(*asked, **given)
+                found.append(made(pipe, "qwen"))
+        there = len(found) > 1  # the tables, which the plan counts once more
+        turn = next(turn for turn in plan.turns if turn.name == "transformer")
+        peak = peaks["transformer"] + there * 2 * MIB
+        assert turn.device_bytes is not None
+        assert peaks["transformer"] * 0.97 <= turn.device_bytes <= peak * 1.03
+        assert max(peaks.values()) <= budget
+        gc.collect()
+    assert torch.equal(*found)
+    assert torch.allclose(found[0], expected, atol=1e-4)

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import GeometryError
 from ..layout.checkpoint import StoredTensor
-from ..layout.formats.main_dtype import computed_dtype, main_dtype
+from ..layout.formats.main_dtype import computed_dtype, main_dtype, refuse_whole_numbers
 from ..layout.geometry import unit_of
 from ..layout.quoting import quote
 from ..store.leaves import dtype_name, torch_dtype
@@ -48,12 +48,7 @@ class ComputeRule:
         return torch_dtype(chosen)
 
     def _refuse(self, found: StoredTensor, stored: torch.dtype) -> None:
-        if not stored.is_floating_point:
-            raise GeometryError(
-                f"{self.label} stores tensor {quote(found.name)} as {found.dtype}, and weights "
-                "compute in floating point: it is quantised or damaged, open a bf16, fp16 or "
-                "fp32 checkpoint"
-            )
+        refuse_whole_numbers(self.label, found)
         if self.asked is None and self.main is None and not _computes(stored):
             raise GeometryError(
                 f"{self.label} stores tensor {quote(found.name)} as {found.dtype}, which does "

@@ -25,6 +25,10 @@ def convert(  # noqa: PLR0913, PLR0917
     target: Annotated[
         Path, typer.Argument(metavar="TARGET", help="The .safetensors file to write.")
     ],
+    module: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A module that becomes part of it, such as VACE's."),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="bf16, fp16, fp32 or fp8_scaled; else as stored.", show_default=False),
@@ -48,10 +52,11 @@ def convert(  # noqa: PLR0913, PLR0917
     It is optional: blockswap streams any checkpoint as it is. The new file is an ordinary
     safetensors file. Interrupted, the same command goes on where it was.
     """
+    sources = (source, *(module or ()))
     if verify:
         if dtype is not None or dtype_all or no_padding or overwrite:
             raise ArgsError("--verify writes nothing: leave the other options out")
-        _verify(source, target)
+        _verify(sources, target)
         return
     if dtype_all and dtype is None:
         raise ArgsError("--dtype-all casts more tensors to --dtype: give --dtype, too")
@@ -70,7 +75,7 @@ def convert(  # noqa: PLR0913, PLR0917
 
         try:
             made = run(
-                source,
+                sources,
                 target,
                 dtype=_chosen(dtype),
                 everything=dtype_all,
@@ -94,7 +99,7 @@ def convert(  # noqa: PLR0913, PLR0917
     )
 
 
-def _verify(source: Path, target: Path) -> None:
+def _verify(sources: tuple[Path, ...], target: Path) -> None:
     from ..convert import verify_pair
 
     console = new_console()
@@ -104,10 +109,11 @@ def _verify(source: Path, target: Path) -> None:
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, note=format_bytes(done))
 
-        found = verify_pair(source, target, progress=progress)
+        found = verify_pair(sources, target, progress=progress)
     if not found.differences:
         count = count_of(found.tensors, "tensor")
-        console.print(f"{target}: {count} equal to a cast of {source}", soft_wrap=True)
+        label = " + ".join(map(str, sources))
+        console.print(f"{target}: {count} equal to a cast of {label}", soft_wrap=True)
         return
     _print_differences(console, found.differences)
     raise typer.Exit(1)

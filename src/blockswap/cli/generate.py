@@ -41,6 +41,12 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         list[str] | None,
         typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA of the expert of low noise alone."),
     ] = None,
+    lora_partial: Annotated[
+        bool,
+        typer.Option(
+            "--lora-partial", help="Leave out what LoRAs have for layers that no model here has."
+        ),
+    ] = False,
     module: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="A module that goes onto the transformer, as VACE's."),
@@ -83,13 +89,15 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
     """
     from ..generate.parts.find import ModelFiles
     from ..generate.parts.tiny import TINY
-    from ..generate.request import VideoRequest, parse_lora, read_prompts
+    from ..generate.request import VideoRequest, read_prompts
+    from ..lora.request import parse_loras
 
     if (prompt is None) == (prompts is None):
         raise ArgsError("give one of --prompt and --prompts: what shall the clip show?")
     texts = read_prompts(prompts) if prompts is not None else (prompt or "",)
     if "" in model:
         raise ArgsError('--model "" names nothing: give a folder, a file of a part, or tiny')
+    loras, high, low = parse_loras(lora, lora_high, lora_low, partial=lora_partial)
     width, height = _size(size)
     request = VideoRequest(
         texts,
@@ -105,9 +113,9 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
         vram_budget=None if vram is None else parse_bytes(vram),
         ram_budget=None if ram is None else parse_bytes(ram),
         tiled=tiled,
-        loras=tuple(map(parse_lora, lora or ())),
-        loras_high=tuple(map(parse_lora, lora_high or ())),
-        loras_low=tuple(map(parse_lora, lora_low or ())),
+        loras=loras,
+        loras_high=high,
+        loras_low=low,
         chunk_tokens=chunk_tokens,
         preview_every=preview,
         last_image=last_image,
@@ -128,7 +136,7 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
 def _run(
     model: Any, request: Any, output: Path, device: str | None, *, resume: bool, dry_run: bool
 ) -> None:
-    from ..generate.run import make_videos, prepare
+    from ..generate.run import make_videos, prepare, unfinished
     from ..stream.device import best_device
 
     console = new_console()
@@ -139,6 +147,12 @@ def _run(
         raise typer.Exit(DOES_NOT_FIT)
     if dry_run:
         return
+    if resume and not unfinished(job):
+        console.print(
+            f"nothing to go on with: no state of an unfinished run lies beside {job.outputs[0]}, "
+            "and the clip is made from its beginning",
+            soft_wrap=True,
+        )
     with new_progress(console) as bar:
         tasks: dict[str, Any] = {}
 

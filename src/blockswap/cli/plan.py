@@ -22,7 +22,7 @@ from ..units import format_rate, parse_bytes
 from .console import new_console
 from .launch import RanksAsked, Together, least_free
 from .other_models import figures_of_folder, library_folder, tell_library_plan
-from .plan_options import Numbers, card_machine, companions_of, lora_of
+from .plan_options import Numbers, card_machine, companions_of
 
 if TYPE_CHECKING:  # torch comes with forecasts, and `--help` does without
     from ..forecast import Forecast, ModelFigures, Order
@@ -67,6 +67,10 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         list[str] | None,
         typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA merged on arrival; may be repeated."),
     ] = None,
+    lora_partial: Annotated[
+        bool,
+        typer.Option("--lora-partial", help="Leave out LoRAs' layers that the model has not."),
+    ] = False,
     vram: Annotated[str | None, typer.Option(help="Bytes to use on the device, 8GiB.")] = None,
     ram: Annotated[
         str | None, typer.Option(help="Bytes of pinned RAM for blocks, the others stay on disk.")
@@ -155,8 +159,8 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         _refuse_forecasts({
             "--size, --frames and --batch": any(one is not None for one in clip),
             "--text-encoder, --vae and --vae-tiled": beside != _BESIDE,
-            "--lora": lora, "--disk": disk, "--chunk-tokens": chunk_tokens is not None,
-            "--compare": compare, "--png": png, "--ranks": together,
+            "--lora": lora or lora_partial, "--disk": disk, "--compare": compare,
+            "--chunk-tokens": chunk_tokens is not None, "--png": png, "--ranks": together,
         }, unknown)  # fmt: skip
         free = _free(machine, host_memory, elsewhere=elsewhere)
         where = (machine, free) if elsewhere else None
@@ -164,13 +168,15 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
         return
     from ..forecast import Order, find_model, verdict_of
     from ..lora.file import open_lora
+    from ..lora.request import parse_loras
 
     if figures is None:
-        loras = [open_lora(lora_of(text)) for text in lora or ()]
+        (given,) = parse_loras(lora, partial=lora_partial)
+        loras = [open_lora(each) for each in given]
         with saying_where_a_config_goes("--config"):
             asked = dtype or _published_dtype(model, machine, notes)
             figures = find_model(model, asked, loras, modules)
-    elif lora:
+    elif lora or lora_partial:
         raise ArgsError("--lora: LoRAs are counted for Wan's models only: leave it out")
     if chunk_tokens and not figures.subject.cuts:
         raise ArgsError(

@@ -7,8 +7,6 @@ from typing import Any, get_args
 
 from ..errors import ArgsError
 from ..layout.dtypes import HALVES
-from ..lora.request import Lora
-from ..paths import is_there
 from ..plan.inputs.cards import LANE_RATES, LINK_SHARE, SUSTAINED_SHARE, find_card, machine_of_card
 from ..plan.inputs.machine import DiskFigures, Machine
 from ..plan.inputs.workload import ComputeDtype
@@ -133,14 +131,3 @@ def _link(said: str) -> float:
             f"({', '.join(map(str, _LANES))}), as in pcie3x8"
         )
     return LANE_RATES[int(match[1])] * int(match[2]) * LINK_SHARE
-
-
-def lora_of(text: str) -> Lora:
-    """`FILE` or `FILE:STRENGTH`, as `--lora` takes it. Raises ArgsError."""
-    path, colon, strength = text.rpartition(":")
-    if not colon or is_there(text):
-        return Lora(text)
-    try:
-        return Lora(path, float(strength))
-    except ValueError:
-        return Lora(text)  # a colon of the path's own

@@ -64,14 +64,13 @@ class NewTensor:
 
 def new_tensors(checkpoint: Checkpoint, *, eight_bits: bool) -> Iterator[NewTensor]:
     """What the new file consists of, in the order of the source's files; the mark comes last."""
-    keys = {tensor.name: key for key, tensor in checkpoint.tensors.items()}
-    for shard, tensor in source_tensors(checkpoint):
-        name, key = new_name(checkpoint, tensor), keys.get(tensor.name)
+    for key, where in source_tensors(checkpoint):
+        name, (shard, tensor) = new_name(checkpoint, key, where), where
         if eight_bits and key is not None and is_quantised_to(tensor, key):
             for made in eighths(name, tensor):
                 yield NewTensor(made.name, key, (shard, made))
         else:
-            yield NewTensor(name, key, (shard, tensor))
+            yield NewTensor(name, key, where)
     if eight_bits:
         sign = mark(checkpoint)
         yield NewTensor(sign.name, None, (0, sign))

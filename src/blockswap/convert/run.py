@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ArgsError, GeometryError, HeaderError, OutputError, ReadError
-from ..layout.checkpoint import Checkpoint, open_checkpoint
+from ..layout.checkpoint import Checkpoint
 from ..layout.formats import unpacked
 from ..layout.geometry import WanGeometry, infer_geometry
 from ..layout.header import read_header
@@ -34,7 +34,7 @@ from .order import NewLayout, Placed, new_layout, new_metadata
 from .part import open_part, write_part
 from .rules import check_request, read_geometry
 from .verify import compare, odd_padding, open_files, sources_of
-from .weights import as_weights, packing_of
+from .weights import AnySources, as_converted, open_sources, packing_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class _Work:
 
 
 def convert(  # noqa: PLR0913 - one keyword for each option of the command of the same name
-    source: str | os.PathLike[str],
+    source: AnySources,
     target: str | os.PathLike[str],
     *,
     dtype: str | None = None,
@@ -73,26 +73,22 @@ def convert(  # noqa: PLR0913 - one keyword for each option of the command of th
 ) -> Converted:
     """Rewrites a checkpoint into one `.safetensors` file laid out for streaming.
 
-    `source` is a file (GGUF: only with a `dtype`), an index or a folder. Names and prefix stay, and
-    so does metadata: what a config.json says beside it joins it, what says how a file was packed
-    goes where it is dequantised. With `dtype` ("bfloat16", "float16", "float32", or "fp8_scaled":
-    see `eight_bits`) floating-point tensors of the transformer are cast, but for those that
-    official pipelines keep in fp32, unless `everything`, and quantised weights are dequantised.
-    `padding` lets every block
-    start at a multiple of 4096 bytes, at the price of tensors of zeros that some programs refuse.
+    `source` is a file (GGUF: only with a `dtype`), an index or a folder; a list of such a model and
+    of modules that go onto it becomes one file. Names and prefix stay (of modules they become the
+    model's), and so does metadata: what a config.json says beside it joins it, what says how a file
+    was packed goes where it is dequantised. With `dtype` ("bfloat16", "float16", "float32", or
+    "fp8_scaled": see `eight_bits`) floating-point tensors of the transformer are cast, but for
+    those that official pipelines keep in fp32, unless `everything`, and quantised weights are
+    dequantised. `padding` lets every block start at a multiple of 4096 bytes, at the price of
+    tensors of zeros that some programs refuse.
 
     A run that was ended early goes on where it was when it is called again in the same way; the
     target appears only when it is whole and equal to its source. `progress` is called with bytes
     written and compared, and bytes to write and compare. Raises ArgsError, CheckpointError,
     ReadError, and OutputError for all that is wrong with the target.
     """
-    if isinstance(source, (list, tuple)):
-        raise ArgsError(
-            f"{len(source)} files were given to convert, and it rewrites one: convert the model's, "
-            "a module goes onto it as it is (open_transformer([model, module]), --module)"
-        )
     path = output_path(target)
-    checkpoint = as_weights(open_checkpoint(source), dtype)
+    checkpoint = as_converted(open_sources(source), dtype)
     check_request(checkpoint, dtype)
     _check_target(path, checkpoint, overwrite=overwrite)
     geometry, refusal = read_geometry(checkpoint)

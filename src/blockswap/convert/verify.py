@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ..errors import ArgsError, GeometryError
-from ..layout.checkpoint import STATED_PREFIX, Checkpoint, checkpoint_of, open_checkpoint
+from ..layout.checkpoint import STATED_PREFIX, Checkpoint, checkpoint_of
 from ..layout.formats import quantiser_keys, unpacked
 from ..layout.geometry import infer_geometry
 from ..layout.header import FileHeader, FileTensor, read_header
@@ -21,7 +21,7 @@ from ..paths import input_path
 from ..store.file_io import StreamedFile
 from .cast import PieceReader, pieces
 from .eight_bits import Eighth, new_tensors
-from .weights import SourceTensor, as_weights, packing_of
+from .weights import AnySources, SourceTensor, as_stored, as_weights, open_sources, packing_of
 
 AnySource = tuple[int, SourceTensor | Eighth]
 
@@ -36,7 +36,7 @@ class Verified:
 
 
 def verify_pair(
-    source: str | os.PathLike[str],
+    source: AnySources,
     target: str | os.PathLike[str],
     *,
     progress: Progress | None = None,
@@ -50,12 +50,13 @@ def verify_pair(
     path = input_path(target)
     header = read_header(path)
     made = checkpoint_of(one_file(path), (header,))
-    checkpoint = open_checkpoint(source)
+    sources = open_sources(source)
+    checkpoint = as_stored(sources)
     scaled, alike = bool(quantiser_keys(made)), _tensors(checkpoint) == _tensors(made)
     eight_bits = scaled and not alike
     if not alike:
         # Both are compared as weights: with what the source is dequantised, or quantised, to.
-        checkpoint = as_weights(checkpoint, "plain")
+        checkpoint = as_weights(sources)
     with open_files(checkpoint.headers) as files:
         reader = PieceReader(files)
         meter = Meter(header.file_bytes - header.data_start, progress)
@@ -65,9 +66,9 @@ def verify_pair(
 
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What the tensors of the files are, by name."""
-    tensors = (tensor for header in checkpoint.headers for tensor in header.tensors)
-    return {t.name: (t.dtype, t.shape) for t in tensors if not is_padding(t.name)}
+    """What the tensors of one file of all of them are, by name."""
+    sources = sources_of(checkpoint, eight_bits=False)
+    return {name: (tensor.dtype, tensor.shape) for name, (_, tensor) in sources.items()}
 
 
 def _different_readings(source: Checkpoint, made: Checkpoint) -> Iterator[str]:

@@ -6,7 +6,12 @@ from pathlib import Path
 
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.formats import unpacked
-from ..layout.formats.main_dtype import computed_dtype, keeps_dtype, main_dtype
+from ..layout.formats.main_dtype import (
+    computed_dtype,
+    keeps_dtype,
+    main_dtype,
+    refuse_whole_numbers,
+)
 from ..layout.geometry import (
     WanGeometry,
     file_names,
@@ -73,6 +78,8 @@ def figures_of_file(
     checkpoint = unpacked(checkpoint)
     geometry = replace(infer_geometry(checkpoint), naming="diffusers")
     main = main_dtype(checkpoint.tensors.values())
+    for tensor in checkpoint.tensors.values():
+        refuse_whole_numbers(checkpoint.label, tensor)
     stored = {to_diffusers_key(tensor.key): tensor for tensor in checkpoint.tensors.values()}
     leaves = {
         key: _leaf(tensor.shape, _computed(key, tensor, dtype, main))

@@ -159,7 +159,7 @@ def _follow_decoding(job: Job, *, tiled: bool) -> PhaseCost:
 def condition_cost(job: Job, *, tiled: bool) -> PhaseCost:
     """Encoding what the clip starts from or follows; a first frame alone where it is one frame."""
     _, _, frames, height, width = latent_shape(job)
-    if job.parts.expand_timesteps:
+    if job.timestep_per_token:
         frames = 1
     size = (frames, height, width)
     # VACE holds the control video, its mask (as given, and rounded), the other half of the video

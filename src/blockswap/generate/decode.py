@@ -69,9 +69,9 @@ def _stamp(output: Path) -> list[int]:
 
 
 def _frames(job: Job, pipe: Any, encoded: Encoded, clip: int, state: RunState) -> Any:
-    image = None if encoded.image is None else encoded.image.to(job.device)
-    steered(pipe, Steering(job.device, skip=state.total, image_embeds=image))
-    host = torch.device("cpu")  # embeddings and noise are not computed with any more
+    # Embeddings and noise are not computed with any more: they stay on the host.
+    steered(pipe, Steering(job.device, skip=state.total, image_embeds=encoded.image))
+    host = torch.device("cpu")
     given = call_arguments(job, encoded, clip, host)
     if job.pipeline == "WanVideoToVideoPipeline":
         del given["video"]  # it takes that or latents

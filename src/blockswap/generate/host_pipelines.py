@@ -50,6 +50,11 @@ def pipeline_name(parts: Components, request: VideoRequest) -> str:
         return parts.pipeline
     if parts.is_vace:
         return "WanVACEPipeline"
+    if request.video is not None and request.image is not None:
+        raise ArgsError(
+            "an image and a video were given, and this model starts from one of them alone: leave "
+            "the other out (VACE takes both)"
+        )
     if request.video is not None:
         if parts.reads_image or len(parts.transformers) > 1:
             raise ArgsError(
@@ -109,7 +114,9 @@ class _Steered:
     def encode_image(self, image: Any, device: Any = None) -> Any:
         steering: Steering = vars(self)[_STEERING]
         if steering.image_embeds is not None:
-            return steering.image_embeds
+            # Asked for once: the pipeline copies it, and nobody holds this one any more.
+            given, steering.image_embeds = steering.image_embeds, None
+            return given
         inherited: Any = super()
         return inherited.encode_image(image, device)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
+from ..lora.file import files_of
+from ..lora.request import Lora
 from ..plan.inputs.machine import Machine
 from .parts.components import Components, Part
 from .request import VideoRequest
@@ -19,6 +21,10 @@ Progress = Callable[[str, int, int], None]
 
 def silent(_phase: str, _done: int, _total: int) -> None:
     """The progress that nobody watches."""
+
+
+def nothing() -> None:
+    """What is done at the end of a phase after which nothing is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,11 @@ class Job:
     def conditioned(self) -> bool:
         """Whether the VAE encodes something before the first step."""
         return self.pipeline not in ("WanPipeline", "DemoPipeline")
+
+    @property
+    def timestep_per_token(self) -> bool:
+        """Whether the pipeline gives the transformer a timestep for each token, as of TI2V 5B."""
+        return self.parts.expand_timesteps and self.pipeline != "WanVideoToVideoPipeline"
 
     def image_encoder(self) -> Part | None:
         """What looks at the images before the first step; None where the model reads none of it.
@@ -115,9 +126,13 @@ class Job:
         }
 
 
-def _loras(each: list[list[tuple[Path, float]]]) -> str:
+def _loras(each: list[list[Lora]]) -> str:
     """Those of each transformer, in words."""
-    return " | ".join(" ".join(f"{_stamp(path)} {s!r}" for path, s in own) for own in each)
+    return " | ".join(" ".join(map(_lora, own)) for own in each)
+
+
+def _lora(lora: Lora) -> str:
+    return " ".join((*map(_stamp, files_of(lora)), repr(float(lora.strength))))
 
 
 def _stamp(path: Path) -> str:

@@ -3,11 +3,13 @@
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ArgsError, OutputError
 from ..layout.writing import check_parent
+from ..lora.request import AnyLora, Lora, as_loras
 from ..paths import is_there, output_path
 from ..plan.inputs.workload import Workload
 from ..report.output import MP4, refuse_other
@@ -23,8 +25,8 @@ class VideoRequest:
 
     `vram_budget` and `ram_budget` are bytes, None for what is there. `image` starts the clip (or
     is a reference for VACE), `last_image` ends it, `video` is what it follows. `tiled` asks for the
-    VAE's tiles; None leaves that to the budget. `loras` are files and strengths, for every
-    transformer; `loras_high` and `loras_low` those of one expert alone. `chunk_tokens` is that of
+    VAE's tiles; None leaves that to the budget. `loras` are those of every
+    transformer, `loras_high` and `loras_low` those of one expert alone. `chunk_tokens` is that of
     `BlockSwapArgs`; every `preview_every` steps the first frame is drawn (0: never). Raises
     ArgsError.
     """
@@ -42,9 +44,9 @@ class VideoRequest:
     vram_budget: int | None = None
     ram_budget: int | None = None
     tiled: bool | None = None
-    loras: tuple[tuple[Path, float], ...] = ()
-    loras_high: tuple[tuple[Path, float], ...] = ()
-    loras_low: tuple[tuple[Path, float], ...] = ()
+    loras: tuple[AnyLora, ...] = ()
+    loras_high: tuple[AnyLora, ...] = ()
+    loras_low: tuple[AnyLora, ...] = ()
     chunk_tokens: int | None = None
     preview_every: int = 0
     last_image: Path | None = None
@@ -61,10 +63,10 @@ class VideoRequest:
             raise ArgsError(f"seed={self.seed} was asked: give a whole number from 0 to 2^63-1")
         if type(self.preview_every) is not int or self.preview_every < 0:
             raise ArgsError(f"preview_every={self.preview_every!r} was asked: give steps, or 0")
-        loras = (*self.loras, *self.loras_high, *self.loras_low)
+        loras = as_loras((*self.loras, *self.loras_high, *self.loras_low))
         if self.last_image is not None and self.image is None:
             raise ArgsError("an image to end with was given, and none to start from: give both")
-        for given in (self.image, self.last_image, self.video, *(path for path, _ in loras)):
+        for given in (self.image, self.last_image, self.video, *(lora.path for lora in loras)):
             if given is not None and not is_there(given):
                 raise ArgsError(f"{given} was given, and it is not there: check the path")
 
@@ -85,7 +87,7 @@ class VideoRequest:
             text_tokens=TEXT_TOKENS,
         )
 
-    def loras_for(self, transformers: int) -> list[list[tuple[Path, float]]]:
+    def loras_for(self, transformers: int) -> list[list[Lora]]:
         """The LoRAs of each transformer. Raises ArgsError where one is for an expert of none."""
         if transformers == 1 and (self.loras_high or self.loras_low):
             raise ArgsError(
@@ -93,25 +95,12 @@ class VideoRequest:
                 "it by --lora"
             )
         own = (self.loras_high, self.loras_low)
-        return [[*self.loras, *more] for more in own[:transformers]]
+        return [list(as_loras((*self.loras, *more))) for more in own[:transformers]]
 
     @property
     def raw_frame_bytes(self) -> int:
         """Bytes of all frames of one clip, 8 bits a colour."""
         return 3 * self.width * self.height * self.frames
-
-
-def parse_lora(text: str) -> tuple[Path, float]:
-    """FILE or FILE:0.8 as a file and a strength, by default 1. Raises ArgsError."""
-    path, _, strength = text.rpartition(":")
-    if not path or is_there(text):
-        return Path(text), 1.0
-    try:
-        return Path(path), float(strength)
-    except ValueError as error:
-        raise ArgsError(
-            f"--lora {text!r} names a strength that is no number: write FILE or FILE:0.8"
-        ) from error
 
 
 def read_prompts(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -146,6 +135,16 @@ def output_paths(output: str | os.PathLike[str], clips: int) -> tuple[Path, ...]
     if not os.access(first.parent, os.W_OK):
         raise OutputError(f"cannot write {first}: {first.parent} is not yours to write to")
     return paths
+
+
+def refuse_own_inputs(outputs: Sequence[Path], request: VideoRequest) -> None:
+    """Raises OutputError where a file that is read would be written over."""
+    for given in (request.image, request.last_image, request.video):
+        for output in outputs:
+            if given is not None and is_there(output) and output.samefile(given):
+                raise OutputError(
+                    f"cannot write {output}: the clip is made from it, choose another name"
+                )
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from ..errors import StateError
 from ..plan.inputs.machine import Machine
 from ..report.output import PNG, refuse_other
+from ..store.ahead import ReadAhead
 from ..store.host_memory import peak_host_bytes, return_freed_memory
 from ..stream.device import open_device
 from .costs import latent_shape
@@ -21,7 +22,7 @@ from .job import Job, Progress, silent
 from .parts.find import ModelFiles, find_components
 from .parts.tiny import TINY, tiny_components
 from .preview import preview_path
-from .request import VideoRequest, check_room, output_paths
+from .request import VideoRequest, check_room, output_paths, refuse_own_inputs
 from .run_plan import RunPlan, plan_run, refuse_unfit
 from .sample import sample_all
 from .state import claimed, state_path
@@ -62,9 +63,10 @@ def prepare(
     require_writer()
     check_inputs(request)
     outputs = output_paths(output, len(request.prompts))
-    if request.preview_every:
-        for path in outputs:
-            refuse_other(preview_path(path), PNG)
+    pictures = tuple(map(preview_path, outputs)) if request.preview_every else ()
+    for path in pictures:
+        refuse_other(path, PNG)
+    refuse_own_inputs((*outputs, *pictures), request)
     where = open_device(device).torch_device
     pixels = request.width * request.height
     tiny = not isinstance(model, ModelFiles) and str(model) == TINY
@@ -105,12 +107,20 @@ def _make(
     job: Job, plan: RunPlan, *, resume: bool, progress: Progress, on_frames: OnFrames
 ) -> Made:
     peaks = _Peaks(job)
-    encoded = peaks.of("encode", lambda: encode(job, plan.encoder_args, progress))
-    states, computed = peaks.of(
-        "sample",
-        lambda: sample_all(job, encoded, plan.args, resume=resume, progress=progress),
-    )
-    peaks.of("decode", lambda: decode_all(job, encoded, states, progress, on_frames))
+    ahead = {phase: ReadAhead(reads) for phase, reads in plan.ahead.items()}
+    try:
+        encoded = peaks.of(
+            "encode", lambda: encode(job, plan.encoder_args, progress, ahead["encode"].begin)
+        )
+        how: dict[str, Any] = {"resume": resume, "progress": progress}
+        states, computed = peaks.of(
+            "sample",
+            lambda: sample_all(job, encoded, plan.args, at_end=ahead["sample"].begin, **how),
+        )
+        peaks.of("decode", lambda: decode_all(job, encoded, states, progress, on_frames))
+    finally:
+        for reading in ahead.values():
+            reading.stop()
     clips = tuple(Clip(path, steps) for path, steps in zip(job.outputs, computed, strict=True))
     return Made(clips, encoded.encoded, peaks.device, peak_host_bytes())
 
@@ -133,10 +143,14 @@ class _Peaks:
         return result
 
 
+def unfinished(job: Job) -> list[Path]:
+    """The states of earlier runs that lie beside the outputs."""
+    return [state for state in map(state_path, job.outputs) if os.path.lexists(state)]
+
+
 def _refuse_unfinished(job: Job) -> None:
-    for path in job.outputs:
-        if os.path.lexists(state_path(path)):
-            raise StateError(
-                f"{state_path(path)} is the state of an unfinished run: go on with it by --resume "
-                "(in Python resume=True), or remove it to begin anew"
-            )
+    for path in unfinished(job):
+        raise StateError(
+            f"{path} is the state of an unfinished run: go on with it by --resume (in Python "
+            "resume=True), or remove it to begin anew"
+        )

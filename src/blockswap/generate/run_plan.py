@@ -1,7 +1,7 @@
 """What a run will take, phase by phase, and whether it fits, before anything is loaded."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,25 +9,23 @@ import torch
 from ..errors import PlanError
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
-from ..store.host_memory import free_host_bytes, mapped_file_bytes, resident_host_bytes
+from ..store.ahead import Stretch
+from ..store.host_memory import free_host_bytes, resident_host_bytes
 from ..stream.device import open_device
-from ..swap.entry.checkpoint_file import empty_transformer, plan_transformer
-from ..swap.entry.experts import plan_experts
+from ..swap.entry.checkpoint_file import empty_transformer, foresee_transformer
+from ..swap.entry.experts import foresee_experts
 from ..swap.entry.text_encoder import plan_text_encoder
+from ..swap.opening.coming_reads import Foreseen
 from ..units import format_bytes
 from .costs import carried_bytes, condition_cost, decode_cost, sight_cost, text_cost
 from .encode import to_encode
+from .first_use import FIRST_USE_BYTES, take_first_use
+from .idle import idle_sentences
 from .job import Job
+from .next_files import files_ahead
 from .parts.load import class_named
 from .sample import loras_of, workload_of
 
-# What libraries and the system take when they first compute, read and encode: threads, kernels, the
-# video writer. Most of it are pages of libraries that were not used before. How many come with each
-# is the page cache's affair: after a fresh install it holds a library in large folios, and the same
-# run maps twice as much of it (Linux 6.18, torch 2.13: 6 MB beside 116 MB that are mapped already,
-# 15 to 17 beside 212). An eighth of what is mapped covers both; far more is a mapped checkpoint.
-_FIRST_USE_SHARE = 8
-_FIRST_USE_BYTES = (12 * 2**20, 64 * 2**20)  # at least, at most
 PLANNING_BYTES = 4 * 2**20  # what the process may still grow by until its plan is made
 
 
@@ -47,7 +45,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """The phases in order, how the VAE decodes, and the plan of the transformers' blocks."""
+    """The phases in order, how the VAE decodes, and the plan of the transformers' blocks.
+
+    `ahead`: what is read of the files of what follows a phase, while that phase ends.
+    """
 
     phases: tuple[Phase, ...]
     fits: bool
@@ -57,6 +58,7 @@ class RunPlan:
     args: BlockSwapArgs
     encoder_args: BlockSwapArgs
     notes: tuple[str, ...] = ()
+    ahead: Mapping[str, tuple[Stretch, ...]] = field(default_factory=dict)  # by phase
 
     @property
     def device_peak_bytes(self) -> int:
@@ -72,12 +74,11 @@ def plan_run(job: Job) -> RunPlan:
     transformer's least fits, and what opening the checkpoints raises."""
     parts = job.parts
     _warm_up(job)
-    first_use = _first_use()
-    base = (resident_host_bytes() or 0) + first_use
+    base = (resident_host_bytes() or 0) + FIRST_USE_BYTES
     limit = _device_limit(job)
     tiled = _tiles(job, limit)
     job = replace(job, tiled=tiled)
-    args, blocks, carried = _blocks(job, base)
+    args, (blocks, reads), carried = _blocks(job, base)
     encoder_args = _encoder_args(job, base, limit)
     phases = (
         _seeing(job, base, limit, _encoding(job, base, encoder_args)),
@@ -86,41 +87,22 @@ def plan_run(job: Job) -> RunPlan:
         _decoding(job, base, tiled),
         _writing(job, base),
     )
-    grown = max(0, (resident_host_bytes() or 0) + first_use - base)  # by planning itself
+    grown = max(0, (resident_host_bytes() or 0) + FIRST_USE_BYTES - base)  # by planning itself
     phases = tuple(replace(phase, host_bytes=phase.host_bytes + grown) for phase in phases)
     fits, verdict = _verdict(job, phases, limit)
-    return RunPlan(
-        phases, fits, verdict, tiled, blocks, args, encoder_args, (*parts.notes, *_idle(job))
-    )
-
-
-def _first_use() -> int:
-    least, most = _FIRST_USE_BYTES
-    return min(max(least, mapped_file_bytes() // _FIRST_USE_SHARE), most)
-
-
-def _idle(job: Job) -> list[str]:
-    """What was asked and changes nothing in this run."""
-    request, told = job.request, []
-    if job.on_host and request.vram_budget is not None:
-        told.append(
-            f"{format_bytes(request.vram_budget)} of VRAM were named and nothing is limited by it: "
-            "on the CPU all counts as host memory, which --ram limits"
-        )
-    if request.negative and not request.guided:
-        told.append(
-            f"the negative prompt is not read: with a guidance of {request.guidance:g} a step runs "
-            "the model on the prompt alone (above 1 it would)"
-        )
-    return told
+    room = job.request.ram_budget or free_host_bytes() or 0
+    left = {phase.name: room - phase.host_bytes for phase in phases}
+    ahead = files_ahead(job, left, reads)
+    notes = (*parts.notes, *idle_sentences(job))
+    return RunPlan(phases, fits, verdict, tiled, blocks, args, encoder_args, notes, ahead)
 
 
 def _warm_up(job: Job) -> None:
     """What libraries and skeletons take once is taken before the process is looked at."""
-    import av  # noqa: F401
     import ftfy  # noqa: F401
 
     parts = job.parts
+    take_first_use()
     for name in (job.pipeline, parts.text_encoder.class_name, parts.vae.class_name):
         class_named(name)
     if job.request.ram_budget is None:
@@ -145,7 +127,7 @@ def _tiles(job: Job, limit: int | None) -> bool:
     return decode_cost(job, tiled=False).peak_bytes > limit
 
 
-def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, SwapPlan, int]:
+def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, Foreseen, int]:
     request = job.request
     folders = [part.weights for part in job.parts.transformers]
     model: Any = empty_transformer(folders[0], device=job.device)
@@ -162,17 +144,17 @@ def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, SwapPlan, int]:
     how: dict[str, Any] = {"device": job.device, "workload": workload_of(job, model.dtype)}
     how |= loras_of(job)
 
-    def plan(args: BlockSwapArgs) -> SwapPlan:
+    def plan(args: BlockSwapArgs) -> Foreseen:
         if len(folders) == 1:
-            return plan_transformer(folders[0], args, **how)
-        return plan_experts(folders, args, **how)
+            return foresee_transformer(folders[0], args, **how)
+        return foresee_experts(folders, args, **how)
 
     return *_planned(job, args, plan), carried
 
 
 def _planned(
-    job: Job, args: BlockSwapArgs, plan: Callable[[BlockSwapArgs], SwapPlan]
-) -> tuple[BlockSwapArgs, SwapPlan]:
+    job: Job, args: BlockSwapArgs, plan: Callable[[BlockSwapArgs], Foreseen]
+) -> tuple[BlockSwapArgs, Foreseen]:
     """The plan under `args`; on the host one without a budget where nothing fits it.
 
     The verdict says then what is missing. On a device the plan's own sentence does.
@@ -181,7 +163,7 @@ def _planned(
     if not job.on_host or budget is None:
         return args, plan(args)
     try:
-        staging = plan(args)  # which the host holds beside, and the budget is for both
+        staging = plan(args).plan  # which the host holds beside, and the budget is for both
         beside = staging.pinned_bytes + staging.staging_buffers * staging.staging_bytes
         args = replace(args, vram_budget=max(0, budget - beside))
         return args, plan(args)
@@ -216,7 +198,9 @@ def _encoding(job: Job, base: int, args: BlockSwapArgs) -> Phase:
         return Phase("encode", 0, base, 0)
     if part.config.get("weightless"):
         return Phase("encode", 0, base, part.weight_bytes)
-    _, plan = _planned(job, args, lambda a: plan_text_encoder(part.path, a, device=job.device))
+    _, (plan, _) = _planned(
+        job, args, lambda a: Foreseen(plan_text_encoder(part.path, a, device=job.device), ())
+    )
     needed = plan.device_bytes + text_cost(job).activation_bytes
     host = base + plan.pinned_bytes + plan.staging_buffers * plan.staging_bytes
     streamed = plan.read_bytes_per_forward

@@ -15,7 +15,7 @@ from ..turns.turn import leave, settle
 from .encode import Encoded
 from .host_pipelines import Steering, build_pipeline, restore_scheduler, scheduler_state, steered
 from .inputs import image_of, read_frames, read_image
-from .job import Job, Progress
+from .job import Job, Progress, nothing
 from .parts.load import build_empty, load_part
 from .preview import Previews
 from .state import RunState, read_state, state_path, write_state
@@ -65,26 +65,32 @@ class Stage:
         self._closing.close()
         settle(self._job.device)
 
-    def expect_switch(self, timesteps: torch.Tensor, skip: int, boundary: float | None) -> None:
-        """Says when the second expert's turn comes, so that its first blocks are there by then."""
-        if len(self.models) < 2 or boundary is None:
-            return
-        high = int((timesteps.cpu() >= boundary).sum()) - skip
-        if high > 0:
-            forwards = high * (2 if self._job.request.guided else 1)
-            first, second = (model.blockswap for model in self.models)
-            first.followed_by(second, after=forwards)
+    def expect_turns(
+        self,
+        timesteps: torch.Tensor,
+        skip: int,
+        boundary: float | None,
+        at_end: Callable[[], None] | None,
+    ) -> None:
+        """Says when the second expert's turn comes, so that its first blocks are there by then,
+        and when the last turn ends, where that is in this clip."""
+        swaps, each = [model.blockswap for model in self.models], 1 + self._job.request.guided
+        steps, high = len(timesteps) - skip, 0
+        if len(swaps) > 1 and boundary is not None:
+            high = max(0, int((timesteps.cpu() >= boundary).sum()) - skip)
+        if high and len(swaps) > 1:
+            swaps[0].followed_by(swaps[1], after=high * each)
+        if at_end is not None and steps > high:
+            swaps[-1].ends_after((steps - high) * each, at_end)
 
 
 def workload_of(job: Job, dtype: torch.dtype) -> Any:
     """What a forward is, and on which machine where that is not the probed one."""
     if job.parts.pipeline is not None:
         return None  # the forward of no published clip: planned without its activations
-    # The image model of the 5B kind reads a timestep for each token, and so does its text model.
-    per_token = job.parts.expand_timesteps
     name = str(dtype).removeprefix("torch.")
     workload = job.request.workload(
-        name, job.sampled_frames, per_token=per_token, portable=job.portable
+        name, job.sampled_frames, per_token=job.timestep_per_token, portable=job.portable
     )
     return workload if job.machine is None else Outlook(workload, job.machine)
 
@@ -125,17 +131,27 @@ def call_arguments(job: Job, encoded: Encoded, clip: int, where: torch.device) -
 
 
 def sample_all(
-    job: Job, encoded: Encoded, args: BlockSwapArgs, *, resume: bool, progress: Progress
+    job: Job,
+    encoded: Encoded,
+    args: BlockSwapArgs,
+    *,
+    resume: bool,
+    progress: Progress,
+    at_end: Callable[[], None] = nothing,
 ) -> tuple[list[RunState], list[int]]:
     """Samples every clip; the state of each after its last step, and how many steps were computed.
 
-    Raises StateError for a state of another run; what was sampled before stays on the disk.
+    `at_end` is called in the last step, when nothing more of the transformers is needed. Raises
+    StateError for a state of another run; what was sampled before stays on the disk.
     """
     found = [
         read_state(state_path(path), job.asked(clip), job.device) if resume else None
         for clip, path in enumerate(job.outputs)
     ]
     stage, previews = Stage(job, args), Previews(job)
+    last = max(
+        (n for n, state in enumerate(found) if state is None or not state.sampled), default=-1
+    )
     states, computed = [], []
     try:
         for clip, before in enumerate(found):
@@ -144,6 +160,8 @@ def sample_all(
                 computed.append(0)
                 continue
             sampler = _Sampler(job, stage, clip, progress, previews)
+            if job.conditioned or clip == last:
+                sampler.at_end = at_end if clip == last else nothing
             states.append(sampler.run(encoded, before))
             computed.append(sampler.computed)
             if job.conditioned:
@@ -165,15 +183,17 @@ class _Sampler:
         self._generator = torch.Generator().manual_seed(job.request.seed)
         self._last: RunState | None = None
         self.computed = 0
+        self.at_end: Callable[[], None] | None = None  # of the transformers' turn, if it ends here
 
     def run(self, encoded: Encoded, before: RunState | None) -> RunState:
         """Goes on after `before`, or from the noise."""
         job, device = self._job, self._job.device
         models = sampling_models(job, self._stage.models, conditioning_vae(job))
         pipe = build_pipeline(job.pipeline, job.parts, models)
-        image = None if encoded.image is None else encoded.image.to(device)
         kept = None if before is None else before.kept
-        steering = Steering(device, before.done if before else 0, image_embeds=image)
+        steering = Steering(device, before.done if before else 0)
+        if encoded.image is not None:
+            steering.image_embeds = encoded.image.to(device, self._stage.dtype)
         steering.before_steps = self._before_steps(pipe, steering, kept)
         given = call_arguments(job, encoded, self._clip, device)
         # Embeddings are cast as the pipeline would; it holds no second copy of them then.
@@ -203,7 +223,7 @@ class _Sampler:
             self._stage.open()
             timesteps, ratio = pipe.scheduler.timesteps, self._job.parts.boundary_ratio
             boundary = ratio and ratio * pipe.scheduler.config.num_train_timesteps
-            self._stage.expect_switch(timesteps, steering.skip, boundary)
+            self._stage.expect_turns(timesteps, steering.skip, boundary, self.at_end)
             if kept is not None:
                 restore_scheduler(pipe.scheduler, kept["scheduler"])
                 self._generator.set_state(kept["generator"])

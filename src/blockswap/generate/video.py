@@ -30,17 +30,24 @@ def write_video(path: Path, frames: Iterable[Any], *, width: int, height: int, f
 
     What was at `path` stays until the new file is whole.
     """
+
+    def encode(file: BinaryIO) -> None:
+        encode_video(file, frames, width=width, height=height, fps=fps)
+
+    write_whole(path, encode)
+
+
+def encode_video(
+    file: BinaryIO, frames: Iterable[Any], *, width: int, height: int, fps: int
+) -> None:
+    """The same into an open file that can be sought in."""
     import av
 
     encoder = require_writer()
-
-    def encode(file: BinaryIO) -> None:
-        with av.open(file, mode="w", format="mp4") as container:
-            stream = container.add_stream(encoder, rate=Fraction(fps))
-            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            stream.options = _QUALITY.get(encoder, {})
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode(None))
-
-    write_whole(path, encode)
+    with av.open(file, mode="w", format="mp4") as container:
+        stream = container.add_stream(encoder, rate=Fraction(fps))
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.options = _QUALITY.get(encoder, {})
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))

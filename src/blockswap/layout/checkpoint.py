@@ -71,7 +71,7 @@ class Checkpoint:
 
     `left_out` names what is in the files beside the transformer; `config` is the folder's
     config.json, `metadata` the union of the headers' metadata. `notes` are sentences on what in it
-    is not used.
+    is not used. Files from number `modules_from` on are modules' that go onto the model.
     """
 
     label: str
@@ -82,6 +82,7 @@ class Checkpoint:
     metadata: Mapping[str, str]
     config: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    modules_from: int | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -1,7 +1,8 @@
 """Rows of a packed weight: which of its stored bytes they are, where rows are packed by themselves.
 
 Libraries split what a file has in one (queries, keys and values) by rows. A row of GGML's blocks is
-whole blocks; of 8-bit weights a scale is one for all, or one or more a row.
+whole blocks; a scale is one for all rows, or for so many of them, or lies in a tile of 128 rows.
+Rows between those bounds are a range of each stored tensor.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from math import prod
 
 from .checkpoint import Packing, StoredTensor
 
-_BY_ROWS = ("fp8 scaled", "fp8 in groups", "int8 scaled", "int8 rotated", "quanto")
+_TILED = {"mxfp8": 128, "nvfp4": 128}  # rows of a tile of scales
 
 
 def packed_rows(tensor: StoredTensor, start: int, shape: Sequence[int]) -> StoredTensor | None:
@@ -24,10 +25,11 @@ def packed_rows(tensor: StoredTensor, start: int, shape: Sequence[int]) -> Store
     rows, columns = tensor.shape
     if shape[1] != columns or start % columns or rows == 0:
         return None
-    parts = _parts(packing, rows, start // columns, shape[0])
+    first, count = start // columns, shape[0]
+    parts = _parts(packing, rows, first, count)
     if parts is None:
         return None
-    grid = (shape[0], packing.grid[1]) if packing.grid[0] == rows > 1 else packing.grid
+    grid = (max(1, packing.grid[0] * count // rows), packing.grid[1])
     whole = tuple(shape)
     made = replace(packing, parts=parts, grid=grid, shape=whole)
     nbytes = sum(part.nbytes for part in parts)
@@ -35,25 +37,28 @@ def packed_rows(tensor: StoredTensor, start: int, shape: Sequence[int]) -> Store
 
 
 def _parts(packing: Packing, rows: int, first: int, count: int) -> tuple[StoredTensor, ...] | None:
+    """Ranges of what the weight is packed in; None where a bound goes through one of its scales."""
     weight, *scales = packing.parts
-    by_rows = packing.format in _BY_ROWS and packing.grid[0] in (1, rows)
-    if not (packing.format.startswith("GGUF ") or by_rows):
+    lines = weight.shape[0] // rows  # GGML's blocks stand one behind the other, several in a row
+    if weight.shape[0] % rows:
         return None
-    found = [_rows_of(weight, rows, first, count)]
+    shape = (lines * count, *weight.shape[1:])
+    found = [_range(weight, rows, first, count, shape)]
+    height = _TILED.get(packing.format, rows // packing.grid[0])
     for scale in scales:
-        one = prod(scale.shape) == 1 or packing.grid[0] == 1
-        found.append(scale if one else _rows_of(scale, rows, first, count))
-    return None if None in found else tuple(part for part in found if part is not None)
+        if packing.grid[0] == 1 or prod(scale.shape) == 1:
+            found.append(scale)
+        elif first % height or (count % height and first + count < rows):
+            return None
+        else:
+            runs = -(-rows // height), first // height, -(-count // height)
+            found.append(_range(scale, *runs, (prod(scale.shape) * runs[2] // runs[0],)))
+    return tuple(found)
 
 
-def _rows_of(part: StoredTensor, rows: int, first: int, count: int) -> StoredTensor | None:
-    """The bytes of some rows; GGML's blocks stand one behind the other, several in a row."""
-    lines, bytes_a_row = part.shape[0] * count, part.nbytes // rows
-    if part.nbytes % rows or lines % rows:
-        return None
-    return replace(
-        part,
-        shape=(lines // rows, *part.shape[1:]),
-        offset=part.offset + first * bytes_a_row,
-        nbytes=count * bytes_a_row,
-    )
+def _range(
+    part: StoredTensor, runs: int, first: int, count: int, shape: tuple[int, ...]
+) -> StoredTensor:
+    """Of `runs` equal pieces of a tensor those from `first` on, as a tensor of that shape."""
+    nbytes = part.nbytes // runs
+    return replace(part, shape=shape, offset=part.offset + first * nbytes, nbytes=count * nbytes)

@@ -10,6 +10,7 @@ from .file import Layer, LoraFile
 from .kinds import Change, Shape, bias_changes, weight_changes
 from .spelling import Names
 
+_PARTIAL = "Lora(..., partial=True) (on the command line --lora-partial)"
 _BIAS_PARTS = frozenset({"up_bias", "diff_b"})
 
 
@@ -54,10 +55,10 @@ def fit(files: Sequence[LoraFile], shapes: Mapping[str, Shape], model: str) -> F
             left += found.add(number, file, layer, names)
         total = sum(len(layer.parts) for layer in file.layers)
         if left and (not file.asked.partial or len(left) == total):
+            instead = "" if len(left) == total else f", or leave them out by {_PARTIAL}"
             raise GeometryError(
                 f"{file.label} has {len(left)} of {total} tensors for layers that the {model} does "
-                f"not have ({some(left)}): give the LoRA of this model"
-                + ("" if len(left) == total else ", or Lora(..., partial=True) to leave them out")
+                f"not have ({some(left)}): give the LoRA of this model{instead}"
             )
         if left:
             sentences.append(

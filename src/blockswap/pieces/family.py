@@ -107,6 +107,10 @@ class Family(ABC):
         """What the block's forward returns, in compiled pieces that write into nothing given."""
         raise NotImplementedError  # only asked where `compiles` says so
 
+    def why_another(self, root: torch.nn.Module) -> str | None:
+        """Why a model's classes, by their names known, are not what was read of them."""
+        return None
+
     @abstractmethod
     def small(self, root: Any) -> Small | None:
         """What to try before this model runs in pieces; None where it is not known."""

@@ -18,7 +18,7 @@ from ..plan.inputs.pieces import sizes_below
 from .compiled import compiled_call, compiler_of
 from .cutting import cut, cut_alike, two_of_each_size
 from .diffusers_family import DIFFUSERS
-from .family import Family, Loan
+from .family import LAYERS, Family, Loan
 from .onlookers import mark, onlookers, why_before, why_parts, why_whole
 from .visit import Piece
 
@@ -71,8 +71,7 @@ class Pieces:
                 f"model, {why}"
             )
             return
-        original = getattr(self._root, name)
-        self._install(self._root, _ModelForward(self, self._root, original), name)
+        self._install(self._root, _ModelForward(self, self._root, name), name)
 
     def _install_on_blocks(self) -> None:
         """Later than on the model where memory runs out: nothing hangs on blocks before."""
@@ -83,7 +82,7 @@ class Pieces:
             self.say(self._why_hosts_own)
         for name, block in self._blocks.items():
             if self._may_be_cut(name, block, why_before(block)):
-                forward = _BlockForward(self, name, block, block.forward)
+                forward = _BlockForward(self, name, block)
                 self._install(block, forward)
                 self._cuttable[name] = forward
         self.look_for_graphs()
@@ -200,10 +199,12 @@ class Pieces:
 class _Forward(ABC):
     """Stands in for a forward, which still runs wherever ours does not serve."""
 
-    def __init__(self, owner: Pieces, original: Any) -> None:
-        self.original = original
+    def __init__(self, owner: Pieces, module: Any, name: str = "forward") -> None:
+        self.original = getattr(module, name)
+        self._module, self._attribute = module, name
+        self._of_class = name not in vars(module)
         self._owner = owner
-        self._signature = inspect.signature(original)
+        self._signature = inspect.signature(self.original)
         kinds = self._signature.parameters.values()
         self._rest = next((p.name for p in kinds if p.kind is p.VAR_KEYWORD), "")
 
@@ -212,19 +213,32 @@ class _Forward(ABC):
         original = self.original
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not torch.compiler.is_compiling():
+            if torch.compiler.is_compiling():
+                return original(*args, **kwargs)
+            if self.is_as_found():
                 given = self._named(args, kwargs)
                 if self.serves(given):
                     return self.run(given)
-            return original(*args, **kwargs)
+            return self._whole()(*args, **kwargs)
 
         return forward
+
+    def _whole(self) -> Any:
+        """The module's own, as it is now: other packs replace it for all modules of a class."""
+        if not self._of_class:
+            return self.original
+        found = getattr(type(self._module), self._attribute)
+        return found.__get__(self._module) if hasattr(found, "__get__") else found
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by name, also those that a forward only hands on."""
         given = self._signature.bind(*args, **kwargs).arguments
         handed_on = given.pop(self._rest, {})
         return {**given, **handed_on}
+
+    @abstractmethod
+    def is_as_found(self) -> bool:
+        """Whether what ours stands in for is still what it was when it was found to serve."""
 
     @abstractmethod
     def serves(self, given: dict[str, Any]) -> bool:
@@ -238,13 +252,25 @@ class _Forward(ABC):
 class _BlockForward(_Forward):
     """Stands in for the forward of one block."""
 
-    def __init__(self, owner: Pieces, name: str, block: Any, original: Any) -> None:
-        super().__init__(owner, original)
+    def __init__(self, owner: Pieces, name: str, block: Any) -> None:
+        super().__init__(owner, block)
         self._name, self._block = name, block
+        kinds = {kind for module in block.modules() for kind in type(module).__mro__}
+        self._found = {k: vars(k).get("forward") for k in kinds if k.__name__ not in LAYERS}
+
+    def is_as_found(self) -> bool:
+        self._owner.reached()
+        for kind, forward in self._found.items():
+            if vars(kind).get("forward") is not forward:
+                self._owner.say(
+                    f"{self._name} runs whole and not in pieces: the forward of {kind.__name__} "
+                    "was replaced by other code meanwhile"
+                )
+                return False
+        return True
 
     def serves(self, given: dict[str, Any]) -> bool:
         family, owner = self._owner.family, self._owner
-        owner.reached()
         tokens = family.tokens(given)
         if tokens is None or not owner.cuts(tokens):
             return False
@@ -262,19 +288,28 @@ class _BlockForward(_Forward):
         return family.run_block(self._block, given, owner.cut(tokens), owner.loan)
 
     def serves_call(self, *args: Any, **kwargs: Any) -> bool:
-        return self.serves(self._named(args, kwargs))
+        return self.is_as_found() and self.serves(self._named(args, kwargs))
 
 
 class _ModelForward(_Forward):
     """Stands in for the forward of a model whose class is known."""
 
-    def __init__(self, owner: Pieces, root: Any, original: Any) -> None:
-        super().__init__(owner, original)
-        self._root = root
+    def __init__(self, owner: Pieces, root: Any, name: str) -> None:
+        super().__init__(owner, root, name)
+        self._found = getattr(type(root), name)
+
+    def is_as_found(self) -> bool:
+        if getattr(type(self._module), self._attribute) is self._found:
+            return True
+        self._owner.say(
+            "blocks run in pieces and write each its result into memory of its own: the forward of "
+            f"{type(self._module).__name__} was replaced by other code meanwhile"
+        )
+        return False
 
     def serves(self, given: dict[str, Any]) -> bool:
         self._owner.look_for_graphs()
-        tokens = self._owner.family.model_tokens(self._root, given)
+        tokens = self._owner.family.model_tokens(self._module, given)
         if tokens is None or not self._owner.expects(tokens):
             return False
         return self._owner.nobody_looks_on()

@@ -24,6 +24,8 @@ _found: dict[tuple[Any, ...], str | None] = {}
 def why_never(model: torch.nn.Module, family: Family = DIFFUSERS) -> str | None:
     """Why a model as it stands cannot run in pieces; None where it can."""
     root = bare(model)
+    if why := family.why_another(root):
+        return why
     small = family.small(root)
     if small is None:
         return f"{type(root).__name__} is no model that is known in pieces"

@@ -1,8 +1,7 @@
-"""`predict_module`: any module's forward run on meta tensors; what is refused or put back."""
+"""`predict_module`: any module's forward run on meta tensors; what is refused."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from copy import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ..errors import ModelError
 from ..plan.inputs.workload import AttentionKind, ForwardCost, KernelSet
 from .kernels import Kernels
 from .recorder import Recorder, map_to_meta, to_meta
+from .untouched import left_untouched
 
 
 def predict_module(
@@ -45,7 +45,7 @@ def predict_module(
         return functional_call(root, state, given, named)
 
     recorder = Recorder(state.values())
-    with attributes_kept(root), recorder.watching(units):
+    with left_untouched(root, (args, kwargs)), recorder.watching(units):
         return record_call(
             recorder,
             forward,
@@ -54,40 +54,6 @@ def predict_module(
             attention=attention,
             kernels=kernels,
         )
-
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-)
-
-
-@contextmanager
-def attributes_kept(root: torch.nn.Module) -> Iterator[None]:
-    """Gives every module back the attributes it had: a forward may keep tensors, which are meta.
-
-    Lists and dictionaries that are attributes get their contents back, too, and so do hooks: a
-    library may install its own in a first forward, and notes in an attribute that it did.
-    """
-    kept = [(module, dict(vars(module))) for module in root.modules()]
-    contents = [
-        (value, copy(value))
-        for _, attributes in kept
-        for name, value in attributes.items()
-        if (type(value) in (list, dict) and not name.startswith("_")) or name in _HOOKS
-    ]
-    try:
-        yield
-    finally:
-        for module, attributes in kept:
-            vars(module).clear()
-            vars(module).update(attributes)
-        for value, before in contents:
-            value.clear()
-            (value.update if isinstance(value, dict) else value.extend)(before)
 
 
 def record_call(

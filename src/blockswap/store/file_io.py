@@ -4,6 +4,8 @@
     buffered   preadv, and the pages read are dropped behind (posix_fadvise)
     plain      seek + readinto on a handle of each thread's own (no os.preadv: Windows)
 
+What was asked for ahead of its turn (`ahead`) is in the page cache, and is taken from there.
+
 Opened once, used by several reader threads at a time.
 """
 
@@ -16,6 +18,7 @@ from typing import Literal
 
 from ..errors import ReadError
 from ..layout.stamp import Stamped, verify_unchanged
+from .ahead import take
 from .file_slab import SECTOR
 
 # Errors that say nothing of O_DIRECT: there is too little of something.
@@ -62,9 +65,10 @@ class StreamedFile:
 
         Raises ReadError (truncated) or OSError (the disk's own error).
         """
-        done = 0
+        done, stamp = 0, self._header.stamp
+        cached = take(stamp.device, stamp.inode, offset, len(target))
         while done < len(target):
-            count = self._read_once(offset + done, target[done:])
+            count = self._read_once(offset + done, target[done:], cached=cached)
             done += count
             if count == 0:
                 break
@@ -128,7 +132,7 @@ class StreamedFile:
                     raise
                 # tmpfs and some network mounts: stay buffered
 
-    def _read_once(self, offset: int, target: memoryview) -> int:
+    def _read_once(self, offset: int, target: memoryview, *, cached: bool) -> int:
         # A stuck disk may answer after all, when nobody waits for it any more.
         self._refuse_closed()
         if self._buffered is None:
@@ -136,7 +140,7 @@ class StreamedFile:
             handle.seek(offset)
             return handle.readinto(target) or 0
         # A short direct read leaves an odd offset behind: the rest of the piece goes buffered.
-        direct = self._direct  # another reader may give it up meanwhile
+        direct = None if cached else self._direct  # another reader may give it up meanwhile
         if direct is not None and offset % SECTOR == 0 and len(target) % SECTOR == 0:
             try:
                 return os.preadv(direct, [target], offset)

@@ -66,12 +66,11 @@ def peak_host_bytes() -> int | None:
 
 def resident_host_bytes() -> int | None:
     """Resident set size of this process now; its peak where only that is told."""
-    return _statm(1) or peak_host_bytes()
-
-
-def mapped_file_bytes() -> int:
-    """What of it are pages of files, libraries above all, and shared memory; 0 where not told."""
-    return _statm(2) or 0
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return peak_host_bytes()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def return_freed_memory() -> None:
@@ -86,14 +85,6 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _FIRST_MMAP_THRESHOLD)
     except (AttributeError, OSError, TypeError):  # not glibc; Windows
         return
-
-
-def _statm(field: int) -> int | None:
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[field])
-    except (OSError, ValueError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _installed() -> int | None:

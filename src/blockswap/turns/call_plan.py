@@ -3,15 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ..errors import PlanError
 from ..swap import plan_loaded
 from ..units import format_bytes
 from .stage import Member, Stage
-from .turn import args_of_turn
-
-_GRANULARITY = 512
+from .turn import args_of_turn, device_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +80,7 @@ def _turn(stage: Stage, member: Member, needs: Sequence[Need], weights: int) -> 
         member.models, room, need.nbytes, stage.ram_budget, follows=workload is not None
     )
     if args is None:
-        there = sum(rounded(t.nbytes) for m in member.models for t in _tensors(m))
+        there = sum(map(device_bytes, member.models))
         how = "in tiles" if need.tiled else "whole"
         return TurnPlan(member.name, how, need.held + there + need.nbytes, weights)
     plan = plan_loaded(member.models, args, device=stage.device, workload=workload)
@@ -122,12 +118,3 @@ def _verdict(
         before = f", and before it {most}" if most else ""
         return None, f"not known of {what or 'what follows'}: {stopped}{before}"
     return True, f"fits: {most}"
-
-
-def _tensors(model: torch.nn.Module) -> list[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()]
-
-
-def rounded(nbytes: int) -> int:
-    """As a device's allocator counts a tensor."""
-    return -(-nbytes // _GRANULARITY) * _GRANULARITY

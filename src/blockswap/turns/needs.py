@@ -9,8 +9,9 @@ from torch.func import functional_call
 
 from ..errors import ModelError
 from ..plan.inputs.workload import KernelSet
-from ..predict.module import attributes_kept, record_call
+from ..predict.module import record_call
 from ..predict.recorder import Recorder, to_meta
+from ..predict.untouched import left_untouched, without_users_hooks
 
 
 class _Calling(torch.nn.Module):
@@ -71,7 +72,8 @@ def _followed(
         outputs.append(functional_call(calling, state, given, named))
         return outputs[-1]
 
-    with attributes_kept(model):
+    with left_untouched(model, (args, kwargs)):
+        without_users_hooks(model)
         try:
             cost = record_call(
                 recorder, call, (tuple(args), dict(kwargs)),

@@ -1,6 +1,6 @@
 """`swap_pipeline`: a pipeline that its user built runs in the memory that is named."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,14 @@ from ..selection import BlockSwapArgs
 from ..stream.device import open_device
 from ..swap.entry.arguments import refuse_swapped
 from ..swap.guards.open_swaps import is_swapped
+from ..swap.plan_inputs.outlook import refuse_other_workloads
 from ..units import format_bytes
 from .call_plan import CallPlan
+from .methods import methods_of_model, methods_of_pipeline
 from .rehearsal import rehearse
 from .stage import Member, Stage
 
 _STAGE = "blockswap_stage"
-# What pipelines call of their models beside the call itself.
-_CALLS = ("encode", "decode", "get_text_features", "get_image_features")
 _EXPERTS = ("transformer", "transformer_2")
 
 
@@ -44,24 +44,21 @@ class PipelineSwap:
     def __init__(self, pipe: Any, stage: Stage, members: list[Member], limit: int | None) -> None:
         self.pipe, self._stage, self._members = pipe, stage, members
         self.plan = tuple(_planned(member, limit) for member in members)
-        self._classes: list[tuple[Any, type]] = []
+        self._classes: list[tuple[Any, type, type]] = []  # of each, as it came and as it is now
         self.closed = False
         # Models and pipeline ask the stage first: their classes are derived, under their names.
         for member in members:
             for model in member.models:
-                self._derive(model, _calls_of(type(model)), (stage, member))
-        self._derive(pipe, _PIPELINE, stage)
+                self._derive(model, methods_of_model(type(model), stage, member))
+        self._derive(pipe, methods_of_pipeline(type(pipe), stage, _models_of(pipe)))
+        vars(pipe)[_STAGE] = stage
 
     def report(self) -> str:
         """A line for each model: its bytes, its turns, how it lay there."""
         lines = []
         for member in self._members:
-            how = "streamed" if member.streamed else "whole"
-            needs = member.activation_bytes
-            beside = "" if needs is None else f", {format_bytes(needs)} beside its weights"
             lines.append(
-                f"{member.name}: {format_bytes(member.weights)}, "
-                + (f"{member.turns} turns, {how}{beside}" if member.turns else "no turn yet")
+                f"{member.name}: {format_bytes(member.weights)}, {_turns(member, self._stage)}"
             )
             said = [*member.sentences, *([member.tiles] if member.tiles else [])]
             lines += [f"  {sentence}" for sentence in said]
@@ -71,23 +68,35 @@ class PipelineSwap:
         """What `pipe(*args, **kwargs)` will take and whether it fits, turn by turn, beforehand.
 
         The pipeline's code is gone through without its weights: nothing is loaded or computed.
-        What cannot be known that way is said to be so. Raises StateError after `close()`.
+        What cannot be known that way is said to be so; what a library keeps on the device from an
+        earlier call (Qwen-Image's rope tables, 2 MiB) is counted again. Raises StateError after
+        `close()`.
         """
         if self.closed:
             raise StateError("this swap is closed: plan a call while it is open")
-        self._stage.clear()
-        return rehearse(self.pipe, self._stage, self._members, args, kwargs)
+        stage, name = self._stage, type(self.pipe).__name__
+        with stage.call_of(name), stage.turn_of(name):
+            stage.clear()
+            return rehearse(self.pipe, stage, self._members, args, kwargs)
 
     def close(self) -> None:
-        """Every weight is where it was, and the pipeline runs as before."""
+        """Every weight is where it was, and the pipeline runs as before. Raises StateError, and
+        changes nothing, while the pipeline runs or a later swap has one of its models."""
         if self.closed:
             return
+        self._stage.refuse_running(type(self.pipe).__name__)
+        for owner, _, derived in self._classes:
+            if type(owner) is not derived:
+                raise StateError(
+                    f"this swap was to be closed, and its {type(owner).__name__} was swapped with "
+                    "another pipeline since: close that one first"
+                )
         self.closed = True
         self._stage.clear()
         self._stage.restore_tiling()
-        for owner, kind in reversed(self._classes):
+        for owner, kind, _ in self._classes:
             owner.__class__ = kind
-            vars(owner).pop(_STAGE, None)
+        vars(self.pipe).pop(_STAGE, None)
 
     def __enter__(self) -> "PipelineSwap":
         return self
@@ -95,12 +104,12 @@ class PipelineSwap:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _derive(self, owner: Any, methods: Mapping[str, Any], told: Any) -> None:
+    def _derive(self, owner: Any, methods: Mapping[str, Any]) -> None:
         kind = type(owner)
-        self._classes.append((owner, kind))
-        vars(owner)[_STAGE] = told
         described = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        owner.__class__ = type(kind.__name__, (kind,), {**described, **methods})
+        derived = type(kind.__name__, (kind,), {**described, **methods})
+        owner.__class__ = derived
+        self._classes.append((owner, kind, derived))
 
 
 def swap_pipeline(
@@ -126,6 +135,9 @@ def swap_pipeline(
     """
     where = open_device(device)
     args = BlockSwapArgs(vram_budget=vram_budget, ram_budget=ram_budget)
+    refuse_other_workloads(workload)
+    if not isinstance(tiled, bool | None):
+        raise ArgsError(f"tiled={tiled!r} was given: give True, False, or leave it out")
     members = _members(pipe)
     _refuse_foreign(pipe, members)
     held = sum(member.weights for member in members)
@@ -153,7 +165,7 @@ def _members(pipe: Any) -> list[Member]:
             f"a {type(pipe).__name__} was given, which has no components: give a pipeline of "
             "diffusers, or swap its models one by one"
         )
-    found = {n: m for n, m in components.items() if isinstance(m, torch.nn.Module)}
+    found = _models_of(pipe)
     if not found:
         raise ArgsError(f"this {type(pipe).__name__} has no model to swap: load its weights first")
     members, seen = [], set()
@@ -165,6 +177,10 @@ def _members(pipe: Any) -> list[Member]:
         seen |= {id(model) for model in models}
         members.append(Member(names, models))
     return members
+
+
+def _models_of(pipe: Any) -> dict[str, torch.nn.Module]:
+    return {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
 
 
 def _refuse_foreign(pipe: Any, members: list[Member]) -> None:
@@ -179,7 +195,9 @@ def _refuse_foreign(pipe: Any, members: list[Member]) -> None:
             if is_swapped(model):
                 raise StateError(
                     f"the blocks of {member.name} are swapped already: close that, and they are "
-                    "swapped with the pipeline"
+                    "swapped with the pipeline; a model that streams from its file stays as it is, "
+                    "and the other parts leave by pipe.enable_group_offload(..., "
+                    f"exclude_modules={list(member.names)})"
                 )
             refuse_swapped(model)  # a part of it may be
             strange = {t.device.type for t in model.parameters()} - {"cpu"}
@@ -190,6 +208,16 @@ def _refuse_foreign(pipe: Any, members: list[Member]) -> None:
                 )
 
 
+def _turns(member: Member, stage: Stage) -> str:
+    if stage.device.type == "cpu":
+        return "runs on the CPU, where it lies"
+    if not member.turns:
+        return "no turn yet"
+    how, needs = "streamed" if member.streamed else "whole", member.activation_bytes
+    beside = "" if needs is None else f", {format_bytes(needs)} beside its weights"
+    return f"{member.turns} turns, {how}{beside}"
+
+
 def _planned(member: Member, limit: int | None) -> ModelPlan:
     if limit is None:
         how = "whole"
@@ -198,68 +226,3 @@ def _planned(member: Member, limit: int | None) -> ModelPlan:
     else:
         how = "by its inputs"
     return ModelPlan(member.name, member.weights, how)
-
-
-def _calls_of(kind: type) -> dict[str, Any]:
-    """The calls of a model's class, each of which takes the stage first."""
-    names = ["__call__", *(name for name in _CALLS if callable(getattr(kind, name, None)))]
-    return {name: _taking_the_stage(kind, name) for name in names}
-
-
-def _taking_the_stage(kind: type, name: str) -> Callable[..., Any]:
-    def call(model: Any, *args: Any, **kwargs: Any) -> Any:
-        stage, member = vars(model)[_STAGE]
-        followed = getattr(kind, "forward" if name == "__call__" else name)
-        if stage.rehearsal is not None:
-            return stage.rehearsal.answer(member, model, followed, (args, kwargs))
-        args, kwargs = stage.enter(member, model, followed, (args, kwargs))
-        own, attempt = getattr(kind, name), stage.attempt()
-        try:
-            return own(model, *args, **kwargs)
-        except torch.OutOfMemoryError as error:
-            attempt.failed(error)
-            if not stage.make_room(member, model):
-                raise
-        attempt.restore()  # outside: the error holds what the call had made
-        return own(model, *args, **kwargs)
-
-    return call
-
-
-def _execution_device(pipe: Any) -> torch.device:
-    stage: Stage = vars(pipe)[_STAGE]
-    return stage.device if stage.rehearsal is None else torch.device("cpu")
-
-
-def _move(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-    """A move to the device of the swap is done already; any other is refused."""
-    device = _execution_device(pipe)
-    asked = [*args, *kwargs.values()]
-    others = [a for a in asked if isinstance(a, (str, torch.device))]
-    casts = any(isinstance(a, torch.dtype) for a in asked)
-    if casts or any(torch.device(other).type != device.type for other in others):
-        raise StateError(
-            f"this pipeline was to be moved or cast ({', '.join(map(str, asked))}) while its "
-            f"models take turns on {device}: close the swap before"
-        )
-    return pipe
-
-
-def _turns_already(pipe: Any, *args: Any, **kwargs: Any) -> None:
-    """`enable_model_cpu_offload`: one whole model at a time, which is so already."""
-
-
-def _refuse_offload(pipe: Any, *args: Any, **kwargs: Any) -> None:
-    raise StateError(
-        "another way to offload was to be switched on for a pipeline whose models take turns on "
-        "the device: leave it, or close the swap first"
-    )
-
-
-_PIPELINE: Mapping[str, Any] = {
-    "_execution_device": property(_execution_device),
-    "to": _move,
-    "enable_model_cpu_offload": _turns_already,
-    "enable_sequential_cpu_offload": _refuse_offload,
-    "enable_group_offload": _refuse_offload,
-}

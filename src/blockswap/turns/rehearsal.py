@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .call_plan import CallPlan, Need, plan_of_call, rounded
+from .call_plan import CallPlan, Need, plan_of_call
 from .needs import Followed
 from .stage import Member, Stage, is_denoiser
+from .turn import rounded
 
 # What zeros may bring code to that has values to go on with.
 _CODE_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

@@ -1,18 +1,20 @@
 """Who is on the device: the model that is called comes, the one before it leaves."""
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
-from ..errors import PlanError
+from ..errors import ModelError, PlanError, StateError
 from ..stream.device import Device
 from ..swap.running.out_of_memory import Attempt
 from ..units import format_bytes
 from .needs import Followed, follow_call
-from .turn import Turn, weight_bytes
+from .turn import Turn, device_bytes, weight_bytes
 
 
 @dataclass
@@ -52,6 +54,35 @@ class Stage:
         self._followed: dict[Any, Followed | None] = {}
         self._now: Member | None = None
         self._turn: Turn | None = None
+        self._calls = 0  # of the pipeline, under way
+        self._calling, self._turning = threading.RLock(), threading.RLock()
+
+    @contextmanager
+    def call_of(self, pipeline: str) -> Iterator[None]:
+        """A call of the pipeline, after which nobody is on the device: between calls each weight
+        is where its user put it. Raises StateError where another thread runs the pipeline."""
+        with _alone(self._calling, pipeline):
+            self._calls += 1
+            try:
+                yield
+            finally:
+                self._calls -= 1
+                if not self._calls:
+                    self.clear()
+
+    @contextmanager
+    def turn_of(self, name: str) -> Iterator[None]:
+        """A call of a model. Raises StateError where another thread has one of the stage's."""
+        with _alone(self._turning, name):
+            yield
+
+    def refuse_running(self, pipeline: str) -> None:
+        """Raises StateError while a call is under way, whoever made it."""
+        if self._calls:
+            raise StateError(
+                f"this swap was to be closed while its {pipeline} runs: do it after that call has "
+                "returned"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -130,7 +161,7 @@ class Stage:
                 member.models, self.device, budget=budget, activation_bytes=needs,
                 ram_budget=self.ram_budget, workload=workload,
             )  # fmt: skip
-        except PlanError as error:
+        except (PlanError, ModelError) as error:
             raise PlanError(
                 f"{member.name} does not fit {format_bytes(self.budget or 0)} of the device, of "
                 f"which its call needs {format_bytes(needs)} beside weights and the pipeline holds "
@@ -170,7 +201,7 @@ class Stage:
 
     def _must_tile(self, member: Member, model: Any, needs: int, room: int | None) -> bool:
         """Whether a decoder that does not fit whole was put into its tiles just now."""
-        fits = room is None or weight_bytes(model) + needs <= room
+        fits = room is None or device_bytes(model) + needs <= room
         if fits or not self._may_tile(model) or getattr(model, "use_tiling", False):
             return False
         self._tile(member, model, f"whole it needs {format_bytes(needs)} beside its weights")
@@ -200,6 +231,19 @@ class Stage:
 
         moved: tuple[Any, Any] = tree_map(move, given)
         return moved
+
+
+@contextmanager
+def _alone(lock: Any, name: str) -> Iterator[None]:
+    if not lock.acquire(blocking=False):
+        raise StateError(
+            f"{name} was called while another thread runs it or another model of its pipeline, and "
+            "they take turns on one device: make one call at a time, or build a second pipeline"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_denoiser(member: Member) -> bool:

@@ -8,11 +8,15 @@ from typing import Any
 import torch
 
 from ..adapters.live import places_of
+from ..ambient import undisturbed
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
 from ..store.places import Place
 from ..stream.device import open_device
 from ..swap import open_text_encoder, swap_blocks, swap_experts
+from ..swap.entry.arguments import refuse_swapped
+
+_GRANULARITY = 512
 
 
 class Turn:
@@ -32,12 +36,16 @@ class Turn:
         ram_budget: int | None = None,
         workload: Any = None,
     ) -> None:
-        """Raises ModelError where they must be streamed and have no list of blocks, PlanError."""
-        self._device = device
+        """Raises ModelError where they must be streamed and have no list of blocks, PlanError, and
+        StateError where one is swapped by itself."""
+        self._device, self._models = device, tuple(models)
         self._swap: Any = None
         self._moved: list[tuple[Place, torch.Tensor, torch.Tensor, int]] = []
         if device.type == "cpu":
             return
+        for model in models:
+            refuse_swapped(model)  # since its pipeline was
+        self._before = {id(tensor) for _, tensor in self._on_device()}
         args = args_of_turn(
             models, budget, activation_bytes, ram_budget, follows=workload is not None
         )
@@ -64,6 +72,7 @@ class Turn:
         found: SwapPlan = swap.plan
         return found
 
+    @undisturbed()
     def close(self) -> None:
         """Takes the models off the device; what was changed there is changed in host memory."""
         if self._swap is not None:
@@ -73,13 +82,33 @@ class Turn:
             if now is not there:
                 continue  # another weight hangs there by now, and stays
             if there._version != version or not isinstance(before, torch.nn.Parameter):
-                with torch.no_grad():
+                with torch.inference_mode(before.is_inference()), torch.no_grad():
                     before.copy_(there)
             place.table[place.name] = before
         self._swap = None
         self._moved.clear()
+        self._take_along()
         settle(self._device)
 
+    def _on_device(self) -> Iterator[tuple[Place, torch.Tensor]]:
+        for model in self._models:
+            for place in list(places_of(model)):
+                tensor = place.table[place.name]
+                if tensor is not None and tensor.device == self._device:
+                    yield place, tensor
+
+    def _take_along(self) -> None:
+        """What came into the models during their turn, such as a LoRA, leaves with them."""
+        if self._device.type == "cpu":
+            return
+        for place, tensor in self._on_device():
+            if id(tensor) not in self._before:
+                there: torch.Tensor = tensor.detach().to("cpu")
+                if isinstance(tensor, torch.nn.Parameter):
+                    there = torch.nn.Parameter(there, requires_grad=tensor.requires_grad)
+                place.table[place.name] = there
+
+    @undisturbed()
     def _move(self, model: torch.nn.Module) -> None:
         """Copies to the device hang in the places of the originals; one object stays one."""
         made: dict[int, torch.Tensor] = {}
@@ -109,7 +138,7 @@ def args_of_turn(
 
     `follows`: their plan knows the clip, and counts its activations itself.
     """
-    if budget is None or sum(map(weight_bytes, models)) + activation_bytes <= budget:
+    if budget is None or sum(map(device_bytes, models)) + activation_bytes <= budget:
         return None
     room = budget if follows else max(0, budget - activation_bytes)
     return BlockSwapArgs(vram_budget=room, ram_budget=ram_budget)
@@ -118,6 +147,16 @@ def args_of_turn(
 def weight_bytes(model: torch.nn.Module) -> int:
     """Of parameters and buffers, each once."""
     return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+
+
+def device_bytes(model: torch.nn.Module) -> int:
+    """Of the same, as the device's allocator counts them."""
+    return sum(rounded(tensor.nbytes) for tensor in [*model.parameters(), *model.buffers()])
+
+
+def rounded(nbytes: int) -> int:
+    """As a device's allocator counts a tensor."""
+    return -(-nbytes // _GRANULARITY) * _GRANULARITY
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from .files import (
     tokenizer_in,
 )
 from .folders import part_of_folder, read_config
+from .load import class_named
 from .modules import HIGH, LOW, with_modules
 
 _DEPTH = 3  # folders below the one that is given: repackaged files lie two below
 _BOUNDARY = {False: 0.875, True: 0.9}  # Wan 2.2's experts of text, of an image
 _SMALL = 1.2 * 832 * 480  # pixels up to which Wan 2.1 samples with the smaller shift
+_SHIFTS = ("flow_shift", "shift")  # what schedulers of diffusers call it
 _HELD = "a transformer, a text encoder with its tokenizer, and a VAE"
 
 
@@ -84,6 +87,7 @@ def find_components(
         boundary_ratio=index.get("boundary_ratio"),
         expand_timesteps=bool(index.get("expand_timesteps", False)),
     )
+    parts = replace(parts, notes=tuple(_instead(given, found)))
     parts = _with_assumed(parts, given, found, index, pixels)
     refuse_mismatch(parts)
     return parts
@@ -251,8 +255,7 @@ def _with_scheduler(parts: Components, given: ModelFiles, found: Found, large: b
     if "scheduler" in found:
         scheduler = _one(given, found, "scheduler", ())
         if given.shift is not None:
-            config = {**scheduler.config, "flow_shift": given.shift}
-            scheduler = Part(scheduler.path, scheduler.class_name, config, "config")
+            scheduler = _shifted(scheduler, given.shift)
         return replace(parts, scheduler=scheduler)
     shift = given.shift or (5.0 if large else 3.0)
     config = {
@@ -265,6 +268,35 @@ def _with_scheduler(parts: Components, given: ModelFiles, found: Found, large: b
     scheduler = Part(parts.folder, "UniPCMultistepScheduler", config, "config")
     note = f"no file names a scheduler: UniPC with a flow shift of {shift:g} (--shift changes it)"
     return replace(parts, scheduler=scheduler, notes=(*parts.notes, note))
+
+
+def _shifted(scheduler: Part, shift: float) -> Part:
+    """The scheduler with that flow shift. Raises ArgsError where it has none."""
+    known = signature(class_named(scheduler.class_name).__init__).parameters
+    config = dict(scheduler.config)
+    name = next((name for name in _SHIFTS if name in known), None)
+    flows = name == "shift" or bool(name and config.get("use_flow_sigmas"))
+    if name is None or not flows or config.get("use_dynamic_shifting"):
+        why = "shifts by the size of the clip" if flows else "has no flow shift"
+        raise ArgsError(
+            f"shift={shift:g} was asked, and the {scheduler.class_name} in {scheduler.path} {why}: "
+            "leave it out"
+        )
+    return Part(scheduler.path, scheduler.class_name, {**config, name: shift}, "config")
+
+
+def _instead(given: ModelFiles, found: Found) -> Iterator[str]:
+    """What was named by an option and is used in the place of what lies in the model."""
+    own = {role: found.get(role, []) for role in ("tokenizer", "transformer")}
+    if given.tokenizer is not None and own["tokenizer"]:
+        path = own["tokenizer"][0].path
+        if path != input_path(given.tokenizer):
+            yield f"the tokenizer in {given.tokenizer} is used, and not that in {path}"
+    if given.high_noise is not None:
+        named = {input_path(path) for path in (given.high_noise, given.low_noise) if path}
+        others = [str(part.path) for part in own["transformer"] if part.path not in named]
+        if others:
+            yield f"the two experts that were named are used, and not {', '.join(others)}"
 
 
 def _index(folder: Path) -> Any:

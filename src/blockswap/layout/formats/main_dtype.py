@@ -6,9 +6,11 @@ what such files keep in fp32 is little, and nobody who quantised a model compute
 
 from collections.abc import Iterable
 
+from ...errors import GeometryError
 from ..checkpoint import StoredTensor
 from ..dtypes import HALVES, ITEM_BYTES
 from ..geometry.naming import to_diffusers_key
+from ..quoting import quote
 
 # What the official pipelines keep in fp32 when they load in another dtype: `_keep_in_fp32_modules`
 # of diffusers' Wan classes, in diffusers' spelling (original: modulation, norm3, time_embedding).
@@ -42,6 +44,15 @@ def computed_dtype(
     if not kept:
         return main
     return stored.dtype if inside and stored.dtype in HALVES else "float32"
+
+
+def refuse_whole_numbers(label: str, weight: StoredTensor) -> None:
+    """Raises GeometryError for a weight of a dtype in which no layer computes."""
+    if weight.packing is None and "float" not in weight.dtype:
+        raise GeometryError(
+            f"{label} stores tensor {quote(weight.name)} as {weight.dtype}, and weights compute in "
+            "floating point: it is quantised or damaged, open a bf16, fp16 or fp32 checkpoint"
+        )
 
 
 def is_quantised(tensor: StoredTensor) -> bool:

@@ -34,6 +34,7 @@ def int8_scaled(
     label: str, weight: StoredTensor, scale: StoredTensor, *, rotation: int = 0
 ) -> Packing:
     """An int8 weight and its scale; `rotation` is the width of the groups it was rotated in."""
+    _check_dtype(label, weight, ("int8",))
     _check_floating(label, scale)
     grid = _grid(label, weight, scale)
     if rotation and (rotation < 4 or 4 ** round(math.log(rotation, 4)) != rotation):
@@ -47,6 +48,17 @@ def int8_scaled(
             "do not divide: the file is damaged"
         )
     return Packing("int8 rotated" if rotation else "int8 scaled", (weight, scale), grid, rotation)
+
+
+def check_broadcast(label: str, weight: StoredTensor, scale: StoredTensor) -> None:
+    """Scales as ComfyUI's layers multiply by them, which knows no others: one, or one a row."""
+    rows = weight.shape[0] if weight.shape else 0
+    if math.prod(scale.shape) != 1 and scale.shape != (rows, 1):
+        raise GeometryError(
+            f"{label}: {quote(scale.name)} is {list(scale.shape)}, where ComfyUI's layers of "
+            f"{list(weight.shape)} have one scale, or [{rows}, 1]: the file is damaged or of a "
+            "newer kind"
+        )
 
 
 def quanto(label: str, data: StoredTensor, scale: StoredTensor) -> Packing:

@@ -14,7 +14,16 @@ from ...errors import GeometryError
 from ..checkpoint import Checkpoint, Packing, StoredTensor
 from ..dtypes import FP8
 from ..quoting import quote
-from .scaled import INPUT_SCALES, SCALES, fp8_scaled, int8_scaled, mxfp8, nvfp4, quanto
+from .scaled import (
+    INPUT_SCALES,
+    SCALES,
+    check_broadcast,
+    fp8_scaled,
+    int8_scaled,
+    mxfp8,
+    nvfp4,
+    quanto,
+)
 from .words import WORD, layer_words
 
 _MARK = "scaled_fp8"
@@ -32,10 +41,10 @@ def unpacked(checkpoint: Checkpoint) -> Checkpoint:
 
     Raises GeometryError where a layer is packed in a way that is not known, or not whole.
     """
-    layers = _layers(checkpoint)
+    words = layer_words(checkpoint)
+    layers = _layers(checkpoint, words)
     if not layers and _MARK not in checkpoint.tensors:
         return checkpoint
-    words = layer_words(checkpoint)
     _refuse_lost_scales(checkpoint, layers, words)
     tensors, dropped = dict(checkpoint.tensors), 0
     for key in (_MARK, *(f"{layer}.{WORD}" for layer in layers)):
@@ -57,7 +66,7 @@ def unpacked(checkpoint: Checkpoint) -> Checkpoint:
 
 def quantiser_keys(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The keys of what lies beside, or stands for, the weights of quantised layers."""
-    layers = _layers(checkpoint).values()
+    layers = _layers(checkpoint, {}).values()
     return tuple(t.key for parts in layers for name, t in parts.items() if name != "weight")
 
 
@@ -80,25 +89,23 @@ class _Layer:
         return found
 
 
-def _layers(checkpoint: Checkpoint) -> dict[str, dict[str, StoredTensor]]:
-    """The layers that have a tensor of a quantiser."""
+def _layers(checkpoint: Checkpoint, words: Mapping[str, Any]) -> dict[str, dict[str, StoredTensor]]:
+    """The layers that have a tensor of a quantiser, or of which the file says that they have."""
     layers: dict[str, dict[str, StoredTensor]] = {}
     for key, tensor in checkpoint.tensors.items():
         for tail in (_DATA, _DATA_SCALE, *_TAILS):
             if key.endswith(f".{tail}"):
                 layers.setdefault(key[: -len(tail) - 1], {})[tail] = tensor
                 break
-    for layer, parts in layers.items():
+    for layer in {**layers, **words}:
         weight = checkpoint.tensors.get(f"{layer}.weight")
         if weight is not None:
-            parts["weight"] = weight
-    return {layer: parts for layer, parts in layers.items() if _is_packed(parts)}
+            layers.setdefault(layer, {})["weight"] = weight
+    return {layer: parts for layer, parts in layers.items() if layer in words or _is_packed(parts)}
 
 
 def _is_packed(parts: Mapping[str, StoredTensor]) -> bool:
-    if _DATA in parts or WORD in parts:
-        return True
-    return _is_eight_bit(parts.get("weight"))
+    return _DATA in parts or WORD in parts or _is_eight_bit(parts.get("weight"))
 
 
 def _is_eight_bit(weight: StoredTensor | None) -> bool:
@@ -172,12 +179,17 @@ def _told(layer: _Layer, word: Mapping[str, Any]) -> Packing | None:
 
 
 def _told_fp8(layer: _Layer, word: Mapping[str, Any]) -> Packing | None:
-    weight = layer.part("weight")
-    if weight.dtype not in FP8:
-        weight = weight.as_dtype(str(word["format"]))
+    weight, said = layer.part("weight"), str(word["format"])
+    if weight.dtype not in (said, "uint8"):
+        raise GeometryError(
+            f"{layer.label} holds {quote(weight.name)} in {weight.dtype} and says that it is "
+            f"{said}: the file is damaged"
+        )
     if "weight_scale" not in layer.parts:
         return None  # as in ComfyUI, its scale is one
-    return fp8_scaled(layer.label, weight, layer.part("weight_scale"))
+    scale = layer.part("weight_scale")
+    check_broadcast(layer.label, weight, scale)
+    return fp8_scaled(layer.label, weight.as_dtype(said), scale)
 
 
 def _told_int8(layer: _Layer, word: Mapping[str, Any]) -> Packing:
@@ -186,9 +198,9 @@ def _told_int8(layer: _Layer, word: Mapping[str, Any]) -> Packing:
     rotation = said.get("convrot_groupsize", 256) if said.get("convrot", False) else 0
     if type(rotation) is not int:
         rotation = -1
-    return int8_scaled(
-        layer.label, layer.part("weight"), layer.part("weight_scale"), rotation=rotation
-    )
+    weight, scale = layer.part("weight"), layer.part("weight_scale")
+    check_broadcast(layer.label, weight, scale)
+    return int8_scaled(layer.label, weight, scale, rotation=rotation)
 
 
 def _told_mxfp8(layer: _Layer, word: Mapping[str, Any]) -> Packing:

@@ -16,6 +16,8 @@ from .naming import naming_of, to_diffusers_key, to_original_key
 
 # A whole model has it, a module has not.
 _WHOLE = "patch_embedding.weight"
+# Says of a whole file that it is scaled fp8.
+_MARK = "scaled_fp8"
 # What a base's config.json says that modules change.
 _CHANGED = ("_class_name", "model_type", "vace_layers", "vace_in_channels", "vace_in_dim")
 
@@ -23,7 +25,8 @@ _CHANGED = ("_class_name", "model_type", "vace_layers", "vace_in_channels", "vac
 def joined(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     """The checkpoint of all of them, the model's first and its modules behind, in any order given.
 
-    Each is taken as its weights (`unpacked`). Raises CheckpointError or GeometryError.
+    Each is taken as its weights (`unpacked`), or as it is stored. Raises CheckpointError or
+    GeometryError.
     """
     if len(checkpoints) == 1:
         return checkpoints[0]
@@ -36,7 +39,7 @@ def joined(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
             "that go onto it (for models that are used in turn: open_experts)"
         )
     base = whole[0]
-    made = replace(base, config=_config(base))
+    made = replace(base, config=_config(base), modules_from=len(base.headers))
     for module in checkpoints:
         if module is not base:
             made = _with(made, module)
@@ -51,6 +54,8 @@ def _with(base: Checkpoint, module: Checkpoint) -> Checkpoint:
     twice = []
     for key, tensor in module.tensors.items():
         name = respelt(key)
+        if name == _MARK and name in tensors:
+            continue  # said of both
         if name in tensors:
             twice.append(tensor.name)
         tensors[name] = _moved(tensor, name, first)

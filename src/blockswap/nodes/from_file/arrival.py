@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...errors import HostError
 from ...pieces import kept_in_visit
+from ..host_code.weight_readers import read_parts
 from ..seams import host
-from ..seams.readers import read_parts
 
 _HOOKS = "blockswap_patching"
 # By a weight's name in its module: from the weight that has arrived and the module's input.

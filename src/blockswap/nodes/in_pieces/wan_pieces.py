@@ -22,11 +22,10 @@ from ...pieces import (
     run_between,
 )
 from ..seams import host_wan
-from ..seams.host_names import can_cut
+from ..seams.host_names import why_not_cut
 from .vace_forward import run_vace, vace_tokens
 
 _DIM, _HEADS, _TOKENS, _TEXT, _IMAGE, _FRAMES = 24, 2, 150, 12, 4, 6
-_IMAGE_TOKENS = 257  # what the host's blocks take where nobody says
 
 
 class WanFamily(Family):
@@ -60,6 +59,8 @@ class WanFamily(Family):
         patches = options.get("patches", {})
         if found := [name for name in host_wan.INSIDE if patches.get(name)]:
             return f"a patch ({found[0]}) is called with all tokens of its attention"
+        if "context_img_len" not in given and host_wan.looks_at_image(block.cross_attn):
+            return "it is not told how much of its context is of an image"
         return _why_inputs(given)
 
     def run_block(
@@ -91,10 +92,13 @@ class WanFamily(Family):
             "pack's), so it is left as it is and holds two states more than ours would"
         )
 
+    def why_another(self, root: torch.nn.Module) -> str | None:
+        return why_not_cut() if any(map(host_wan.is_block, root.modules())) else None
+
     def small(self, root: Any) -> Small | None:
         """One block of each kind that the model has; a timestep for all tokens, and one a frame."""
         kinds: dict[Any, Any] = {}
-        if not can_cut():
+        if why_not_cut() is not None:
             return None
         for block in root.modules():
             if host_wan.is_block(block):
@@ -187,7 +191,7 @@ class WanVisit(Visit):
         attention, text = self._block.cross_attn, given["context"]
         image = None
         if host_wan.looks_at_image(attention):
-            of_image = given.get("context_img_len", _IMAGE_TOKENS)
+            of_image = given["context_img_len"]
             image, text = text[:, :of_image], text[:, of_image:]
         own = attention.norm_k(attention.k(text)), attention.v(text)
         if image is None:

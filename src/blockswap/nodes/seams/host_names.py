@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...errors import HostError
-from .code_words import words_of
+from ..host_code.wan_forwards import why_unread
+from ..host_code.words import words_of, works_with
 from .host import OVERRIDDEN, asks_the_device, is_dynamic
 
 _MISSING: Any = object()
@@ -125,6 +126,7 @@ SHARING = (
     "comfy.utils.string_to_seed",
 )
 # What blocks of the host's Wan models run in pieces through; without one of these they run whole.
+# What their forwards work with is in `host_code.wan_forwards`.
 CUTTING = (
     "comfy.ldm.wan.model.EmbedND",
     "comfy.ldm.wan.model.VaceWanAttentionBlock",
@@ -138,7 +140,11 @@ CUTTING = (
     "comfy.model_management.cast_to",
     "comfy.ops.disable_weight_init",
 )
-CUTTING_WORDS = {"comfy.ops": ("_full_precision_mm", "input_scale", "layout_type")}
+CUTTING_WORDS = {
+    "comfy.ops": ("_full_precision_mm", "input_scale", "layout_type"),
+    "comfy.ldm.wan.model.WanAttentionBlock": ("qk_norm", "cross_attn_norm", "operation_settings"),
+    "comfy.ldm.wan.model.WanModel": ("patch_size", "transformer_options"),
+}
 SHARING_WORDS = {
     "comfy.model_patcher.ModelPatcher._load_list": ("for_dynamic",),
     "comfy.model_patcher.ModelPatcherDynamic": ("seed_key", "_v", "_v_signature", "_pins"),
@@ -177,9 +183,13 @@ def can_share() -> bool:
     return all(map(_is_there, SHARING)) and _lost_word(SHARING_WORDS) is None
 
 
-def can_cut() -> bool:
-    """Whether this core has every name that blocks run in pieces through."""
-    return all(map(_is_there, CUTTING)) and _lost_word(CUTTING_WORDS) is None
+def why_not_cut() -> str | None:
+    """Why no blocks of this core run in pieces: what it lacks, or does that was never read."""
+    lost = next((name for name in CUTTING if not _is_there(name)), None)
+    lost = lost or _lost_word(CUTTING_WORDS)
+    if lost is not None:
+        return f"this ComfyUI has no {lost}, which pieces work through"
+    return why_unread(works_with)
 
 
 def require_of(patcher: Any) -> None:

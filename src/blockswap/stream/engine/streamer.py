@@ -13,7 +13,7 @@ slots, in the order of the units on disk (`Supply.read_ahead`): staging is what 
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ...errors import StateError
@@ -31,7 +31,7 @@ from .admission import (
     refuse_under_way,
     refuse_ways_of_running,
 )
-from .supply import Supply
+from .supply import Ending, Supply
 
 
 class Streamer:
@@ -118,8 +118,7 @@ class Streamer:
         if self._arriving:
             self._arrive(index)
         # Whatever comes next is in a slot already: look one further than on entering.
-        self._supply.fetch_ahead(self._supply.prefetch + 1)
-        self._supply.read_ahead()
+        self._supply.look_ahead(self._supply.prefetch + 1)
         try:
             self._supply.gather_copied()
         finally:
@@ -181,6 +180,10 @@ class Streamer:
     def expect_after(self, supply: Supply, forwards: int) -> None:
         """This swap's forwards come after `forwards` in a row of that of `supply`."""
         self._pool.turns.expect(supply, forwards, self._supply)
+
+    def end_after(self, forwards: int, then: Callable[[], None] | None) -> None:
+        """After `forwards` more nothing is brought; `then` is called once the last has it all."""
+        self._supply.ending = Ending(forwards, then)
 
     def shares_pool_with(self, other: "Streamer") -> bool:
         return other.uses(self._pool)
@@ -302,15 +305,13 @@ class Streamer:
             mark.arrived.record(run.stream)
             if unit.resident is not None:
                 unit.resident.read_on(run.stream, self._settled)
-            supply.fetch_ahead(supply.prefetch + 1)
-            supply.read_ahead()
+            supply.look_ahead(supply.prefetch + 1)
         else:
             slot = supply.slot_of(run.index)
             run.slot = slot
             slot.in_use = True
             self._pool.touch(slot)
-            supply.fetch_ahead(supply.prefetch, behind=slot)
-            supply.read_ahead()
+            supply.look_ahead(supply.prefetch, behind=slot)
             late = slot.job is not None and not slot.job.done
             if slot.gather is not None:
                 supply.complete(slot)  # waits for the own part's read, and tells others if it fails

@@ -57,7 +57,9 @@ class Lookups:
                 raise IndexError("index out of range in self")
             rows = self._fetched(self._source.read(wanted), table.dtype)
         # No padding index: it matters to gradients only, and the rows have other numbers here.
-        found: torch.Tensor = torch.ops.aten.embedding(rows, places.to(indices.device))
+        # In the dtype that was given: torch refuses all but two, and so does a table by rows.
+        places = places.to(indices.device, indices.dtype)
+        found: torch.Tensor = torch.ops.aten.embedding(rows, places)
         return found
 
     def whole(self, table: torch.Tensor, use: str) -> torch.Tensor:

@@ -28,6 +28,7 @@ from ...plan import SwapPlan
 from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs
 from ...stream.device import Device, open_device
+from ..opening.coming_reads import Foreseen, coming_reads
 from ..opening.found_model import FoundModel, open_planned, plan_found
 from ..plan_inputs.outlook import AnyWorkload
 from .arguments import as_args, refuse_dtype, refuse_swapped
@@ -106,8 +107,26 @@ def plan_transformer(
     loras: Sequence[AnyLora] | None = None,
 ) -> SwapPlan:
     """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
+    how: dict[str, Any] = {"dtype": dtype, "workload": workload, "loras": loras}
+    return foresee_transformer(path, args, device=device, **how).plan
+
+
+@undisturbed()
+def foresee_transformer(
+    path: AnyPath,
+    args: BlockSwapArgs | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype | None = None,
+    workload: AnyWorkload | None = None,
+    loras: Sequence[AnyLora] | None = None,
+) -> Foreseen:
+    """The plan of `plan_transformer`, and what carrying it out will read of the file."""
+    where = open_device(device)
     asked = Request(dtype=dtype, workload=workload, loras=as_loras(loras))
-    return plan_found(find_model(source_of(path), as_args(args), open_device(device), asked))
+    found = find_model(source_of(path), as_args(args), where, asked)
+    plan = plan_found(found)
+    return Foreseen(plan, coming_reads([found], [plan], where))
 
 
 def empty_transformer(path: AnyPath, *, device: str | torch.device) -> Any:

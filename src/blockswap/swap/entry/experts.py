@@ -29,6 +29,7 @@ from ...stream.device import Device, open_device
 from ..assembly.parts import make_pool
 from ..assembly.pool_members import Sharing
 from ..assembly.unit_store import OwnMemory, SharedMemory
+from ..opening.coming_reads import Foreseen, coming_reads
 from ..opening.found_model import FoundModel, open_found
 from ..opening.from_memory import UNLIMITED, pin_budget
 from ..opening.rank_parts import agreed_basis, in_parts
@@ -121,22 +122,26 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
 
 
 @undisturbed()
-def plan_experts(
+def foresee_experts(
     paths: Sequence[AnyPath],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
     workload: AnyWorkload | None = None,
     loras: Sequence[Sequence[AnyLora]] | None = None,
-) -> SwapPlan:
-    """The one plan for all models that `open_experts` would carry out now; opens nothing."""
+) -> Foreseen:
+    """The one plan for all models that `open_experts` would carry out now, and what that reads.
+
+    Opens nothing.
+    """
     _refuse_too_few(paths, "checkpoint", "open_transformer")
     wanted, where = as_args(args), open_device(device)
     found = [
         find_model(source_of(path), wanted, where, Request(workload=workload, loras=own))
         for path, own in zip(paths, _for_each(loras, len(paths)), strict=True)
     ]
-    return _Joint([model.basis for model in found]).plan
+    joint = _Joint([model.basis for model in found])
+    return Foreseen(joint.plan, coming_reads(found, joint.plans(), where))
 
 
 @undisturbed()

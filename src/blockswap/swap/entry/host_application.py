@@ -27,7 +27,7 @@ from ..opening.engine_start import Hosted, start_engine
 from ..opening.from_file import Opening
 from ..opening.from_mapping import copy_mapped
 from ..opening.from_memory import pin_budget, rehome
-from ..plan_inputs.model_bytes import facts_of_checkpoint, facts_of_module
+from ..plan_inputs.model_bytes import facts_of_checkpoint, facts_of_module, placed_by_host
 from ..running.handle import Swap
 from .arguments import refuse_swapped
 
@@ -62,7 +62,8 @@ def plan_units(
     Raises ArgsError, ModelError, PlanError or DeviceError.
     """
     live = _described(model, args, mapped)
-    facts = replace(facts_of_module(live, open_device(device)), granted_bytes=granted_bytes)
+    facts = placed_by_host(facts_of_module(live, open_device(device)), live, residents=True)
+    facts = replace(facts, granted_bytes=granted_bytes)
     return make_plan(facts, select(args, live.layout), args)
 
 
@@ -154,7 +155,9 @@ def plan_file_units(
             "file was opened: leave it out"
         )
     model = units.as_it_is()
-    facts = replace(facts_of_checkpoint(model, open_device(device)), granted_bytes=granted_bytes)
+    facts = facts_of_checkpoint(model, open_device(device))
+    facts = placed_by_host(facts, model.live, residents=False)
+    facts = replace(facts, granted_bytes=granted_bytes)
     return make_plan(facts, select(args, model.live.layout), args)
 
 

@@ -7,7 +7,7 @@ from ...adapters.adapted import NO_LORAS, InMemory
 from ...adapters.live import LiveModel, LiveUnit
 from ...adapters.stored import StoredModel, extent_of
 from ...layout.dtypes import HALVES
-from ...layout.slab import pack
+from ...layout.slab import align_up, pack
 from ...layout.values import Leaf, TensorSpec
 from ...plan import Facts, UnitFacts
 from ...store.file_slab import LEAST_ALIGNMENT, Extent, file_slab
@@ -33,6 +33,24 @@ def facts_of_checkpoint(model: StoredModel, device: Device) -> Facts:
     """Facts of a skeleton whose weights are in a checkpoint."""
     units = tuple(_in_file(model, unit, on_host=device.on_host) for unit in model.live.units)
     return _facts(model.live, device, units, from_checkpoint=True)
+
+
+def placed_by_host(facts: Facts, live: LiveModel, *, residents: bool) -> Facts:
+    """The same where a host places what is not streamed: each tensor in memory of its own.
+
+    `residents`: the units that stay are its to place, too.
+    """
+
+    def alone(specs: Iterable[TensorSpec]) -> int:
+        return sum(align_up(leaf.nbytes, facts.granularity) for leaf in leaves_of(specs))
+
+    units = facts.units
+    if residents:
+        pairs = zip(facts.units, live.units, strict=True)
+        units = tuple(replace(f, resident_bytes=alone(u.layout.tensors)) for f, u in pairs)
+    in_place = facts.on_host and not facts.from_checkpoint
+    tables = (table.spec for table in live.tables) if in_place else ()
+    return replace(facts, units=units, rest_bytes=alone((*live.layout.rest, *tables)))
 
 
 def _in_file(model: StoredModel, unit: LiveUnit, *, on_host: bool) -> UnitFacts:

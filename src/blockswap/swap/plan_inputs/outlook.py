@@ -8,7 +8,7 @@ import torch
 
 from ...adapters.live import LiveModel
 from ...adapters.shape import geometry_of
-from ...errors import GeometryError, OtherModelError
+from ...errors import ArgsError, GeometryError, OtherModelError
 from ...layout.geometry import WanGeometry
 from ...pieces import why_never
 from ...plan import Foresight, UnitFacts
@@ -39,9 +39,10 @@ def foresee(
     """What is known of a forward before the first one; None where no workload was given.
 
     A `Workload` is predicted for the model's geometry; a `ForwardCost` is taken as it is. `units`
-    say what is decoded when it comes. Raises
+    say what is decoded when it comes. Raises ArgsError for anything else, and
     GeometryError where a workload was given for a model that is not laid out as Wan's.
     """
+    refuse_other_workloads(given)
     if given is None:
         return None
     workload = given.workload if isinstance(given, Outlook) else given
@@ -61,6 +62,16 @@ def foresee(
         speeds=speeds_of(cost, machine, _main_dtype(live), units),
         in_pieces=None if geometry is None else _in_pieces(live, geometry, workload, margin),
     )
+
+
+def refuse_other_workloads(given: object) -> None:
+    """Raises ArgsError for what says nothing of a forward."""
+    inner = given.workload if isinstance(given, Outlook) else given
+    if not isinstance(inner, Workload | ForwardCost | None):
+        raise ArgsError(
+            f"workload={inner!r} was given, which says nothing of a forward: give a Workload (the "
+            "clip), what blockswap.predict.predict_module found, or an Outlook of either"
+        )
 
 
 def _geometry_of(live: LiveModel) -> WanGeometry:

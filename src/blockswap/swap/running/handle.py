@@ -199,14 +199,24 @@ class Swap:
                 "are not two models that share their slots: open both in one call of open_experts "
                 "or swap_experts"
             )
-        if isinstance(after, bool) or not isinstance(after, int) or after < 1:
-            raise ArgsError(
-                f"after={after!r} was asked, and a model's turn is a number of forwards: give how "
-                "many it runs in a row, 1 or more"
-            )
+        _refuse_no_count(after)
         self._follower = weakref.ref(other), after
         other.led_by(self)
         self.announce_follower()
+
+    def ends_after(self, forwards: int, then: Callable[[], None] | None = None) -> None:
+        """Says that after `forwards` forwards from now this model is not run any more.
+
+        Nothing is brought for a further one then, which would cost a stall and nothing else. `then`
+        is called once in the last of them, in its thread, when all that it needs was asked for:
+        the disk is free for what comes next. Raises ArgsError, StateError after `close()`.
+        """
+        _refuse_no_count(forwards)
+        if self.closed:
+            raise StateError(
+                f"this swap of {type(self.model).__name__} is closed, and runs nothing"
+            )
+        self._streamer.end_after(forwards, then)
 
     @undisturbed()
     def set_loras(self, loras: Sequence[AnyLora]) -> None:
@@ -299,6 +309,14 @@ class Swap:
         """Waits for the device and prints what is not printed yet; ends each debugged forward."""
         self._device.synchronize()
         self._recorder.visits()
+
+
+def _refuse_no_count(after: int) -> None:
+    if isinstance(after, bool) or not isinstance(after, int) or after < 1:
+        raise ArgsError(
+            f"after={after!r} was asked, and a model's turn is a number of forwards: give how "
+            "many it runs, 1 or more"
+        )
 
 
 def _print_line(visit: Visit) -> None:

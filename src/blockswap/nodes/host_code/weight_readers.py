@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .code_words import words_of
+from .words import words_of
 
 _FOLDS, _CASTS = "linear_input_act", "cast_bias_weight"
 _FOLDED = "TensorWiseINT8Layout"  # other weights' layers are called
