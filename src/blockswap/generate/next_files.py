@@ -10,6 +10,10 @@ from ..store.ahead import Stretch, first_of
 from .job import Job
 from .parts.components import WEIGHTS, Part
 
+# About what a disk brings while one model leaves and the next one is opened. More is slower: what
+# goes through the page cache is copied by cores that compute, and direct reads are not.
+MOST_BYTES = 256 * 2**20
+
 
 def files_ahead(
     job: Job, left: Mapping[str, int], reads: Sequence[Stretch]
@@ -22,7 +26,7 @@ def files_ahead(
     if job.conditioned:
         coming += _whole(job.parts.vae)
     after = {"encode": [*coming, *reads], "sample": list(_whole(job.parts.vae))}
-    return {phase: first_of(files, left[phase]) for phase, files in after.items()}
+    return {phase: first_of(files, min(MOST_BYTES, left[phase])) for phase, files in after.items()}
 
 
 def _whole(part: Part) -> Iterator[Stretch]:
