@@ -63,6 +63,17 @@ def sim_device(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing is compiled yet, and a function that is compiled too often is an error."""
+    import torch
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def sim(sim_device: Any, sim_module: ModuleType) -> ModuleType:
     """The `simaccel` package with its device open and its counters at zero."""
     return sim_module

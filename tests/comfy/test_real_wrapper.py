@@ -21,6 +21,7 @@ from comfy_host.client import Client
 from comfy_host.environment import Environment
 from comfy_host.graphs import ARGS, OURS
 from comfy_host.sampling import _encode
+from comfy_host.server import REPOSITORY
 
 WRAPPER = os.environ.get("BLOCKSWAP_WRAPPER") or None
 pytestmark = pytest.mark.skipif(
@@ -54,10 +55,12 @@ def _beside(
     """A ComfyUI with both packs, and a small file for the wrapper's loader."""
     target = root / "models" / "diffusion_models" / FILE
     if not target.exists():
-        tests = server.REPOSITORY / "tests"
+        tests = REPOSITORY / "tests"
         variables = os.environ | {
             "BLOCKSWAP_COMFYUI": str(environment.core),
-            "PYTHONPATH": os.pathsep.join(map(str, (tests, tests / "comfy_core"))),
+            "PYTHONPATH": os.pathsep.join(
+                map(str, (REPOSITORY / "src", tests, tests / "comfy_core"))
+            ),
         }
         command = [environment.python, "-c", WRITER, environment.core, target]
         subprocess.run(command, env=variables, check=True)
@@ -142,30 +145,53 @@ def test_ids_and_latents(both: Client) -> None:
     assert "Invalid range: '38-41': the model has blocks 0-29" in failed["exception_message"]
 
 
-def _ran(client: Client, node: str | None, keep: bool = False, **asked: object) -> Any:
-    """Latents, the report's text, and what the device has counted in the sampler's run."""
+def _ran(client: Client, node: str | None, **asked: object) -> tuple[torch.Tensor, str, Any]:
+    """Latents, the report's text, and what the device has counted in the sampler's run.
+
+    The model is not offloaded at the end: that would copy its weights, by the pack itself.
+    """
     graph = _graph(node, **asked)
-    graph["sampler"]["inputs"]["force_offload"] = not keep
-    before = {"class_type": "TestDevice", "inputs": {"after": ["model", 0]}}
+    graph["sampler"]["inputs"]["force_offload"] = False
     graph["device"] = {"class_type": "TestDevice", "inputs": {"after": ["sampler", 0]}}
     if node is not None:
-        told = {"model": ["swap", 0], "after": ["sampler", 0]}
+        told = {"model": ["swap", 0], "after": ["sampler", 0], "free_host_memory": False}
         graph["report"] = {"class_type": f"{OURS}Report", "inputs": told}
-    client.run_well({"model": graph["model"], "before": before})
+    client.free()
+    before = {"class_type": "TestDevice", "inputs": {"after": ["model", 0]}}
+    client.run_well({"model": graph["model"], "device": before})
     ran = client.run_well(graph)
-    (counted,) = ran.outputs["device"]["text"]
     text = "" if node is None else ran.outputs["report"]["text"][0]
+    (counted,) = ran.outputs["device"]["text"]
     return client.latent(ran, "latent"), text, json.loads(counted)
 
 
-def _streamed(text: str) -> int:
-    (found,) = re.findall(r"block swap on sim:0: (\d+) of \d+ blocks streamed", text)
-    return int(found)
+ASKED: tuple[tuple[dict[str, object], int | None], ...] = (
+    ({"blocks_to_swap": 0}, 0),
+    ({"blocks_to_swap": 1}, 1),
+    ({"blocks_to_swap": 7}, 7),
+    ({"blocks_to_swap": 9999}, BLOCKS),
+    ({"blocks": "0,2,3-5"}, 5),
+    ({"vram_budget": "12MiB"}, None),
+)
+TEXT_BYTES = 2 * 512 * 4096 * 4  # the sampler leaves both prompts on the device
 
 
-@pytest.mark.parametrize("node", [OURS, "WanVideoSetBlockSwap"])
-def test_counts_lists_and_budgets_where_blocks_are_streamed(node: str, on_sim: Client) -> None:
-    expected, _, _ = _ran(on_sim, None)
+def test_counts_lists_and_budgets_where_blocks_are_streamed(on_sim: Client) -> None:
+    expected, _, whole = _ran(on_sim, None)
     assert torch.isfinite(expected).all()
-    latents, _, _ = _ran(on_sim, node, blocks_to_swap=7)
-    assert torch.equal(latents, expected)
+    assert whole["device_bytes"] - TEXT_BYTES > 12 << 20
+    copied_back = whole["d2h_bytes"]
+    for asked, count in ASKED:
+        latents, text, counted = _ran(on_sim, OURS, **asked)
+        assert torch.equal(latents, expected)
+        (found,) = re.findall(rf"block swap on sim:0: (\d+) of {BLOCKS} blocks streamed", text)
+        assert int(found) == count if count is not None else 0 < int(found) < BLOCKS, asked
+        # Never more than a run without block swap copies to the host: no weight, by us or by it.
+        assert counted["d2h_bytes"] - copied_back == whole["d2h_bytes"], asked
+        copied_back = counted["d2h_bytes"]
+        assert counted["races"] == 0
+        if count is None:
+            assert counted["device_bytes"] - TEXT_BYTES <= 12 << 20
+    failed = on_sim.run(_graph(OURS, blocks="38-41")).event("execution_error")
+    assert failed is not None
+    assert "Invalid range: '38-41': the model has blocks 0-29" in failed["exception_message"]

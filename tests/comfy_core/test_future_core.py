@@ -22,6 +22,7 @@ from blockswap import BlockSwapArgs
 from blockswap.errors import HostError
 from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.clone.patcher import swap_on_clone
+from blockswap.nodes.host_code import wan_forwards
 from blockswap.nodes.in_pieces.wan_pieces import WAN
 from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.runs.wish import Wish
@@ -31,7 +32,6 @@ from blockswap.nodes.seams import (
     host_dynamic,
     host_names,
     host_wan,
-    host_wan_words,
 )
 from blockswap.nodes.swap_node import BlockSwapNode
 from blockswap.pieces import why_never
@@ -170,7 +170,7 @@ def test_without_a_word_that_pieces_need_blocks_run_whole(
     assert why == f"this ComfyUI has no {word} in {place}, which pieces work through"
 
 
-READ = dict(host_wan_words.functions_read())
+READ = dict(wan_forwards.functions_read())
 
 
 @pytest.mark.parametrize(("module", "name"), READ)
@@ -193,7 +193,7 @@ def test_a_forward_of_tomorrow_runs_whole(
 
     said = f"{module}.{name} {{}}, unlike those that pieces are known for"
     assert why(lambda words: words | {"clip_to_fp16"}) == said.format("works with clip_to_fp16")
-    known = [set(text.split()) for text in host_wan_words.FORWARDS[module, name]]
+    known = [set(text.split()) for text in wan_forwards.FORWARDS[module, name]]
     for word in words_of(function):
         another_core = words_of(function) - {word} in known
         expected = None if another_core else said.format(f"does not work with {word}")
@@ -206,8 +206,8 @@ def test_a_forward_that_is_gone_or_no_function_runs_whole(monkeypatch: pytest.Mo
         owner = importlib.import_module(module)
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, functools.partial(getattr(owner, name)))
-            assert f"{module}.{name} does not work with" in str(host_wan_words.why_unread())
-    assert host_wan_words.why_unread() is None
+            assert f"{module}.{name} does not work with" in str(wan_forwards.why_unread())
+    assert wan_forwards.why_unread() is None
     assert why_never(root, WAN) is None
 
 
@@ -224,11 +224,12 @@ def test_latents_of_a_core_whose_forwards_are_not_known(monkeypatch: pytest.Monk
 # What is read of the host's objects, by the names that these have in our code.
 OBJECTS = ("patcher", "clone", "config", "patch", "noted", "loaded", "layer", "executor")
 COMMON = ("model", "clear", "items", "update")  # ... and of our own dictionaries of these names
+TORCHS = ("_parameters", "bias", "in_features", "out_features")  # ... and torch's of a linear layer
 
 
 def test_what_is_read_of_the_hosts_objects_is_listed() -> None:
     tables = (host_names.WORDS, host_names.SHARING_WORDS, host_names.CUTTING_WORDS)
-    known = {word for table in tables for _, word in words(table)} | set(COMMON)
+    known = {word for table in tables for _, word in words(table)} | {*COMMON, *TORCHS}
     for names in (
         *(host_names.METHODS, host_names.ATTRIBUTES, host_names.SHARED, host_names.DYNAMIC),
         *(host_dynamic.OVERRIDDEN, host_dynamic.ATTRIBUTES, host.OVERRIDDEN),

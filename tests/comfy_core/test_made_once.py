@@ -1,5 +1,7 @@
 """In pieces a weight is unpacked, cast and patched as often as in the whole: once a block's run."""
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from blockswap import BlockSwapArgs
 from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.runs.wish import Wish
+from blockswap.nodes.seams import host_wan
+from blockswap.pieces.made_once import _End
 
 CLIP = (1, 9, 8, 8)  # 144 tokens: two pieces of 64 and 80
 GGUF = [("stand-in", "Q8_0")]
@@ -61,7 +65,10 @@ def counting(*more: tuple[Any, str]) -> Iterator[Made]:
 
 
 def in_pieces_as_whole(
-    model_of: Callable[..., Any], expected: torch.Tensor, *more: tuple[Any, str]
+    model_of: Callable[..., Any],
+    expected: torch.Tensor,
+    *more: tuple[Any, str],
+    only: tuple[str, ...] = (),
 ) -> Made:
     """Samples whole, in pieces, and in pieces that make weights anew; what the whole has made."""
     counts = []
@@ -79,8 +86,9 @@ def in_pieces_as_whole(
             assert "_call_impl" not in vars(module)
         counts.append(made)
     whole, once, anew = counts
-    assert once == whole
     assert any(anew[name] > whole[name] for name in whole)
+    for name in only or whole | once:
+        assert once[name] == whole[name], name
     return whole
 
 
@@ -130,3 +138,56 @@ def test_of_a_gguf_behind_its_packs_loader(
     made = in_pieces_as_whole(lambda **a: tiny.swapped(plain, blocks="0", **a), expected, place)
     assert bool(made["calculate_weight"]) == lora
     assert made[place[1]] > 0
+
+
+@pytest.mark.skipif(not quantised.PER_LAYER, reason="older cores have none of these layers")
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise", "mxfp8"])
+def test_a_layer_that_multiplies_in_the_stored_form_is_patched_once(
+    kind: str, tmp_path: Path
+) -> None:
+    """What it does with its input is its own; on a CPU its product unpacks the weight each time."""
+    weights = quantised.comfy_quant(tiny.state_dict("t2v", blocks=2), (kind,))
+    path = saved(tmp_path, weights)
+
+    def model(**args: Any) -> Any:
+        wish = Wish(BlockSwapArgs(blocks="0", **args))
+        return tiny.with_lora(load_streamed(path, wish), 0.6)
+
+    expected = tiny.sample(tiny.with_lora(tiny.loaded(weights), 0.6), steps=1, clip=CLIP)
+    made = in_pieces_as_whole(model, expected, only=("calculate_weight",))
+    assert made["calculate_weight"] > 0
+
+
+@pytest.mark.parametrize("kind", ["fp8_scaled", "metadata"])
+def test_nothing_is_left_of_it(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a run, and after one that ends in the middle of a block."""
+    path = saved(tmp_path, *FILES[kind](tiny.state_dict("t2v", blocks=2)))
+    model = load_streamed(path, Wish(BlockSwapArgs(blocks="0", chunk_tokens=64)))
+    model = tiny.with_lora(model, 0.6)
+    kept: list[weakref.ref[Any]] = []
+    init = _End.__init__
+
+    def note(end: Any, function: Any, rest: Any, named: Any) -> None:
+        init(end, function, rest, named)
+        kept.extend(weakref.ref(one) for one in rest if isinstance(one, torch.Tensor))
+
+    monkeypatch.setattr(_End, "__init__", note)
+    attend, left = host_wan.attend, iter(range(5))
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return attend(*args, **kwargs)
+
+    expected = tiny.sample(model, steps=1, clip=CLIP)
+    with monkeypatch.context() as patch:
+        patch.setattr(host_wan, "attend", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.sample(model, steps=1, clip=CLIP)
+    gc.collect()
+    own = {id(p) for p in model.model.diffusion_model.parameters()}
+    assert kept
+    assert not [made for ref in kept if (made := ref()) is not None and id(made) not in own]
+    for module in model.model.diffusion_model.modules():
+        assert "_call_impl" not in vars(module)
+    assert torch.equal(tiny.sample(model, steps=1, clip=CLIP), expected)

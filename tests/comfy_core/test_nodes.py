@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from blockswap import BlockSwapArgs
-from blockswap.errors import ArgsError, SelectionError
+from blockswap.errors import ArgsError, BlockSwapError, ModelError, SelectionError
 from blockswap.nodes.args_node import BlockSwapArgsNode, args_from
 from blockswap.nodes.clone.holding import holding_of
 from blockswap.nodes.extension import comfy_entrypoint
@@ -70,6 +70,88 @@ def test_mistakes_are_found_before_anything_runs(widgets: dict[str, Any], said: 
     assert BlockSwapArgsNode.validate_inputs(blocks="0-3", ram_budget="0") is True
     with pytest.raises(ArgsError, match="has no unit"):  # a wired input is not known before
         BlockSwapArgsNode.execute(**(WIDGETS | {"vram_budget": "8"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("8GB", 8 * 10**9),
+        (" 8 GiB ", 8 << 30),
+        ("8gib", 8 << 30),
+        ("8G", 8 << 30),
+        ("1.5 MiB", 3 << 19),
+        ("0", 0),
+        ("", None),
+        ("   ", None),
+        (None, None),
+    ],
+)
+def test_budgets_as_people_write_them(text: Any, nbytes: int | None) -> None:
+    for key in ("vram_budget", "ram_budget"):
+        assert getattr(args_from(WIDGETS | {key: text}), key) == nbytes
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["8", " 8 ", "8.5", 8, 8.5, "\N{FULLWIDTH DIGIT EIGHT}", "8 GB GB", "-8GiB", "1e9", True],
+)
+@pytest.mark.parametrize("key", ["vram_budget", "ram_budget"])
+def test_what_is_no_budget_is_refused_in_one_sentence(key: str, value: Any) -> None:
+    with pytest.raises(ArgsError, match=key) as told:
+        args_from(WIDGETS | {key: value})
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "meant"),
+    [
+        (" 0 , 2,3 - 5 ", (0, 2, 3, 4, 5)),
+        ("0,0,2,2-3,3", (0, 2, 3)),
+        ("5,0", (0, 5)),
+        ("0\n2", (0, 2)),
+        (" , \n", None),
+        ("   ", None),
+    ],
+)
+def test_lists_as_people_write_them(blocks: str, meant: tuple[int, ...] | None) -> None:
+    assert args_from(WIDGETS | {"blocks": blocks}).blocks == meant
+
+
+@pytest.mark.parametrize("blocks", ["3-1", "-1", "0--2", "1.5", "²", "0-", "0;2", "all", 3, True])
+def test_what_is_no_list_is_refused_in_one_sentence(blocks: Any) -> None:
+    with pytest.raises(BlockSwapError) as told:
+        args_from(WIDGETS | {"blocks": blocks})
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["blocks_to_swap", "vace_blocks_to_swap", "prefetch_blocks", "chunk_tokens"]
+)
+@pytest.mark.parametrize("value", [-2, -9999, 1.5, "3", True])
+def test_what_is_no_count_is_refused_in_one_sentence(key: str, value: Any) -> None:
+    with pytest.raises(ArgsError, match=key):
+        args_from(WIDGETS | {key: value})
+
+
+def test_the_last_of_two_nodes_on_one_model_is_meant() -> None:
+    plain = tiny.model("t2v")
+    expected = tiny.sample(plain)
+    (first,) = BlockSwapNode.execute(plain, BlockSwapArgs(blocks="0-4").to_mapping()).result
+    (model,) = BlockSwapNode.execute(first, BlockSwapArgs(blocks="1,3").to_mapping()).result
+    for clone, streamed in ((model, "13"), (first, "01234"), (model, "13")):
+        assert torch.equal(tiny.sample(clone), expected)
+        assert holding_of(plain.model).plan.streamed == tuple(f"blocks.{n}" for n in streamed)
+
+
+@pytest.mark.parametrize("given", [None, {}, (1, 2), "wan", 3, torch.zeros(2), SimpleNamespace()])
+def test_what_is_no_model_is_refused_in_one_sentence(given: Any) -> None:
+    """A switch or a reroute of any type may hand on a CLIP, a VAE or nothing."""
+    of_a_clip = SimpleNamespace(cond_stage_model=torch.nn.Linear(1, 1), patcher=tiny.model("t2v"))
+    for thing in (given, of_a_clip, SimpleNamespace(patcher=None, first_stage_model=None)):
+        with pytest.raises(ModelError, match="which has no diffusion model: connect the MODEL"):
+            BlockSwapNode.execute(thing)
+        with pytest.raises(ModelError, match="which has no diffusion model"):
+            BlockSwapReportNode.execute(thing)
 
 
 def test_the_page_finds_the_nodes_by_what_people_call_them() -> None:

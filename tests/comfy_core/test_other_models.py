@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import Any
 
+import comfy.ldm.flux.model as flux
+import comfy.ldm.hunyuan_video.model as hunyuan
 import comfy.model_patcher
 import comfy.sample
 import comfy.supported_models
@@ -21,9 +23,23 @@ _FLUX: dict[str, Any] = dict(
     context_in_dim=48, hidden_size=64, mlp_ratio=2.0, num_heads=2, depth=2, depth_single_blocks=4,
     axes_dim=[8, 12, 12], theta=10000, qkv_bias=True, guidance_embed=True,
 )  # fmt: skip
+# What newer cores ask beside, as they find it in a file of these families.
+_NEWER = {"txt_ids_dims": [], "meanflow_sum": False}
+
+
+def _asked(params: Any) -> dict[str, Any]:
+    return {name: value for name, value in _NEWER.items() if name in params.__annotations__}
+
+
 # The class of `supported_models`, its configuration, the latent's shape, the text's width, units.
 FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, int]]] = {
-    "flux": ("Flux", _FLUX, (1, 16, 8, 8), 48, {"double_blocks": 2, "single_blocks": 4}),
+    "flux": (
+        "Flux",
+        _FLUX | _asked(flux.FluxParams),
+        (1, 16, 8, 8),
+        48,
+        {"double_blocks": 2, "single_blocks": 4},
+    ),
     "qwen-image": (
         "QwenImage",
         dict(
@@ -51,7 +67,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, i
             {k: v for k, v in _FLUX.items() if k not in ("context_in_dim", "depth")},
             image_model="hunyuan_video", context_in_dim=48, depth=3, patch_size=[1, 2, 2],
             guidance_embed=False, byt5=False, meanflow=False, use_cond_type_embedding=False,
-            vision_in_dim=None,
+            vision_in_dim=None, **_asked(hunyuan.HunyuanVideoParams),
         ),
         (1, 16, 1, 8, 8),
         48,

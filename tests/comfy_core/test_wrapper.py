@@ -244,13 +244,19 @@ def test_the_plan_before_a_run_is_what_the_node_says_and_does(
     for args in ASKED:
         before = plan_route.planned({**asked, "args": args})
         ours = swapped(patcher, **args)
-        assert told.pop() == before
-        exact = before.endswith(" are streamed")
+        said, _, foretold = before.partition("; foretold for weights as the file stores them, ")
+        assert told.pop() == said
+        exact = said.endswith(" are streamed")
         assert exact == ("vram_budget" not in args and bool(args))
         sample(ours)
-        assert told.pop(0).startswith("plan: ")  # with what stays: known when its sampler starts
+        now = told.pop(0)  # with what stays: known when its sampler starts
+        assert now.startswith("plan: ")
+        # Between the units and the bytes: how many stay, and which.
+        assert re.sub(r"\(.*?\)", "", foretold.partition(";")[0]) == (
+            "without LoRAs: " + re.sub(r"\(.*?\)", "", now.partition(";")[0])
+        )
         if exact:
-            named = re.search(r"\((.*)\) are", before)
+            named = re.search(r"\((.*)\) are", said)
             assert (name_runs(streamed(ours)) if streamed(ours) else None) == (named and named[1])
         told.clear()
     for more, said in (

@@ -108,7 +108,9 @@ def lora_of(patcher: Any, seed: int = 11) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(seed)
     lora = {}
     for key, value in patcher.model.diffusion_model.state_dict().items():
-        inside = key.endswith(("self_attn.q.weight", "cross_attn.v.weight", "ffn.0.weight"))
+        inside = key.endswith(
+            ("self_attn.q.weight", "cross_attn.v.weight", "ffn.0.weight", "ffn.2.weight")
+        )
         if inside or key == "text_embedding.2.weight":
             name = "diffusion_model." + key.removesuffix(".weight")
             lora[f"{name}.lora_up.weight"] = torch.randn(value.shape[0], 4, generator=draw) * 0.1

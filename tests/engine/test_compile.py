@@ -1,7 +1,5 @@
 """torch.compile: equal output, one graph per block class, no break inside a block."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from cases import Shelf, forward, fresh, inputs, opened, reference
@@ -14,12 +12,7 @@ STORES = ("ram", "disk")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def check_compiled_model(family: str, store: str, device: torch.device, shelf: Shelf) -> None:

@@ -1,7 +1,5 @@
 """Compiled blocks with merged LoRAs: one graph for all blocks and strengths; no CUDA graphs."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from cases import expect_refusal
@@ -15,12 +13,7 @@ from blockswap.errors import StateError
 STRENGTHS = (1.0, 0.25, 0.0)
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -8,6 +8,7 @@ import torch
 from cases import expect_refusal
 from diffusers.hooks import FirstBlockCacheConfig
 from lora_samples import adapter, forward, reference, saved, spelled, write
+from safetensors.torch import load_file, save_file
 from seams import collect_pools, wait_for_readers
 from test_loras_merged import ARGS, BF16, opened
 
@@ -20,6 +21,7 @@ from blockswap import (
     swap_experts,
 )
 from blockswap.errors import ArgsError, BlockSwapError, GeometryError, PlanError, StateError
+from blockswap.lora.request import Lora
 from blockswap.plan.joint_plan import together_bytes
 from blockswap.swap.entry import loaded_model
 from blockswap.swap.opening import found_model
@@ -84,6 +86,27 @@ def test_changes_of_files_leave_memory_as_it_was(sim_device, sim, tmp_path, file
     gc.collect()
     torch.accelerator.synchronize()
     assert torch.accelerator.memory_allocated() == before
+
+
+@pytest.mark.parametrize("store", ["disk", "ram"])
+def test_a_file_that_was_written_anew_is_another_one(sim_device, sim, tmp_path, files, store):
+    """A trainer writes each step's LoRA under one name; and what was taken partly is not all."""
+    folder, (_, path) = saved(tmp_path / "model", BF16), files["a"]
+    model = opened(store, folder, BF16, sim_device, [(path, 0.5)])
+    write(path, files["b"][0])
+    model.blockswap.set_loras([(path, 0.5)])
+    expected = wanted(folder, files, ("b",), sim_device)
+    assert torch.equal(forward(model, sim_device, BF16), expected)
+    stranger = {
+        "layers.0.lora_A.weight": torch.ones(2, 8),
+        "layers.0.lora_B.weight": torch.ones(8, 2),
+    }
+    save_file(load_file(path) | stranger, path)
+    model.blockswap.set_loras([Lora(path, 0.5, partial=True)])
+    with pytest.raises(GeometryError, match="2 of"):
+        model.blockswap.set_loras([Lora(path, 0.5)])
+    assert torch.equal(forward(model, sim_device, BF16), expected)
+    model.blockswap.close()
 
 
 def test_a_loaded_models_weights_are_its_own_again(sim_device, sim, tmp_path, files):

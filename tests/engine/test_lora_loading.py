@@ -7,7 +7,7 @@ import torch
 from test_beside_diffusers import WIDTH, forward, frames, tiny_pipeline, tiny_transformer
 
 from blockswap import BlockSwapArgs, open_experts, open_transformer, swap_blocks
-from blockswap.errors import StateError
+from blockswap.errors import CheckpointError, StateError
 
 peft = pytest.importorskip("peft")
 
@@ -139,6 +139,42 @@ def test_after_closing_the_model_has_it_in_host_memory(sim_device, sim, tmp_path
     other.blockswap.close()
     cpu = torch.device("cpu")
     assert torch.equal(forward(other, cpu), forward(one, cpu))
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("lacks", ["biases", "a second factor"])
+def test_what_a_lora_has_for_some_layers_alone_is_zero_elsewhere(
+    sim_device, sim, tmp_path, store, lacks
+):
+    """In bf16: what the library casts it casts by layer, those that lack nothing."""
+    given = lora(1)
+    layer = f"transformer.{LAYERS[0]}.lora_B"
+    if lacks == "biases":
+        given[f"{layer}.bias"] = torch.randn(WIDTH, generator=torch.Generator().manual_seed(2))
+    else:
+        del given[f"{layer}.weight"]
+    other = swapped(store, sim_device, tmp_path, torch.bfloat16)
+    one = whole(sim_device, torch.bfloat16, tmp_path if store == "disk" else None)
+    for model in (one, other):
+        model.load_lora_adapter(dict(given), adapter_name="a", prefix="transformer")
+    expected = run(one, sim_device, torch.bfloat16)
+    assert torch.equal(run(other, sim_device, torch.bfloat16), expected)
+    other.blockswap.close()
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_lora_without_a_first_factor_is_refused_and_gone(sim_device, sim, tmp_path, store):
+    """The library would begin it at random, each time otherwise."""
+    given = lora(1)
+    del given[f"transformer.{LAYERS[0]}.lora_A.weight"]
+    model = swapped(store, sim_device, tmp_path)
+    plain = forward(model, sim_device)
+    with pytest.raises(CheckpointError, match="its other factor is there"):
+        model.load_lora_adapter(given, adapter_name="a", prefix="transformer")
+    assert torch.equal(forward(model, sim_device), plain)
+    loaded(model, 1, "a")
+    assert not torch.equal(forward(model, sim_device), plain)
+    model.blockswap.close()
 
 
 @pytest.mark.parametrize("store", STORES)

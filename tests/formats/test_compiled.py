@@ -6,7 +6,7 @@ inside a block (`fullgraph`). The unswapped model, compiled in the same way, has
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +52,7 @@ HOW: dict[str, Callable[[Any, Any], None]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @dataclass(frozen=True)

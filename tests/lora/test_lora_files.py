@@ -294,7 +294,7 @@ def test_loras_on_the_command_line(tmp_path):
         parse_loras([f"{file}:strong"], partial=False)
     with pytest.raises(ArgsError, match="finite number"):
         parse_loras([f"{file}:nan"], partial=False)
-    with pytest.raises(ArgsError, match="none was given"):
+    with pytest.raises(ArgsError, match="without a LoRA"):
         parse_loras([], None, partial=True)
 
 

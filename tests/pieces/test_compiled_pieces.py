@@ -1,7 +1,6 @@
 """Compiled blocks in pieces: the graph is the piece, of two sizes at most, and nothing is written
 into what a block is handed."""
 
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -22,12 +21,7 @@ SIZES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def compiled(model: Any, **how: Any) -> CompileCounter:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_families import FAMILIES, built, made
 
-from blockswap import swap_pipeline
+from blockswap import swap_blocks, swap_pipeline
 from blockswap.errors import ArgsError, PlanError, StateError
 
 eager = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
@@ -125,10 +125,15 @@ def test_what_a_swapped_pipeline_refuses(sim_device: torch.device) -> None:
                     copied(part)
         with pytest.raises(StateError, match="another way to offload"):
             pipe.transformer.enable_group_offload(onload_device=sim_device)
+        with pytest.raises(StateError, match="was to be moved or cast"):
+            pipe.to(torch.device(sim_device.type, 1))
         mine, pipe.transformer = pipe.transformer, other.transformer
         with pytest.raises(StateError, match="transformer of this LTXPipeline is another model"):
             latents(pipe)
         pipe.transformer = mine
+        with swap_blocks(mine, {"blocks_to_swap": 2}, device=sim_device):
+            with pytest.raises(StateError, match="is swapped already: close that swap first"):
+                latents(pipe)
         expected = latents(pipe)
     assert torch.equal(latents(copy.deepcopy(pipe).to(sim_device)), expected), "closed"
 

@@ -124,3 +124,22 @@ def test_many_small_weights_take_what_the_allocator_gives_them(sim_device: torch
         pipe(sim_device)
         assert torch.accelerator.max_memory_allocated() - before <= budget
         assert "streamed" in swap.report()
+
+
+@eager
+@pytest.mark.parametrize("made_so", [False, True], ids=["called", "made and called"])
+def test_inference_mode(made_so: bool, sim_device: torch.device) -> None:
+    """Tensors of that mode count no writes, and may be written to in it alone."""
+    with torch.inference_mode(made_so):
+        pipe = Pipe()
+        pipe.transformer.register_buffer("count", torch.zeros(1))
+        pipe.transformer.to(sim_device)
+    expected = pipe(sim_device)
+    with torch.inference_mode(made_so):
+        pipe = Pipe()
+        pipe.transformer.register_buffer("count", torch.zeros(1))
+    with swap_pipeline(pipe, device=sim_device):
+        with torch.inference_mode():
+            found = pipe(sim_device)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert {tensor.device.type for tensor in pipe.transformer.state_dict().values()} == {"cpu"}

@@ -97,8 +97,6 @@ def generate(  # noqa: PLR0913, PLR0917 - the options of a command
     texts = read_prompts(prompts) if prompts is not None else (prompt or "",)
     if "" in model:
         raise ArgsError('--model "" names nothing: give a folder, a file of a part, or tiny')
-    if lora_partial and not (lora or lora_high or lora_low):
-        raise ArgsError("--lora-partial was given without a LoRA: leave it out, or add --lora FILE")
     loras, high, low = parse_loras(lora, lora_high, lora_low, partial=lora_partial)
     width, height = _size(size)
     request = VideoRequest(

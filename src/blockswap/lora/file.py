@@ -5,6 +5,7 @@ finite number. The factors themselves are read later, by the engine, as the file
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..decode.additions import Strength
 from ..errors import CheckpointError
 from ..layout.header import FileHeader, FileTensor, read_header
 from ..layout.quoting import quote, some
-from ..layout.stamp import verify_unchanged
+from ..layout.stamp import stamp_of, verify_unchanged
 from ..paths import input_path
 from .peft_config import CONFIG_NAME, PeftConfig, peft_config
 from .request import Lora
@@ -89,8 +90,11 @@ def read_factors(file: LoraFile, tensors: Iterable[FileTensor]) -> dict[str, Any
 
 
 def is_file_of(file: LoraFile, asked: Lora) -> bool:
-    """Whether the LoRA that is asked for is that file."""
-    return _file_of(input_path(asked.path)) == file.header.path
+    """Whether the LoRA that is asked for is what was read: that file, unchanged, as much of it."""
+    path = _file_of(input_path(asked.path))
+    if path != file.header.path or asked.partial != file.asked.partial:
+        return False
+    return stamp_of(os.stat(path)) == file.header.stamp
 
 
 def files_of(asked: Lora) -> tuple[Path, ...]:

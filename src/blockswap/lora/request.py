@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ..errors import ArgsError
@@ -26,7 +27,7 @@ class Lora:
     def __post_init__(self) -> None:
         if not isinstance(self.path, (str, os.PathLike)):
             raise ArgsError(f"a LoRA was given as a {type(self.path).__name__}: {_HOW}")
-        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
+        number = isinstance(self.strength, Real) and not isinstance(self.strength, bool)
         if not number or not math.isfinite(self.strength):
             raise ArgsError(
                 f"strength {self.strength!r} was asked for the LoRA {os.fspath(self.path)!r}, and "
@@ -50,7 +51,7 @@ def parse_loras(*given: Sequence[str] | None, partial: bool) -> tuple[tuple[Lora
     """Lists of `FILE` or `FILE:STRENGTH`, as the command line takes them. Raises ArgsError."""
     found = tuple(tuple(_parsed(text, partial) for text in texts or ()) for texts in given)
     if partial and not any(found):
-        raise ArgsError("--lora-partial is about LoRAs, and none was given: leave it out")
+        raise ArgsError("--lora-partial was given without a LoRA: leave it out, or add --lora FILE")
     return found
 
 

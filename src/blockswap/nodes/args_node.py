@@ -70,7 +70,7 @@ def args_from(widgets: dict[str, Any]) -> BlockSwapArgs:
 
 
 def _refuse_bare_number(key: str, value: Any) -> None:
-    text = str(value).strip() if isinstance(value, str) else ""
+    text = str(value).strip()  # a number, where one is wired to it
     if text.replace(".", "", 1).isdecimal() and float(text) != 0:
         raise ArgsError(
             f"{key}='{text}' has no unit: write {text}GiB if you mean {text} x 2^30 bytes, or "

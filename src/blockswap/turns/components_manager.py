@@ -8,7 +8,7 @@ import torch
 from ..errors import StateError
 from ..selection import BlockSwapArgs
 from ..stream.device import open_device
-from .turn import Turn, weight_bytes
+from .turn import Turn, device_bytes
 
 
 class BlockSwapStrategy:
@@ -44,7 +44,7 @@ class BlockSwapStrategy:
         where.empty_cache()
         budget = self._args.vram_budget_bytes
         budget = where.free_bytes() if budget is None else budget
-        if budget is not None and weight_bytes(model) + self._reserve > budget:
+        if budget is not None and device_bytes(model) + self._reserve > budget:
             self._turn = Turn(
                 [model], device, budget=budget, activation_bytes=self._reserve,
                 workload=self._workload,

@@ -111,9 +111,11 @@ def _moving(stage: Stage) -> Callable[..., Any]:
         """A move to the device of the swap is done already; any other is refused."""
         device = _execution_device(stage)
         asked = [*args, *kwargs.values()]
-        others = [a for a in asked if isinstance(a, (str, torch.device))]
+        others = [torch.device(a) for a in asked if isinstance(a, (str, torch.device))]
         casts = any(isinstance(a, torch.dtype) for a in asked)
-        if casts or any(torch.device(other).type != device.type for other in others):
+        if casts or any(
+            other.type != device.type or other.index not in (None, device.index) for other in others
+        ):
             raise StateError(
                 f"this pipeline was to be moved or cast ({', '.join(map(str, asked))}) while its "
                 f"models take turns on {device}: close the swap before"

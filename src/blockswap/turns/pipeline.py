@@ -195,7 +195,9 @@ def _refuse_foreign(pipe: Any, members: list[Member]) -> None:
             if is_swapped(model):
                 raise StateError(
                     f"the blocks of {member.name} are swapped already: close that, and they are "
-                    "swapped with the pipeline"
+                    "swapped with the pipeline; a model that streams from its file stays as it is, "
+                    "and the other parts leave by pipe.enable_group_offload(..., "
+                    f"exclude_modules={list(member.names)})"
                 )
             refuse_swapped(model)  # a part of it may be
             strange = {t.device.type for t in model.parameters()} - {"cpu"}

@@ -14,7 +14,7 @@ from ..stream.device import Device
 from ..swap.running.out_of_memory import Attempt
 from ..units import format_bytes
 from .needs import Followed, follow_call
-from .turn import Turn, weight_bytes
+from .turn import Turn, device_bytes, weight_bytes
 
 
 @dataclass
@@ -201,7 +201,7 @@ class Stage:
 
     def _must_tile(self, member: Member, model: Any, needs: int, room: int | None) -> bool:
         """Whether a decoder that does not fit whole was put into its tiles just now."""
-        fits = room is None or weight_bytes(model) + needs <= room
+        fits = room is None or device_bytes(model) + needs <= room
         if fits or not self._may_tile(model) or getattr(model, "use_tiling", False):
             return False
         self._tile(member, model, f"whole it needs {format_bytes(needs)} beside its weights")

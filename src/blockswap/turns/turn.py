@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from ..adapters.live import places_of
+from ..ambient import undisturbed
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
 from ..store.places import Place
 from ..stream.device import open_device
 from ..swap import open_text_encoder, swap_blocks, swap_experts
+from ..swap.entry.arguments import refuse_swapped
 
 _GRANULARITY = 512
 
@@ -34,12 +36,15 @@ class Turn:
         ram_budget: int | None = None,
         workload: Any = None,
     ) -> None:
-        """Raises ModelError where they must be streamed and have no list of blocks, PlanError."""
+        """Raises ModelError where they must be streamed and have no list of blocks, PlanError, and
+        StateError where one is swapped by itself."""
         self._device, self._models = device, tuple(models)
         self._swap: Any = None
         self._moved: list[tuple[Place, torch.Tensor, torch.Tensor, int]] = []
         if device.type == "cpu":
             return
+        for model in models:
+            refuse_swapped(model)  # since its pipeline was
         self._before = {id(tensor) for _, tensor in self._on_device()}
         args = args_of_turn(
             models, budget, activation_bytes, ram_budget, follows=workload is not None
@@ -67,6 +72,7 @@ class Turn:
         found: SwapPlan = swap.plan
         return found
 
+    @undisturbed()
     def close(self) -> None:
         """Takes the models off the device; what was changed there is changed in host memory."""
         if self._swap is not None:
@@ -76,7 +82,7 @@ class Turn:
             if now is not there:
                 continue  # another weight hangs there by now, and stays
             if there._version != version or not isinstance(before, torch.nn.Parameter):
-                with torch.no_grad():
+                with torch.inference_mode(before.is_inference()), torch.no_grad():
                     before.copy_(there)
             place.table[place.name] = before
         self._swap = None
@@ -102,6 +108,7 @@ class Turn:
                     there = torch.nn.Parameter(there, requires_grad=tensor.requires_grad)
                 place.table[place.name] = there
 
+    @undisturbed()
     def _move(self, model: torch.nn.Module) -> None:
         """Copies to the device hang in the places of the originals; one object stays one."""
         made: dict[int, torch.Tensor] = {}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import ModelError
-from ..from_file.arrival import Patches, as_loaded, patch_while_running
+from ..from_file.arrival import Patches, as_loaded, hang_where_read, patch_while_running
 from ..seams import host, host_dynamic
 
 _NAMES = ("weight", "bias")
@@ -26,6 +26,7 @@ def attach_patches(patcher: Any, modules: frozenset[torch.nn.Module]) -> None:
             _as_loaded(patcher, module, path)
         else:
             _at_use(patcher, module, path)
+    hang_where_read(modules)
 
 
 def _as_loaded(patcher: Any, module: torch.nn.Module, path: str) -> None:

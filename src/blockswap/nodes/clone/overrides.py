@@ -21,6 +21,7 @@ from ...swap import FileUnits, Mapped, plan_file_units, plan_units
 from ..from_file.arrival import (
     as_loaded,
     forget_patches,
+    hang_where_read,
     patch_on_arrival,
     patch_while_running,
     refuse_unnoted,
@@ -318,6 +319,7 @@ def _settle_notes(holding: Holding, patcher: Any) -> None:
         hung = {name: as_loaded(patch, type(patcher)) for name, patch in found.items() if patch}
         if hung:
             patch_while_running(now[path], hung)
+    hang_where_read(holding.modules)
 
 
 def plan_text(patcher: Any) -> str:

@@ -9,7 +9,7 @@ quantised again by ComfyUI, and a module computes with it in another way than wi
 has functions: so the patched weight hangs in the module while it runs, as a loaded one would.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...errors import HostError
 from ...pieces import kept_in_visit
+from ..host_code.weight_readers import read_parts
 from ..seams import host
 
 _HOOKS = "blockswap_patching"
@@ -45,14 +46,21 @@ class _PatchedWhileRunning:
     """Hooks that hang the patched weight in a module for the time of its forward."""
 
     def __init__(self, module: torch.nn.Module, patches: Patches) -> None:
-        self._patches = patches
+        self._module, self._patches = module, patches
         self._arrived: dict[str, Any] = {}
+        self.stand_around(module)
+
+    def stand_around(self, runs: torch.nn.Module) -> None:
+        """Whose forward it is for: the module's own, or that of one that reads its weight."""
+        if hasattr(self, "_handles"):
+            self.remove()
         self._handles = (
-            module.register_forward_pre_hook(self._hang),
-            module.register_forward_hook(self._take_down, always_call=True),
+            runs.register_forward_pre_hook(self._hang),
+            runs.register_forward_hook(self._take_down, always_call=True),
         )
 
-    def _hang(self, module: torch.nn.Module, inputs: Any) -> None:
+    def _hang(self, _: torch.nn.Module, inputs: Any) -> None:
+        module = self._module
         kept = kept_in_visit(module)
         for name, patch in self._patches.items():
             arrived: Any = module._parameters[name]
@@ -65,8 +73,8 @@ class _PatchedWhileRunning:
                 kept[name] = made
             module._parameters[name] = made
 
-    def _take_down(self, module: torch.nn.Module, *_: Any) -> None:
-        module._parameters.update(self._arrived)
+    def _take_down(self, *_: Any) -> None:
+        self._module._parameters.update(self._arrived)
         self._arrived.clear()
 
     def remove(self) -> None:
@@ -77,6 +85,14 @@ class _PatchedWhileRunning:
 def patch_while_running(module: torch.nn.Module, patches: Patches) -> None:
     """Hangs each weight as its patch makes it while `module` runs, until patches are forgotten."""
     vars(module)[_HOOKS] = _PatchedWhileRunning(module, patches)
+
+
+def hang_where_read(modules: Iterable[torch.nn.Module]) -> None:
+    """Where a module reads the weight of a part past its call, it hangs while the module runs."""
+    for module, part in read_parts(modules):
+        hooks = vars(part).get(_HOOKS)
+        if hooks is not None:
+            hooks.stand_around(module)
 
 
 def as_loaded(noted: Any, patcher: type | None = None) -> Callable[[torch.Tensor, Any], Any]:

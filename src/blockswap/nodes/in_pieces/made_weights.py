@@ -20,23 +20,23 @@ from ..seams.host_wan import multiplies_packed
 _UNPACKING, _SCALING, _PATCHING, _REQUANTISING = 9, 4, 16, 24
 
 
-def shell_of_layer(layer: Any) -> torch.nn.Module | None:
+def shell_of_layer(module: Any) -> torch.nn.Module | None:
     """A stand-in for a layer that unpacks or patches its weight at each call; None for others.
 
     A cast alone is done by the shell of the layer itself.
     """
-    weight = layer._parameters.get("weight")
-    if weight is None or weight.dim() != 2 or not hasattr(layer, "in_features"):
+    weight = module._parameters.get("weight")
+    if weight is None or weight.dim() != 2 or not hasattr(module, "in_features"):
         return None
-    patched = is_patched(layer) or has_patches(weight)
+    patched = is_patched(module) or has_patches(weight)
     packed = is_bytes(weight) or is_traceable_wrapper_subclass(weight)
-    if not patched and (not packed or multiplies_packed(layer)):
+    if not patched and (not packed or multiplies_packed(module)):
         return None
     beside = _UNPACKING if is_bytes(weight) else _SCALING
     if patched:
         rounded = not is_bytes(weight) and (packed or weight.dtype.itemsize == 1)
         beside = _REQUANTISING if rounded else _PATCHING
-    return Linear(layer.in_features, layer.out_features, layer.bias is not None, beside)
+    return Linear(module.in_features, module.out_features, module.bias is not None, beside)
 
 
 class Linear(torch.nn.Module):

@@ -42,6 +42,13 @@ def free_bytes(device: Any) -> int:
     return int(management.get_free_memory(device))
 
 
+def compute_device() -> Any:
+    """Where the host computes."""
+    import comfy.model_management as management
+
+    return management.get_torch_device()
+
+
 def inference_bytes() -> int:
     """What the host keeps free of weights for computing."""
     import comfy.model_management as management

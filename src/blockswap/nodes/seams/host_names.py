@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...errors import HostError
-from .code_words import words_of, works_with
+from ..host_code.wan_forwards import why_unread
+from ..host_code.words import words_of, works_with
 from .host import OVERRIDDEN, asks_the_device, is_dynamic
-from .host_wan_words import why_unread
 
 _MISSING: Any = object()
 OLDEST, NEWEST = "0.3.75", "0.33.0"
@@ -126,7 +126,7 @@ SHARING = (
     "comfy.utils.string_to_seed",
 )
 # What blocks of the host's Wan models run in pieces through; without one of these they run whole.
-# What their forwards work with is in `host_wan_words`.
+# What their forwards work with is in `host_code.wan_forwards`.
 CUTTING = (
     "comfy.ldm.wan.model.EmbedND",
     "comfy.ldm.wan.model.VaceWanAttentionBlock",

@@ -1,22 +1,27 @@
 """What is said of a wrapper model before its sampler runs: which of its blocks are streamed.
 
-The pack loads weights when its sampler starts, and only then is it known what stays. The units are
-those of the model that its loader has built, or are read off the names in the file.
+The pack loads weights when its sampler starts, in dtypes of its own, and only then is it known what
+stays. The units are those of the model that its loader has built, or are read off the names in the
+file; with a file what stays is foretold for weights as it stores them.
 """
 
 import re
 
 from ...adapters.families import VACE_LIST, unit_modules
-from ...errors import ModelError
-from ...layout.checkpoint import open_checkpoint
+from ...errors import ModelError, PlanError
+from ...layout.checkpoint import Checkpoint, open_checkpoint
+from ...layout.slab import LEAF_ALIGNMENT, align_up
 from ...layout.values import ModelLayout, UnitKind, UnitLayout
+from ...plan import Facts, UnitFacts, make_plan
 from ...report.words import name_runs
 from ...selection import BlockSwapArgs, select
+from ..runs.status import plan_sentence
 from ..seams import host
 from .names import missing_in, registered_pack
 
 LOADER = "WanVideoModelLoader"
 SAID = "this is a model of WanVideoWrapper: its blocks are streamed here, its own swap is off"
+_ROUNDED = 512  # bytes, as allocators of accelerators do
 _BLOCK = re.compile(rf"((?:{VACE_LIST}|blocks)\.(\d+))\.")
 _EMBEDDERS: dict[str, UnitKind] = {"text_embedding": "text_embedder", "img_emb": "image_embedder"}
 
@@ -28,9 +33,9 @@ def layout_of(transformer: object) -> ModelLayout:
     return ModelLayout(label=type(transformer).__name__, units=bare, rest=())
 
 
-def layout_in(path: str) -> ModelLayout:
-    """The same for the model in a file, from its header. Raises CheckpointError."""
-    checkpoint, units = open_checkpoint(path), {}
+def layout_in(checkpoint: Checkpoint) -> ModelLayout:
+    """The same for the model in a file, from its header."""
+    units: dict[str, UnitLayout] = {}
     for key in checkpoint.tensors:
         block, first = _BLOCK.match(key), key.partition(".")[0]
         if block is not None:
@@ -38,7 +43,10 @@ def layout_in(path: str) -> ModelLayout:
             units[block[1]] = UnitLayout(block[1], kind, int(block[2]), ())
         elif first in _EMBEDDERS:
             units[first] = UnitLayout(first, _EMBEDDERS[first], 0, ())
-    in_order = sorted(units.values(), key=lambda unit: (unit.list_name, unit.index))
+    # As a built model has them: VACE blocks before the others.
+    in_order = sorted(
+        units.values(), key=lambda unit: (unit.kind == "block", unit.list_name, unit.index)
+    )
     return ModelLayout(label=checkpoint.label, units=tuple(in_order), rest=())
 
 
@@ -83,7 +91,42 @@ def plan_for_wrapper(path: str, args: BlockSwapArgs, *, joined: bool, managed: b
             f"{LOADER} joins another module to its file, and how many blocks that brings is known "
             "when it has run: the plan is told on the node then"
         )
-    return said_of(args, layout_in(path))
+    checkpoint = open_checkpoint(path)
+    layout = layout_in(checkpoint)
+    return said_of(args, layout) + _foretold(args, checkpoint, layout)
+
+
+def _foretold(args: BlockSwapArgs, checkpoint: Checkpoint, layout: ModelLayout) -> str:
+    """What would stay of weights as the file stores them, beside what is free now."""
+    device = host.compute_device()
+    if device.type == "cpu" or not layout.units:
+        return ""
+    alone = dict.fromkeys((unit.name for unit in layout.units), 0)
+    slabs = dict(alone)
+    for key, tensor in checkpoint.tensors.items():
+        block = _BLOCK.match(key)
+        name = key.partition(".")[0] if block is None else block[1]
+        alone[name] = alone.get(name, 0) + align_up(tensor.nbytes, _ROUNDED)
+        slabs[name] = slabs.get(name, 0) + align_up(tensor.nbytes, LEAF_ALIGNMENT)
+    units = tuple(UnitFacts(u.name, u.kind, alone.pop(u.name), slabs[u.name]) for u in layout.units)
+    free = max(host.free_bytes(device) - host.inference_bytes(), 0)
+    facts = Facts(
+        label=layout.label,
+        device=str(device),
+        on_host=False,
+        units=units,
+        rest_bytes=sum(alone.values()),
+        device_free_bytes=None,
+        host_free_bytes=None,
+        granularity=_ROUNDED,
+        from_checkpoint=False,
+        granted_bytes=free,
+    )
+    try:
+        said = plan_sentence(make_plan(facts, select(args, layout), args), free)
+    except PlanError as error:
+        said = str(error)
+    return f"; foretold for weights as the file stores them, without LoRAs: {said}"
 
 
 MANAGED = (

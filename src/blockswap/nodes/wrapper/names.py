@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..seams.code_words import words_of
+from ..host_code.words import words_of
 
 _HOME = ".wanvideo.modules.model"  # where the pack keeps the class of its transformer
 

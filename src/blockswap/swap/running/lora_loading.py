@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from ...adapters.diffusers_seam import LOADING_CALL
+from ...adapters.diffusers_seam import FIRST_FACTOR, LOADING_CALL, SECOND_FACTOR
 from ...adapters.live import LiveModel
 from ...ambient import undisturbed
+from ...errors import CheckpointError
 from ...stream.model.hooks import Hooks, Uncopyable
 from ...stream.model.idle_weights import seen_on
 from ...units import format_bytes
@@ -50,13 +51,38 @@ class LoraLoading(Uncopyable):
         had = {(id(module), name) for module, name in self._parameters()}
         with self._hooks.names_only(), seen_on(self._device):
             loaded = self._load(*args, **{**kwargs, "low_cpu_mem_usage": True})
-        with undisturbed():
-            self._root.to(self._device)
         new = [(m, name) for m, name in self._parameters() if (id(m), name) not in had]
+        with undisturbed():
+            self._begin(new)
+            self._root.to(self._device)
         self._placed += [(weakref.ref(module), name) for module, name in new]
         added = (module._parameters[name] for module, name in new)
         self._say(sum(parameter.nbytes for parameter in added if parameter is not None))
         return loaded
+
+    def _begin(self, new: list[tuple[torch.nn.Module, str]]) -> None:
+        """Gives what the file lacks the zeros that the library would begin it with.
+
+        A LoRA with a bias for one layer has one for each, and a layer that lacks one was not cast
+        as the others were. Raises CheckpointError for what the library would draw at random, after
+        the adapter is gone again.
+        """
+        root: Any = self._root
+        paths = {id(module): path for path, module in root.named_modules()}
+        for module in {id(m): m for m, name in new if _is_missing(m, name)}.values():
+            path = paths[id(module)]
+            if SECOND_FACTOR not in path:
+                root.delete_adapters(path.rpartition(".")[2])
+                raise CheckpointError(
+                    f"the LoRA lacks {path}, and its other factor is there: the file is damaged, "
+                    "download it again"
+                )
+            other = root.get_submodule(path.replace(SECOND_FACTOR, FIRST_FACTOR))
+            for name, own in module._parameters.items():
+                if own is not None:
+                    given = torch.zeros_like(own, device=self._device) if own.is_meta else own.data
+                    given = given.to(other.weight.dtype)
+                    module._parameters[name] = torch.nn.Parameter(given, own.requires_grad)
 
     def _parameters(self) -> Iterator[tuple[torch.nn.Module, str]]:
         for module in self._root.modules():
@@ -82,3 +108,8 @@ class LoraLoading(Uncopyable):
             parameter = None if module is None else module._parameters.get(name)
             if parameter is not None and not parameter.is_meta:
                 parameter.data = parameter.data.to(device)
+
+
+def _is_missing(module: torch.nn.Module, name: str) -> bool:
+    parameter = module._parameters[name]
+    return parameter is not None and parameter.is_meta

@@ -22,6 +22,13 @@ simaccel.configure(mode="eager", races="raise", poison=True)
 simaccel.reset()
 WHERE, patch = torch.device("sim", 0), pytest.MonkeyPatch()
 simulated.point_at(WHERE, patch)
+TOTAL = 1 << 34
+patch.setattr(
+    simulated.management,
+    "get_total_memory",
+    lambda _=None, torch_total_too=False: (TOTAL, TOTAL) if torch_total_too else TOTAL,
+)
+patch.setattr(simulated.management, "get_torch_device_name", str)
 for module in list(sys.modules.values()):
     known = "WanVideoWrapper" in getattr(module, "__name__", "")
     if known and isinstance(vars(module).get("device"), torch.device):

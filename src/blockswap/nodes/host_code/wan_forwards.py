@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .code_words import works_with
+from .words import works_with
 
 WAN, ATTENTION = "comfy.ldm.wan.model", "comfy.ldm.modules.attention"
 _SELF = (

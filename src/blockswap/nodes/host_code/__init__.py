@@ -1,0 +1,1 @@
+"""What the host's code works with, read without running it."""
