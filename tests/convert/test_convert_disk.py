@@ -229,7 +229,7 @@ def test_too_little_room_is_said_with_both_numbers(
 def test_a_source_that_cannot_be_read_names_tensor_and_byte(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> int:
+    def broken(*_: object, **__: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:

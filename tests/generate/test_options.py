@@ -155,6 +155,8 @@ def given(folders: Callable[[str], Path], tmp_path: Path) -> Callable[[str, str]
         model = "tiny" if kind == "tiny" else str(folders(kind))
         line = ["generate", "--model", model, "--output", str(tmp_path / "o.mp4"), *CLIP]
         line += ["--prompt", "red ball"] if "--prompt " not in option else []
+        # A process that knows the simulated accelerator would take that.
+        line += ["--device", "cpu"] if "--device " not in option else []
         if "--prompt " in option:
             more = ["--prompt", "blue square up" if kind == "tiny" else "blue cat"]
         for name, needed in (("--image", FROM_IMAGES), ("--last-image", ("flf",))):

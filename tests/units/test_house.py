@@ -54,3 +54,15 @@ def test_every_file_that_the_architecture_names_is_there(name: str) -> None:
 def test_the_tree_is_printed_whole() -> None:
     printed = "\n".join(lines())
     assert all(f" {path.name}  " in printed for path in EVERY)
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports files of folders without `__init__.py` by their name alone."""
+    # ComfyUI's process runs its folder by itself.
+    found = [
+        path.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if ".build" not in path.parts and "comfy_core" not in path.parts
+    ]
+    assert len(found) > 200
+    assert not [name for name in set(found) if found.count(name) > 1]

@@ -80,6 +80,7 @@ class StreamedFile:
 
     def check_unchanged(self) -> int:
         """The file's ctime. Raises ReadError when it was written to or cut since it was opened."""
+        self._refuse_closed()
         return verify_unchanged(self._header, fd=self._descriptor()).ctime_ns
 
     def look(self, offset: int, nbytes: int) -> bytes:
