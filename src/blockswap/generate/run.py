@@ -13,6 +13,7 @@ from ..report.output import PNG, refuse_other
 from ..store.ahead import ReadAhead
 from ..store.host_memory import peak_host_bytes, return_freed_memory
 from ..stream.device import open_device
+from ..stream.peaks import PeakWatch
 from .costs import latent_shape
 from .decode import OnFrames, decode_all
 from .encode import encode
@@ -134,10 +135,10 @@ class _Peaks:
         self.device: dict[str, int] = {}
 
     def of(self, phase: str, work: Any) -> Any:
-        self._where.reset_peak()
+        watch = PeakWatch(self._where)
         result = work()
         self._where.synchronize()
-        peak = self._where.peak_bytes()
+        peak = watch.peak_bytes()
         if peak is not None:
             self.device[phase] = peak - self._before
         return result

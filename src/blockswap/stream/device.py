@@ -16,6 +16,7 @@ from ..errors import DeviceError, PlanError
 from ..store.file_slab import SECTOR
 from ..store.host_memory import free_host_bytes, total_host_bytes
 from ..units import format_bytes
+from .peaks import note_peak
 
 
 class Event(Protocol):
@@ -316,9 +317,10 @@ class Accelerator:
         return self.torch_device.type if named is None else str(named(self.torch_device))
 
     def reset_peak(self) -> None:
+        note_peak(self.torch_device, self.peak_bytes())
         torch.accelerator.reset_peak_memory_stats(self.torch_device)
 
-    def peak_bytes(self) -> int | None:
+    def peak_bytes(self) -> int:
         return int(torch.accelerator.max_memory_allocated(self.torch_device))
 
     def allocated_bytes(self) -> int:
