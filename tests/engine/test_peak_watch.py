@@ -2,8 +2,20 @@
 
 import torch
 
+from blockswap import swap_blocks
 from blockswap.stream.device import open_device
 from blockswap.stream.peaks import PeakWatch
+
+
+class _Blocks(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
 
 
 def test_a_peak_outlives_its_resets(sim_device: torch.device) -> None:
@@ -20,6 +32,19 @@ def test_a_peak_outlives_its_resets(sim_device: torch.device) -> None:
     assert long.peak_bytes() == before + 2**20
     assert short.peak_bytes() == before + 2**18
     assert where.peak_bytes() == before
+
+
+def test_a_report_keeps_its_peak_when_another_swap_opens(sim_device: torch.device) -> None:
+    """Opening resets the device's peak, and so does each corrected forward of the other."""
+    one, other = _Blocks(), _Blocks()
+    with swap_blocks(one, {"blocks_to_swap": 2}, device=sim_device) as swap:
+        made = torch.empty(2**20, dtype=torch.uint8, device=sim_device)
+        del made
+        with swap_blocks(other, {"blocks_to_swap": 2}, device=sim_device) as second:
+            with torch.no_grad():
+                other(torch.ones(1, 8, device=sim_device))
+            assert (second.measured().device_peak_bytes or 0) < 2**20
+        assert (swap.measured().device_peak_bytes or 0) >= 2**20
 
 
 def test_the_host_tells_none() -> None:

@@ -87,7 +87,7 @@ def start_engine(  # noqa: PLR0913 - all but four by name
     dropped.atexit = False  # the pool sees to that: a thread may be in the middle of a forward
     undo.callback(dropped.detach)
     parts.device.synchronize()
-    parts.device.reset_peak()
+    swap.watch_peak()
     parts.recorder.restart()
     if not parts.device.on_host and hosted is None:
         corrector = None

@@ -51,7 +51,6 @@ class Corrector:
             return
         if reading is not None and reading[0] < number:
             self._correct(*reading)
-        self._swap.note_peak(self._device.peak_bytes())
         self._device.reset_peak()
 
     def after_forward(self, number: int) -> None:
@@ -68,7 +67,6 @@ class Corrector:
         self._recent.clear()
         self._first = False
         # The failed attempt ran with more residents: its peak says nothing of the next one's.
-        self._swap.note_peak(self._device.peak_bytes())
         self._device.reset_peak()
         if free is None:
             return

@@ -25,6 +25,7 @@ from ...store.host_memory import peak_host_bytes
 from ...stream.device import Device
 from ...stream.engine.streamer import Streamer
 from ...stream.marks import Recorder
+from ...stream.peaks import PeakWatch
 from .merged_loras import MergedLoras
 
 # Raises where the LoRAs do not fit, else gives what opens the closed model for a handle.
@@ -51,7 +52,7 @@ class Swap:
         self.closed = False
         self._told: tuple[Callable[[], tuple[str, ...]], ...] = ()
         self._changes: list[str] = []
-        self._earlier_peak_bytes = 0
+        self.watch_peak()
         self._final: Measured | None = None
         self._loras: MergedLoras | None = None
         self.pieces: Pieces | None = None  # None: the model always runs whole
@@ -81,7 +82,6 @@ class Swap:
     def begin(self, plan: SwapPlan, streamer: Streamer) -> None:
         """The same handle goes on with a model that was opened anew: its report begins again."""
         self._streamer = streamer
-        self._earlier_peak_bytes = 0
         self.replan(plan)
         for swap in (self, *self._leaders):  # the pool knew the engine of before
             swap.announce_follower()
@@ -118,9 +118,9 @@ class Swap:
         """Whether this is a child of the process that opened the swap."""
         return self._streamer.forked
 
-    def note_peak(self, nbytes: int | None) -> None:
-        """Keeps a peak of the device that is about to be measured anew."""
-        self._earlier_peak_bytes = max(self._earlier_peak_bytes, nbytes or 0)
+    def watch_peak(self) -> None:
+        """The report's peak of the device is that from now on."""
+        self._peak = PeakWatch(self._device)
 
     def __enter__(self) -> "Swap":
         if self.closed or self._entered:
@@ -178,11 +178,10 @@ class Swap:
             return Measured((), self._recorder.counters.copy())
         self._device.synchronize()
         sentences = tuple(sentence for tell in self._told for sentence in tell())
-        peak = self._device.peak_bytes()
         return Measured(
             visits=self._recorder.visits(),
             counters=self._recorder.counters.copy(),
-            device_peak_bytes=None if peak is None else max(peak, self._earlier_peak_bytes),
+            device_peak_bytes=self._peak.peak_bytes(),
             host_peak_bytes=peak_host_bytes(),
             sentences=sentences,
         )
