@@ -29,7 +29,7 @@ from blockswap.errors import BlockSwapError
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.layout.formats import unpacked
 from blockswap.layout.header import read_header
-from blockswap.swap.entry.checkpoint_file import plan_transformer
+from blockswap.swap.entry.checkpoint_file import foresee_transformer
 from pairs import pairwise
 from skipping import unhook
 
@@ -257,9 +257,9 @@ def _budget(name: str, store: str, path: Path, device: torch.device, loras: Any)
     """For both tiers: room for the staging buffers and about half of the blocks beside them."""
     if store != "both":
         return STORES[store]
-    plan = plan_transformer(
+    plan = foresee_transformer(
         path, BlockSwapArgs(**PLANNED), device=device, dtype=_dtype(name), loras=loras
-    )
+    ).plan
     staging = plan.staging_buffers * plan.staging_bytes
     in_ram = plan.slot_bytes // (2 if name == "fp32 shards" else 1)
     return {"ram_budget": staging + in_ram + in_ram // 2}

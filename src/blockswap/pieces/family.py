@@ -105,7 +105,7 @@ class Family(ABC):
         self, block: Any, given: dict[str, Any], pieces: tuple[Piece, ...], compiler: Compiler
     ) -> Any:
         """What the block's forward returns, in compiled pieces that write into nothing given."""
-        raise NotImplementedError  # only asked where `compiles` says so
+        raise AssertionError(f"{type(self).__name__} compiles no pieces: `compiles` says so")
 
     def why_another(self, root: torch.nn.Module) -> str | None:
         """Why a model's classes, by their names known, are not what was read of them."""

@@ -24,7 +24,6 @@ from ...layout.model_folder import weight_files
 from ...lora.file import LoraFile, open_lora
 from ...lora.request import AnyLora, Lora, as_loras
 from ...paths import input_path
-from ...plan import SwapPlan
 from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs
 from ...stream.device import Device, open_device
@@ -97,21 +96,6 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
 
 
 @undisturbed()
-def plan_transformer(
-    path: AnyPath,
-    args: BlockSwapArgs | Mapping[str, Any] | None = None,
-    *,
-    device: str | torch.device,
-    dtype: torch.dtype | None = None,
-    workload: AnyWorkload | None = None,
-    loras: Sequence[AnyLora] | None = None,
-) -> SwapPlan:
-    """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
-    how: dict[str, Any] = {"dtype": dtype, "workload": workload, "loras": loras}
-    return foresee_transformer(path, args, device=device, **how).plan
-
-
-@undisturbed()
 def foresee_transformer(
     path: AnyPath,
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
@@ -121,7 +105,10 @@ def foresee_transformer(
     workload: AnyWorkload | None = None,
     loras: Sequence[AnyLora] | None = None,
 ) -> Foreseen:
-    """The plan of `plan_transformer`, and what carrying it out will read of the file."""
+    """The plan that `open_transformer` would carry out now, and what that will read of the file.
+
+    Raises what it would; opens nothing.
+    """
     where = open_device(device)
     asked = Request(dtype=dtype, workload=workload, loras=as_loras(loras))
     found = find_model(source_of(path), as_args(args), where, asked)
