@@ -55,6 +55,19 @@ def computing_on(device: torch.device, patch: pytest.MonkeyPatch) -> Iterator[No
     management.unload_all_models()
 
 
+def on_simulated(
+    request: pytest.FixtureRequest, patch: pytest.MonkeyPatch
+) -> Iterator[torch.device]:
+    """The same on the simulated accelerator, which raises at a race."""
+    sim = request.getfixturevalue("sim_module")
+    sim.configure(mode="eager", races="raise", poison=True)
+    sim.reset()
+    where = torch.device("sim", 0)
+    for _ in computing_on(where, patch):
+        yield where
+    assert sim.races() == []
+
+
 def limit(sim: ModuleType, request: pytest.FixtureRequest, nbytes: int) -> None:
     """From now on the device has room for so many bytes beside what is on it."""
     gc.collect()

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import comfy.model_base
-import comfy.model_management as management
 import nodes as core
 import pytest
 import quantised
@@ -76,15 +74,7 @@ def applied(name: str, model: Any, second: Any) -> Any:
 def _on_sim(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[torch.device]:
-    sim = request.getfixturevalue("sim_module")
-    sim.configure(mode="eager", races="raise", poison=True)
-    sim.reset()
-    where = torch.device("sim", 0)
-    simulated.point_at(where, monkeypatch)
-    monkeypatch.setattr(comfy.model_base.BaseModel, "memory_required", lambda *_, **__: 1 << 18)
-    yield where
-    management.unload_all_models()
-    assert sim.races() == []
+    yield from simulated.on_simulated(request, monkeypatch)
 
 
 def outcome(make: Any) -> Any:

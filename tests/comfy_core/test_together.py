@@ -30,15 +30,7 @@ def device(
     if request.param == "cpu":
         yield torch.device("cpu")
         return
-    sim = request.getfixturevalue("sim_module")
-    sim.configure(mode="eager", races="raise", poison=True)
-    sim.reset()
-    where = torch.device("sim", 0)
-    simulated.point_at(where, monkeypatch)
-    monkeypatch.setattr(comfy.model_base.BaseModel, "memory_required", lambda *_, **__: 1 << 18)
-    yield where
-    management.unload_all_models()
-    assert sim.races() == []
+    yield from simulated.on_simulated(request, monkeypatch)
 
 
 def swapped(patcher: Any, **args: Any) -> Any:
