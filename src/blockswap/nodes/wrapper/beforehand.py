@@ -17,7 +17,7 @@ from ...report.words import name_runs
 from ...selection import BlockSwapArgs, select
 from ..runs.status import plan_sentence
 from ..seams import host
-from .names import missing_in, registered_pack
+from .names import OUTSIDE, missing_in, registered_pack
 
 LOADER = "WanVideoModelLoader"
 SAID = "this is a model of WanVideoWrapper: its blocks are streamed here, its own swap is off"
@@ -104,8 +104,7 @@ def _foretold(args: BlockSwapArgs, checkpoint: Checkpoint, layout: ModelLayout) 
     alone = dict.fromkeys((unit.name for unit in layout.units), 0)
     slabs = dict(alone)
     for key, tensor in checkpoint.tensors.items():
-        block = _BLOCK.match(key)
-        name = key.partition(".")[0] if block is None else block[1]
+        name = _unit_of(key)
         alone[name] = alone.get(name, 0) + align_up(tensor.nbytes, _ROUNDED)
         slabs[name] = slabs.get(name, 0) + align_up(tensor.nbytes, LEAF_ALIGNMENT)
     units = tuple(UnitFacts(u.name, u.kind, alone.pop(u.name), slabs[u.name]) for u in layout.units)
@@ -127,6 +126,15 @@ def _foretold(args: BlockSwapArgs, checkpoint: Checkpoint, layout: ModelLayout) 
     except PlanError as error:
         said = str(error)
     return f"; foretold for weights as the file stores them, without LoRAs: {said}"
+
+
+def _unit_of(key: str) -> str:
+    """The unit that a weight moves with; parts that run outside of their block stay."""
+    block = _BLOCK.match(key)
+    if block is None:
+        return key.partition(".")[0]
+    part = key[block.end() :].partition(".")[0]
+    return f"{block[1]}.{part}" if part in OUTSIDE else block[1]
 
 
 MANAGED = (
