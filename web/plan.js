@@ -49,6 +49,7 @@ async function plan(node) {
     loader: loader?.type,
     file: fileOf(loader),
     weight_dtype: widget(loader, "weight_dtype"),
+    base_precision: widget(loader, "base_precision"),
     joined: !!loader && !!nodeBefore(loader, "extra_model"),
     managed: !!loader && !!nodeBefore(loader, "vram_management_args"),
     args: args && widgetsOf(args),

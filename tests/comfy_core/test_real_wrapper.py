@@ -4,12 +4,15 @@ Tiny models of 30 blocks go through its own loader and sampler nodes, on the CPU
 its modules pointed at the simulated accelerator.
 """
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management as management
+import folder_paths
 import pytest
 import real_wrapper
 import torch
@@ -17,6 +20,8 @@ import wrapper_packs
 from safetensors.torch import save_file
 
 from blockswap import BlockSwapArgs
+from blockswap.nodes import plan_route
+from blockswap.nodes.seams import host
 from blockswap.nodes.swap_node import BlockSwapNode
 from blockswap.nodes.wrapper import names as wrapper_names
 from blockswap.nodes.wrapper.pack import takeover_on
@@ -235,3 +240,47 @@ def test_an_interrupt_hands_everything_back(
     assert takeover_on(ours).swap.closed
     assert torch.equal(sample(plain, steps=1), expected)
     assert torch.equal(sample(ours, steps=1), expected)
+
+
+ASKED: tuple[dict[str, Any], ...] = (
+    {"blocks": "0,2-9"},
+    {"blocks_to_swap": 12},
+    {"vram_budget": "6MiB"},
+)
+
+
+@pytest.mark.parametrize("kind", ["plain", "scaled", "gguf", "vace"])
+def test_the_plan_before_a_run_is_what_is_done(
+    kind: str, sim: torch.device, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units to the name; bytes but for single numbers, which the pack keeps in forms of its own."""
+    told: list[str] = []
+    loader = real_wrapper.part("nodes_model_loading").WanVideoModelLoader
+    monkeypatch.setattr(host, "show_text", lambda _, text, *__: told.append(text))
+    monkeypatch.setattr(BlockSwapNode, "hidden", SimpleNamespace(unique_id="7"))
+    monkeypatch.setattr(host, "registered", lambda _: loader)
+    monkeypatch.setattr(folder_paths, "get_full_path", lambda *_: str(files[kind]))
+    plain = model(kind, files, monkeypatch)
+    asked = {"loader": "WanVideoModelLoader", "file": "any", "base_precision": "bf16"}
+    for args in ASKED:
+        before = plan_route.planned({**asked, "args_node": "Other", "args": args})
+        ours = swapped(plain, **args)
+        told.clear()
+        sample(ours, steps=1)
+        plan, now = takeover_on(ours).swap.plan, told[0]
+        foretold = before.partition("without LoRAs: ")[2]
+        units = re.compile(r"\d+ of \d+ units stay, \d+ are streamed")
+        assert units.findall(foretold) == units.findall(now) != []
+        assert plan.map_words() in foretold
+        need, streamed_bytes = re.search(r"([\d.]+) MiB of weights", foretold), plan.streamed_bytes
+        assert abs(float(need[1]) * 2**20 / plan.device_bytes - 1) < 0.03
+        if (moved := re.search(r"streamed \(([\d.]+) MiB", foretold)) is not None:
+            assert abs(float(moved[1]) * 2**20 / streamed_bytes - 1) < 0.03
+        print(
+            kind,
+            args,
+            need[0],
+            plan.device_bytes / 2**20,
+            moved and moved[0],
+            streamed_bytes / 2**20,
+        )

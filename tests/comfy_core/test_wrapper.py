@@ -261,7 +261,9 @@ def test_the_plan_before_a_run_is_what_the_node_says_and_does(
         need = format_bytes(plan.device_bytes)
         in_file = format_bytes(plan.device_bytes - 512 * len(list(root.buffers())))
         assert f"{need} of weights and slots" in now
-        assert foretold == f"without LoRAs: {now}".replace(f"{need} of", f"{in_file} of")
+        assert foretold == f"not quantised by the loader, without LoRAs: {now}".replace(
+            f"{need} of", f"{in_file} of"
+        )
         if exact:
             named = re.search(r"\((.*)\) are", said)
             assert (name_runs(streamed(ours)) if streamed(ours) else None) == (named and named[1])

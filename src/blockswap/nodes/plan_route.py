@@ -47,15 +47,16 @@ async def _answer(asked: dict[str, Any]) -> dict[str, str]:
 def planned(asked: Mapping[str, Any]) -> str:
     """The plan, or why there is none, for what the page has found.
 
-    `loader` and `file`: the class of the loader node and the file in its widget; `weight_dtype`
-    beside it; `joined`, `managed`: what is linked to the wrapper pack's loader; `args` and
-    `args_node`: the widgets of the node of arguments, and its class.
+    `loader` and `file`: the class of the loader node and the file in its widget; `weight_dtype` or
+    `base_precision` beside it; `joined`, `managed`: what is linked to the wrapper pack's loader;
+    `args` and `args_node`: the widgets of the node of arguments, and its class.
     """
     try:
         path, args = _file_of(asked), _args_of(asked)
         if asked["loader"] == WRAPPERS:
             joined, managed = bool(asked.get("joined")), bool(asked.get("managed"))
-            return plan_for_wrapper(path, args, joined=joined, managed=managed)
+            precision = str(asked.get("base_precision"))
+            return plan_for_wrapper(path, args, precision, joined=joined, managed=managed)
         streamed, wish = _LOADERS[asked["loader"]], Wish(args)
         with host.between_prompts(), torch.inference_mode():
             dtype = str(asked.get("weight_dtype") or "default")

@@ -2,14 +2,14 @@
 
 The pack loads weights when its sampler starts, in dtypes of its own, and only then is it known what
 stays. The units are those of the model that its loader has built, or are read off the names in the
-file; with a file what stays is foretold for weights as it stores them.
+file; with a file what stays is foretold for weights as that loader would cast them.
 """
 
 import re
 
 from ...adapters.families import VACE_LIST, unit_modules
 from ...errors import ModelError, PlanError
-from ...layout.checkpoint import Checkpoint, open_checkpoint
+from ...layout.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from ...layout.slab import LEAF_ALIGNMENT, align_up
 from ...layout.values import ModelLayout, UnitKind, UnitLayout
 from ...plan import Facts, UnitFacts, make_plan
@@ -22,6 +22,10 @@ from .names import OUTSIDE, missing_in, registered_pack
 LOADER = "WanVideoModelLoader"
 SAID = "this is a model of WanVideoWrapper: its blocks are streamed here, its own swap is off"
 _ROUNDED = 512  # bytes, as allocators of accelerators do
+# How wide its loader makes plain weights, by its base_precision, and those that it keeps wide.
+_WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2, "fp16_fast": 2}
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_IN_FP32, _AS_STORED = ("patch_embedding",), ("modulation", "norm")
 _BLOCK = re.compile(rf"((?:{VACE_LIST}|blocks)\.(\d+))\.")
 _EMBEDDERS: dict[str, UnitKind] = {"text_embedding": "text_embedder", "img_emb": "image_embedder"}
 
@@ -70,10 +74,13 @@ def _place(name: str) -> tuple[str, int]:
     return (head, int(last)) if last.isdecimal() else (name, 0)
 
 
-def plan_for_wrapper(path: str, args: BlockSwapArgs, *, joined: bool, managed: bool) -> str:
+def plan_for_wrapper(
+    path: str, args: BlockSwapArgs, precision: str, *, joined: bool, managed: bool
+) -> str:
     """What the swap node will say behind the pack's loader of a file.
 
-    `joined`: the loader joins another module to the model; `managed`: it has vram_management_args.
+    `precision`: the base_precision of the loader. `joined`: it joins another module to the model;
+    `managed`: it has vram_management_args.
     """
     if managed:
         raise ModelError(MANAGED)
@@ -93,20 +100,22 @@ def plan_for_wrapper(path: str, args: BlockSwapArgs, *, joined: bool, managed: b
         )
     checkpoint = open_checkpoint(path)
     layout = layout_in(checkpoint)
-    return said_of(args, layout) + _foretold(args, checkpoint, layout)
+    return said_of(args, layout) + _foretold(args, checkpoint, layout, precision)
 
 
-def _foretold(args: BlockSwapArgs, checkpoint: Checkpoint, layout: ModelLayout) -> str:
-    """What would stay of weights as the file stores them, beside what is free now."""
+def _foretold(
+    args: BlockSwapArgs, checkpoint: Checkpoint, layout: ModelLayout, precision: str
+) -> str:
+    """What would stay of weights as they are loaded, beside what is free now."""
     device = host.compute_device()
     if device.type == "cpu" or not layout.units:
         return ""
     alone = dict.fromkeys((unit.name for unit in layout.units), 0)
     slabs = dict(alone)
     for key, tensor in checkpoint.tensors.items():
-        name = _unit_of(key)
-        alone[name] = alone.get(name, 0) + align_up(tensor.nbytes, _ROUNDED)
-        slabs[name] = slabs.get(name, 0) + align_up(tensor.nbytes, LEAF_ALIGNMENT)
+        name, nbytes = _unit_of(key), _loaded_bytes(key, tensor, precision)
+        alone[name] = alone.get(name, 0) + align_up(nbytes, _ROUNDED)
+        slabs[name] = slabs.get(name, 0) + align_up(nbytes, LEAF_ALIGNMENT)
     units = tuple(UnitFacts(u.name, u.kind, alone.pop(u.name), slabs[u.name]) for u in layout.units)
     free = max(host.free_bytes(device) - host.inference_bytes(), 0)
     facts = Facts(
@@ -125,7 +134,19 @@ def _foretold(args: BlockSwapArgs, checkpoint: Checkpoint, layout: ModelLayout) 
         said = plan_sentence(make_plan(facts, select(args, layout), args), free)
     except PlanError as error:
         said = str(error)
-    return f"; foretold for weights as the file stores them, without LoRAs: {said}"
+    stored = f"in {precision}" if precision in _WIDTHS else "as the file stores them"
+    return f"; foretold for weights {stored}, not quantised by the loader, without LoRAs: {said}"
+
+
+def _loaded_bytes(key: str, tensor: StoredTensor, precision: str) -> int:
+    """A weight's bytes as the pack's loader casts it; packed and 8-bit ones stay as they are."""
+    width, stored = _WIDTHS.get(precision), _WIDTHS.get(_SHORT.get(tensor.dtype, ""))
+    if width is None or stored is None:
+        return tensor.nbytes
+    wide = _IN_FP32 if stored < 4 else (*_IN_FP32, *_AS_STORED)
+    if any(word in key for word in wide):
+        width = 4
+    return tensor.nbytes // stored * width
 
 
 def _unit_of(key: str) -> str:
