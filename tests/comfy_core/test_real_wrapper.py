@@ -276,11 +276,3 @@ def test_the_plan_before_a_run_is_what_is_done(
         assert abs(float(need[1]) * 2**20 / plan.device_bytes - 1) < 0.03
         if (moved := re.search(r"streamed \(([\d.]+) MiB", foretold)) is not None:
             assert abs(float(moved[1]) * 2**20 / streamed_bytes - 1) < 0.03
-        print(
-            kind,
-            args,
-            need[0],
-            plan.device_bytes / 2**20,
-            moved and moved[0],
-            streamed_bytes / 2**20,
-        )
