@@ -76,6 +76,46 @@ def test_other_nodes_before_and_after(other: Any) -> None:
     assert torch.equal(tiny.sample(other(plain), steps=4), expected)
 
 
+def another_block(root: Any) -> Any:
+    """A replacement that runs the block before in place of its own."""
+
+    def call(given: Any, more: Any) -> Any:
+        words = {"context": "txt", "e": "vec", "freqs": "pe", "transformer_options": None}
+        named = {key: given[word or key] for key, word in words.items()}
+        return {"img": root.blocks[2](given["img"], context_img_len=None, **named)}
+
+    return call
+
+
+def twice(_: Any) -> Any:
+    def call(given: Any, more: Any) -> Any:
+        return more["original_block"]({**given, **more["original_block"](given)})
+
+    return call
+
+
+@pytest.mark.parametrize("replacement", [another_block, twice])
+def test_blocks_that_run_in_anothers_place_or_twice(replacement: Any) -> None:
+    plain = tiny.model("t2v")
+
+    def replaced(patcher: Any) -> Any:
+        clone, call = patcher.clone(), replacement(patcher.model.diffusion_model)
+        clone.set_model_patch_replace(call, "dit", "double_block", 3)
+        clone.set_model_unet_function_wrapper(
+            lambda apply, given: apply(given["input"], given["timestep"], **given["c"]) * 0.75
+        )
+        return clone
+
+    expected = tiny.sample(replaced(plain))
+    assert not torch.equal(expected, tiny.sample(plain))
+    for asked in (
+        {"blocks": "0,2-4"},
+        {"vram_budget": "2MiB"},
+        {"blocks": "3", "chunk_tokens": 64},
+    ):
+        assert torch.equal(tiny.sample(replaced(swapped(plain, **asked))), expected), asked
+
+
 def test_a_clone_with_the_same_wish_goes_on_with_what_is_there() -> None:
     plain = tiny.model("t2v")
     first, second = swapped(plain), shifted(swapped(plain))
