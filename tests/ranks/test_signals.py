@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ EVERY = [
     for tier, when, number, everybody in itertools.product(TIERS, MOMENTS, NUMBERS, (False, True))
     if not (tier == "memory" and when == "in a gather") and not (when == "waiting" and everybody)
 ]
+RANDOM = 6 if os.environ.get("BLOCKSWAP_EVERY_POINT") else 2  # of each kind
 CASES = EVERY if os.environ.get("BLOCKSWAP_EVERY_POINT") else SOME
 
 
@@ -72,6 +74,23 @@ def _gathers_ended(found: Any, when: str, said: str) -> None:
         return
     assert len(found["equal"]) == 3
     assert "brings all of every block" in said or when == "closing"
+
+
+@pytest.mark.parametrize("number", NUMBERS[: 5 if os.environ.get("BLOCKSWAP_EVERY_POINT") else 1])
+@pytest.mark.parametrize("tier", TIERS[: 3 if os.environ.get("BLOCKSWAP_EVERY_POINT") else 1])
+def test_a_signal_at_any_time(tier: str, number: str, sim_module: Any, tmp_path: Path) -> None:
+    """At moments that are drawn: nobody waits for long, and what was computed is right."""
+    before, draw = sorted(os.listdir("/dev/shm")), random.Random(f"{tier} {number}")
+    for turn in range(RANDOM):
+        path = str(tmp_path / f"{turn}.safetensors")
+        asked = {"tier": tier, "number": number, "all": False, "when": draw.uniform(0, 0.6)}
+        other, ended = run_ranks(2, "signalled", path=path, **asked)
+        assert ended.code in (CODES[number], 0), ended.errors
+        (found,) = values([other])
+        assert all(found["equal"])
+        assert found["segments"] == 0
+        assert len(found["equal"]) == 3 or len(found["said"]) >= 1
+        assert sorted(os.listdir("/dev/shm")) == before
 
 
 def _segments_in_use() -> set[str]:
