@@ -18,7 +18,7 @@ from blockswap.plan.timing.shared_link import RankRates
 from blockswap.ranks import companions, group, segment
 from blockswap.stream.engine.streamer import Streamer
 
-from .given import device_of, given, linked
+from .given import device_of, given, linked, own_accelerator
 
 
 def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
@@ -80,12 +80,16 @@ def left_alone(rank: int, mesh: DeviceMesh, when: str) -> Any:
         return [equal_now, torch.equal(forward(model, "mini", here), expected)]
 
 
-def apart(rank: int, mesh: DeviceMesh, path: str) -> dict[str, Any]:
+def apart(rank: int, mesh: DeviceMesh, path: str, accelerators: bool = False) -> dict[str, Any]:
     """Ranks that do not do the same: how each goes on, what it says, how long it waited.
 
     `path`: the model's file, in which its blocks stay, on the CPU; "": from memory.
+    `accelerators`: each on one of its own.
     """
-    where = device_of("cpu") if path else linked("sim-eager")
+    if accelerators:
+        where = own_accelerator(rank)
+    else:
+        where = device_of("cpu") if path else linked("sim-eager")
     if path and rank == 0:
         save_file(fresh("mini").state_dict(), path, metadata("mini"))
     dist.barrier()
