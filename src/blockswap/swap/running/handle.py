@@ -90,6 +90,10 @@ class Swap:
         """The plan has changed while it ran; what was told of changes stays with it."""
         self.plan = replace(plan, sentences=(*plan.sentences, *recent(self._changes)))
 
+    def spoil(self, sentence: str) -> None:
+        """No forward is right any more, and each says this."""
+        self._streamer.spoil(sentence)
+
     def tell(self, sentence: str) -> None:
         """Adds to the plan's sentences what has changed and why."""
         kept = len(self.plan.sentences) - len(recent(self._changes))
