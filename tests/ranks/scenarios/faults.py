@@ -1,5 +1,6 @@
 """Ranks that refuse, do something else or are killed: what they say, how the others go on."""
 
+import contextlib
 import os
 import signal
 import time
@@ -93,7 +94,13 @@ def apart(rank: int, mesh: DeviceMesh, path: str) -> dict[str, Any]:
     with torch.no_grad():
         expected = forward(fresh("mini").to(where), "mini", where)
     found = {}
-    for what in ("another order", "one forward less", "closes", "is killed"):
+    for what in (
+        "another order",
+        "one forward less",
+        "raises" if path else "runs out of memory",
+        "closes",
+        "is killed",
+    ):
         model: Any = skeleton("mini") if path else given(rank, "mini", "meta")
         with torch.no_grad(), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
@@ -132,6 +139,16 @@ def _misbehave(model: Any, swap: Any, what: str, where: torch.device) -> None:
     if what == "another order":
         for index in (4, 2, 0):
             model.blocks[index](x)
+    elif what in ("raises", "runs out of memory"):
+        fault = ValueError("no") if what == "raises" else torch.OutOfMemoryError("out of memory")
+
+        def fail(*_: Any) -> None:
+            raise fault
+
+        hook = model.blocks[2].register_forward_hook(fail)
+        with contextlib.suppress(type(fault)):
+            forward(model, "mini", where)
+        hook.remove()
     elif what == "closes":
         swap.close()
     elif what == "is killed":

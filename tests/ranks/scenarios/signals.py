@@ -1,10 +1,12 @@
 """Ranks that a signal ends, interrupts or stops at some moment: what the others say and compute."""
 
 import contextlib
+import faulthandler
 import gc
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -24,13 +26,15 @@ from blockswap.stream.engine.streamer import Streamer
 
 from .given import device_of, given, linked
 
+HANGS = 100  # no wait of a minute for a rank that has ended comes after another
 IN_FILE = {"blocks_to_swap": 4, "prefetch_blocks": 1, "ram_budget": 0}
 
 
 def signalled(rank: int, mesh: DeviceMesh, path: str, **asked: Any) -> dict[str, Any]:
     """`number` ("handled": a SIGTERM that raises SystemExit) for rank 1, or all, at a moment.
 
-    `tier`: blocks in the file, in memory, or in memory beside the simulated accelerator.
+    `tier`: blocks in the file, in memory, or in memory beside the simulated accelerator. `when`: at
+    a moment that has a name, or so many seconds after the ranks have met.
     """
     tier, when, number, everybody = (asked[name] for name in ("tier", "when", "number", "all"))
     where = linked("sim-eager") if tier == "accelerator" else device_of("cpu")
@@ -55,7 +59,12 @@ def signalled(rank: int, mesh: DeviceMesh, path: str, **asked: Any) -> dict[str,
             time.sleep(0.3)
             os.kill(pids[1], what)
 
-    _at(when, end, end_other)
+    if isinstance(when, float):
+        faulthandler.dump_traceback_later(HANGS, exit=True)
+        group.ranks_of(mesh)
+        threading.Timer(when, end).start()
+    else:
+        _at(when, end, end_other)
     with torch.no_grad():
         wanted = forward(fresh("mini").to(where), "mini", where)
     found: dict[str, Any] = {"equal": [], "said": []}
