@@ -149,6 +149,7 @@ def find_model(source: Source, wanted: BlockSwapArgs, where: Device, asked: Requ
             notes = fitted.sentences
 
         def find() -> FoundModel:
+            own.live.hang()
             hanging = replace(own, live=own.live.as_it_hangs())
             found = found_in(behind, hanging, wanted, where, asked.workload, notes)
             return replace(found, assumed=assumed, loras=tuple(files), with_loras=others)
