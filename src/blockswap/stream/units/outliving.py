@@ -16,8 +16,8 @@ import torch
 from ...store.leaves import leaf_tensors
 from ..pool.run import Run
 
-# Private, and the only way to see a view that somebody holds.
-_uses: Callable[[int], int] = torch._C._storage_Use_Count
+# Private, and the only way to see a view that somebody holds; without it the weights themselves are.
+_uses: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda _: 0)
 
 
 class Users:
