@@ -38,6 +38,8 @@ def share_file(found: FoundModel, ranks: Ranks, device: Device) -> SharedWeights
         weights = share_weights(model.live, ranks, _filling(loader), loader.sums)
         with ranks.together("read buffers"):
             _fill_buffers(model, loader)
+        if spans_hosts(ranks):
+            refuse_other_contents(ranks, loader.sums)
     return weights
 
 
