@@ -168,3 +168,13 @@ def test_nobody_is_accused_of_garbage(sim_device: torch.device) -> None:
         for _ in range(2):
             run(model, sim_device)
         assert "is kept by other code" not in swap.report().text()
+
+
+def test_a_keeper_is_found_after_a_false_alarm(sim_device: torch.device) -> None:
+    model = made(circle)
+    with swap_blocks(model, BlockSwapArgs(blocks="1-3"), device=sim_device):
+        run(model, sim_device)
+        for block in model.blocks:
+            block.hands_on = KEPT["a view"]
+        with pytest.raises(StateError, match=r"blocks\.1 keeps a weight.* in its made_of_it"):
+            run(model, sim_device)
