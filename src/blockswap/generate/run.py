@@ -114,11 +114,11 @@ def _make(
             "encode", lambda: encode(job, plan.encoder_args, progress, ahead["encode"].begin)
         )
         how: dict[str, Any] = {"resume": resume, "progress": progress}
-        states, computed = peaks.of(
+        computed = peaks.of(
             "sample",
             lambda: sample_all(job, encoded, plan.args, at_end=ahead["sample"].begin, **how),
         )
-        peaks.of("decode", lambda: decode_all(job, encoded, states, progress, on_frames))
+        peaks.of("decode", lambda: decode_all(job, encoded, progress, on_frames))
     finally:
         for reading in ahead.values():
             reading.stop()

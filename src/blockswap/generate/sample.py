@@ -138,37 +138,38 @@ def sample_all(
     resume: bool,
     progress: Progress,
     at_end: Callable[[], None] = nothing,
-) -> tuple[list[RunState], list[int]]:
-    """Samples every clip; the state of each after its last step, and how many steps were computed.
+) -> list[int]:
+    """Samples every clip into its state on the disk; how many steps of each were computed.
 
     `at_end` is called in the last step, when nothing more of the transformers is needed. Raises
     StateError for a state of another run; what was sampled before stays on the disk.
     """
-    found = [
-        read_state(state_path(path), job.asked(clip), job.device) if resume else None
-        for clip, path in enumerate(job.outputs)
-    ]
+    # All states are looked at first; of each no more is kept than that it is done.
+    todo = [clip for clip in range(len(job.outputs)) if not (resume and _is_sampled(job, clip))]
     stage, previews = Stage(job, args), Previews(job)
-    last = max(
-        (n for n, state in enumerate(found) if state is None or not state.sampled), default=-1
-    )
-    states, computed = [], []
+    computed = [0] * len(job.outputs)
     try:
-        for clip, before in enumerate(found):
-            if before is not None and before.sampled:
-                states.append(before)
-                computed.append(0)
-                continue
+        for clip in todo:
             sampler = _Sampler(job, stage, clip, progress, previews)
-            if job.conditioned or clip == last:
-                sampler.at_end = at_end if clip == last else nothing
-            states.append(sampler.run(encoded, before))
-            computed.append(sampler.computed)
+            if job.conditioned or clip == todo[-1]:
+                sampler.at_end = at_end if clip == todo[-1] else nothing
+            sampler.run(encoded, state_of(job, clip, job.device) if resume else None)
+            computed[clip] = sampler.computed
             if job.conditioned:
                 stage.close()
     finally:
         stage.close()
-    return states, computed
+    return computed
+
+
+def state_of(job: Job, clip: int, where: torch.device) -> RunState | None:
+    """What is done of a clip, its tensors on `where`; None where nothing is. Raises StateError."""
+    return read_state(state_path(job.outputs[clip]), job.asked(clip), where)
+
+
+def _is_sampled(job: Job, clip: int) -> bool:
+    state = state_of(job, clip, torch.device("cpu"))
+    return state is not None and state.sampled
 
 
 class _Sampler:
@@ -181,11 +182,10 @@ class _Sampler:
         self._previews = previews
         self._asked, self._path = job.asked(clip), state_path(job.outputs[clip])
         self._generator = torch.Generator().manual_seed(job.request.seed)
-        self._last: RunState | None = None
         self.computed = 0
         self.at_end: Callable[[], None] | None = None  # of the transformers' turn, if it ends here
 
-    def run(self, encoded: Encoded, before: RunState | None) -> RunState:
+    def run(self, encoded: Encoded, before: RunState | None) -> None:
         """Goes on after `before`, or from the noise."""
         job, device = self._job, self._job.device
         models = sampling_models(job, self._stage.models, conditioning_vae(job))
@@ -204,15 +204,16 @@ class _Sampler:
             given["latents"] = kept["latents"]
             if job.pipeline == "WanVideoToVideoPipeline":
                 del given["video"]  # it takes one of both
-        with torch.no_grad():
-            steered(pipe, steering)(
-                **given,
-                generator=self._generator,
-                output_type="latent",
-                callback_on_step_end=self._step_done,
-            )
-        assert self._last is not None
-        return self._last
+        try:
+            with torch.no_grad():
+                steered(pipe, steering)(
+                    **given,
+                    generator=self._generator,
+                    output_type="latent",
+                    callback_on_step_end=self._step_done,
+                )
+        finally:  # else pipeline and steering hold each other, and the scheduler's latents
+            steering.before_steps = nothing
 
     def _before_steps(
         self, pipe: Any, steering: Steering, kept: Mapping[str, Any] | None
@@ -241,9 +242,8 @@ class _Sampler:
             "scheduler": scheduler_state(pipe.scheduler),
             "generator": self._generator.get_state(),
         }
-        self._last = RunState(step + 1, int(pipe.num_timesteps), kept)
-        write_state(self._path, self._asked, self._last)
-        self._last = RunState(step + 1, int(pipe.num_timesteps), {"latents": given["latents"]})
+        done = RunState(step + 1, int(pipe.num_timesteps), kept)
+        write_state(self._path, self._asked, done)
         self.computed += 1
         if self._previews.is_due(step + 1):
             self._previews.draw(self._clip, pipe.scheduler, given["latents"])
