@@ -13,9 +13,9 @@ import pytest
 import torch
 from cases import forward, reference, skeleton
 from disk_seam import Disk
-from seams import collect_pools, wait_for_readers
 
 from blockswap import BlockSwapArgs, open_transformer
+from engine_seams import collect_pools, wait_for_readers
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What a run will take, phase by phase, and whether it fits, before anything is loaded."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,13 +9,11 @@ import torch
 from ..errors import PlanError
 from ..plan import SwapPlan
 from ..selection import BlockSwapArgs
-from ..store.ahead import Stretch
 from ..store.host_memory import free_host_bytes, resident_host_bytes
 from ..stream.device import open_device
-from ..swap.entry.checkpoint_file import empty_transformer, foresee_transformer
-from ..swap.entry.experts import foresee_experts
+from ..swap.entry.checkpoint_file import empty_transformer, plan_transformer
+from ..swap.entry.experts import plan_experts
 from ..swap.entry.text_encoder import plan_text_encoder
-from ..swap.opening.coming_reads import Foreseen
 from ..units import format_bytes
 from .costs import condition_cost, decode_cost, sight_cost, text_cost
 from .encode import to_encode
@@ -23,7 +21,6 @@ from .first_use import FIRST_USE_BYTES, take_first_use
 from .held import carried_bytes, decode_inputs_bytes, embeddings_bytes, state_bytes
 from .idle import idle_sentences
 from .job import Job
-from .next_files import files_ahead
 from .parts.load import class_named
 from .sample import loras_of, workload_of
 
@@ -46,10 +43,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """The phases in order, how the VAE decodes, and the plan of the transformers' blocks.
-
-    `ahead`: what is read of the files of what follows a phase, while that phase ends.
-    """
+    """The phases in order, how the VAE decodes, and the plan of the transformers' blocks."""
 
     phases: tuple[Phase, ...]
     fits: bool
@@ -59,7 +53,6 @@ class RunPlan:
     args: BlockSwapArgs
     encoder_args: BlockSwapArgs
     notes: tuple[str, ...] = ()
-    ahead: Mapping[str, tuple[Stretch, ...]] = field(default_factory=dict)  # by phase
 
     @property
     def device_peak_bytes(self) -> int:
@@ -79,7 +72,7 @@ def plan_run(job: Job) -> RunPlan:
     limit = _device_limit(job)
     tiled = _tiles(job, limit)
     job = replace(job, tiled=tiled)
-    args, (blocks, reads), carried, texts = _blocks(job, base)
+    args, blocks, carried, texts = _blocks(job, base)
     encoder_args = _encoder_args(job, base, limit)
     phases = (
         _seeing(job, base, limit, _encoding(job, base, encoder_args)),
@@ -91,11 +84,8 @@ def plan_run(job: Job) -> RunPlan:
     grown = max(0, (resident_host_bytes() or 0) + FIRST_USE_BYTES - base)  # by planning itself
     phases = tuple(replace(phase, host_bytes=phase.host_bytes + grown) for phase in phases)
     fits, verdict = _verdict(job, phases, limit)
-    room = job.request.ram_budget or free_host_bytes() or 0
-    left = {phase.name: room - phase.host_bytes for phase in phases}
-    ahead = files_ahead(job, left, reads)
     notes = (*parts.notes, *idle_sentences(job))
-    return RunPlan(phases, fits, verdict, tiled, blocks, args, encoder_args, notes, ahead)
+    return RunPlan(phases, fits, verdict, tiled, blocks, args, encoder_args, notes)
 
 
 def _warm_up(job: Job) -> None:
@@ -128,7 +118,7 @@ def _tiles(job: Job, limit: int | None) -> bool:
     return decode_cost(job, tiled=False).peak_bytes > limit
 
 
-def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, Foreseen, int, int]:
+def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, SwapPlan, int, int]:
     """How the blocks are swapped; what lies beside them, and what of that are embeddings."""
     request = job.request
     folders = [part.weights for part in job.parts.transformers]
@@ -146,17 +136,17 @@ def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, Foreseen, int, int]:
     how: dict[str, Any] = {"device": job.device, "workload": workload_of(job, model.dtype)}
     how |= loras_of(job)
 
-    def plan(args: BlockSwapArgs) -> Foreseen:
+    def plan(args: BlockSwapArgs) -> SwapPlan:
         if len(folders) == 1:
-            return foresee_transformer(folders[0], args, **how)
-        return foresee_experts(folders, args, **how)
+            return plan_transformer(folders[0], args, **how)
+        return plan_experts(folders, args, **how)
 
     return *_planned(job, args, plan), carried, embeddings_bytes(job, item, model.config)
 
 
 def _planned(
-    job: Job, args: BlockSwapArgs, plan: Callable[[BlockSwapArgs], Foreseen]
-) -> tuple[BlockSwapArgs, Foreseen]:
+    job: Job, args: BlockSwapArgs, plan: Callable[[BlockSwapArgs], SwapPlan]
+) -> tuple[BlockSwapArgs, SwapPlan]:
     """The plan under `args`; on the host one without a budget where nothing fits it.
 
     The verdict says then what is missing. On a device the plan's own sentence does.
@@ -165,7 +155,7 @@ def _planned(
     if not job.on_host or budget is None:
         return args, plan(args)
     try:
-        staging = plan(args).plan  # which the host holds beside, and the budget is for both
+        staging = plan(args)  # which the host holds beside, and the budget is for both
         beside = staging.pinned_bytes + staging.staging_buffers * staging.staging_bytes
         args = replace(args, vram_budget=max(0, budget - beside))
         return args, plan(args)
@@ -200,9 +190,7 @@ def _encoding(job: Job, base: int, args: BlockSwapArgs) -> Phase:
         return Phase("encode", 0, base, 0)
     if part.config.get("weightless"):
         return Phase("encode", 0, base, part.weight_bytes)
-    _, (plan, _) = _planned(
-        job, args, lambda a: Foreseen(plan_text_encoder(part.path, a, device=job.device), ())
-    )
+    _, plan = _planned(job, args, lambda a: plan_text_encoder(part.path, a, device=job.device))
     needed = plan.device_bytes + text_cost(job).activation_bytes
     host = base + plan.pinned_bytes + plan.staging_buffers * plan.staging_bytes
     streamed = plan.read_bytes_per_forward

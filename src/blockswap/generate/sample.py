@@ -15,7 +15,7 @@ from ..turns.turn import leave, settle
 from .encode import Encoded
 from .host_pipelines import Steering, build_pipeline, restore_scheduler, scheduler_state, steered
 from .inputs import image_of, read_frames, read_image
-from .job import Job, Progress, nothing
+from .job import Job, Progress
 from .parts.load import build_empty, load_part
 from .preview import Previews
 from .state import RunState, read_state, state_path, write_state
@@ -66,22 +66,18 @@ class Stage:
         settle(self._job.device)
 
     def expect_turns(
-        self,
-        timesteps: torch.Tensor,
-        skip: int,
-        boundary: float | None,
-        at_end: Callable[[], None] | None,
+        self, timesteps: torch.Tensor, skip: int, boundary: float | None, *, ends: bool
     ) -> None:
         """Says when the second expert's turn comes, so that its first blocks are there by then,
-        and when the last turn ends, where that is in this clip."""
+        and when the last turn is over, where it `ends` with this clip."""
         swaps, each = [model.blockswap for model in self.models], 1 + self._job.request.guided
         steps, high = len(timesteps) - skip, 0
         if len(swaps) > 1 and boundary is not None:
             high = max(0, int((timesteps.cpu() >= boundary).sum()) - skip)
         if high and len(swaps) > 1:
             swaps[0].followed_by(swaps[1], after=high * each)
-        if at_end is not None and steps > high:
-            swaps[-1].ends_after((steps - high) * each, at_end)
+        if ends and steps > high:
+            swaps[-1].ends_after((steps - high) * each)
 
 
 def workload_of(job: Job, dtype: torch.dtype) -> Any:
@@ -131,18 +127,11 @@ def call_arguments(job: Job, encoded: Encoded, clip: int, where: torch.device) -
 
 
 def sample_all(
-    job: Job,
-    encoded: Encoded,
-    args: BlockSwapArgs,
-    *,
-    resume: bool,
-    progress: Progress,
-    at_end: Callable[[], None] = nothing,
+    job: Job, encoded: Encoded, args: BlockSwapArgs, *, resume: bool, progress: Progress
 ) -> list[int]:
     """Samples every clip into its state on the disk; how many steps of each were computed.
 
-    `at_end` is called in the last step, when nothing more of the transformers is needed. Raises
-    StateError for a state of another run; what was sampled before stays on the disk.
+    Raises StateError for a state of another run; what was sampled before stays on the disk.
     """
     # All states are looked at first; of each no more is kept than that it is done.
     todo = [clip for clip in range(len(job.outputs)) if not (resume and _is_sampled(job, clip))]
@@ -150,9 +139,8 @@ def sample_all(
     computed = [0] * len(job.outputs)
     try:
         for clip in todo:
-            sampler = _Sampler(job, stage, clip, progress, previews)
-            if job.conditioned or clip == todo[-1]:
-                sampler.at_end = at_end if clip == todo[-1] else nothing
+            ends_turn = job.conditioned or clip == todo[-1]  # a conditioned clip's VAE comes next
+            sampler = _Sampler(job, stage, clip, progress, previews, ends_turn=ends_turn)
             sampler.run(encoded, state_of(job, clip, job.device) if resume else None)
             computed[clip] = sampler.computed
             if job.conditioned:
@@ -176,14 +164,20 @@ class _Sampler:
     """One clip's way through the pipeline."""
 
     def __init__(
-        self, job: Job, stage: Stage, clip: int, progress: Progress, previews: Previews
+        self,
+        job: Job,
+        stage: Stage,
+        clip: int,
+        progress: Progress,
+        previews: Previews,
+        *,
+        ends_turn: bool,
     ) -> None:
         self._job, self._stage, self._clip, self._progress = job, stage, clip, progress
-        self._previews = previews
+        self._previews, self._ends_turn = previews, ends_turn
         self._asked, self._path = job.asked(clip), state_path(job.outputs[clip])
         self._generator = torch.Generator().manual_seed(job.request.seed)
         self.computed = 0
-        self.at_end: Callable[[], None] | None = None  # of the transformers' turn, if it ends here
 
     def run(self, encoded: Encoded, before: RunState | None) -> None:
         """Goes on after `before`, or from the noise."""
@@ -213,7 +207,7 @@ class _Sampler:
                     callback_on_step_end=self._step_done,
                 )
         finally:  # else pipeline and steering hold each other, and the scheduler's latents
-            steering.before_steps = nothing
+            steering.before_steps = lambda: None
 
     def _before_steps(
         self, pipe: Any, steering: Steering, kept: Mapping[str, Any] | None
@@ -224,7 +218,7 @@ class _Sampler:
             self._stage.open()
             timesteps, ratio = pipe.scheduler.timesteps, self._job.parts.boundary_ratio
             boundary = ratio and ratio * pipe.scheduler.config.num_train_timesteps
-            self._stage.expect_turns(timesteps, steering.skip, boundary, self.at_end)
+            self._stage.expect_turns(timesteps, steering.skip, boundary, ends=self._ends_turn)
             if kept is not None:
                 restore_scheduler(pipe.scheduler, kept["scheduler"])
                 self._generator.set_state(kept["generator"])

@@ -7,14 +7,14 @@ they share (`ledger`), so that none is called which another rank does not call, 
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ..errors import StateError
 from .exchange import Exchange, GroupExchange, SharedExchange, exchange_bytes
-from .group import Ranks, forget_group, group_of, has_group
+from .gather_groups import free_group, groups_here
+from .group import Ranks
 from .ledger import DIFFERS, LEFT, Ledger, ledger_bytes, wait_for
 from .segment import Segment, make_segment, map_segment
 
@@ -102,9 +102,10 @@ def make_companions(ranks: Ranks, device: torch.device, most_bytes: int) -> Comp
     Every one of them must call it. `most_bytes`: the largest slab that is gathered.
     """
     backend = None if device.type == "cpu" else _backend_of(device)
-    # One whose gathers have failed may be the only one that has given its group up.
-    kept = backend is not None and has_group(ranks.ranks, backend, GATHER_SECONDS)
-    told = ranks.agree("find how blocks can be gathered", (device.type, backend, most_bytes, kept))
+    groups = None if backend is None else groups_here(ranks, backend, GATHER_SECONDS)
+    told = ranks.agree(
+        "find how blocks can be gathered", (device.type, backend, most_bytes, groups)
+    )
     if (backend is None and device.type != "cpu") or len({how[:3] for how in told.values()}) > 1:
         return None
     position, count = ranks.ranks.index(ranks.rank), len(ranks.ranks)
@@ -117,10 +118,8 @@ def make_companions(ranks: Ranks, device: torch.device, most_bytes: int) -> Comp
 
         shared = SharedExchange(segment, position, count, GATHER_SECONDS, ended)
         return CompanionRanks(ranks, shared, ledger, GATHER_SECONDS)
-    if kept and not all(has_it for *_, has_it in told.values()):
-        forget_group(group_of(ranks.ranks, backend, GATHER_SECONDS))
-    with ranks.together("start a group for gathers"):
-        group = _group(ranks.ranks, backend)
+    there = {rank: how[3] for rank, how in told.items()}
+    group = free_group(ranks, backend, GATHER_SECONDS, there)
     return CompanionRanks(ranks, GroupExchange(group), ledger, GATHER_SECONDS)
 
 
@@ -134,17 +133,6 @@ def _common(ranks: Ranks, nbytes: int, name: str) -> Segment:
     addresses = ranks.agree("find that memory", made.address if made else None)
     with ranks.together("map that memory"):
         return made or map_segment(addresses[maker], keep=True)
-
-
-def _group(ranks: tuple[int, ...], backend: str) -> Any:
-    try:
-        return group_of(ranks, backend, GATHER_SECONDS)
-    except RuntimeError as error:
-        raise StateError(
-            f"a group of ranks {', '.join(map(str, ranks))} for gathers could not be started "
-            f"({str(error).partition(chr(10))[0]}): see what the other ranks say, then start all "
-            "of them again"
-        ) from error
 
 
 def _backend_of(device: torch.device) -> str | None:

@@ -7,15 +7,18 @@ not make the same calls find that out at the first step that differs. The group 
 """
 
 import contextlib
+import pickle
 import socket
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
@@ -27,14 +30,18 @@ WAIT_SECONDS = 600.0
 _TOLD = "blockswap_told"  # an attribute of errors: the other ranks know
 _Error = TypeVar("_Error", bound=Exception)
 
-# (ranks, backend, seconds of its timeout) -> what torch.distributed was then, and the group.
-_groups: dict[tuple[tuple[int, ...], str, float], tuple[Any, Any]] = {}
+# (ranks, backend, seconds of its timeout, number) -> what torch.distributed was then, the group.
+_Key = tuple[tuple[int, ...], str, float, int]
+_groups: dict[_Key, tuple[Any, Any]] = {}
 _turns: Counter[tuple[int, ...]] = Counter()  # how often such a group was made
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The ranks of a mesh as one of them sees it; `ranks` are global numbers, in mesh order.
+    """The ranks of a mesh as one of them sees it; `ranks` are global numbers, ascending.
+
+    A mesh may have them in another order; torch's groups have not, and what ranks say to each
+    other, and the parts that they gather, come in the order of a group.
 
     `hosts[i]` says where rank i runs: ranks with the same value can map each other's memory.
     """
@@ -47,7 +54,7 @@ class Ranks:
 
     @property
     def neighbours(self) -> tuple[int, ...]:
-        """The ranks of this host, in mesh order."""
+        """The ranks of this host, ascending."""
         here = self.hosts[self.ranks.index(self.rank)]
         return tuple(r for r, host in zip(self.ranks, self.hosts, strict=True) if host == here)
 
@@ -111,7 +118,7 @@ def ranks_of(mesh: Any) -> Ranks:
             f"mesh={type(mesh).__name__} was given: give a torch.distributed DeviceMesh, such as "
             "init_device_mesh(device_type, (number_of_ranks,))"
         )
-    ranks, rank = tuple(int(r) for r in mesh.mesh.flatten()), dist.get_rank()
+    ranks, rank = tuple(sorted(int(r) for r in mesh.mesh.flatten())), dist.get_rank()
     if rank not in ranks:
         raise ArgsError(
             f"the mesh has ranks {', '.join(map(str, ranks))} and this process is rank {rank}: "
@@ -123,14 +130,16 @@ def ranks_of(mesh: Any) -> Ranks:
     return Ranks(group, ranks, rank, tuple(hosts[r] for r in ranks), WAIT_SECONDS)
 
 
-def group_of(ranks: tuple[int, ...], backend: str, seconds: float) -> Any:
+def group_of(ranks: tuple[int, ...], backend: str, seconds: float, number: int = 0) -> Any:
     """A group of our own over `ranks`, the same one each time. Every rank of it must call this.
+
+    `number`: which one of several for the same ranks.
 
     One that is destroyed gives its name to the next, which would find its addresses in the store:
     so they are kept, and forgotten when they have failed or torch.distributed was started anew.
     """
-    key, world = (ranks, backend, seconds), dist.group.WORLD
-    if has_group(ranks, backend, seconds):
+    key, world = (ranks, backend, seconds, number), dist.group.WORLD
+    if number in groups_of(ranks, backend, seconds):
         return _groups[key][1]
     _even_out(ranks, seconds)
     group = dist.new_group(
@@ -143,10 +152,12 @@ def group_of(ranks: tuple[int, ...], backend: str, seconds: float) -> Any:
     return group
 
 
-def has_group(ranks: tuple[int, ...], backend: str, seconds: float) -> bool:
-    """Whether `group_of` would give one that is there already."""
-    kept = _groups.get((ranks, backend, seconds))
-    return kept is not None and kept[0] is dist.group.WORLD
+def groups_of(ranks: tuple[int, ...], backend: str, seconds: float) -> frozenset[int]:
+    """The numbers of those that `group_of` would not have to start."""
+    asked, world = (ranks, backend, seconds), dist.group.WORLD
+    return frozenset(
+        key[3] for key, kept in _groups.items() if key[:3] == asked and kept[0] is world
+    )
 
 
 def _even_out(ranks: tuple[int, ...], seconds: float) -> None:
@@ -158,7 +169,9 @@ def _even_out(ranks: tuple[int, ...], seconds: float) -> None:
     here, store = dist.get_rank(), c10d._get_default_store()
     names = {rank: f"blockswap/{ranks}/{_turns[ranks]}/{rank}" for rank in ranks}
     store.set(names[here], str(len(c10d._world.pg_names)))
-    store.wait(list(names.values()), timedelta(seconds=seconds))
+    end = time.monotonic() + seconds
+    _wait(lambda: store.check(list(names.values())) or time.monotonic() > end)
+    store.wait(list(names.values()), timedelta(milliseconds=1))  # raises where one is missing
     counts = {rank: int(store.get(name)) for rank, name in names.items()}
     for _ in range(max(counts.values()) - counts[here]):
         dist.new_group([here], backend="gloo", use_local_synchronization=True)
@@ -178,13 +191,39 @@ def _own_group(ranks: tuple[int, ...], rank: int) -> Any:
 
 
 def _exchange(ranks: Ranks, what: str, said: object) -> dict[int, Any]:
-    told: list[Any] = [None] * len(ranks.ranks)
+    mine = bytearray(pickle.dumps(said))
     try:
-        dist.all_gather_object(told, said, group=ranks.group)
+        sizes = _gathered(ranks, bytearray(len(mine).to_bytes(8, "little")))
+        most = max(int.from_bytes(size, "little") for size in sizes)
+        told = [pickle.loads(given) for given in _gathered(ranks, mine.ljust(most, b"\0"))]
     except RuntimeError as error:
         forget_group(ranks.group)
         raise _missing(ranks.rank, ranks.ranks, ranks.wait_seconds, what) from error
     return dict(zip(ranks.ranks, told, strict=True))
+
+
+def _gathered(ranks: Ranks, mine: bytearray) -> list[bytearray]:
+    """What all say, as many bytes each.
+
+    torch's own gather of objects cannot be interrupted (Ctrl-C) while a rank is missing.
+    """
+    told = [bytearray(len(mine)) for _ in ranks.ranks]
+    own, others = _as_tensor(mine), [_as_tensor(one) for one in told]
+    work: Any = dist.all_gather(others, own, group=ranks.group, async_op=True)
+    _wait(work.is_completed)
+    work.wait()
+    return told
+
+
+def _as_tensor(memory: bytearray) -> torch.Tensor:
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    pause = 20e-6
+    while not until():
+        time.sleep(pause)
+        pause = min(2 * pause, 1e-3)
 
 
 def _missing(rank: int, ranks: tuple[int, ...], wait_seconds: float, what: str) -> StateError:

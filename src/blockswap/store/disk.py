@@ -7,6 +7,7 @@ pieces so that several can be under way at once; what comes back is the unit's s
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from zlib import crc32
 
 from ..errors import ReadError
 from ..layout.shares import Span
@@ -89,6 +90,14 @@ class DiskStore:
             first = next(unit[0] for unit in extents if unit)
             with self._named(0, first.shard, first.offset):
                 self._looks = Looks(self._files, extents)
+
+    def sums(self) -> dict[str, int]:
+        """Checksums of what has been read: by unit, and behind a | by which bytes these are."""
+        found = {}
+        for index, total in self._contents.sums().items():
+            unit = self._units[index]
+            found[f"{unit.name}|{crc32(repr(unit.extents).encode()):08x}"] = total
+        return found
 
     def slab_offsets(self, index: int) -> tuple[int, ...]:
         """Byte offset of each leaf in the unit's slab."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from . import apart, faults, from_file, fsdp, loras, parallel, parts, sharing
+from . import apart, faults, from_file, fsdp, loras, meshes, parallel, parts, sharing, signals
 
 # Slow to import, and imported by scenarios when they need them.
 _IMPORTED = (
@@ -26,7 +26,9 @@ _IMPORTED = (
     "torch.utils.cpp_extension",
     "gguf",
 )
-_SCENARIOS = ChainMap(*map(vars, (apart, faults, from_file, fsdp, loras, parallel, parts, sharing)))
+_SCENARIOS = ChainMap(
+    *map(vars, (apart, faults, from_file, fsdp, loras, meshes, parallel, parts, sharing, signals))
+)
 
 
 def _run(rank: int, count: int, folder: str, scenario: str, options: dict[str, Any]) -> None:

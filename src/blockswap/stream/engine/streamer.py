@@ -13,7 +13,7 @@ slots, in the order of the units on disk (`Supply.read_ahead`): staging is what 
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ...errors import StateError
@@ -31,7 +31,7 @@ from .admission import (
     refuse_under_way,
     refuse_ways_of_running,
 )
-from .supply import Ending, Supply
+from .supply import Supply
 
 
 class Streamer:
@@ -181,9 +181,9 @@ class Streamer:
         """This swap's forwards come after `forwards` in a row of that of `supply`."""
         self._pool.turns.expect(supply, forwards, self._supply)
 
-    def end_after(self, forwards: int, then: Callable[[], None] | None) -> None:
-        """After `forwards` more nothing is brought; `then` is called once the last has it all."""
-        self._supply.ending = Ending(forwards, then)
+    def end_after(self, forwards: int) -> None:
+        """After `forwards` more nothing is brought."""
+        self._supply.forwards_left = forwards
 
     def shares_pool_with(self, other: "Streamer") -> bool:
         return other.uses(self._pool)
