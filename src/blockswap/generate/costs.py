@@ -57,7 +57,7 @@ def _weight_bytes(model: torch.nn.Module) -> int:
 
 def _follow_text(job: Job) -> PhaseCost:
     part = job.parts.text_encoder
-    dtype = _stated_dtype(part)
+    dtype = stated_dtype(part)
     encoder = build_empty(part).to(dtype)
     ids = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device="meta")
     # The square one that the encoder makes of a row of padding, which it would have to look at.
@@ -84,7 +84,7 @@ def sight_cost(job: Job, part: Part) -> PhaseCost:
 
 
 def _follow_sight(job: Job, part: Part, images: int) -> PhaseCost:
-    encoder: Any = build_empty(part).to(_stated_dtype(part))
+    encoder: Any = build_empty(part).to(stated_dtype(part))
     side = int(encoder.config.image_size)
     cost = record_call(
         Recorder([*encoder.parameters(), *encoder.buffers()]),
@@ -111,7 +111,7 @@ def _by_formula(part: Part, dtype: torch.dtype) -> PhaseCost:
     return predict_text_encoder(tokens=TEXT_TOKENS, dtype=name, geometry=geometry)
 
 
-def _stated_dtype(part: Part) -> torch.dtype:
+def stated_dtype(part: Part) -> torch.dtype:
     stated = str(part.config.get("dtype") or part.config.get("torch_dtype") or "float32")
     found = getattr(torch, stated, torch.float32)
     return found if isinstance(found, torch.dtype) else torch.float32

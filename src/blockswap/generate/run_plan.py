@@ -21,24 +21,11 @@ from .first_use import FIRST_USE_BYTES, take_first_use
 from .held import carried_bytes, decode_inputs_bytes, embeddings_bytes, state_bytes
 from .idle import idle_sentences
 from .job import Job
-from .parts.load import class_named
-from .sample import loras_of, workload_of
+from .parts.load import class_named, load_part
+from .phase import Phase, with_seconds
+from .sample import boundary_of, first_experts_steps, loras_of, workload_of
 
 PLANNING_BYTES = 4 * 2**20  # what the process may still grow by until its plan is made
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """The peak of one phase, and what it reads. `seconds` is None where speeds are not known.
-
-    `device_bytes` is 0 on the CPU, where everything counts as `host_bytes`.
-    """
-
-    name: str
-    device_bytes: int
-    host_bytes: int
-    read_bytes: int
-    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +70,9 @@ def plan_run(job: Job) -> RunPlan:
     )
     grown = max(0, (resident_host_bytes() or 0) + FIRST_USE_BYTES - base)  # by planning itself
     phases = tuple(replace(phase, host_bytes=phase.host_bytes + grown) for phase in phases)
+    phases = with_seconds(job, phases)
     fits, verdict = _verdict(job, phases, limit)
-    notes = (*parts.notes, *idle_sentences(job))
+    notes = (*parts.notes, *_switch(job), *idle_sentences(job))
     return RunPlan(phases, fits, verdict, tiled, blocks, args, encoder_args, notes)
 
 
@@ -265,6 +253,23 @@ def _decoding(job: Job, base: int, tiled: bool) -> Phase:
 
 def _writing(job: Job, base: int) -> Phase:
     return Phase("write", 0, base + 4 * job.request.raw_frame_bytes, 0)
+
+
+def _switch(job: Job) -> tuple[str, ...]:
+    """When the experts change; what it takes is part of the steps."""
+    if len(job.parts.transformers) == 1:
+        return ()
+    scheduler, steps = load_part(job.parts.scheduler), job.request.steps
+    boundary = boundary_of(job, scheduler)
+    scheduler.set_timesteps(steps)
+    high = steps if boundary is None else first_experts_steps(scheduler.timesteps, boundary)
+    if 0 < high < steps:
+        return (
+            f"the experts change after step {high} of {steps}: both run through the same slots, so "
+            "the switch takes no more than a step",
+        )
+    name = "high" if high else "low"
+    return (f"all {steps} steps are those of the expert of {name} noise: the other one has none",)
 
 
 def _verdict(job: Job, phases: tuple[Phase, ...], limit: int | None) -> tuple[bool, str]:

@@ -73,11 +73,22 @@ class Stage:
         swaps, each = [model.blockswap for model in self.models], 1 + self._job.request.guided
         steps, high = len(timesteps) - skip, 0
         if len(swaps) > 1 and boundary is not None:
-            high = max(0, int((timesteps.cpu() >= boundary).sum()) - skip)
+            high = max(0, first_experts_steps(timesteps, boundary) - skip)
         if high and len(swaps) > 1:
             swaps[0].followed_by(swaps[1], after=high * each)
         if ends and steps > high:
             swaps[-1].ends_after((steps - high) * each)
+
+
+def first_experts_steps(timesteps: torch.Tensor, boundary: float) -> int:
+    """How many of the steps the expert of high noise has, as diffusers' pipelines decide it."""
+    return int((timesteps.cpu() >= boundary).sum())
+
+
+def boundary_of(job: Job, scheduler: Any) -> float | None:
+    """The timestep below which the expert of low noise has its turn; None without one."""
+    ratio = job.parts.boundary_ratio
+    return None if ratio is None else ratio * scheduler.config.num_train_timesteps
 
 
 def workload_of(job: Job, dtype: torch.dtype) -> Any:
@@ -216,8 +227,7 @@ class _Sampler:
             if self._job.conditioned:
                 leave(pipe.vae, self._job.device)
             self._stage.open()
-            timesteps, ratio = pipe.scheduler.timesteps, self._job.parts.boundary_ratio
-            boundary = ratio and ratio * pipe.scheduler.config.num_train_timesteps
+            timesteps, boundary = pipe.scheduler.timesteps, boundary_of(self._job, pipe.scheduler)
             self._stage.expect_turns(timesteps, steering.skip, boundary, ends=self._ends_turn)
             if kept is not None:
                 restore_scheduler(pipe.scheduler, kept["scheduler"])
