@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import StateError
-from .group import Ranks, forget_group, group_of, groups_of
+from .group import Ranks
+from .torch_groups import forget_group, group_of, groups_of
 
 # (ranks, backend, number) of the groups that open swaps of this process have.
 _in_use: set[tuple[tuple[int, ...], str, int]] = set()

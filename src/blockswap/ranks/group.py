@@ -9,31 +9,23 @@ not make the same calls find that out at the first step that differs. The group 
 import contextlib
 import pickle
 import socket
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
 
 from ..errors import ArgsError, BlockSwapError, StateError
+from .torch_groups import forget_group, group_of, wait_until
 
 # A rank may still be loading a large model from a slow disk when the others are ready.
 WAIT_SECONDS = 600.0
 
 _TOLD = "blockswap_told"  # an attribute of errors: the other ranks know
 _Error = TypeVar("_Error", bound=Exception)
-
-# (ranks, backend, seconds of its timeout, number) -> what torch.distributed was then, the group.
-_Key = tuple[tuple[int, ...], str, float, int]
-_groups: dict[_Key, tuple[Any, Any]] = {}
-_turns: Counter[tuple[int, ...]] = Counter()  # how often such a group was made
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,59 +122,6 @@ def ranks_of(mesh: Any) -> Ranks:
     return Ranks(group, ranks, rank, tuple(hosts[r] for r in ranks), WAIT_SECONDS)
 
 
-def group_of(ranks: tuple[int, ...], backend: str, seconds: float, number: int = 0) -> Any:
-    """A group of our own over `ranks`, the same one each time. Every rank of it must call this.
-
-    `number`: which one of several for the same ranks.
-
-    One that is destroyed gives its name to the next, which would find its addresses in the store:
-    so they are kept, and forgotten when they have failed or torch.distributed was started anew.
-    """
-    key, world = (ranks, backend, seconds, number), dist.group.WORLD
-    if number in groups_of(ranks, backend, seconds):
-        return _groups[key][1]
-    _even_out(ranks, seconds)
-    group = dist.new_group(
-        list(ranks),
-        backend=backend,
-        timeout=timedelta(seconds=seconds),
-        use_local_synchronization=True,
-    )
-    _groups[key] = world, group
-    return group
-
-
-def groups_of(ranks: tuple[int, ...], backend: str, seconds: float) -> frozenset[int]:
-    """The numbers of those that `group_of` would not have to start."""
-    asked, world = (ranks, backend, seconds), dist.group.WORLD
-    return frozenset(
-        key[3] for key, kept in _groups.items() if key[:3] == asked and kept[0] is world
-    )
-
-
-def _even_out(ranks: tuple[int, ...], seconds: float) -> None:
-    """As many groups in each process: torch names one by its ranks and by how many there are.
-
-    Where a caller has given one rank a group more, they would wait for each other under two names.
-    """
-    _turns[ranks] += 1
-    here, store = dist.get_rank(), c10d._get_default_store()
-    names = {rank: f"blockswap/{ranks}/{_turns[ranks]}/{rank}" for rank in ranks}
-    store.set(names[here], str(len(c10d._world.pg_names)))
-    end = time.monotonic() + seconds
-    _wait(lambda: store.check(list(names.values())) or time.monotonic() > end)
-    store.wait(list(names.values()), timedelta(milliseconds=1))  # raises where one is missing
-    counts = {rank: int(store.get(name)) for rank, name in names.items()}
-    for _ in range(max(counts.values()) - counts[here]):
-        dist.new_group([here], backend="gloo", use_local_synchronization=True)
-
-
-def forget_group(group: Any) -> None:
-    """A group on which a rank was missing is of no more use."""
-    for key in [key for key, kept in _groups.items() if kept[1] is group]:
-        del _groups[key]
-
-
 def _own_group(ranks: tuple[int, ...], rank: int) -> Any:
     try:
         return group_of(ranks, "gloo", WAIT_SECONDS)
@@ -210,20 +149,13 @@ def _gathered(ranks: Ranks, mine: bytearray) -> list[bytearray]:
     told = [bytearray(len(mine)) for _ in ranks.ranks]
     own, others = _as_tensor(mine), [_as_tensor(one) for one in told]
     work: Any = dist.all_gather(others, own, group=ranks.group, async_op=True)
-    _wait(work.is_completed)
+    wait_until(work.is_completed)
     work.wait()
     return told
 
 
 def _as_tensor(memory: bytearray) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)
-
-
-def _wait(until: Callable[[], bool]) -> None:
-    pause = 20e-6
-    while not until():
-        time.sleep(pause)
-        pause = min(2 * pause, 1e-3)
 
 
 def _missing(rank: int, ranks: tuple[int, ...], wait_seconds: float, what: str) -> StateError:

@@ -120,7 +120,7 @@ def share_weights(
         if ranks.rank != maker:
             _refuse_other(groups, segment.memory, maker)
     if spans_hosts(ranks):
-        if fill is None:
+        if fill is None and ranks.rank == maker:
             sums = {group.name: sum_of([group.slab_in(segment.memory)]) for group in groups}
         refuse_other_contents(ranks, sums if ranks.rank == maker else None)
     if ranks.rank != maker or fill is not None:

@@ -34,7 +34,8 @@ _SCENARIOS = ChainMap(
 def _run(rank: int, count: int, folder: str, scenario: str, options: dict[str, Any]) -> None:
     faulthandler.dump_traceback_later(280, exit=True)
     store = folder if "://" in folder else f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
+    backend = os.environ.get("BLOCKSWAP_RANKS_BACKEND", "gloo")
+    dist.init_process_group(backend, init_method=store, rank=rank, world_size=count)
     mesh = init_device_mesh("cpu", (count,))
     cases = options["in_turn"] if scenario == "several" else [[scenario, options]]
     found = [_SCENARIOS[name](rank, mesh, **given) for name, given in cases]

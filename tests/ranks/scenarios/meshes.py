@@ -14,14 +14,14 @@ import blockswap
 from blockswap.plan.timing.shared_link import RankRates
 from blockswap.ranks import companions, gather_groups, group
 
-from .given import device_of, linked
+from .given import device_of, linked, own_accelerator
 
 FORWARDS = 2
 
 
 def shapes(rank: int, mesh: DeviceMesh, device: str, path: str) -> dict[str, Any]:
     """Four ranks, one after the other later: outputs, gathers and neighbours of each mesh."""
-    where = device_of("cpu") if device == "cpu" else linked(device)
+    where = _where(device, rank)
     group.WAIT_SECONDS = companions.GATHER_SECONDS = 20.0
     RankRates.pay = lambda *_: True  # type: ignore[method-assign]
     if rank == 0:
@@ -59,7 +59,7 @@ def shapes(rank: int, mesh: DeviceMesh, device: str, path: str) -> dict[str, Any
 
 def two_models(rank: int, mesh: DeviceMesh, device: str) -> dict[str, Any]:
     """Two models swapped by themselves over one mesh: in one order, and each rank in its own."""
-    where = device_of("cpu") if device == "cpu" else linked(device)
+    where = _where(device, rank)
     companions.GATHER_SECONDS = 1.0
     RankRates.pay = lambda *_: True  # type: ignore[method-assign]
     found: dict[str, Any] = {}
@@ -84,3 +84,9 @@ def two_models(rank: int, mesh: DeviceMesh, device: str) -> dict[str, Any]:
             swap.close()
         found["groups"].append(len(gather_groups._in_use))
     return found
+
+
+def _where(device: str, rank: int) -> torch.device:
+    if device == "own":
+        return own_accelerator(rank)
+    return device_of("cpu") if device == "cpu" else linked(device)
