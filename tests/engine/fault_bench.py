@@ -3,9 +3,9 @@
 import gc
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ class Bench:
     content: bytes
     stamp: os.stat_result
     model: Any = None
-    healing: list[Callable[[], None]] = field(default_factory=list)
 
     def open(self, **args: Any) -> Any:
         # Not a dictionary: in those 0 means automatic, as in other packs.

@@ -106,7 +106,8 @@ def _warm_up(job: Job) -> None:
 def _device_limit(job: Job) -> int | None:
     if job.on_host:
         return None
-    return job.request.vram_budget or open_device(job.device).free_bytes()
+    asked = job.request.vram_budget
+    return open_device(job.device).free_bytes() if asked is None else asked
 
 
 def _tiles(job: Job, limit: int | None) -> bool:
@@ -270,7 +271,8 @@ def _verdict(job: Job, phases: tuple[Phase, ...], limit: int | None) -> tuple[bo
             f"and {format_bytes(limit)} may be used: {_advice(worst.name)}"
         )
     heavy = max(phases, key=lambda phase: phase.host_bytes)
-    room = job.request.ram_budget or free_host_bytes()
+    asked = job.request.ram_budget
+    room = free_host_bytes() if asked is None else asked
     if room is not None and heavy.host_bytes > room:
         return False, (
             f"does not fit: {heavy.name} needs {format_bytes(heavy.host_bytes)} of host memory and "

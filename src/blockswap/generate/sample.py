@@ -22,10 +22,7 @@ from .state import RunState, read_state, state_path, write_state
 
 
 class Stage:
-    """The transformers of a run: on the meta device until `open`, and again after `close`.
-
-    `swaps` counts how often they were opened.
-    """
+    """The transformers of a run: on the meta device until `open`, and again after `close`."""
 
     def __init__(self, job: Job, args: BlockSwapArgs) -> None:
         self._job, self._args = job, args
@@ -33,7 +30,6 @@ class Stage:
         self.models = [empty_transformer(folder, device=job.device) for folder in folders]
         self._folders = folders
         self._closing = ExitStack()
-        self.opened = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,7 +48,6 @@ class Stage:
             open_transformer(self._folders[0], self._args, skeleton=first, **how)
         else:
             open_experts(self._folders, self._args, skeletons=self.models, **how)
-        self.opened += 1
         for model in self.models:
             self._closing.callback(model.blockswap.close)
 

@@ -166,13 +166,6 @@ class DiskStore:
                 "to use the new content"
             )
 
-    def read_into(self, index: int, address: int) -> int:
-        """Reads the whole unit in the calling thread; returns the bytes moved."""
-        landing = Landing.at(address)
-        for piece in self.pieces(index, landing):
-            piece()
-        return self.settle(index, landing)
-
     def read_piece(self, index: int, run: FileRun, span: tuple[int, int], address: int) -> None:
         """Reads `span` = (start, size) of `run`: slab offset o goes to `address + o`."""
         file = self._files[run.shard]

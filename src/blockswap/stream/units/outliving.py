@@ -16,7 +16,7 @@ import torch
 from ...store.leaves import leaf_tensors
 from ..pool.run import Run
 
-# Private, and the only way to see a view that somebody holds; without it the weights themselves are.
+# Private, and the only way to see a view that somebody holds; without it a weight itself is seen.
 _uses: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda _: 0)
 
 

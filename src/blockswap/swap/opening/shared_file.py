@@ -47,15 +47,9 @@ class SharedLoras:
     """LoRAs merged into a file's weights that ranks share, which may be others later on."""
 
     def __init__(
-        self,
-        found: FoundModel,
-        ranks: Ranks,
-        weights: SharedWeights,
-        device: Device,
-        opener: str = "open_transformer",
+        self, found: FoundModel, ranks: Ranks, weights: SharedWeights, device: Device
     ) -> None:
         self._found, self._ranks, self._weights, self._device = found, ranks, weights, device
-        self._opener = opener
 
     def with_loras(self, loras: tuple[Lora, ...]) -> Callable[[], None]:
         """What merges them, while the model is closed on all ranks. Raises where they do not fit.
@@ -88,7 +82,8 @@ class SharedLoras:
                 self._fill(self._found)
         except BaseException:
             # The shared weights are partly with these LoRAs, partly with those: nobody runs them.
-            refuse_closed(self._found.model.live.root, self._found.checkpoint.label, self._opener)
+            root, label = self._found.model.live.root, self._found.checkpoint.label
+            refuse_closed(root, label, "open_transformer")  # a text encoder takes no LoRAs
             raise
 
     def _fill(self, found: FoundModel) -> Mapping[str, int] | None:

@@ -221,7 +221,8 @@ class Swap:
         _refuse_no_count(forwards)
         if self.closed:
             raise StateError(
-                f"this swap of {type(self.model).__name__} is closed, and runs nothing"
+                f"this swap of {type(self.model).__name__} is closed, and runs nothing: say it of "
+                "an open one"
             )
         self._streamer.end_after(forwards)
 
