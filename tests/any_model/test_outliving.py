@@ -74,6 +74,7 @@ RETURNED: dict[str, tuple[Any, Any]] = {
     "in a named tuple": (lambda b, x: Pair(x, b.token), first_two),
     "in a frozen value": (lambda b, x: Value(x, b.token), lambda o: (o.state, o.more)),
     "in an output of transformers": (lambda b, x: Answer(x, b.token), lambda o: (o.state, o.more)),
+    "beside one without memory": (lambda b, x: (x, b.token, torch.eye(2).to_sparse()), first_two),
     "alone": (lambda b, x: b.token.expand(3, -1), lambda o: (o, o)),
 }
 
@@ -114,6 +115,9 @@ def test_a_block_returns_the_kind_of_value_that_it_did(sim_device: torch.device)
 
 def keeps(block: Block, x: torch.Tensor, kept: Any) -> torch.Tensor:
     """As modules do that make something of their weight once."""
+    ring: list[Any] = []
+    ring.append(ring)  # what contains itself is looked through, too
+    vars(block).setdefault("a_ring", ring)
     vars(block).setdefault("made_of_it", kept)
     return x
 

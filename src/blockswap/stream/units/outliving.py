@@ -18,6 +18,7 @@ from ..pool.run import Run
 
 # Private, and the only way to see a view that somebody holds; without it a weight itself is seen.
 _uses: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda _: 0)
+_DEEPEST = 8  # containers in each other: some contain themselves
 
 
 # Each takes a while, and may find that nobody keeps one after all.
@@ -68,27 +69,28 @@ class Users:
 
     def has(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is one of them, or a view of their memory."""
-        return any(
-            leaf.untyped_storage()._cdata in self._storages for _, leaf in leaf_tensors(tensor)
-        )
+        return any(_storage(leaf) in self._storages for _, leaf in leaf_tensors(tensor))
 
-    def apart(self, output: Any) -> Any:
+    def apart(self, output: Any, depth: int = _DEEPEST) -> Any:
         """What a block returned, with copies in the place of the tensors; itself without any."""
         if isinstance(output, torch.Tensor):
             return _copied(output) if self.has(output) else output
-        if isinstance(output, dict):
-            return self._dictionary_apart(output)
-        if isinstance(output, (tuple, list)):
-            parts = [self.apart(part) for part in output]
-            if _same(parts, output):
-                return output
-            return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-        if dataclasses.is_dataclass(output) and not isinstance(output, type):
-            return self._value_apart(output)
+        if depth and isinstance(output, dict):
+            return self._dictionary_apart(output, depth - 1)
+        if depth and isinstance(output, (tuple, list)):
+            return self._sequence_apart(output, depth - 1)
+        if depth and dataclasses.is_dataclass(output) and not isinstance(output, type):
+            return self._value_apart(output, depth - 1)
         return output
 
-    def _dictionary_apart(self, output: dict[Any, Any]) -> Any:
-        parts = {key: self.apart(part) for key, part in output.items()}
+    def _sequence_apart(self, output: Sequence[Any], depth: int) -> Any:
+        parts, kind = [self.apart(part, depth) for part in output], type(output)
+        if _same(parts, output):
+            return output
+        return kind(*parts) if hasattr(output, "_fields") else kind(parts)  # type: ignore[call-arg]
+
+    def _dictionary_apart(self, output: dict[Any, Any], depth: int) -> Any:
+        parts = {key: self.apart(part, depth) for key, part in output.items()}
         if _same(parts.values(), output.values()):
             return output
         made = copy.copy(output)
@@ -96,9 +98,9 @@ class Users:
             made[key] = part
         return made
 
-    def _value_apart(self, output: Any) -> Any:
+    def _value_apart(self, output: Any, depth: int) -> Any:
         names = [field.name for field in dataclasses.fields(output) if hasattr(output, field.name)]
-        parts = {name: self.apart(getattr(output, name)) for name in names}
+        parts = {name: self.apart(getattr(output, name), depth) for name in names}
         if _same(parts.values(), (getattr(output, name) for name in names)):
             return output
         made = copy.copy(output)
@@ -120,6 +122,14 @@ _KEPT = (
     "blocks use next"
 )
 _OF_TORCH = frozenset(vars(torch.nn.Module()))
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    """What identifies a tensor's memory; None for one that has none of the usual kind."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse, or a transform's own
+        return None
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
