@@ -74,6 +74,7 @@ RETURNED: dict[str, tuple[Any, Any]] = {
     "in a named tuple": (lambda b, x: Pair(x, b.token), first_two),
     "in a frozen value": (lambda b, x: Value(x, b.token), lambda o: (o.state, o.more)),
     "in an output of transformers": (lambda b, x: Answer(x, b.token), lambda o: (o.state, o.more)),
+    "beside one without memory": (lambda b, x: (x, b.token, torch.eye(2).to_sparse()), first_two),
     "alone": (lambda b, x: b.token.expand(3, -1), lambda o: (o, o)),
 }
 
@@ -114,6 +115,9 @@ def test_a_block_returns_the_kind_of_value_that_it_did(sim_device: torch.device)
 
 def keeps(block: Block, x: torch.Tensor, kept: Any) -> torch.Tensor:
     """As modules do that make something of their weight once."""
+    ring: list[Any] = []
+    ring.append(ring)  # what contains itself is looked through, too
+    vars(block).setdefault("a_ring", ring)
     vars(block).setdefault("made_of_it", kept)
     return x
 
@@ -163,4 +167,41 @@ def test_nobody_is_accused_of_garbage(sim_device: torch.device) -> None:
     with swap_blocks(model, BlockSwapArgs(blocks="1-3"), device=sim_device) as swap:
         for _ in range(2):
             run(model, sim_device)
+        assert "is kept by other code" not in swap.report().text()
+
+
+def test_a_keeper_is_found_after_a_false_alarm(sim_device: torch.device) -> None:
+    model = made(circle)
+    with swap_blocks(model, BlockSwapArgs(blocks="1-3"), device=sim_device):
+        run(model, sim_device)
+        for block in model.blocks:
+            block.hands_on = KEPT["a view"]
+        with pytest.raises(StateError, match=r"blocks\.1 keeps a weight.* in its made_of_it"):
+            run(model, sim_device)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(DIM, DIM, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.rnn(x)[0]
+        return output
+
+
+def test_torchs_recurrent_layers_keep_theirs_until_others_hang(sim_device: torch.device) -> None:
+    """They hold a list of them beside their parameters, and make it anew for those of a slot."""
+
+    def made_of() -> nn.Module:
+        torch.manual_seed(0)
+        layers = nn.Sequential(*(Recurrent() for _ in range(5)))
+        return nn.Sequential(nn.Identity(), layers).eval().requires_grad_(False)
+
+    expected = run(made_of().to(sim_device), sim_device)
+    model = made_of()
+    args = BlockSwapArgs(blocks_to_swap=3, prefetch_blocks=0, block_lists=("1",))
+    with swap_blocks(model, args, device=sim_device) as swap:
+        for _ in range(3):
+            assert torch.equal(run(model, sim_device), expected)
         assert "is kept by other code" not in swap.report().text()

@@ -62,10 +62,15 @@ class LiveModel:
         return replace(self, rest=tuple(map(_as_it_hangs, self.rest)))
 
     def hang(self) -> None:
-        """Hangs the blocks' tensors in their places: another description's may hang there."""
+        """Hangs the blocks' tensors in their places: another description's may hang there.
+
+        What hangs there with data stays: weights that ranks share.
+        """
         for tensor in (tensor for unit in self.units for tensor in unit.tensors):
             for place in tensor.places:
-                place.table[place.name] = tensor.tensor
+                hanging = place.table[place.name]
+                if hanging is None or hanging.is_meta:
+                    place.table[place.name] = tensor.tensor
 
 
 def _as_it_hangs(tensor: LiveTensor) -> LiveTensor:

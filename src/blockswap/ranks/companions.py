@@ -5,6 +5,7 @@ On an accelerator they go over a group of our own, of the backend that torch has
 they share (`ledger`), so that none is called which another rank does not call, too.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable
 
@@ -51,7 +52,9 @@ class CompanionRanks:
         return together
 
     def withdraw(self, entry: int, name: str) -> None:
-        self._ledger.withdraw(entry)
+        # Where a rank that was stopped has the lock, the others miss this one in vain for a while.
+        with contextlib.suppress(StateError):
+            self._ledger.withdraw(entry)
         self._tell(name)
 
     def gather(self, whole: torch.Tensor, part: torch.Tensor, name: str) -> None:

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 import blockswap
 from blockswap.plan.timing.shared_link import RankRates
-from blockswap.ranks import companions, exchange, group, segment
+from blockswap.ranks import companions, exchange, group, segment, torch_groups
 from blockswap.stream.engine.streamer import Streamer
 
 from .given import device_of, given, linked
@@ -68,9 +68,11 @@ def signalled(rank: int, mesh: DeviceMesh, path: str, **asked: Any) -> dict[str,
     with torch.no_grad():
         wanted = forward(fresh("mini").to(where), "mini", where)
     found: dict[str, Any] = {"equal": [], "said": []}
+    began = time.monotonic()
     with warnings.catch_warnings(), contextlib.suppress(blockswap.BlockSwapError):
         warnings.simplefilter("ignore")
         _run(rank, mesh, (path, tier, where), found, end if when == "between" else None, wanted)
+    found["waited"] = time.monotonic() - began
     gc.collect()
     found["segments"] = Path("/proc/self/maps").read_text().count("memfd:blockswap")
     return found
@@ -120,6 +122,9 @@ def _at(when: str, end: Callable[[], None], end_other: Callable[[], None]) -> No
 
     if when in ("opening", "waiting"):
         group._exchange = counted
+    if when in ("meeting", "met"):
+        group.WAIT_SECONDS = companions.GATHER_SECONDS = 3.0
+        torch_groups._meet = _ending_a_meeting(torch_groups._meet, when, end)
     if when == "in a forward":
         leave, left = Streamer.leave, 0
 
@@ -157,6 +162,23 @@ def _ending(gather: Callable[..., None], end: Callable[[], None]) -> Callable[..
     return ending
 
 
+def _ending_a_meeting(meet: Callable[..., Any], when: str, end: Callable[[], None]) -> Any:
+    """Of the ranks that start a group for gathers: they have met before, to agree at all."""
+    met = 0
+
+    def ending(*given_to: Any) -> Any:
+        nonlocal met
+        met += 1
+        if when == "meeting" and met == 2:
+            end()
+        told = meet(*given_to)
+        if when == "met" and met == 2:
+            end()
+        return told
+
+    return ending
+
+
 def _note_segments(path: str, rank: int) -> None:
     """Which shared memory this rank has, for whoever looks for it afterwards."""
     lines = Path("/proc/self/maps").read_text().splitlines()
@@ -175,6 +197,7 @@ def stopped(rank: int, mesh: DeviceMesh, path: str, locked: bool) -> dict[str, A
     model: Any = blockswap.open_transformer(
         path, IN_FILE, device=here, skeleton=skeleton("mini"), mesh=mesh
     )
+    swap = model.blockswap
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = forward(fresh("mini"), "mini", here)
@@ -187,11 +210,12 @@ def stopped(rank: int, mesh: DeviceMesh, path: str, locked: bool) -> dict[str, A
             outs += [forward(model, "mini", here) for _ in range(2)]
         except blockswap.BlockSwapError as error:
             said = f"{type(error).__name__}: {error}"
+        said += "; ".join(s for s in swap.measured().sentences if "brings all" in s)
         if rank == 0:
+            swap.close()  # nor does this wait for the other
             os.kill(pids[1], signal.SIGCONT)
         dist.barrier()
-    said += "; ".join(s for s in model.blockswap.measured().sentences if "brings all" in s)
-    model.blockswap.close()
+    swap.close()
     return {"equal": [torch.equal(out, wanted) for out in outs], "said": said}
 
 

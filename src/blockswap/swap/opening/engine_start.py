@@ -1,7 +1,7 @@
 """Which hooks, guards and corrections a model gets when the engine starts, and in what order."""
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,14 @@ from ..running.residency import Residency
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """The application around a model: what it does after each forward, its classes in pieces."""
+    """The application around a model: what it does after each forward, its classes in pieces.
+
+    `methods_of` a block: by which methods the application may run it beside its call.
+    """
 
     after_forward: Callable[[], None] | None = None
     family: Family = DIFFUSERS
+    methods_of: Callable[[torch.nn.Module], Iterable[str]] = lambda _: ()
 
 
 def start_engine(  # noqa: PLR0913 - all but four by name
@@ -61,7 +65,7 @@ def start_engine(  # noqa: PLR0913 - all but four by name
     hooks = Hooks(live.root)
     undo.callback(hooks.remove)
     modules = [unit.module for unit in live.units]
-    hooks.connect(streamer, modules)
+    hooks.connect(streamer, modules, (hosted or Hosted()).methods_of)
     if hosted is None:
         _guard(parts, swap, hooks, streams=bool(streamed), debug=debug)
     if pieces is not None:

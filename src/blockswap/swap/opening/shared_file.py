@@ -38,6 +38,8 @@ def share_file(found: FoundModel, ranks: Ranks, device: Device) -> SharedWeights
         weights = share_weights(model.live, ranks, _filling(loader), loader.sums)
         with ranks.together("read buffers"):
             _fill_buffers(model, loader)
+        if spans_hosts(ranks):
+            refuse_other_contents(ranks, loader.sums)
     return weights
 
 
@@ -60,6 +62,7 @@ class SharedLoras:
         def merge() -> None:
             with self._ranks.together("find other LoRAs"):
                 found = find()
+                self._weights.refuse_rounding(found.model.live)
                 refuse_other_files(self._ranks, found.checkpoint.headers)
             try:
                 with self._ranks.together("merge other LoRAs"):
