@@ -51,12 +51,12 @@ bench: $(VENV)/.ready
 disk-30: $(VENV)/.ready
 	BLOCKSWAP_STEADY_BLOCKS=30 $(TEST) -q -s -m root tests/full_size/test_steady_memory.py
 
-# Runs ended, interrupted and failed at every point that is known, and a small model in every store,
-# dtype, selection and prefetch distance; CI takes some of them.
+# Runs ended, interrupted and failed at every point that is known (of several ranks by every signal, too),
+# and a small model in every store, dtype, selection and prefetch distance; CI takes some of them.
 every-point: $(VENV)/.ready
 	BLOCKSWAP_EVERY_POINT=1 $(TEST) -n 2 -q tests/generate/test_resume.py tests/engine/test_residency.py \
 		tests/engine/test_disk_faults.py tests/engine/test_opening_failures.py \
-		tests/engine/test_equality_matrix.py
+		tests/engine/test_equality_matrix.py tests/ranks/test_signals.py tests/ranks/test_apart.py
 
 # Whole videos of every kind of model, from folders and from single files in every format, on the CPU and on
 # the simulated accelerator; CI runs a pairwise choice.

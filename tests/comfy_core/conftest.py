@@ -9,13 +9,10 @@ from pathlib import Path
 import pytest
 
 HOME = os.environ.get("BLOCKSWAP_COMFYUI")
-REASON = (
-    "no ComfyUI here: tests/comfy builds one and runs these tests in it, or set BLOCKSWAP_COMFYUI "
-    "to a ComfyUI folder and run pytest with its Python"
-)
 collect_ignore_glob: list[str] = []
 
 if HOME is None:
+    # tests/comfy builds a ComfyUI and runs these tests in it.
     collect_ignore_glob.append("test_*.py")
 else:
     # ComfyUI reads its options from the command line while it is imported.

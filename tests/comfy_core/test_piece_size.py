@@ -133,8 +133,10 @@ def test_weights_that_are_made_are_foreseen(
         forward.keeps = keeps
         predicted, measured = forward.predicted(128), forward.measured(128)
         assert measured <= predicted <= 1.6 * measured, keeps
-        peaks.append(measured)
-    assert peaks[0] > peaks[1]
+        peaks.append((predicted, measured))
+    assert peaks[0][0] > peaks[1][0]
+    # Requantising outside the blocks is the first one's peak, either way.
+    assert peaks[0][1] > peaks[1][1] or (kind, lora) == ("fp8_scaled", True)
 
 
 @pytest.fixture

@@ -30,8 +30,6 @@ _MAKERS: dict[str, tuple[str, dict[str, Any]]] = {
     "camera-2.2": ("CameraWanModel", dict(model_type="camera_2.2", in_dim=36)),
 }
 FAMILIES = tuple(_MAKERS)
-# Newer cores read older quantised files as files of today.
-HAS_QUANT_CONFIG = hasattr(comfy.utils, "convert_old_quants")
 
 
 def state_dict(

@@ -17,7 +17,6 @@ from blockswap.synth import synth
 # those of the encoders.
 T2V = WanGeometry(dim=128, ffn_dim=256, num_layers=6, num_heads=1)
 I2V = replace(T2V, in_channels=36, image_dim=1280, added_kv=True)
-I2V_EXPERT = replace(T2V, in_channels=36)  # Wan 2.2: no image features in the blocks
 BLOCKS = 6
 
 LINEARS = tuple(

@@ -7,7 +7,6 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -126,9 +125,3 @@ class Client:
 
     def interrupt(self) -> None:
         self.post("/interrupt", {})
-
-
-def saved_file(folder: Path, pattern: str) -> Path:
-    """The one file of this pattern."""
-    (found,) = folder.glob(pattern)
-    return found

@@ -58,13 +58,14 @@ def test_unknown_word_is_refused_in_one_sentence_that_lists_what_is_known() -> N
     message = str(caught.value)
     assert "'zebra'" in message
     assert all(word in message for word in (*COLOURS, *SHAPES, *DIRECTIONS))
-    assert message.count(".") == 1
-    assert message.endswith(".")
+    assert "." not in message
     assert "\n" not in message
 
 
 def test_two_words_of_a_kind_are_refused() -> None:
-    with pytest.raises(PromptError, match=r"one colour, but 'red' and 'blue'"):
+    with pytest.raises(
+        PromptError, match="'red' and 'blue' were given, and a prompt takes one colour"
+    ):
         parse_prompt("red blue ball")
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from cases import Shelf
 from mutation_scenario import Scenario
-from seams import collect_pools
+
+from engine_seams import collect_pools
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,7 @@ def announced_host_writes(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     """On the simulated accelerator the race detector sees the reader threads' writes, too."""
     names = [str(value) for value in getattr(request.node, "callspec", _NoParams).params.values()]
     if any(name.startswith("sim-") for name in names):
-        from seams import announce_host_writes
+        from engine_seams import announce_host_writes
 
         announce_host_writes(monkeypatch, request.getfixturevalue("sim_module"))
 

@@ -3,9 +3,9 @@
 import gc
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import pytest
 import torch
 from cases import forward, reference, skeleton
 from disk_seam import Disk
-from seams import collect_pools, wait_for_readers
 
 from blockswap import BlockSwapArgs, open_transformer
+from engine_seams import collect_pools, wait_for_readers
 
 
 @dataclass
@@ -29,7 +29,6 @@ class Bench:
     content: bytes
     stamp: os.stat_result
     model: Any = None
-    healing: list[Callable[[], None]] = field(default_factory=list)
 
     def open(self, **args: Any) -> Any:
         # Not a dictionary: in those 0 means automatic, as in other packs.

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from cases import Shelf, inputs, opened, reference
-from seams import wait_for_readers
 
 from blockswap.stream.pool.pool import Pool
+from engine_seams import wait_for_readers
 
 ARGS = {"blocks_to_swap": 5, "prefetch_blocks": 2}
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from cases import SIM_STORES, Shelf, fresh, inputs, opened, unit_bytes
 from hungry_model import BLOCK_BYTES, expected, given, seeded, swapped
-from seams import collect_pools, wait_for_readers
 
 from blockswap import BlockSwapArgs
 from blockswap.stream.pool.pool import Pool
 from blockswap.swap.running.corrector import PATIENCE_FORWARDS
+from engine_seams import collect_pools, wait_for_readers
 
 STORES = ("ram", "disk")
 SEEDS = list(range(20, 40))

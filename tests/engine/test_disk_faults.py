@@ -13,12 +13,12 @@ import torch
 from cases import Shelf, forward, fresh, opened, reference, skeleton, stores
 from disk_seam import Disk
 from file_faults import broken
-from seams import collect_pools, stall_reads, wait_for_readers
 from test_streamed_file import PLATFORMS
 
 from blockswap import open_transformer
 from blockswap.errors import ReadError
 from blockswap.store.disk import DiskStore
+from engine_seams import collect_pools, stall_reads, wait_for_readers
 
 ARGS = {"blocks_to_swap": 5}
 # Every so many lines an interrupt; `make every-point` strikes more of them.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_streamed_file import buffer, header_of
+from test_streamed_file import buffer, header_of, read_unit
 
 from blockswap.store.disk import PIECE_BYTES, DiskStore, DiskUnit
 from blockswap.store.file_slab import SECTOR, Extent
@@ -20,7 +20,7 @@ def test_a_unit_larger_than_a_piece_is_read_in_pieces(tmp_path: Path) -> None:
     store = DiskStore([header_of(big)], units)
     memory = buffer(store.slabs[0].slab.nbytes)
     assert len(store.pieces(0, Landing.at(memory.data_ptr()))) == 3
-    moved = store.read_into(0, memory.data_ptr())
+    moved = read_unit(store, memory)
     at = store.slab_offsets(0)[0]
     found = memory[at : at + data.nbytes - 24].clone().view(torch.int64)
     assert torch.equal(found, data[3:])
@@ -41,7 +41,7 @@ def test_what_was_read_in_pieces_is_dropped_once_more_as_a_whole(
     store = DiskStore([header_of(file)], units, piece_bytes=SECTOR, direct=direct)
     memory = buffer(store.slabs[0].slab.nbytes)
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, size, how: dropped.append((at, size)))
-    store.read_into(0, memory.data_ptr())
+    read_unit(store, memory)
     pieces = [(SECTOR * i, SECTOR) for i in (1, 2, 3)]
     assert dropped == ([*pieces, (SECTOR, 3 * SECTOR)] if "buffered" in store.modes else [])
     store.close()
@@ -55,7 +55,7 @@ def test_the_size_of_a_read_can_be_chosen(tmp_path: Path, piece_bytes: int, piec
     store = DiskStore([header_of(file)], units, piece_bytes=piece_bytes)
     memory = buffer(store.slabs[0].slab.nbytes)
     assert len(store.pieces(0, Landing.at(memory.data_ptr()))) == pieces
-    store.read_into(0, memory.data_ptr())
+    read_unit(store, memory)
     at = store.slab_offsets(0)[0]
     assert bytes(memory[at : at + 4 * SECTOR - 16]) == file.read_bytes()[16:]
     store.close()

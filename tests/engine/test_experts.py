@@ -10,7 +10,6 @@ import pytest
 import torch
 from cases import expect_refusal, inputs, skeleton, stores
 from expert_pair import expected, expert, experts, run, write_experts
-from seams import collect_pools, wait_for_readers
 from test_leaks import MIB, Watch
 
 from blockswap import BlockSwapArgs, open_experts, swap_blocks, swap_experts
@@ -18,6 +17,7 @@ from blockswap.errors import ArgsError, CheckpointError, StateError
 from blockswap.plan.joint_plan import together_bytes
 from blockswap.stream.pool.pool import Pool
 from blockswap.swap.entry import experts as room
+from engine_seams import collect_pools, wait_for_readers
 
 ARGS: dict[str, dict[str, Any]] = {
     "all": {"blocks_to_swap": 6},

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from expert_pair import experts, run
-from seams import Gate, collect_pools, stall_reads, wait_for_readers
 
 from blockswap.stream.pool.pool import Pool
+from engine_seams import Gate, collect_pools, stall_reads, wait_for_readers
 
 
 @pytest.mark.parametrize("removed", [False, True], ids=["as it is", "taken out"])

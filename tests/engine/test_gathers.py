@@ -7,13 +7,13 @@ import pytest
 import torch
 from cases import fresh, inputs, reference
 from mutation_scenario import Scenario
-from seams import drop_waits, is_event, replace_event
 
 from blockswap import BlockSwapArgs
 from blockswap.errors import StateError
 from blockswap.stream.engine.supply import Supply
 from blockswap.stream.pool.gathers import Gathers
 from blockswap.stream.pool.pool import Pool
+from engine_seams import drop_waits, is_event, replace_event
 from one_rank import Others, swapped
 
 ARGS = BlockSwapArgs(blocks_to_swap=5, prefetch_blocks=2)

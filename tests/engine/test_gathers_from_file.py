@@ -9,12 +9,12 @@ import torch
 from cases import fresh, inputs, metadata, reference, skeleton
 from mutation_scenario import Scenario
 from safetensors.torch import save_file
-from seams import Gate, stall_reads, wait_for_readers
 
 from blockswap import BlockSwapArgs
 from blockswap.errors import ReadError
 from blockswap.stream.pool.gathers import Gathers
 from blockswap.stream.pool.pool import Pool
+from engine_seams import Gate, stall_reads, wait_for_readers
 from one_rank import Others, opened
 
 # One unit of six rests in memory, beside the staging of two ranks.

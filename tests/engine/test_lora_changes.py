@@ -9,7 +9,6 @@ from cases import expect_refusal
 from diffusers.hooks import FirstBlockCacheConfig
 from lora_samples import adapter, forward, reference, saved, spelled, write
 from safetensors.torch import load_file, save_file
-from seams import collect_pools, wait_for_readers
 from test_loras_merged import ARGS, BF16, opened
 
 from blockswap import (
@@ -25,6 +24,7 @@ from blockswap.lora.request import Lora
 from blockswap.plan.joint_plan import together_bytes
 from blockswap.swap.entry import loaded_model
 from blockswap.swap.opening import found_model
+from engine_seams import collect_pools, wait_for_readers
 
 OUTER = ("blocks.0.attn1.to_q", "blocks.3.ffn.net.2", "proj_out")
 # By name: kind, layers (None: all of the samples'), rank.

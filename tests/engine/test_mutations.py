@@ -13,15 +13,6 @@ import pytest
 import torch
 from cases import fresh, opened
 from mutation_scenario import ARGS, Scenario
-from seams import (
-    DeafEvent,
-    Gate,
-    drop_waits,
-    is_event,
-    replace_event,
-    stall_reads,
-    wait_for_readers,
-)
 from torch import nn
 
 from blockswap import open_transformer, swap_blocks
@@ -30,6 +21,15 @@ from blockswap.stream.device import Accelerator
 from blockswap.stream.engine.streamer import Streamer
 from blockswap.stream.pool.pool import Pool
 from blockswap.stream.units import transfer
+from engine_seams import (
+    DeafEvent,
+    Gate,
+    drop_waits,
+    is_event,
+    replace_event,
+    stall_reads,
+    wait_for_readers,
+)
 
 STORES = ("ram", "pageable", "disk")
 # Two blocks, each in a slot and in a staging buffer of its own: no reader waits for the device, and

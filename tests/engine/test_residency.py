@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from cases import SIM_STORES, Shelf, forward, fresh, opened, reference
-from seams import collect_residencies
 from test_disk_faults import InterruptAt
 
 from blockswap import BlockSwapArgs, Swap, swap_blocks
 from blockswap.errors import StateError
 from blockswap.swap.running.residency import Residency
+from engine_seams import collect_residencies
 
 # Every so many lines an interrupt; `make every-point` strikes more of them.
 STRIDE = 149 if os.environ.get("BLOCKSWAP_EVERY_POINT") else 311

@@ -6,11 +6,11 @@ import pytest
 import torch
 from cases import opened
 from mutation_scenario import Scenario
-from seams import collect_residencies, drop_waits
 from test_residency import budget
 
 from blockswap.stream.device import Accelerator
 from blockswap.swap.running.residency import Residency
+from engine_seams import collect_residencies, drop_waits
 
 BOTH = pytest.mark.parametrize("removed", [False, True], ids=["as it is", "taken out"])
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from cases import SIM_STORES, Shelf, fresh, inputs, opened, reference
-from seams import collect_pools, wait_for_readers
 from torch import nn
 
 from blockswap import BlockSwapArgs, swap_blocks
 from blockswap.stream.pool.pool import Pool
+from engine_seams import collect_pools, wait_for_readers
 
 FAMILIES = ("original-vace", "diffusers")
 MOVED = {"blocks_to_swap": 5}

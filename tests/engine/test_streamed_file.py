@@ -18,6 +18,7 @@ from blockswap.layout.stamp import FileStamp, stamp_of
 from blockswap.store.disk import DiskStore, DiskUnit
 from blockswap.store.file_io import StreamedFile, memory_at
 from blockswap.store.file_slab import SECTOR, Extent
+from blockswap.store.landing import Landing
 from blockswap.stream.device import aligned
 
 SIZE = 3 * SECTOR + 777
@@ -50,6 +51,14 @@ def path(tmp_path: Path, content: bytes) -> Path:
 def buffer(nbytes: int) -> torch.Tensor:
     """Sector-aligned memory full of 0xEE."""
     return aligned(torch.full((nbytes + SECTOR,), 0xEE, dtype=torch.uint8), nbytes)
+
+
+def read_unit(store: DiskStore, memory: torch.Tensor) -> int:
+    """Reads the store's first unit in this thread; the bytes that were moved."""
+    landing = Landing.at(memory.data_ptr())
+    for piece in store.pieces(0, landing):
+        piece()
+    return store.settle(0, landing)
 
 
 def no_direct(patch: pytest.MonkeyPatch) -> None:
@@ -286,12 +295,12 @@ def test_an_error_names_file_block_byte_and_cause(
 
     disk.fault = broken
     with pytest.raises(ReadError) as raised:
-        store.read_into(0, memory.data_ptr())
+        read_unit(store, memory)
     disk.heal()
     for word in ("blocks.7", str(path), f"byte {SECTOR}", "Input/output error"):
         assert word in str(raised.value)
     assert isinstance(raised.value.__cause__, OSError)
-    store.read_into(0, memory.data_ptr())  # the disk is well again
+    read_unit(store, memory)  # the disk is well again
     store.close()
 
 

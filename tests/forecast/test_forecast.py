@@ -13,9 +13,11 @@ from blockswap.errors import ArgsError, GeometryError, PlanError
 from blockswap.forecast import Order, find_model, forecast, largest_clip, sweep
 from blockswap.forecast.forecast import foresee, has_plan
 from blockswap.forecast.sweep import limits
+from blockswap.layout.geometry.variants import VARIANTS
 from blockswap.plan.inputs.cards import find_card, machine_of_card
 from blockswap.plan.inputs.machine import DiskFigures, Machine
 from blockswap.predict import Companions
+from blockswap.predict.subject import WanSubject, Wish
 from blockswap.units import GIB, MIB, format_bytes_at_least
 
 CLIP = Workload(832, 480, 17)
@@ -27,6 +29,15 @@ def order() -> Order:
     """The 14B model on a card with 8 GiB."""
     machine = machine_of_card(find_card("RTX 4060"), disk=DISK)
     return Order(find_model("wan2.1-t2v-14b"), CLIP, machine, device_free_bytes=8 * GIB)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_is_assumed_of_a_clip_is_a_clip_that_the_model_takes(name: str) -> None:
+    subject = WanSubject(VARIANTS[name])
+    clip = subject.clip(Wish())
+    usual = "1280x704, 121 frames" if "5b" in name else "1280x720, 81 frames"
+    assert clip.words == usual
+    assert subject.tokens(clip) == (27280 if "5b" in name else 75600)
 
 
 def test_a_file_that_does_not_open_is_not_planned(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from blockswap.errors import BlockSwapError
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.layout.formats import unpacked
 from blockswap.layout.header import read_header
-from blockswap.swap.entry.checkpoint_file import foresee_transformer
+from blockswap.swap.entry.checkpoint_file import plan_transformer
+from engine_seams import wait_for_readers
 from pairs import pairwise
 from skipping import unhook
 
@@ -209,11 +210,11 @@ def test_what_moves_and_what_is_held_is_planned_to_the_byte(
     def taken_by(model: Any) -> tuple[int, int]:
         """Bytes above what is held, and allocations, of a forward in the steady state."""
         forward(model, "vace", sim_device)
-        _wait_for_readers(model)
+        _settle(model)
         torch.accelerator.reset_peak_memory_stats()
         start = sim.counters()
         forward(model, "vace", sim_device)
-        _wait_for_readers(model)
+        _settle(model)
         end = sim.counters()
         peak = torch.accelerator.max_memory_allocated() - start.device_bytes
         return peak, end.device_allocations - start.device_allocations
@@ -237,7 +238,7 @@ def test_what_moves_and_what_is_held_is_planned_to_the_byte(
         before, read = sim.counters(), swap.measured().counters
         for _ in range(3):
             forward(opened, "vace", sim_device)
-        _wait_for_readers(opened)
+        _settle(opened)
         after, mine = sim.counters(), swap.measured().counters
         copied, was_read = mine.copied_bytes - read.copied_bytes, mine.read_bytes - read.read_bytes
         # How far the next forward's first units are when one ends is a matter of time.
@@ -257,19 +258,17 @@ def _budget(name: str, store: str, path: Path, device: torch.device, loras: Any)
     """For both tiers: room for the staging buffers and about half of the blocks beside them."""
     if store != "both":
         return STORES[store]
-    plan = foresee_transformer(
+    plan = plan_transformer(
         path, BlockSwapArgs(**PLANNED), device=device, dtype=_dtype(name), loras=loras
-    ).plan
+    )
     staging = plan.staging_buffers * plan.staging_bytes
     in_ram = plan.slot_bytes // (2 if name == "fp32 shards" else 1)
     return {"ram_budget": staging + in_ram + in_ram // 2}
 
 
-def _wait_for_readers(model: Any) -> None:
+def _settle(model: Any) -> None:
     """Copies that readers enqueue count as well: until all of them are under way, and over."""
-    pool = model.blockswap._streamer._pool
-    for job in (*(slot.job for slot in pool.slots), *(s.read for s in pool.staging)):
-        assert job is None or job.wait(30)
+    wait_for_readers(model.blockswap._streamer._pool)
     torch.accelerator.synchronize()
 
 

@@ -52,9 +52,10 @@ def test_a_plan_alone_writes_nothing(tmp_path: Path) -> None:
     told = invoke("--prompt", "red ball", "--output", output, "--dry-run", *SMALL)
     assert told.exit_code == 0
     assert list(tmp_path.iterdir()) == []
-    told = invoke("--prompt", "red ball", "--output", output, "--ram", "1MiB", *SMALL)
-    assert told.exit_code == 1
-    assert told.output.startswith("does not fit: ")
+    for ram in ("1MiB", "0"):
+        told = invoke("--prompt", "red ball", "--output", output, "--ram", ram, *SMALL)
+        assert told.exit_code == 1
+        assert told.output.startswith("does not fit: ")
 
 
 def test_nothing_to_go_on_with_is_told(tmp_path: Path) -> None:

@@ -32,3 +32,20 @@ def test_hosts_with_one_rank_and_with_two(tmp_path: Path) -> None:
             assert one["equal"] == [True] * 2
             assert one["hosts"] == ["0", "1", "1"]
             assert (one["gathers"] >= 2 * 4) is (name == "file" and rank > 0)
+
+
+def test_hosts_whose_files_differ_in_one_byte_are_told_so(tmp_path: Path) -> None:
+    """Two ranks on each of two hosts; what is read at opening, and later, is compared whole."""
+    for rank, found in enumerate(values(run_ranks(4, "other_copies", folder=str(tmp_path)))):
+        *outs, said = found.pop("none")
+        assert outs == [""] * 3
+        assert "hold the same in 3 of 3 parts of blocks that were read" in said
+        first, second, third, told = found.pop("in a block")
+        assert (first or second).startswith("ModelError: blocks.2 has other values on the host of")
+        assert third == f"StateError: {told}"
+        for what, where in (("in what stays", "text_embedding"), ("in memory", "blocks.2")):
+            (refusal,) = found.pop(what)
+            assert refusal.startswith(f"ModelError: {where} has other values on the host of rank 2")
+        (refusal,) = found.pop("loaded")
+        assert "blocks.2 has other values on the host of rank 2 than on that of rank 0" in refusal
+        assert not found, rank

@@ -12,7 +12,7 @@ import torch
 from ..decode.unit_decoding import LeafForm, UnitDecoding, plain_form, stored_leaf
 from ..errors import ModelError
 from ..layout.checkpoint import Checkpoint, StoredTensor
-from ..layout.dtypes import PLAIN_FLOATS
+from ..layout.dtypes import HALVES, PLAIN_FLOATS
 from ..layout.header import FileTensor
 from ..layout.values import TensorSpec, UnitLayout
 from ..lora.file import LoraFile, read_factors
@@ -20,6 +20,8 @@ from ..lora.fit import Fitted, fit
 from ..lora.kinds import Change
 from ..lora.spelling import Names
 from .live import LiveModel, LiveTensor, LiveUnit
+from .recast import without_data_in
+from .skeleton import keeps_fp32
 from .stored import StoredForm, StoredModel
 
 
@@ -47,18 +49,27 @@ def fit_model(live: LiveModel, files: Sequence[LoraFile]) -> Fitted:
 def with_loras(
     model: StoredModel, checkpoint: Checkpoint, fitted: Fitted
 ) -> tuple[StoredModel, Checkpoint]:
-    """The model and the files behind it, the LoRAs' among them."""
+    """The model and the files behind it, the LoRAs' among them.
+
+    What the class keeps in fp32 may compute in a block as it is stored, in 16 bits, for those are
+    widened where they are used: with a LoRA in it that would round the sum.
+    """
     first = len(checkpoint.headers)
-    stored = dict(model.stored)
+    stored, widened = dict(model.stored), {}
     for label, changes in fitted.changes.items():
         (plain,) = stored[label]
         parts = [
             part_of_file(tensor, first + n) for n, change in changes for tensor in change.tensors
         ]
-        form = merged_form(plain.form, [change for _, change in changes])
+        form = plain.form
+        if form.computed.dtype in HALVES and keeps_fp32(model.live.root, label):
+            widened[label] = torch.float32
+            form = plain_form(form.stored[0], replace(form.computed, dtype="float32"))
+        form = merged_form(form, [change for _, change in changes])
         stored[label] = (StoredForm((*plain.parts, *parts), form),)
     headers = (*checkpoint.headers, *(file.header for file in fitted.files))
-    return StoredModel(model.live, stored), replace(checkpoint, headers=headers)
+    live = without_data_in(model.live, widened)
+    return StoredModel(live, stored), replace(checkpoint, headers=headers)
 
 
 @dataclass(frozen=True, slots=True)

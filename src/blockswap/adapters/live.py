@@ -61,6 +61,17 @@ class LiveModel:
         """The same with buffers that were assigned anew since it was described."""
         return replace(self, rest=tuple(map(_as_it_hangs, self.rest)))
 
+    def hang(self) -> None:
+        """Hangs the blocks' tensors in their places: another description's may hang there.
+
+        What hangs there with data stays: weights that ranks share.
+        """
+        for tensor in (tensor for unit in self.units for tensor in unit.tensors):
+            for place in tensor.places:
+                hanging = place.table[place.name]
+                if hanging is None or hanging.is_meta:
+                    place.table[place.name] = tensor.tensor
+
 
 def _as_it_hangs(tensor: LiveTensor) -> LiveTensor:
     place = tensor.places[0]

@@ -24,6 +24,16 @@ def in_dtypes(live: LiveModel, dtypes: Dtypes) -> LiveModel:
     )
 
 
+def without_data_in(live: LiveModel, dtypes: Dtypes) -> LiveModel:
+    """The same for a model whose blocks hang on meta, and there say what they arrive in."""
+    cast = in_dtypes(live, dtypes)
+    units = tuple(
+        replace(unit, tensors=tuple(_saying_so(tensor, dtypes) for tensor in unit.tensors))
+        for unit in cast.units
+    )
+    return replace(cast, units=units)
+
+
 def is_recast(unit: LiveUnit) -> bool:
     """Whether a weight of the unit rests in another dtype than the one it arrives in."""
     return any(
@@ -46,3 +56,11 @@ def _tensor(live: LiveTensor, dtypes: Dtypes) -> LiveTensor:
         return live
     leaf = replace(spec.leaves[0], dtype=dtype_name(wanted))
     return replace(live, spec=replace(spec, leaves=(leaf,)))
+
+
+def _saying_so(live: LiveTensor, dtypes: Dtypes) -> LiveTensor:
+    wanted = dtypes.get(live.places[0].label)
+    if wanted is None:
+        return live
+    meta = torch.empty_like(live.tensor, dtype=wanted)
+    return replace(live, tensor=torch.nn.Parameter(meta, requires_grad=False))

@@ -18,7 +18,7 @@ from ..demo.weights import weights_path
 from ..report import Summary
 from ..report.output import MP4, PNG, TRACE, refuse_other
 from ..report.rank_table import RankSummary
-from ..swap.entry.checkpoint_file import foresee_transformer
+from ..swap.entry.checkpoint_file import plan_transformer
 from .outputs import prepare_folder
 
 OUTPUT_BYTES = 32 * 2**20  # far more than the demo's files take
@@ -74,7 +74,7 @@ def run_demo(request: DemoRequest, progress: Progress) -> DemoResult:
         prepare_folder(request.folder, needed_bytes=OUTPUT_BYTES)
         for name, kind in OUTPUTS.items():
             refuse_other(request.folder / name, kind)
-    foresee_transformer(weights_path(), request.args, device=request.device)
+    plan_transformer(weights_path(), request.args, device=request.device)
     with _opened(FULLY_LOADED, request.device) as (model, _):
         loaded = _sample(model, request, progress, "fully loaded")
     with _opened(request.args, request.device, request.mesh) as (model, swap):

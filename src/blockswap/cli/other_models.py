@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import ArgsError, ModelError
-from ..layout.checkpoint import StoredTensor, open_checkpoint
+from ..layout.checkpoint import open_checkpoint
 from ..layout.geometry.families import library_class_of
 from ..layout.model_folder import WAN_CLASSES, ModelFolder, model_folder
+from ..layout.summary import bytes_by_dtype
 from ..paths import input_path, is_there
 from ..plan.inputs.machine import Machine
 from ..published import family_of, with_parts_of
@@ -109,7 +110,7 @@ def figures_of_folder(
     if family is None:
         return None, UNKNOWN
     found = find_library_model(path, folder, args, config=config, dtype=dtype)
-    facts, sizes = found.basis.facts, _dtype_bytes(found.checkpoint.tensors.values())
+    facts, sizes = found.basis.facts, bytes_by_dtype(found.checkpoint.tensors.values())
     family, said = with_parts_of(family, folder.path.parent)
     stated = {name: one for name, one in folder.config.items() if not name.startswith("_")}
     subject = PublishedSubject(family, stated)
@@ -189,7 +190,7 @@ def _facts(found: "FoundModel", folder: ModelFolder) -> tuple[tuple[str, str], .
     tensors = checkpoint.tensors.values()
     values = sum(math.prod(tensor.shape) for tensor in tensors) / 1e9
     files = count_of(len(checkpoint.headers), "file")
-    dtypes = _dtype_bytes(tensors).items()
+    dtypes = bytes_by_dtype(tensors).items()
     facts = [
         ("model", f"{_class_name(found)} of {folder.package}"),
         ("size", f"{format_bytes(checkpoint.nbytes)} in {files}, {values:.3g} B parameters"),
@@ -208,7 +209,7 @@ def _head(found: "FoundModel", folder: ModelFolder) -> dict[str, Any]:
         "library": folder.package,
         "lists": _lists(found),
         "bytes": checkpoint.nbytes,
-        "dtype_bytes": _dtype_bytes(checkpoint.tensors.values()),
+        "dtype_bytes": bytes_by_dtype(checkpoint.tensors.values()),
         "files": [{"path": str(h.path), "bytes": h.file_bytes} for h in checkpoint.headers],
     }
 
@@ -234,11 +235,3 @@ def _beside(found: "FoundModel") -> tuple[Part, ...]:
     model = found.model
     kinds = ((REST, model.parts(model.live.rest)), (TABLES, model.parts(model.live.tables)))
     return tuple(part_of(name, tensors) for name, tensors in kinds if tensors)
-
-
-def _dtype_bytes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
-    """Bytes by element type, or format of what is packed, largest first."""
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        sizes[tensor.packing.format if tensor.packing else tensor.dtype] += tensor.nbytes
-    return dict(sizes.most_common())

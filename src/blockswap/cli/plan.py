@@ -52,10 +52,12 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of a command
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="WxH", help="The clip's or picture's size; 1280x720 for Wan."),
+        typer.Option(
+            metavar="WxH", help="The clip's or picture's size; for Wan 1280x720 (5B: 704)."
+        ),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(help="The clip's frames, for Wan 4k+1 and 81 by default.")
+        int | None, typer.Option(help="The clip's frames, for Wan 4k+1 and 81 (5B: 121).")
     ] = None,
     batch: Annotated[
         int | None, typer.Option(help="2 where guidance goes through one forward.")

@@ -49,10 +49,11 @@ def parse_prompt(text: str) -> Prompt:
     for word in text.lower().replace(",", " ").split():
         kind = next((name for name, known in kinds.items() if word in known), None)
         if kind is None:
-            raise PromptError(f"The demo model does not know the word {word!r}: {_known_words()}.")
+            raise PromptError(f"the demo model does not know the word {word!r}: {_known_words()}")
         if chosen.get(kind, word) != word:
             raise PromptError(
-                f"A prompt takes one {kind}, but {chosen[kind]!r} and {word!r} were given."
+                f"{chosen[kind]!r} and {word!r} were given, and a prompt takes one {kind}: leave "
+                "one of them out"
             )
         chosen[kind] = word
     return Prompt(**chosen)

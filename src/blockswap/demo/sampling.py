@@ -34,19 +34,19 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**64:  # what torch takes
-            raise ArgsError(f"seed={self.seed} has more than 64 bits: give a smaller one.")
+            raise ArgsError(f"seed={self.seed} has more than 64 bits: give a smaller one")
         if self.steps < 1:
-            raise ArgsError(f"steps must be at least 1, not {self.steps}.")
+            raise ArgsError(f"steps must be at least 1, not {self.steps}")
         if self.steps > TIMESTEPS:
-            raise ArgsError(f"steps must be at most {TIMESTEPS:,}, more change nothing to see.")
+            raise ArgsError(f"steps must be at most {TIMESTEPS:,}: more change nothing to see")
         if self.size.frames < 1:
-            raise ArgsError(f"frames must be at least 1, not {self.size.frames}.")
+            raise ArgsError(f"frames must be at least 1, not {self.size.frames}")
         # A patch of the transformer is two cells high and wide.
         side = 2 * CELL
         if self.size.height % side or self.size.width % side:
             raise ArgsError(
-                f"Height and width must be multiples of {side},"
-                f" not {self.size.height} and {self.size.width}."
+                f"height and width must be multiples of {side}, "
+                f"not {self.size.height} and {self.size.width}"
             )
 
 

@@ -11,7 +11,6 @@ import torch
 FILE_NAME = "moving_shapes.safetensors"
 
 # Metadata keys of the file; safetensors knows text values only, so lists and tables are JSON.
-NUM_HEADS = "wan.num_heads"
 CONFIG = "blockswap.demo.config"
 VOCABULARY = "blockswap.demo.vocabulary"
 

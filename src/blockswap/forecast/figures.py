@@ -68,7 +68,8 @@ def figures_of_variant(
         for key, shape in shapes.items()
     }
     label = name.strip().lower()
-    return _figures(label, geometry, TensorBytes(leaves, fitted=_fitted(loras, leaves, label)))
+    fitted = _fitted(loras, leaves, label)
+    return _figures(label, geometry, TensorBytes(_widened(leaves, fitted), fitted=fitted))
 
 
 def figures_of_file(
@@ -87,13 +88,21 @@ def figures_of_file(
     }
     label = name_variant(geometry) or checkpoint.label
     held = _held(stored.values())
-    tensors = TensorBytes(leaves, stored, len(checkpoint.headers), _fitted(loras, leaves, label))
+    fitted = _fitted(loras, leaves, label)
+    files = len(checkpoint.headers)
+    tensors = TensorBytes(_widened(leaves, fitted), stored, files, fitted)
     return replace(_figures(label, geometry, tensors), path=path, stored=held)
 
 
 def _fitted(loras: Sequence[LoraFile], leaves: Mapping[str, Leaf], label: str) -> Fitted | None:
     shapes = {key: leaf.shape for key, leaf in leaves.items()}
     return fit(loras, shapes, label) if loras else None
+
+
+def _widened(leaves: Mapping[str, Leaf], fitted: Fitted | None) -> Mapping[str, Leaf]:
+    """What is kept in fp32 computes so once a LoRA is in it, as `open_transformer` has it."""
+    changed = () if fitted is None else filter(keeps_dtype, fitted.changes)
+    return {**leaves, **{key: replace(leaves[key], dtype="float32") for key in changed}}
 
 
 def _figures(label: str, geometry: WanGeometry, tensors: TensorBytes) -> ModelFigures:

@@ -1,6 +1,5 @@
 """The phase of the text encoder: which prompts are encoded now, and which are kept from before."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from .costs import sight_cost
 from .embeddings import keep_embedding, kept_embedding
 from .host_pipelines import Steering, build_pipeline, steered
 from .inputs import image_of, read_image
-from .job import Job, Progress, nothing
+from .job import Job, Progress
 from .parts.load import load_part
 from .request import TEXT_TOKENS, VideoRequest
 
@@ -48,17 +47,12 @@ def to_encode(job: Job) -> tuple[str, ...]:
     return tuple(text for text in texts_of(job) if kept_embedding(question(job, text)) is None)
 
 
-def encode(
-    job: Job, args: BlockSwapArgs, progress: Progress, at_end: Callable[[], None] = nothing
-) -> Encoded:
-    """Embeds every text of the run; the encoder is read only where one of them is not kept.
-
-    `at_end` is called when nothing more of the encoder's files is needed, before it is done.
-    """
+def encode(job: Job, args: BlockSwapArgs, progress: Progress) -> Encoded:
+    """Embeds every text of the run; the encoder is read only where one of them is not kept."""
     known = {text: kept_embedding(question(job, text)) for text in texts_of(job)}
     missing = [text for text, embedding in known.items() if embedding is None]
     if missing:
-        known |= _encode(job, args, missing, progress, at_end)
+        known |= _encode(job, args, missing, progress)
     found = {text: embedding for text, embedding in known.items() if embedding is not None}
     negative = found[job.request.negative] if job.request.guided else None
     prompts = tuple(found[prompt] for prompt in job.request.prompts)
@@ -66,13 +60,13 @@ def encode(
 
 
 def _encode(
-    job: Job, args: BlockSwapArgs, texts: list[str], progress: Progress, at_end: Callable[[], None]
+    job: Job, args: BlockSwapArgs, texts: list[str], progress: Progress
 ) -> dict[str, torch.Tensor]:
     parts, embeddings = job.parts, {}
     tokenizer = load_part(parts.tokenizer)
     with torch.no_grad(), _encoder(job, args) as encoder:
         if is_swapped(encoder):
-            encoder.blockswap.ends_after(len(texts), at_end)
+            encoder.blockswap.ends_after(len(texts))
         models = {"tokenizer": tokenizer, "text_encoder": encoder}
         pipe = build_pipeline(job.pipeline, job.parts, models)
         steered(pipe, Steering(job.device))

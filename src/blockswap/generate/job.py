@@ -23,10 +23,6 @@ def silent(_phase: str, _done: int, _total: int) -> None:
     """The progress that nobody watches."""
 
 
-def nothing() -> None:
-    """What is done at the end of a phase after which nothing is read."""
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """What a run is made from. `machine` replaces the probed one; `outputs` has a path a clip."""

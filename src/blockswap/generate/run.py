@@ -10,7 +10,6 @@ import torch
 from ..errors import StateError
 from ..plan.inputs.machine import Machine
 from ..report.output import PNG, refuse_other
-from ..store.ahead import ReadAhead
 from ..store.host_memory import peak_host_bytes, return_freed_memory
 from ..stream.device import open_device
 from ..stream.peaks import PeakWatch
@@ -108,20 +107,12 @@ def _make(
     job: Job, plan: RunPlan, *, resume: bool, progress: Progress, on_frames: OnFrames
 ) -> Made:
     peaks = _Peaks(job)
-    ahead = {phase: ReadAhead(reads) for phase, reads in plan.ahead.items()}
-    try:
-        encoded = peaks.of(
-            "encode", lambda: encode(job, plan.encoder_args, progress, ahead["encode"].begin)
-        )
-        how: dict[str, Any] = {"resume": resume, "progress": progress}
-        states, computed = peaks.of(
-            "sample",
-            lambda: sample_all(job, encoded, plan.args, at_end=ahead["sample"].begin, **how),
-        )
-        peaks.of("decode", lambda: decode_all(job, encoded, states, progress, on_frames))
-    finally:
-        for reading in ahead.values():
-            reading.stop()
+    encoded = peaks.of("encode", lambda: encode(job, plan.encoder_args, progress))
+    computed = peaks.of(
+        "sample",
+        lambda: sample_all(job, encoded, plan.args, resume=resume, progress=progress),
+    )
+    peaks.of("decode", lambda: decode_all(job, encoded, progress, on_frames))
     clips = tuple(Clip(path, steps) for path, steps in zip(job.outputs, computed, strict=True))
     return Made(clips, encoded.encoded, peaks.device, peak_host_bytes())
 

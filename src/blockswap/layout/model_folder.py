@@ -77,7 +77,7 @@ def model_folder(
 def weight_files(folder: Path, variant: str | None) -> FoundFiles:
     """The files of a model folder, of one variant or of none. Raises CheckpointError, ArgsError."""
     if variant is not None and not re.fullmatch(r"\w+", variant):
-        raise ArgsError(f"variant={variant!r} was asked, and a variant is a word such as 'fp16'")
+        raise ArgsError(f"variant={variant!r} was asked: give a word, such as 'fp16'")
     mark = f".{variant}" if variant else ""
     names = sorted(entry.name for entry in folder.iterdir())
     for stem in _STEMS:
@@ -121,7 +121,9 @@ def _within(path: Path, subfolder: str | None) -> Path:
         return path
     parts = Path(subfolder).parts
     if not parts or ".." in parts or Path(subfolder).is_absolute():
-        raise ArgsError(f"subfolder={subfolder!r} was asked, and it is none inside {path}")
+        raise ArgsError(
+            f"subfolder={subfolder!r} was asked: give the name of a folder inside {path}"
+        )
     folder = path.joinpath(*parts)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not there: check subfolder={subfolder!r}")

@@ -48,7 +48,7 @@ def describe(checkpoint: Checkpoint) -> CheckpointSummary:
         label=checkpoint.label,
         variants=name_variants(geometry),
         geometry=geometry,
-        dtype_bytes=MappingProxyType(_dtype_bytes(tensors)),
+        dtype_bytes=MappingProxyType(bytes_by_dtype(tensors)),
         unit_bytes=MappingProxyType(units),
         block_count=geometry.num_layers,
         block_bytes_min=min(blocks),
@@ -73,7 +73,7 @@ def _unit_bytes(tensors: Iterable[StoredTensor]) -> tuple[dict[str, int], int]:
     return dict(units), rest
 
 
-def _dtype_bytes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
+def bytes_by_dtype(tensors: Iterable[StoredTensor]) -> dict[str, int]:
     """Bytes by element type, or format of what is packed, largest first."""
     counts: Counter[str] = Counter()
     for tensor in tensors:

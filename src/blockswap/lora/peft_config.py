@@ -70,7 +70,7 @@ def peft_config(path: Path, header: FileHeader, *, beside: bool) -> PeftConfig |
     except JsonRefused as error:
         raise CheckpointError(f"{path}: its adapter's configuration {error}") from error
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}): check it") from error
     return None
 
 

@@ -4,6 +4,8 @@ diffusion_model.blocks.0.self_attn.q.lora_A.weight       original names, as most
 transformer.blocks.0.attn1.to_q.lora_A.weight            diffusers
 base_model.model.blocks.0.attn1.to_q.lora_A.weight       PEFT
 lora_unet_blocks_0_self_attn_q.lora_down.weight          kohya, musubi; lycoris_ likewise
+lora_unet__blocks_0_self_attn_q.lora_down.weight         VideoX-Fun
+pipe.dit.blocks.0.self_attn.q.lora_A.default.weight      DiffSynth
 blocks.0.self_attn.q.lora_down.weight                    no prefix
 """
 
@@ -14,13 +16,13 @@ from dataclasses import dataclass
 from ..layout.geometry import to_diffusers_key, to_original_key
 
 _DOTTED = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.",
-           "model.", "unet.")  # fmt: skip
-UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")
+           "model.", "unet.", "pipe.dit.", "dit.", "module.", "_orig_mod.")  # fmt: skip
+UNDERSCORED = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
 PEFT_PREFIX = "base_model.model."
 # (end of a key, part of the adapter)
 _ENDS = (
-    (r"lora_A(\.[^.]+)?\.weight", "down"),
-    (r"lora_B(\.[^.]+)?\.weight", "up"),
+    (r"lora_A((\.[^.]+)?\.weight)?", "down"),
+    (r"lora_B((\.[^.]+)?\.weight)?", "up"),
     (r"lora_B(\.[^.]+)?\.bias", "up_bias"),
     (r"lora_down\.weight", "down"),
     (r"lora_up\.weight", "up"),
@@ -39,6 +41,7 @@ _ENDS = (
     (r"w_norm", "diff"),
     (r"b_norm", "diff_b"),
 )
+_TABLE = re.compile(r"\.diff_m$")  # LightX2V: of a block's or the head's table of shifts
 _KEYS = tuple((re.compile(rf"(?P<path>.+)\.{end}"), part) for end, part in _ENDS)
 # Adapters that are known and not read, by what marks their keys.
 _FOREIGN = (
@@ -63,6 +66,7 @@ class PartKey:
 
 def read_key(name: str) -> PartKey | None:
     """Which layer's which part a key of a LoRA file is; None for what no adapter calls so."""
+    name = _TABLE.sub(".modulation.diff", name)
     for pattern, part in _KEYS:
         match = pattern.fullmatch(name)
         if match:

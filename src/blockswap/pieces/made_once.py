@@ -28,7 +28,11 @@ _LAST: frozenset[Any] = frozenset(
 
 @dataclass(slots=True)
 class Keeping:
-    """Whether what layers make may be kept for a visit, and whether anything ever was."""
+    """Whether what layers make may be kept for a visit, and whether anything ever was.
+
+    Where it may not, each call makes it anew, in the same way: some layers compute otherwise for
+    few tokens, and a piece has fewer than the whole.
+    """
 
     allowed: bool = True
     happened: bool = False
@@ -40,20 +44,18 @@ def made_once(block: torch.nn.Module, whole: tuple[int, int], keeping: Keeping) 
 
     `whole`: samples and tokens of the block's input, which a layer may decide by.
     """
-    if not keeping.allowed:
-        yield
-        return
     parts = (part for part in block.modules() if part is not block and _CALL not in vars(part))
-    calls = {part: _Layer(part, whole) for part in parts if any(True for _ in _weights(part))}
-    for layer, call in calls.items():
-        vars(layer)[_CALL] = call
+    making = (part for part in parts if any(True for _ in _weights(part)))
+    calls = {part: _Layer(part, whole, keeps=keeping.allowed) for part in making}
     try:
+        for layer, call in calls.items():
+            vars(layer)[_CALL] = call
         yield
     finally:
-        keeping.happened |= any(call.has_made for call in calls.values())
+        keeping.happened |= keeping.allowed and any(call.has_made for call in calls.values())
         for layer, call in calls.items():
             call.forget()
-            del vars(layer)[_CALL]
+            vars(layer).pop(_CALL, None)
 
 
 def let_go(layers: Iterable[Any]) -> None:
@@ -77,8 +79,8 @@ def _weights(layer: torch.nn.Module) -> Iterator[torch.Tensor]:
 class _Layer:
     """Stands in front of the calls of one layer."""
 
-    def __init__(self, layer: torch.nn.Module, whole: tuple[int, int]) -> None:
-        self._layer, self._whole = layer, whole
+    def __init__(self, layer: torch.nn.Module, whole: tuple[int, int], *, keeps: bool) -> None:
+        self._layer, self._whole, self._keeps = layer, whole, keeps
         self._own = type(layer)._call_impl.__get__(layer)
         self._ends: dict[Any, _End | None] = {}
         self.kept: dict[str, Any] = {}
@@ -86,7 +88,10 @@ class _Layer:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         end = None if kwargs or len(args) != 1 else self._end(args[0])
-        return self._own(*args, **kwargs) if end is None else end(args[0])
+        made = self._own(*args, **kwargs) if end is None else end(args[0])
+        if not self._keeps:
+            self._let_go()
+        return made
 
     def _end(self, given: Any) -> "_End | None":
         """How the layer's call ends for an input like this; None where it goes its own way."""
@@ -111,6 +116,8 @@ class _Layer:
         except _AnotherWay:
             self._call_last_hooks(example)
             return None
+        except RuntimeError:  # it writes into the answer; the real call says what else it may be
+            return None
         end = watch.end
         if end is None or watch.went_astray or not _is_same(answer, watch.answer):
             return None
@@ -121,6 +128,11 @@ class _Layer:
         always, hooks = (vars(self._layer)[f"_forward_hooks{of}"] for of in ("_always_called", ""))
         for number in always:
             hooks[number](self._layer, (example,), None)
+
+    def _let_go(self) -> None:
+        """Of what was made; that a layer goes its own way is still known."""
+        self._ends = {like: end for like, end in self._ends.items() if end is None}
+        self.kept.clear()
 
     def forget(self) -> None:
         self._ends.clear()

@@ -20,7 +20,6 @@ _NOTES = ("weight_function", "bias_function")
 def shell_of(
     root: torch.nn.Module,
     dtype: torch.dtype,
-    blocks: int = _BLOCKS,
     layer_of: Callable[[Any], torch.nn.Module | None] = lambda _: None,
 ) -> Any:
     """The model with the first few of its blocks; weights in whole numbers come as `dtype`.
@@ -32,7 +31,7 @@ def shell_of(
     for path in WAN_LISTS:
         listed = getattr(shell, path, None)
         if isinstance(listed, torch.nn.ModuleList):
-            setattr(shell, path, listed[:blocks])
+            setattr(shell, path, listed[:_BLOCKS])
     return shell
 
 

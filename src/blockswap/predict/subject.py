@@ -74,15 +74,17 @@ class WanSubject:
         return "float32"
 
     def clip(self, wish: Wish) -> Workload:
-        width, height = wish.size or (1280, 720)
+        of_tokens = has_token_timesteps(self.geometry)
+        size, frames = ((1280, 704), 121) if of_tokens else ((1280, 720), 81)
+        width, height = wish.size or size
         return Workload(
             width,
             height,
-            81 if wish.frames is None else wish.frames,
+            frames if wish.frames is None else wish.frames,
             batch=1 if wish.batch is None else wish.batch,
             dtype=wish.dtype,
             kernels=wish.kernels,
-            per_token_timestep=has_token_timesteps(self.geometry),
+            per_token_timestep=of_tokens,
         )
 
     def tokens(self, clip: Workload) -> int:

@@ -5,16 +5,17 @@ On an accelerator they go over a group of our own, of the backend that torch has
 they share (`ledger`), so that none is called which another rank does not call, too.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ..errors import StateError
 from .exchange import Exchange, GroupExchange, SharedExchange, exchange_bytes
-from .group import Ranks, forget_group, group_of, has_group
+from .gather_groups import free_group, groups_here
+from .group import Ranks
 from .ledger import DIFFERS, LEFT, Ledger, ledger_bytes, wait_for
 from .segment import Segment, make_segment, map_segment
 
@@ -51,7 +52,9 @@ class CompanionRanks:
         return together
 
     def withdraw(self, entry: int, name: str) -> None:
-        self._ledger.withdraw(entry)
+        # Where a rank that was stopped has the lock, the others miss this one in vain for a while.
+        with contextlib.suppress(StateError):
+            self._ledger.withdraw(entry)
         self._tell(name)
 
     def gather(self, whole: torch.Tensor, part: torch.Tensor, name: str) -> None:
@@ -102,9 +105,10 @@ def make_companions(ranks: Ranks, device: torch.device, most_bytes: int) -> Comp
     Every one of them must call it. `most_bytes`: the largest slab that is gathered.
     """
     backend = None if device.type == "cpu" else _backend_of(device)
-    # One whose gathers have failed may be the only one that has given its group up.
-    kept = backend is not None and has_group(ranks.ranks, backend, GATHER_SECONDS)
-    told = ranks.agree("find how blocks can be gathered", (device.type, backend, most_bytes, kept))
+    groups = None if backend is None else groups_here(ranks, backend, GATHER_SECONDS)
+    told = ranks.agree(
+        "find how blocks can be gathered", (device.type, backend, most_bytes, groups)
+    )
     if (backend is None and device.type != "cpu") or len({how[:3] for how in told.values()}) > 1:
         return None
     position, count = ranks.ranks.index(ranks.rank), len(ranks.ranks)
@@ -117,10 +121,8 @@ def make_companions(ranks: Ranks, device: torch.device, most_bytes: int) -> Comp
 
         shared = SharedExchange(segment, position, count, GATHER_SECONDS, ended)
         return CompanionRanks(ranks, shared, ledger, GATHER_SECONDS)
-    if kept and not all(has_it for *_, has_it in told.values()):
-        forget_group(group_of(ranks.ranks, backend, GATHER_SECONDS))
-    with ranks.together("start a group for gathers"):
-        group = _group(ranks.ranks, backend)
+    there = {rank: how[3] for rank, how in told.items()}
+    group = free_group(ranks, backend, GATHER_SECONDS, there)
     return CompanionRanks(ranks, GroupExchange(group), ledger, GATHER_SECONDS)
 
 
@@ -134,17 +136,6 @@ def _common(ranks: Ranks, nbytes: int, name: str) -> Segment:
     addresses = ranks.agree("find that memory", made.address if made else None)
     with ranks.together("map that memory"):
         return made or map_segment(addresses[maker], keep=True)
-
-
-def _group(ranks: tuple[int, ...], backend: str) -> Any:
-    try:
-        return group_of(ranks, backend, GATHER_SECONDS)
-    except RuntimeError as error:
-        raise StateError(
-            f"a group of ranks {', '.join(map(str, ranks))} for gathers could not be started "
-            f"({str(error).partition(chr(10))[0]}): see what the other ranks say, then start all "
-            "of them again"
-        ) from error
 
 
 def _backend_of(device: torch.device) -> str | None:

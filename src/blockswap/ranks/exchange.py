@@ -14,12 +14,12 @@ does only after it has taken what it needs of gather 0.
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from ..plan.inputs.unit_sizes import EXCHANGED_SLABS
-from .group import forget_group
+from .gather_groups import GatherGroup
 from .segment import Segment
 
 PAGE = 4096
@@ -47,7 +47,7 @@ class Exchange(Protocol):
 class GroupExchange:
     """Over a group of torch.distributed."""
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: GatherGroup) -> None:
         self._group = group
 
     def gather(self, whole: torch.Tensor, part: torch.Tensor) -> None:
@@ -55,13 +55,13 @@ class GroupExchange:
 
         # torch 2.13 renames it and warns of the old name.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        gather(whole, part, group=self._group)
+        gather(whole, part, group=self._group.torchs)
 
     def failed(self) -> None:
-        forget_group(self._group)
+        self._group.forget()
 
     def close(self) -> None:
-        """The next swap uses the group again."""
+        self._group.close()
 
 
 def exchange_bytes(ranks: int, most_bytes: int) -> int:

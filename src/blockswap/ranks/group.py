@@ -7,19 +7,19 @@ not make the same calls find that out at the first step that differs. The group 
 """
 
 import contextlib
+import pickle
 import socket
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
 
 from ..errors import ArgsError, BlockSwapError, StateError
+from .torch_groups import forget_group, group_of, wait_until
 
 # A rank may still be loading a large model from a slow disk when the others are ready.
 WAIT_SECONDS = 600.0
@@ -27,14 +27,13 @@ WAIT_SECONDS = 600.0
 _TOLD = "blockswap_told"  # an attribute of errors: the other ranks know
 _Error = TypeVar("_Error", bound=Exception)
 
-# (ranks, backend, seconds of its timeout) -> what torch.distributed was then, and the group.
-_groups: dict[tuple[tuple[int, ...], str, float], tuple[Any, Any]] = {}
-_turns: Counter[tuple[int, ...]] = Counter()  # how often such a group was made
-
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The ranks of a mesh as one of them sees it; `ranks` are global numbers, in mesh order.
+    """The ranks of a mesh as one of them sees it; `ranks` are global numbers, ascending.
+
+    A mesh may have them in another order; torch's groups have not, and what ranks say to each
+    other, and the parts that they gather, come in the order of a group.
 
     `hosts[i]` says where rank i runs: ranks with the same value can map each other's memory.
     """
@@ -47,7 +46,7 @@ class Ranks:
 
     @property
     def neighbours(self) -> tuple[int, ...]:
-        """The ranks of this host, in mesh order."""
+        """The ranks of this host, ascending."""
         here = self.hosts[self.ranks.index(self.rank)]
         return tuple(r for r, host in zip(self.ranks, self.hosts, strict=True) if host == here)
 
@@ -111,7 +110,7 @@ def ranks_of(mesh: Any) -> Ranks:
             f"mesh={type(mesh).__name__} was given: give a torch.distributed DeviceMesh, such as "
             "init_device_mesh(device_type, (number_of_ranks,))"
         )
-    ranks, rank = tuple(int(r) for r in mesh.mesh.flatten()), dist.get_rank()
+    ranks, rank = tuple(sorted(int(r) for r in mesh.mesh.flatten())), dist.get_rank()
     if rank not in ranks:
         raise ArgsError(
             f"the mesh has ranks {', '.join(map(str, ranks))} and this process is rank {rank}: "
@@ -123,53 +122,6 @@ def ranks_of(mesh: Any) -> Ranks:
     return Ranks(group, ranks, rank, tuple(hosts[r] for r in ranks), WAIT_SECONDS)
 
 
-def group_of(ranks: tuple[int, ...], backend: str, seconds: float) -> Any:
-    """A group of our own over `ranks`, the same one each time. Every rank of it must call this.
-
-    One that is destroyed gives its name to the next, which would find its addresses in the store:
-    so they are kept, and forgotten when they have failed or torch.distributed was started anew.
-    """
-    key, world = (ranks, backend, seconds), dist.group.WORLD
-    if has_group(ranks, backend, seconds):
-        return _groups[key][1]
-    _even_out(ranks, seconds)
-    group = dist.new_group(
-        list(ranks),
-        backend=backend,
-        timeout=timedelta(seconds=seconds),
-        use_local_synchronization=True,
-    )
-    _groups[key] = world, group
-    return group
-
-
-def has_group(ranks: tuple[int, ...], backend: str, seconds: float) -> bool:
-    """Whether `group_of` would give one that is there already."""
-    kept = _groups.get((ranks, backend, seconds))
-    return kept is not None and kept[0] is dist.group.WORLD
-
-
-def _even_out(ranks: tuple[int, ...], seconds: float) -> None:
-    """As many groups in each process: torch names one by its ranks and by how many there are.
-
-    Where a caller has given one rank a group more, they would wait for each other under two names.
-    """
-    _turns[ranks] += 1
-    here, store = dist.get_rank(), c10d._get_default_store()
-    names = {rank: f"blockswap/{ranks}/{_turns[ranks]}/{rank}" for rank in ranks}
-    store.set(names[here], str(len(c10d._world.pg_names)))
-    store.wait(list(names.values()), timedelta(seconds=seconds))
-    counts = {rank: int(store.get(name)) for rank, name in names.items()}
-    for _ in range(max(counts.values()) - counts[here]):
-        dist.new_group([here], backend="gloo", use_local_synchronization=True)
-
-
-def forget_group(group: Any) -> None:
-    """A group on which a rank was missing is of no more use."""
-    for key in [key for key, kept in _groups.items() if kept[1] is group]:
-        del _groups[key]
-
-
 def _own_group(ranks: tuple[int, ...], rank: int) -> Any:
     try:
         return group_of(ranks, "gloo", WAIT_SECONDS)
@@ -178,13 +130,32 @@ def _own_group(ranks: tuple[int, ...], rank: int) -> Any:
 
 
 def _exchange(ranks: Ranks, what: str, said: object) -> dict[int, Any]:
-    told: list[Any] = [None] * len(ranks.ranks)
+    mine = bytearray(pickle.dumps(said))
     try:
-        dist.all_gather_object(told, said, group=ranks.group)
+        sizes = _gathered(ranks, bytearray(len(mine).to_bytes(8, "little")))
+        most = max(int.from_bytes(size, "little") for size in sizes)
+        told = [pickle.loads(given) for given in _gathered(ranks, mine.ljust(most, b"\0"))]
     except RuntimeError as error:
         forget_group(ranks.group)
         raise _missing(ranks.rank, ranks.ranks, ranks.wait_seconds, what) from error
     return dict(zip(ranks.ranks, told, strict=True))
+
+
+def _gathered(ranks: Ranks, mine: bytearray) -> list[bytearray]:
+    """What all say, as many bytes each.
+
+    torch's own gather of objects cannot be interrupted (Ctrl-C) while a rank is missing.
+    """
+    told = [bytearray(len(mine)) for _ in ranks.ranks]
+    own, others = _as_tensor(mine), [_as_tensor(one) for one in told]
+    work: Any = dist.all_gather(others, own, group=ranks.group, async_op=True)
+    wait_until(work.is_completed)
+    work.wait()
+    return told
+
+
+def _as_tensor(memory: bytearray) -> torch.Tensor:
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _missing(rank: int, ranks: tuple[int, ...], wait_seconds: float, what: str) -> StateError:

@@ -16,6 +16,7 @@ from ..errors import PlanError
 from ..store.arena import Lender, pageable
 from ..stream.device import Device, host_buffer
 from .group import Ranks
+from .host_contents import spans_hosts
 from .segment import agreed_segment
 
 
@@ -24,6 +25,7 @@ class Reading(Lender, Protocol):
 
     fills: bool  # what all ranks share is filled by this one
     places: bool  # what `weights` gives, too
+    across: bool  # ranks of other hosts read the same from files of their own
 
     def scratch(self, nbytes: int) -> torch.Tensor:
         """Memory for a read, `nbytes` of uint8."""
@@ -50,6 +52,7 @@ class ReadAlone:
     """One process has the model to itself."""
 
     fills = places = True
+    across = False
 
     def __init__(self, device: Device) -> None:
         self.weights = device.allocate
@@ -70,6 +73,7 @@ class ReadByOne:
 
     def __init__(self, ranks: Ranks, device: Device) -> None:
         self._ranks = ranks.of_this_host()
+        self.across = spans_hosts(ranks)
         self._device = device
         self._reader = self._ranks.ranks[0]
         self.fills = self._ranks.rank == self._reader

@@ -2,7 +2,8 @@
 
 Ranks that share weights, or bring each other parts of them, would else compute with another rank's
 without a word. Ranks of one host must open one file; those of two hosts files with one header and
-the same bytes at some places.
+the same bytes where they are looked at: everywhere in small files, else within each tensor and
+every 16 MiB. What is read whole at opening is compared whole (`host_contents`).
 """
 
 import zlib
@@ -19,7 +20,8 @@ from ..layout.values import Leaf
 from ..lora.request import Lora
 from .group import Ranks
 
-_LOOKS, _LOOK_BYTES = 64, 4096  # at the data of a file, evenly
+SMALL_BYTES = 64 << 20  # a file that two hosts read whole to compare it
+STRIDE_BYTES, LOOK_BYTES = 16 << 20, 4096
 
 # For each unit, and "" for the parameters outside: the names of its tensors, and their leaves.
 _Described = list[tuple[str, list[tuple[str, tuple[Leaf, ...]]]]]
@@ -41,7 +43,7 @@ def refuse_other_files(ranks: Ranks, headers: Sequence[FileHeader]) -> None:
     """
     with ranks.together("look at the files"):
         across = len(set(ranks.hosts)) > 1
-        files = [_File(str(h.path), _content(h, looks=_LOOKS * across), h.stamp) for h in headers]
+        files = [_File(str(h.path), _content(h, looks=across), h.stamp) for h in headers]
     told, me = ranks.agree("compare files", files), ranks.ranks[0]
     hosts = dict(zip(ranks.ranks, ranks.hosts, strict=True))
     with ranks.together("compare files"):
@@ -109,17 +111,25 @@ def _refuse_other_file(one: _File, other: _File, me: int, rank: int, *, same_hos
     )
 
 
-def _content(header: FileHeader, *, looks: int) -> int:
-    """A sum of the header and of what stands at some places behind it. Raises ReadError."""
+def _content(header: FileHeader, *, looks: bool) -> int:
+    """A sum of the header and, with `looks`, of what stands behind it. Raises ReadError."""
     found = zlib.crc32(repr((header.data_start, header.tensors)).encode())
     if not looks:
         return found
     verify_unchanged(header)
     with header.path.open("rb") as file:
-        for look in range(looks):
-            file.seek(header.data_start + (header.file_bytes - header.data_start) * look // looks)
-            found = zlib.crc32(file.read(_LOOK_BYTES), found)
+        for start in _places(header):
+            file.seek(start)
+            found = zlib.crc32(file.read(LOOK_BYTES), found)
     return found
+
+
+def _places(header: FileHeader) -> Sequence[int]:
+    """Where to look at a file, ascending."""
+    if header.file_bytes - header.data_start <= SMALL_BYTES:
+        return range(header.data_start, header.file_bytes, LOOK_BYTES)
+    middles = {t.offset + max(0, t.nbytes - LOOK_BYTES) // 2 for t in header.tensors}
+    return sorted(middles | {*range(header.data_start, header.file_bytes, STRIDE_BYTES)})
 
 
 def _config(root: Any) -> Mapping[str, str]:

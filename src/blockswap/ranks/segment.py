@@ -8,6 +8,7 @@ files in /dev/shm it has no size limit of its own in containers.
 import fcntl
 import mmap
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import torch
 from ..errors import PlanError, StateError
 from ..units import format_bytes
 from .group import Ranks
+
+LOCK_SECONDS = 60.0  # a lock is held for microseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,13 @@ class Segment:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One process of the host at a time; a process that ends lets go of it."""
+        """One process of the host at a time; a process that ends lets go of it.
+
+        Raises StateError where another one keeps it, which only one that was stopped does.
+        """
         descriptor = self.descriptor
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
+        try:  # before it is locked: an interrupt between the two would leave it so
+            _lock(descriptor)
             yield
         finally:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -62,6 +68,23 @@ class Segment:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _lock(descriptor: int) -> None:
+    pause, end = 20e-6, time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise StateError(
+                    "what ranks of this host agree on in shared memory is locked by one of them "
+                    f"that has not gone on for {LOCK_SECONDS:g} s (stopped, or in a debugger): let "
+                    "it go on, or end it and start all of them again"
+                ) from None
+        time.sleep(pause)
+        pause = min(2 * pause, 1e-3)
 
 
 def make_segment(nbytes: int, name: str = "weights") -> Segment:

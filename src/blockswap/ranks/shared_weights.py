@@ -8,18 +8,20 @@ none (a model on meta), or the same: theirs are compared bit by bit, then let go
 rank's own, since a forward may write to them. A write to a shared weight is seen by all ranks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..adapters.live import LiveModel, LiveTensor
 from ..errors import ModelError
+from ..layout.dtypes import ITEM_BYTES
 from ..layout.slab import Slab, align_up, pack
 from ..layout.values import Leaf
 from ..store.leaves import leaf_tensors, rebuild, view_leaf
 from ..units import format_bytes
 from .group import Ranks
+from .host_contents import refuse_other_contents, spans_hosts, sum_of
 from .same_model import refuse_other_models
 from .segment import agreed_segment
 
@@ -41,6 +43,10 @@ class _Group:
     @property
     def leaves(self) -> tuple[Leaf, ...]:
         return tuple(leaf for live in self.tensors for leaf in live.spec.leaves)
+
+    def slab_in(self, memory: torch.Tensor) -> torch.Tensor:
+        """The bytes of all of them in the segment, uint8 `[slab bytes]`."""
+        return memory.narrow(0, self.start, self.slab.nbytes)
 
     def homes(self, memory: torch.Tensor) -> list[torch.Tensor]:
         """Where each leaf lies in the segment, in leaf order."""
@@ -82,17 +88,33 @@ class SharedWeights:
             if self._fills and any(map(changes, group.tensors)):
                 fill(group.name, group.tensors, group.homes(self.memory))
 
+    def refuse_rounding(self, live: LiveModel) -> None:
+        """Raises ModelError where a tensor of `live`, of the same model, is wider than it rests."""
+        groups = [(unit.layout.name, unit.tensors) for unit in live.units]
+        for name, tensors in [*groups, ("", live.parameters_outside)]:
+            for mine, other in zip(self._groups[name].tensors, tensors, strict=True):
+                for home, leaf in zip(mine.spec.leaves, other.spec.leaves, strict=True):
+                    if ITEM_BYTES[leaf.dtype] > ITEM_BYTES[home.dtype]:
+                        raise ModelError(
+                            f"{other.places[0].label} computes in {leaf.dtype} with these LoRAs, "
+                            f"and rests as {home.dtype} in memory that ranks share: close the "
+                            "model and open it with them (loras=)"
+                        )
+
     def slab(self, unit: str) -> tuple[torch.Tensor, tuple[int, ...]]:
         """The bytes of a unit, uint8 `[slab bytes]`, and the offset of each leaf in them."""
         group = self._groups[unit]
-        return self.memory.narrow(0, group.start, group.slab.nbytes), group.slab.offsets
+        return group.slab_in(self.memory), group.slab.offsets
 
 
-def share_weights(live: LiveModel, ranks: Ranks, fill: Fill | None = None) -> SharedWeights:
+def share_weights(
+    live: LiveModel, ranks: Ranks, fill: Fill | None = None, sums: Mapping[str, int] | None = None
+) -> SharedWeights:
     """Moves the parameters of a model into memory that the ranks of this host share.
 
     Every rank of `ranks` must call it with the same model, with weights or on meta; one rank of
-    each host needs weights, or all have none and `fill` brings them there. Raises ModelError or
+    each host needs weights, or all have none and `fill` brings them there; what it has read for
+    this host has then left `sums`, by which hosts are compared. Raises ModelError or
     StateError, on all ranks or on none, and leaves each rank's weights readable where they are.
     """
     with ranks.together("find the weights that are shared"):
@@ -111,6 +133,10 @@ def share_weights(live: LiveModel, ranks: Ranks, fill: Fill | None = None) -> Sh
     with ranks.together("compare weights with the shared ones"):
         if ranks.rank != maker:
             _refuse_other(groups, segment.memory, maker)
+    if spans_hosts(ranks):
+        if fill is None and ranks.rank == maker:
+            sums = {group.name: sum_of([group.slab_in(segment.memory)]) for group in groups}
+        refuse_other_contents(ranks, sums if ranks.rank == maker else None)
     if ranks.rank != maker or fill is not None:
         _hang(groups, segment.memory)
     neighbours = len(ranks.neighbours)

@@ -51,6 +51,10 @@ class Contents:
         self._begun: dict[tuple[int, int], Ctimes] = {}
         self.base: dict[int, Ctimes] = {}  # with what ctimes the looks were taken
 
+    def sums(self) -> dict[int, int]:
+        """The checksum of each unit that was read; readers may read others meanwhile."""
+        return {index: known.checksum for index, known in dict(self._known).items()}
+
     def begin(self, index: int, landing: Landing, ctimes: Callable[[], Ctimes]) -> None:
         """Before any read of the unit into `landing`; readers may call it at once."""
         key = (index, landing.addresses[0])

@@ -7,6 +7,7 @@ pieces so that several can be under way at once; what comes back is the unit's s
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from zlib import crc32
 
 from ..errors import ReadError
 from ..layout.shares import Span
@@ -90,6 +91,14 @@ class DiskStore:
             with self._named(0, first.shard, first.offset):
                 self._looks = Looks(self._files, extents)
 
+    def sums(self) -> dict[str, int]:
+        """Checksums of what has been read: by unit, and behind a | by which bytes these are."""
+        found = {}
+        for index, total in self._contents.sums().items():
+            unit = self._units[index]
+            found[f"{unit.name}|{crc32(repr(unit.extents).encode()):08x}"] = total
+        return found
+
     def slab_offsets(self, index: int) -> tuple[int, ...]:
         """Byte offset of each leaf in the unit's slab."""
         return self.slabs[index].slab.offsets
@@ -156,13 +165,6 @@ class DiskStore:
                 "holds other bytes, though size and time of the file are as before; open it again "
                 "to use the new content"
             )
-
-    def read_into(self, index: int, address: int) -> int:
-        """Reads the whole unit in the calling thread; returns the bytes moved."""
-        landing = Landing.at(address)
-        for piece in self.pieces(index, landing):
-            piece()
-        return self.settle(index, landing)
 
     def read_piece(self, index: int, run: FileRun, span: tuple[int, int], address: int) -> None:
         """Reads `span` = (start, size) of `run`: slab offset o goes to `address + o`."""

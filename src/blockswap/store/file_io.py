@@ -4,8 +4,6 @@
     buffered   preadv, and the pages read are dropped behind (posix_fadvise)
     plain      seek + readinto on a handle of each thread's own (no os.preadv: Windows)
 
-What was asked for ahead of its turn (`ahead`) is in the page cache, and is taken from there.
-
 Opened once, used by several reader threads at a time.
 """
 
@@ -18,7 +16,6 @@ from typing import Literal
 
 from ..errors import ReadError
 from ..layout.stamp import Stamped, verify_unchanged
-from .ahead import take
 from .file_slab import SECTOR
 
 # Errors that say nothing of O_DIRECT: there is too little of something.
@@ -65,10 +62,9 @@ class StreamedFile:
 
         Raises ReadError (truncated) or OSError (the disk's own error).
         """
-        done, stamp = 0, self._header.stamp
-        cached = take(stamp.device, stamp.inode, offset, len(target))
+        done = 0
         while done < len(target):
-            count = self._read_once(offset + done, target[done:], cached=cached)
+            count = self._read_once(offset + done, target[done:])
             done += count
             if count == 0:
                 break
@@ -133,7 +129,7 @@ class StreamedFile:
                     raise
                 # tmpfs and some network mounts: stay buffered
 
-    def _read_once(self, offset: int, target: memoryview, *, cached: bool) -> int:
+    def _read_once(self, offset: int, target: memoryview) -> int:
         # A stuck disk may answer after all, when nobody waits for it any more.
         self._refuse_closed()
         if self._buffered is None:
@@ -141,7 +137,7 @@ class StreamedFile:
             handle.seek(offset)
             return handle.readinto(target) or 0
         # A short direct read leaves an odd offset behind: the rest of the piece goes buffered.
-        direct = None if cached else self._direct  # another reader may give it up meanwhile
+        direct = self._direct  # another reader may give it up meanwhile
         if direct is not None and offset % SECTOR == 0 and len(target) % SECTOR == 0:
             try:
                 return os.preadv(direct, [target], offset)

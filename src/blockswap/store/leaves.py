@@ -28,7 +28,10 @@ def torch_dtype(name: str) -> torch.dtype:
     """`"bfloat16"` -> `torch.bfloat16`. Raises ModelError for a type this torch does not have."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise ModelError(f"dtype {name} is stored, but torch {torch.__version__} does not know it")
+        raise ModelError(
+            f"dtype {name} is stored, and torch {torch.__version__} does not know it: use a newer "
+            "torch, or a file in another dtype"
+        )
     return dtype
 
 

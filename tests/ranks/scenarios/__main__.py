@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from . import apart, faults, from_file, fsdp, loras, parallel, parts, sharing
+from . import apart, faults, from_file, fsdp, loras, meshes, parallel, parts, sharing, signals
 
 # Slow to import, and imported by scenarios when they need them.
 _IMPORTED = (
@@ -26,13 +26,16 @@ _IMPORTED = (
     "torch.utils.cpp_extension",
     "gguf",
 )
-_SCENARIOS = ChainMap(*map(vars, (apart, faults, from_file, fsdp, loras, parallel, parts, sharing)))
+_SCENARIOS = ChainMap(
+    *map(vars, (apart, faults, from_file, fsdp, loras, meshes, parallel, parts, sharing, signals))
+)
 
 
 def _run(rank: int, count: int, folder: str, scenario: str, options: dict[str, Any]) -> None:
     faulthandler.dump_traceback_later(280, exit=True)
     store = folder if "://" in folder else f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
+    backend = os.environ.get("BLOCKSWAP_RANKS_BACKEND", "gloo")
+    dist.init_process_group(backend, init_method=store, rank=rank, world_size=count)
     mesh = init_device_mesh("cpu", (count,))
     cases = options["in_turn"] if scenario == "several" else [[scenario, options]]
     found = [_SCENARIOS[name](rank, mesh, **given) for name, given in cases]

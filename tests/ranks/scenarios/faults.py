@@ -1,5 +1,6 @@
 """Ranks that refuse, do something else or are killed: what they say, how the others go on."""
 
+import contextlib
 import os
 import signal
 import time
@@ -17,7 +18,7 @@ from blockswap.plan.timing.shared_link import RankRates
 from blockswap.ranks import companions, group, segment
 from blockswap.stream.engine.streamer import Streamer
 
-from .given import device_of, given, linked
+from .given import device_of, given, linked, own_accelerator
 
 
 def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
@@ -79,12 +80,16 @@ def left_alone(rank: int, mesh: DeviceMesh, when: str) -> Any:
         return [equal_now, torch.equal(forward(model, "mini", here), expected)]
 
 
-def apart(rank: int, mesh: DeviceMesh, path: str) -> dict[str, Any]:
+def apart(rank: int, mesh: DeviceMesh, path: str, accelerators: bool = False) -> dict[str, Any]:
     """Ranks that do not do the same: how each goes on, what it says, how long it waited.
 
     `path`: the model's file, in which its blocks stay, on the CPU; "": from memory.
+    `accelerators`: each on one of its own.
     """
-    where = device_of("cpu") if path else linked("sim-eager")
+    if accelerators:
+        where = own_accelerator(rank)
+    else:
+        where = device_of("cpu") if path else linked("sim-eager")
     if path and rank == 0:
         save_file(fresh("mini").state_dict(), path, metadata("mini"))
     dist.barrier()
@@ -93,7 +98,13 @@ def apart(rank: int, mesh: DeviceMesh, path: str) -> dict[str, Any]:
     with torch.no_grad():
         expected = forward(fresh("mini").to(where), "mini", where)
     found = {}
-    for what in ("another order", "one forward less", "closes", "is killed"):
+    for what in (
+        "another order",
+        "one forward less",
+        "raises" if path else "runs out of memory",
+        "closes",
+        "is killed",
+    ):
         model: Any = skeleton("mini") if path else given(rank, "mini", "meta")
         with torch.no_grad(), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
@@ -132,6 +143,16 @@ def _misbehave(model: Any, swap: Any, what: str, where: torch.device) -> None:
     if what == "another order":
         for index in (4, 2, 0):
             model.blocks[index](x)
+    elif what in ("raises", "runs out of memory"):
+        fault = ValueError("no") if what == "raises" else torch.OutOfMemoryError("out of memory")
+
+        def fail(*_: Any) -> None:
+            raise fault
+
+        hook = model.blocks[2].register_forward_hook(fail)
+        with contextlib.suppress(type(fault)):
+            forward(model, "mini", where)
+        hook.remove()
     elif what == "closes":
         swap.close()
     elif what == "is killed":

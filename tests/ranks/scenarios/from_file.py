@@ -7,12 +7,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from cases import forward, fresh, metadata, skeleton
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import DeviceMesh
 
 import blockswap
+from blockswap.layout.header import read_header
 from blockswap.plan.timing.shared_link import RankRates
-from blockswap.ranks import group
+from blockswap.ranks import companions, group, same_model
 
 from .given import Wide, device_of, linked, peak_of_ranks, pss
 
@@ -144,6 +145,65 @@ def unequal_hosts(rank: int, mesh: DeviceMesh, folder: str) -> dict[str, Any]:
             }
             model.blockswap.close()
     return found
+
+
+def other_copies(rank: int, mesh: DeviceMesh, folder: str) -> dict[str, Any]:
+    """Two hosts with copies of a file that differ in one byte, somewhere: what each says, and when.
+
+    Copies are looked at as if they were large: not where the byte is.
+    """
+    group._place = lambda: f"host {rank // 2}"  # type: ignore[assignment]
+    companions.GATHER_SECONDS = 1.0
+    same_model.SMALL_BYTES, same_model.LOOK_BYTES = 0, 16
+    here, path = torch.device("cpu"), _written(rank, Path(folder), "mini")
+    header = read_header(path)
+    places = {t.name: t.offset + t.nbytes - 1 for t in header.tensors}
+    found: dict[str, Any] = {}
+    for name, changed, given in (
+        ("none", None, {"ram_budget": 0}),
+        ("in a block", "blocks.2.ffn.0.weight", {"ram_budget": 0}),
+        ("in what stays", "text_embedding.0.weight", {"ram_budget": 0}),
+        ("in memory", "blocks.2.ffn.0.weight", {}),
+        ("loaded", "blocks.2.ffn.0.weight", None),
+    ):
+        copied = Path(folder) / f"{name} {rank // 2}.safetensors"
+        if rank % 2 == 0:
+            content = bytearray(path.read_bytes())
+            if rank and changed is not None:
+                content[places[changed]] ^= 1
+            copied.write_bytes(content)
+        dist.barrier()
+        found[name] = _until_refused(copied, given, mesh, here)
+        dist.barrier()
+    return found
+
+
+def _until_refused(path: Path, given: Any, mesh: DeviceMesh, here: torch.device) -> list[str]:
+    """What opening and three forwards are refused with, and what the report says of it."""
+    said, model = [], None
+    try:
+        args = {"blocks": "1-3", "prefetch_blocks": 1, **(given or {})}
+        if given is None:
+            model = skeleton("mini").to_empty(device="cpu")
+            model.load_state_dict(load_file(path))
+            blockswap.swap_blocks(model, args, device=here, mesh=mesh)
+        else:
+            model = blockswap.open_transformer(
+                path, args, device=here, skeleton=skeleton("mini"), mesh=mesh
+            )
+    except blockswap.BlockSwapError as error:
+        return [f"{type(error).__name__}: {error}"]
+    for _ in range(3):
+        try:
+            with torch.no_grad():
+                forward(model, "mini", here)
+            said.append("")
+        except blockswap.BlockSwapError as error:
+            said.append(f"{type(error).__name__}: {error}")
+        dist.barrier()  # else a rank may be through before the other host has told anything
+    said += [s for s in model.blockswap.measured().sentences if "host" in s]
+    model.blockswap.close()
+    return said
 
 
 def _written(rank: int, folder: Path, family: str) -> Path:

@@ -40,6 +40,15 @@ def device_of(name: str, **rates: float) -> torch.device:
     return torch.device("sim", 0)
 
 
+def own_accelerator(rank: int) -> torch.device:
+    """The accelerator of this rank, of a machine that has as many; else the CPU, for a try."""
+    present = torch.accelerator.current_accelerator()
+    if present is None or present.type == "sim":
+        return device_of("cpu")
+    torch.accelerator.set_device_index(rank)
+    return torch.device(present.type, rank)
+
+
 def linked(device: str) -> torch.device:
     """Shared memory is pageable there, so that is the link; gathers go by faster, pinned copies."""
     import sim_group

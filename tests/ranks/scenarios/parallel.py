@@ -9,6 +9,9 @@ from cases import inputs
 from torch.distributed.device_mesh import DeviceMesh
 
 import blockswap
+from blockswap.plan.timing.shared_link import RankRates
+
+from .given import own_accelerator
 
 
 def context_parallel(rank: int, mesh: DeviceMesh, folder: str, cases: Any) -> dict[str, list[bool]]:
@@ -99,9 +102,43 @@ def parallel_experts(
     return [*equal, gathers]
 
 
-def _forward(model: Any, family: str, prompt: int) -> torch.Tensor:
+def beside_own_collectives(rank: int, mesh: DeviceMesh, folder: str) -> dict[str, Any]:
+    """Ulysses on accelerators: gathers of blocks beside the collectives of the forward itself.
+
+    From memory and from the file, each in parts; without accelerators on the CPU, for a try.
+    """
+    where = own_accelerator(rank)
+    RankRates.pay = lambda *_: True  # type: ignore[method-assign]
+    if where.type == "cpu":
+        torch.accelerator.device_count = lambda: 1  # type: ignore[assignment]
+    path, args = Path(folder) / "model", {"blocks_to_swap": 4, "prefetch_blocks": 1}
+    if rank == 0:
+        _with_heads("diffusers").save_pretrained(path)
+    dist.barrier()
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        plain = _with_heads("diffusers").to(where)
+        plain.enable_parallelism(config=_parallel("ulysses", mesh.size()))
+        wanted = _forward(plain, "diffusers", 0, where)
+        for name, budget in (("memory", {}), ("file", {"ram_budget": 0})):
+            model: Any = blockswap.open_transformer(path, args | budget, device=where, mesh=mesh)
+            model.enable_parallelism(config=_parallel("ulysses", mesh.size()))
+            outs = [_forward(model, "diffusers", 0, where) for _ in range(20)]
+            swap = model.blockswap
+            found[name] = {
+                "equal": [torch.equal(out, wanted) for out in outs],
+                "gathers": swap.measured().counters.gathers,
+                "said": [s for s in swap.measured().sentences if "brings all of every" in s],
+            }
+            swap.close()
+    return found
+
+
+def _forward(
+    model: Any, family: str, prompt: int, where: torch.device | None = None
+) -> torch.Tensor:
     """Of one of several prompts."""
-    given = inputs(family, torch.device("cpu"))
+    given = inputs(family, where or torch.device("cpu"))
     given["encoder_hidden_states"] = given["encoder_hidden_states"] * (1 + prompt)
     out: torch.Tensor = model(**given, return_dict=False)[0]
     return out

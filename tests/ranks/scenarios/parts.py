@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 import blockswap
 from blockswap.plan.timing.shared_link import RankRates
 
-from .given import Wide, device_of, given, linked
+from .given import Wide, device_of, given, linked, own_accelerator
 
 
 def in_parts(rank: int, mesh: DeviceMesh, device: str) -> list[dict[str, Any]]:
@@ -92,10 +92,7 @@ def experts(rank: int, mesh: DeviceMesh, device: str, folder: str) -> dict[str, 
 
 def on_accelerators(rank: int, mesh: DeviceMesh, pays: bool) -> dict[str, Any]:
     """Each rank on an accelerator of its own, in parts or not: for whoever has two of them."""
-    present = torch.accelerator.current_accelerator()
-    assert present is not None
-    where = torch.device(present.type, rank)
-    torch.accelerator.set_device_index(rank)
+    where = own_accelerator(rank)
     RankRates.pay = lambda *_: pays  # type: ignore[method-assign]
     torch.manual_seed(7)
     model = Wide().requires_grad_(False)

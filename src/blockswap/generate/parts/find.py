@@ -185,7 +185,10 @@ def _expert(path: Path) -> Part:
     else:
         found = [part for role, part in [part_of_file(path)] if role == "transformer"]
     if len(found) != 1:
-        raise CheckpointError(f"{path} was given as an expert, and it is no transformer of Wan")
+        raise CheckpointError(
+            f"{path} was given as an expert, and it is no transformer of Wan: give a file of one, "
+            "or a folder that holds it alone"
+        )
     return found[0]
 
 

@@ -25,7 +25,9 @@ def with_modules(transformers: tuple[Part, ...], modules: Sequence[Path]) -> tup
     made = list(transformers)
     for module in map(input_path, modules):
         if not module.exists():
-            raise CheckpointError(f"{module} was given as a module, and it is not there")
+            raise CheckpointError(
+                f"{module} was given as a module, and it is not there: check the path"
+            )
         for number in _experts_of(module.name, len(made)):
             made[number] = replace(made[number], modules=(*made[number].modules, module))
     return tuple(map(_joined, made))

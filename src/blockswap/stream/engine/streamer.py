@@ -13,8 +13,9 @@ slots, in the order of the units on disk (`Supply.read_ahead`): staging is what 
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ...errors import StateError
 from ...store.readers import STUCK_SECONDS
@@ -31,7 +32,7 @@ from .admission import (
     refuse_under_way,
     refuse_ways_of_running,
 )
-from .supply import Ending, Supply
+from .supply import Supply
 
 
 class Streamer:
@@ -95,25 +96,29 @@ class Streamer:
             self.abandon()
             raise
 
-    def leave(self, index: int) -> None:
-        """The unit's forward is enqueued, or failed: its slot is free after that work."""
+    def leave(self, index: int, output: Any = None) -> Any:
+        """The forward is enqueued, or failed; its `output`, without what leaves with its weights.
+
+        The slot is free after that work.
+        """
         run = self.run
         if run is None or run.index != index or not run.is_here:
-            return  # entering failed, and said why
-        if run.refused:
-            run.refused -= 1
-            return
-        if self._pool.forked:
-            return  # a child forked in a unit: the device and the readers stayed behind
+            return output  # entering failed, and said why
+        if run.refused or self._pool.forked:
+            run.refused = max(run.refused - 1, 0)
+            return output  # a child forked in a unit: the device and the readers stayed behind
         self._pool.rest_at_exit()
+        unit = self.units[index].streamed
+        if unit is not None and run.slot is not None and run.bound:
+            users = unit.values[run.slot.index].users
+            output, self._spoiled = users.after(run, output, self._pool.sentences, self._spoiled)
         if run.mark is not None:
             run.mark.ended.record(run.stream)
         slot, lost = run.slot, self._lost(run)
         self._release(run)
         if slot is not None and lost is not None:
             self._supply.empty(slot)  # its bytes may have been written to
-        if run.mark is not None:
-            mark, run.mark = run.mark, None
+        if (mark := run.take_mark()) is not None:
             self.recorder.completed(mark)
         if self._arriving:
             self._arrive(index)
@@ -126,11 +131,9 @@ class Streamer:
             self.run = None
         if lost is not None:
             # Not once only: a second forward would compute as if nothing had been asked.
-            self._spoiled = (
-                f"{lost} was changed inside the forward of {run.name}, whose weights leave when it "
-                "ends, so that the change is lost: close the swap, change it, then swap again"
-            )
-            raise StateError(self._spoiled)
+            self._spoiled = lost
+            raise StateError(lost)
+        return output
 
     def tiers(self) -> dict[str, str]:
         """Where each unit rests; one that stays from its next visit on counts as resident."""
@@ -181,9 +184,9 @@ class Streamer:
         """This swap's forwards come after `forwards` in a row of that of `supply`."""
         self._pool.turns.expect(supply, forwards, self._supply)
 
-    def end_after(self, forwards: int, then: Callable[[], None] | None) -> None:
-        """After `forwards` more nothing is brought; `then` is called once the last has it all."""
-        self._supply.ending = Ending(forwards, then)
+    def end_after(self, forwards: int) -> None:
+        """After `forwards` more nothing is brought."""
+        self._supply.forwards_left = forwards
 
     def shares_pool_with(self, other: "Streamer") -> bool:
         return other.uses(self._pool)
@@ -243,8 +246,7 @@ class Streamer:
         self._device.synchronize()
         self._supply.retire()
         # Whoever still holds this object holds no view of the memory that goes now.
-        gone = tuple(replace(unit, streamed=None, resident=None) for unit in self.units)
-        self._supply.units = gone
+        self._supply.units = tuple(replace(u, streamed=None, resident=None) for u in self.units)
         self._arriving.clear()
 
     def forget_slots(self) -> None:
@@ -280,8 +282,7 @@ class Streamer:
 
         Call it when no unit of the pool is running, which makes the pool this thread's alone.
         """
-        runner = self._pool.runner()
-        if runner is None:
+        if (runner := self._pool.runner()) is None:
             self._pool.release_orphans()
         else:
             runner.abandon()
@@ -339,8 +340,7 @@ class Streamer:
         job = slot.job
         if job is None:
             return False
-        waited = not job.done
-        if waited:
+        if waited := not job.done:
             self.recorder.counters.host_waits += 1
             while not job.wait(1.0):  # in slices: some systems deliver Ctrl-C only between
                 pass
@@ -360,13 +360,14 @@ class Streamer:
         if unit.decode is not None:
             unit.decode.run(self._pool, slot.index, run.stream)
         unit.binding.bind(unit.values[slot.index])
+        run.users = unit.values[slot.index].users.count()
 
     def _lost(self, run: Run) -> str | None:
-        """What the run's forward did to its weights that leaving takes away."""
+        """What the run's forward did to its weights that leaving takes away, as a sentence."""
         unit = self.units[run.index].streamed
         if run.slot is None or unit is None or not run.bound:
             return None
-        return unit.binding.lost(unit.values[run.slot.index])
+        return unit.binding.lost(unit.values[run.slot.index], run.name)
 
     def _release(self, run: Run) -> None:
         """Takes the unit's weights out of the model and its slot out of use.
@@ -394,7 +395,6 @@ class Streamer:
         if run is None:
             return
         self._release(run)
-        if run.mark is not None:
-            mark, run.mark = run.mark, None
+        if (mark := run.take_mark()) is not None:
             self.recorder.discard(mark)
         self.run = None

@@ -6,8 +6,7 @@ Where a pool is shared and another swap's forward comes after this one, that swa
 are brought in the place of our own; after the last forward of all, as it was announced, none are.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from ..marks import Recorder
 from ..pool.buffers import Occupant, Slot
@@ -15,14 +14,6 @@ from ..pool.pool import Pool
 from ..units.transfer import StagedCopy, Transfer
 from ..units.unit import Unit
 from .schedule import Schedule
-
-
-@dataclass(slots=True)
-class Ending:
-    """How many forwards are still to begin, and what is done when the last needs nothing more."""
-
-    forwards: int
-    then: Callable[[], None] | None
 
 
 class Supply:
@@ -37,7 +28,7 @@ class Supply:
         self.schedule = Schedule(range(len(self.units)), streamed)
         self._pool = pool
         self._recorder = recorder
-        self.ending: Ending | None = None
+        self.forwards_left: int | None = None  # where a turn's end was announced
         self.number = pool.turns.number()
         self.keys: list[Occupant] = [(self.number, i) for i in range(len(self.units))]
 
@@ -55,8 +46,8 @@ class Supply:
         """The whole model's forward starts."""
         self._pool.turns.began(self)
         self.schedule.begin_forward()
-        if self.ending is not None:
-            self.ending.forwards -= 1
+        if self.forwards_left is not None:
+            self.forwards_left -= 1
 
     def slot_of(self, index: int) -> Slot:
         """The slot that holds, or is about to hold, the unit that is to run now."""
@@ -71,10 +62,9 @@ class Supply:
         return slot
 
     def look_ahead(self, distance: int, behind: Slot | None = None) -> None:
-        """Copies and reads run ahead; in the last forward of a turn, what comes after is told."""
+        """Copies and reads run ahead."""
         self.fetch_ahead(distance, behind)
         self.read_ahead()
-        self._end_turn()
 
     def fetch_ahead(self, distance: int, behind: Slot | None = None) -> None:
         """Starts copies of the next `distance` streamed units that are in no slot yet.
@@ -117,28 +107,9 @@ class Supply:
             if self._pool.staged(transfer) is None and not transfer.read_ahead(wanted):
                 return
 
-    def _end_turn(self) -> None:
-        """In the last forward, once all that it needs was asked for: says so, once."""
-        ending = self.ending
-        if ending is None or ending.then is None or not self._is_last:
-            return
-        if all(self._was_asked_for(index) for index in self.schedule.rest()):
-            then, ending.then = ending.then, None
-            then()
-
-    def _was_asked_for(self, index: int) -> bool:
-        if self._pool.find(self.keys[index]) is not None:
-            return True
-        ahead = self.transfer(index).ahead
-        return ahead is not None and self._pool.staged(ahead) is not None
-
-    @property
-    def _is_last(self) -> bool:
-        return self.ending is not None and self.ending.forwards == 0
-
     def _upcoming(self, distance: int | None = None) -> "list[tuple[Supply, int]]":
         """The next streamed units and whose they are, nearest first, at most `distance`."""
-        if self._is_last:
+        if self.forwards_left == 0:
             return [(self, index) for index in self.schedule.rest()[:distance]]
         follower: Supply = self._pool.turns.next_after(self)
         if follower is self:

@@ -154,13 +154,13 @@ class Uncopyable:
 class _Invisible(Uncopyable):
     """A hook that the compiler does not look into: it breaks the graph in front of the call."""
 
-    def __init__(self, hook: Callable[..., None]) -> None:
+    def __init__(self, hook: Callable[..., Any]) -> None:
         self._hook = hook
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, *args: Any) -> None:
+    def __call__(self, *args: Any) -> Any:
         with without_function_modes():
-            self._hook(*args)
+            return self._hook(*args)
 
 
 class _Begin(Uncopyable):
@@ -185,13 +185,14 @@ class _UnitHooks(Uncopyable):
         end_idle(self._streamer)
         self._streamer.enter(self._index)
 
-    def post(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        self._streamer.leave(self._index)
+    def post(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
+        apart = self._streamer.leave(self._index, output)
         if _requires_grad(output):
             raise StateError(
                 "gradients were switched on inside the forward of a block whose weights leave the "
                 "device after use: run the whole model under torch.no_grad()"
             )
+        return None if apart is output else apart
 
     def before_state_dict(self, module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
         self._streamer.refuse_saving(self._index)

@@ -24,6 +24,7 @@ class Run:
     slot: Slot | None = None
     refused: int = 0  # entries of the same unit inside its run: each leaves once, and is not it
     bound: bool = False  # the unit's weights (may) hang in the model
+    users: int = 0  # who refers to these weights, before its forward
     by_method: bool = False  # begun by a method beside the call: it lasts until another one begins
     methods: int = 0  # calls of such methods that are under way
 
@@ -31,6 +32,11 @@ class Run:
     def is_here(self) -> bool:
         """Whether this thread runs it."""
         return self.thread is threading.current_thread()
+
+    def take_mark(self) -> Mark | None:
+        """The mark, which is the run's no more."""
+        mark, self.mark = self.mark, None
+        return mark
 
     def calls_here(self) -> int:
         """How many calls of the unit's module, or of methods that run it, this thread is in."""

@@ -12,18 +12,22 @@ import torch
 from ...errors import StateError
 from ...store.places import Place
 from ...store.traces import Traces
+from .outliving import Users
 
 
 class Hanging:
     """Tensors to hang in a unit's module dictionaries, and how to tell whether they still do."""
 
-    __slots__ = ("_tables", "traces")
+    __slots__ = ("_tables", "traces", "users")
 
     def __init__(
-        self, tables: Sequence[tuple[dict[str, Any], dict[str, torch.Tensor]]], traces: Traces
+        self,
+        tables: Sequence[tuple[dict[str, Any], dict[str, torch.Tensor]]],
+        values: Sequence[torch.Tensor],
     ) -> None:
         self._tables = tuple(tables)
-        self.traces = traces
+        self.traces = Traces(values)
+        self.users = Users(values)
 
     def hang(self) -> None:
         for table, entries in self._tables:
@@ -55,7 +59,7 @@ class Binding:
         for place, i in self._places:
             table = place.table
             tables.setdefault(id(table), (table, {}))[1][place.name] = values[i]
-        return Hanging(tuple(tables.values()), Traces(values))
+        return Hanging(tuple(tables.values()), values)
 
     def refuse_changed(self) -> None:
         """Before `bind`: raises StateError if foreign code has replaced or changed an idle tensor.
@@ -74,15 +78,19 @@ class Binding:
         """Hangs `values` in their places."""
         values.hang()
 
-    def lost(self, values: Hanging) -> str | None:
-        """After the unit's run: the weight that its forward wrote to or replaced, if any.
+    def lost(self, values: Hanging, unit: str) -> str | None:
+        """After the run of `unit`: what is said of a weight that its forward wrote to or replaced.
 
         `unbind` takes that away; a write to the same memory would be found in its slot.
         """
         place = values.elsewhere()
         if place is None and not values.traces.written():
             return None
-        return self._culprit(values, place)
+        return (
+            f"{self._culprit(values, place)} was changed inside the forward of {unit}, whose "
+            "weights leave when it ends, so that the change is lost: close the swap, change it, "
+            "then swap again"
+        )
 
     def unbind(self) -> None:
         """Hangs the idle tensors back."""

@@ -8,6 +8,7 @@ from ...adapters.live import LiveTensor
 from ...adapters.stored import StoredModel, extent_of
 from ...decode.unit_decoding import decoded_once, stored_leaf
 from ...layout.stamp import Stamped
+from ...ranks.host_contents import sum_of
 from ...ranks.reading import ReadAlone, Reading
 from ...store.disk import DiskStore, DiskUnit
 from ...store.landing import Landing
@@ -33,6 +34,8 @@ class Loader:
         self._model = model
         self._headers = headers
         self._readers = readers
+        # Of what was read for this host, where others are to have the same.
+        self.sums: dict[str, int] | None = {} if self.reading.across else None
 
     def decoded(self, name: str, tensors: Sequence[LiveTensor]) -> list[torch.Tensor]:
         """The leaves of `tensors`, decoded once, where a cast may be left to the caller.
@@ -58,10 +61,10 @@ class Loader:
         finally:
             store.close()
         leaves = [stored_leaf(t.dtype, t.shape) for t in found]
-        return [
-            view_leaf(scratch, at, leaf)
-            for at, leaf in zip(store.slab_offsets(0), leaves, strict=True)
-        ]
+        placed = list(zip(store.slab_offsets(0), leaves, strict=True))
+        if self.sums is not None and self.reading.fills:
+            self.sums[name] = sum_of(scratch.narrow(0, at, leaf.nbytes) for at, leaf in placed)
+        return [view_leaf(scratch, at, leaf) for at, leaf in placed]
 
     def _fill(self, store: DiskStore, name: str, scratch: torch.Tensor) -> None:
         landing = Landing.at(scratch.data_ptr())

@@ -24,10 +24,10 @@ from ...layout.model_folder import weight_files
 from ...lora.file import LoraFile, open_lora
 from ...lora.request import AnyLora, Lora, as_loras
 from ...paths import input_path
+from ...plan import SwapPlan
 from ...ranks.group import ranks_of
 from ...selection import BlockSwapArgs
 from ...stream.device import Device, open_device
-from ..opening.coming_reads import Foreseen, coming_reads
 from ..opening.found_model import FoundModel, open_planned, plan_found
 from ..plan_inputs.outlook import AnyWorkload
 from .arguments import as_args, refuse_dtype, refuse_swapped
@@ -96,7 +96,7 @@ def open_transformer(  # noqa: PLR0913 - all but two by name: the door is one ca
 
 
 @undisturbed()
-def foresee_transformer(
+def plan_transformer(
     path: AnyPath,
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
@@ -104,16 +104,10 @@ def foresee_transformer(
     dtype: torch.dtype | None = None,
     workload: AnyWorkload | None = None,
     loras: Sequence[AnyLora] | None = None,
-) -> Foreseen:
-    """The plan that `open_transformer` would carry out now, and what that will read of the file.
-
-    Raises what it would; opens nothing.
-    """
-    where = open_device(device)
+) -> SwapPlan:
+    """The plan that `open_transformer` would carry out now; raises what it would, opens nothing."""
     asked = Request(dtype=dtype, workload=workload, loras=as_loras(loras))
-    found = find_model(source_of(path), as_args(args), where, asked)
-    plan = plan_found(found)
-    return Foreseen(plan, coming_reads([found], [plan], where))
+    return plan_found(find_model(source_of(path), as_args(args), open_device(device), asked))
 
 
 def empty_transformer(path: AnyPath, *, device: str | torch.device) -> Any:
@@ -155,6 +149,7 @@ def find_model(source: Source, wanted: BlockSwapArgs, where: Device, asked: Requ
             notes = fitted.sentences
 
         def find() -> FoundModel:
+            own.live.hang()
             hanging = replace(own, live=own.live.as_it_hangs())
             found = found_in(behind, hanging, wanted, where, asked.workload, notes)
             return replace(found, assumed=assumed, loras=tuple(files), with_loras=others)

@@ -28,7 +28,6 @@ from ...stream.device import Device, open_device
 from ..assembly.parts import make_pool
 from ..assembly.pool_members import Sharing
 from ..assembly.unit_store import OwnMemory
-from ..opening.coming_reads import Foreseen, coming_reads
 from ..opening.found_model import FoundModel, open_found
 from ..opening.from_memory import UNLIMITED
 from ..opening.rank_parts import agreed_basis, refuse_other_plans
@@ -122,26 +121,22 @@ def open_experts(  # noqa: PLR0913 - each is a word of the caller's
 
 
 @undisturbed()
-def foresee_experts(
+def plan_experts(
     paths: Sequence[AnyPath],
     args: BlockSwapArgs | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device,
     workload: AnyWorkload | None = None,
     loras: Sequence[Sequence[AnyLora]] | None = None,
-) -> Foreseen:
-    """The one plan for all models that `open_experts` would carry out now, and what that reads.
-
-    Opens nothing.
-    """
+) -> SwapPlan:
+    """The one plan for all models that `open_experts` would carry out now; opens nothing."""
     _refuse_too_few(paths, "checkpoint", "open_transformer")
     wanted, where = as_args(args), open_device(device)
     found = [
         find_model(source_of(path), wanted, where, Request(workload=workload, loras=own))
         for path, own in zip(paths, _for_each(loras, len(paths)), strict=True)
     ]
-    joint = _Joint([model.basis for model in found])
-    return Foreseen(joint.plan, coming_reads(found, joint.plans(), where))
+    return _Joint([model.basis for model in found]).plan
 
 
 @undisturbed()

@@ -97,9 +97,13 @@ def open_found(  # noqa: PLR0913 - all but three by name
             freedom = freedom_of(basis, opening.forms(basis.facts, spare_ram))
         movable = frozenset() if freedom is None else freedom.movable
         streamed = opening.ram_units() | opening.disk_units(movable)
+        if ranks is not None:
+            opening.compare_hosts(ranks)
         debug = basis.args.block_swap_debug
         swap, hooks = start_engine(parts, streamed, residents, freedom, debug=debug, swap=swap)
         opening.refuse_saving(hooks, swap)
+        if ranks is not None:
+            opening.watch_hosts(ranks, hooks, swap.spoil)
         placed = [tensor for unit in model.live.units for tensor in unit.tensors]
         mark_idle(undo, [(tensor.places[0].label, tensor.tensor) for tensor in placed])
         reopened(root)

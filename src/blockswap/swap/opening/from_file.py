@@ -1,6 +1,6 @@
 """Steps of opening a checkpoint: residents and RAM tier read, disk units found, saving refused."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from ...adapters.live import LiveTensor, LiveUnit
@@ -10,6 +10,8 @@ from ...layout.checkpoint import Checkpoint
 from ...layout.shares import Span
 from ...lora.file import LoraFile
 from ...plan import Facts
+from ...ranks.group import Ranks
+from ...ranks.host_contents import HostsWatch, refuse_other_contents
 from ...ranks.reading import ReadAlone, Reading
 from ...store.disk import DiskStore, DiskUnit
 from ...store.landing import Landing
@@ -53,6 +55,7 @@ class Opening:
         self._loader = Loader(model, self._headers, parts.pool.readers, parts.device, self._reading)
         self._store: DiskStore | None = None
         self._on_file: dict[str, int] = {}  # positions in the store
+        self._watch: HostsWatch | None = None
 
     def load_rest(self) -> None:
         """Reads what lies outside the units, and puts it and all computed buffers in place."""
@@ -89,6 +92,18 @@ class Opening:
                 copies=self._reading.places,
             )
         return residents
+
+    def compare_hosts(self, ranks: Ranks) -> None:
+        """What was read at opening, with what the other hosts of `ranks` have read."""
+        if self._reading.across:
+            refuse_other_contents(ranks, self._loader.sums if self._reading.fills else None)
+
+    def watch_hosts(self, ranks: Ranks, hooks: Hooks, spoil: Callable[[str], None]) -> None:
+        """What forwards read is compared, too; `spoil` makes the model refuse from then on."""
+        if self._reading.across:
+            sums = self._store.sums if self._store is not None else dict[str, int]
+            self._watch = HostsWatch(ranks, sums, spoil)
+            hooks.after_forward(self._watch.look)
 
     def forms(self, facts: Facts, ram_budget: int) -> FileForms:
         """How residents come to be streamed, should the plan be corrected."""
@@ -196,7 +211,11 @@ class Opening:
         return merged
 
     def reading_sentences(self, swap: Swap) -> tuple[str, ...]:
-        """How the files are read, where it is not the best way."""
+        """How the files are read, where it is not the best way, and how far they are compared."""
+        compared = () if self._watch is None else (self._watch.sentence,)
+        return (*compared, *self._ways_of_reading(swap))
+
+    def _ways_of_reading(self, swap: Swap) -> tuple[str, ...]:
         if self._store is None or not any(map(swap.reads_from_disk, self._on_file)):
             return ()
         modes = set(self._store.modes)

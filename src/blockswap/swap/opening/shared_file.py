@@ -1,6 +1,6 @@
 """A checkpoint read once for all ranks of a host into shared memory; other LoRAs merged there."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from ...errors import PlanError
 from ...layout.stamp import Stamped
 from ...lora.request import Lora
 from ...ranks.group import Ranks
+from ...ranks.host_contents import refuse_other_contents, spans_hosts
 from ...ranks.same_model import refuse_other_files
 from ...ranks.shared_weights import Fill, SharedWeights, share_weights, shared_bytes
 from ...store.host_memory import free_host_bytes
@@ -33,9 +34,12 @@ def share_file(found: FoundModel, ranks: Ranks, device: Device) -> SharedWeights
     with _loading(model, headers, device) as loader:
         with ranks.together("find room for the weights"):
             _refuse_beyond_memory(model)
-        weights = share_weights(model.live, ranks, _filling(loader))
+        loader.sums = {} if spans_hosts(ranks) else None
+        weights = share_weights(model.live, ranks, _filling(loader), loader.sums)
         with ranks.together("read buffers"):
             _fill_buffers(model, loader)
+        if spans_hosts(ranks):
+            refuse_other_contents(ranks, loader.sums)
     return weights
 
 
@@ -43,15 +47,9 @@ class SharedLoras:
     """LoRAs merged into a file's weights that ranks share, which may be others later on."""
 
     def __init__(
-        self,
-        found: FoundModel,
-        ranks: Ranks,
-        weights: SharedWeights,
-        device: Device,
-        opener: str = "open_transformer",
+        self, found: FoundModel, ranks: Ranks, weights: SharedWeights, device: Device
     ) -> None:
         self._found, self._ranks, self._weights, self._device = found, ranks, weights, device
-        self._opener = opener
 
     def with_loras(self, loras: tuple[Lora, ...]) -> Callable[[], None]:
         """What merges them, while the model is closed on all ranks. Raises where they do not fit.
@@ -64,10 +62,13 @@ class SharedLoras:
         def merge() -> None:
             with self._ranks.together("find other LoRAs"):
                 found = find()
+                self._weights.refuse_rounding(found.model.live)
                 refuse_other_files(self._ranks, found.checkpoint.headers)
             try:
                 with self._ranks.together("merge other LoRAs"):
-                    self._fill(found)
+                    sums = self._fill(found)
+                if spans_hosts(self._ranks):
+                    refuse_other_contents(self._ranks, sums)
             except BaseException:
                 self._as_before()
                 raise
@@ -81,16 +82,20 @@ class SharedLoras:
                 self._fill(self._found)
         except BaseException:
             # The shared weights are partly with these LoRAs, partly with those: nobody runs them.
-            refuse_closed(self._found.model.live.root, self._found.checkpoint.label, self._opener)
+            root, label = self._found.model.live.root, self._found.checkpoint.label
+            refuse_closed(root, label, "open_transformer")  # a text encoder takes no LoRAs
             raise
 
-    def _fill(self, found: FoundModel) -> None:
+    def _fill(self, found: FoundModel) -> Mapping[str, int] | None:
+        """The sums of what was read, if they are wanted."""
         models = found.model, self._found.model
         with _loading(found.model, found.checkpoint.headers, self._device) as loader:
+            loader.sums = {} if spans_hosts(self._ranks) else None
             self._weights.refill(
                 _filling(loader),
                 lambda t: any(f.form.merges for model in models for f in model.forms(t)),
             )
+            return loader.sums
 
 
 @contextmanager

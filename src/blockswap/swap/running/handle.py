@@ -90,6 +90,10 @@ class Swap:
         """The plan has changed while it ran; what was told of changes stays with it."""
         self.plan = replace(plan, sentences=(*plan.sentences, *recent(self._changes)))
 
+    def spoil(self, sentence: str) -> None:
+        """No forward is right any more, and each says this."""
+        self._streamer.spoil(sentence)
+
     def tell(self, sentence: str) -> None:
         """Adds to the plan's sentences what has changed and why."""
         kept = len(self.plan.sentences) - len(recent(self._changes))
@@ -208,19 +212,19 @@ class Swap:
         other.led_by(self)
         self.announce_follower()
 
-    def ends_after(self, forwards: int, then: Callable[[], None] | None = None) -> None:
+    def ends_after(self, forwards: int) -> None:
         """Says that after `forwards` forwards from now this model is not run any more.
 
-        Nothing is brought for a further one then, which would cost a stall and nothing else. `then`
-        is called once in the last of them, in its thread, when all that it needs was asked for:
-        the disk is free for what comes next. Raises ArgsError, StateError after `close()`.
+        Nothing is brought for a further one then, which would cost a stall and nothing else. Raises
+        ArgsError, StateError after `close()`.
         """
         _refuse_no_count(forwards)
         if self.closed:
             raise StateError(
-                f"this swap of {type(self.model).__name__} is closed, and runs nothing"
+                f"this swap of {type(self.model).__name__} is closed, and runs nothing: say it of "
+                "an open one"
             )
-        self._streamer.end_after(forwards, then)
+        self._streamer.end_after(forwards)
 
     @undisturbed()
     def set_loras(self, loras: Sequence[AnyLora]) -> None:
