@@ -44,3 +44,18 @@ def test_loras_that_one_rank_changes_are_a_sentence_and_change_nothing(
 def test_experts_have_loras_of_their_own(tmp_path: Path) -> None:
     for one in values(run_ranks(2, "experts_with_loras", path=str(tmp_path / "m.safetensors"))):
         assert all(one), one
+
+
+@pytest.mark.parametrize("budget", [{}, {"ram_budget": 0}], ids=["shared", "in the file"])
+def test_what_is_kept_in_fp32_is_not_rounded(budget: Any, tmp_path: Path) -> None:
+    """A LoRA on a norm of a file in 16 bits: as in one process, or refused where it rests in 16."""
+    args = {"blocks": "0-1", **budget}
+    for found in values(run_ranks(2, "of_what_is_kept", folder=str(tmp_path), args=args)):
+        refused = found.pop("later, refused", "")
+        assert bool(refused) is not bool(budget)
+        assert found == {
+            "at opening": [True, True],
+            "later": [True] if refused else [True, True],
+            "no longer": [True, True],
+        }
+        assert not refused or "rests as bfloat16 in memory that ranks share" in refused

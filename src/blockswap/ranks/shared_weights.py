@@ -15,6 +15,7 @@ import torch
 
 from ..adapters.live import LiveModel, LiveTensor
 from ..errors import ModelError
+from ..layout.dtypes import ITEM_BYTES
 from ..layout.slab import Slab, align_up, pack
 from ..layout.values import Leaf
 from ..store.leaves import leaf_tensors, rebuild, view_leaf
@@ -86,6 +87,19 @@ class SharedWeights:
         for group in self._groups.values():
             if self._fills and any(map(changes, group.tensors)):
                 fill(group.name, group.tensors, group.homes(self.memory))
+
+    def refuse_rounding(self, live: LiveModel) -> None:
+        """Raises ModelError where a tensor of `live`, of the same model, is wider than it rests."""
+        groups = [(unit.layout.name, unit.tensors) for unit in live.units]
+        for name, tensors in [*groups, ("", live.parameters_outside)]:
+            for mine, other in zip(self._groups[name].tensors, tensors, strict=True):
+                for home, leaf in zip(mine.spec.leaves, other.spec.leaves, strict=True):
+                    if ITEM_BYTES[leaf.dtype] > ITEM_BYTES[home.dtype]:
+                        raise ModelError(
+                            f"{other.places[0].label} computes in {leaf.dtype} with these LoRAs, "
+                            f"and rests as {home.dtype} in memory that ranks share: close the "
+                            "model and open it with them (loras=)"
+                        )
 
     def slab(self, unit: str) -> tuple[torch.Tensor, tuple[int, ...]]:
         """The bytes of a unit, uint8 `[slab bytes]`, and the offset of each leaf in them."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,44 @@ def changed_loras(rank: int, mesh: DeviceMesh, path: str, device: str, args: Any
         "as before": [torch.equal(out, together[-1]) for _, out in wrong],
         "told": "LoRAs are" in report,
     }
+
+
+def of_what_is_kept(rank: int, mesh: DeviceMesh, folder: str, args: Any) -> dict[str, Any]:
+    """A LoRA on what the class keeps in fp32, of a file in 16 bits; weights are shared, or not.
+
+    At opening, changed later, and taken out again.
+    """
+    import files
+
+    here, path, lora = device_of("cpu"), Path(folder), f"{folder}/lora.safetensors"
+    if rank == 0:
+        files.build("t2v").save_config(path)
+        held = {name: value.bfloat16() for name, value in files.weights("t2v").items()}
+        save_file(held, path / "diffusion_pytorch_model.safetensors")
+        draw = torch.Generator().manual_seed(1)
+        size = held["blocks.0.norm2.weight"].shape
+        save_file({"blocks.0.norm3.diff": torch.randn(size, generator=draw)}, lora)
+    dist.barrier()
+    found: dict[str, Any] = {}
+    for name, first, second in (
+        ("at opening", [(lora, 0.7)], None),
+        ("later", [], [(lora, 0.7)]),
+        ("no longer", [(lora, 0.7)], []),
+    ):
+        outs = []
+        for shared in (None, mesh):
+            model: Any = blockswap.open_transformer(
+                path, args, device=here, loras=first, mesh=shared
+            )
+            try:
+                if second is not None:
+                    model.blockswap.set_loras(second)
+                outs.append(files.forward(model, "t2v", here))
+            except blockswap.BlockSwapError as error:
+                found[f"{name}, refused"] = str(error)
+            model.blockswap.close()
+        found[name] = [torch.equal(out, outs[0]) for out in outs]
+    return found
 
 
 def changed_by_one(rank: int, mesh: DeviceMesh, path: str, args: Any) -> dict[str, Any]:

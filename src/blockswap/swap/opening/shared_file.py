@@ -62,6 +62,7 @@ class SharedLoras:
         def merge() -> None:
             with self._ranks.together("find other LoRAs"):
                 found = find()
+                self._weights.refuse_rounding(found.model.live)
                 refuse_other_files(self._ranks, found.checkpoint.headers)
             try:
                 with self._ranks.together("merge other LoRAs"):
