@@ -336,3 +336,12 @@ def test_loras(tmp_path: Path, folders: Callable[[str], Path]) -> None:
 def test_a_request_is_a_value() -> None:
     assert VideoRequest(("a",)) == VideoRequest(("a",))
     assert VideoRequest(("a",), guidance=1.0).guided is False
+
+
+def test_a_video_that_leaves_no_step(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    request = request_for("v2v", tmp_path, steps=1, guidance=1.0)
+    with pytest.raises(ArgsError, match=r"takes 0\.8 of them, which is none: ask for 2 or more"):
+        prepare(folders("v2v"), request, tmp_path / "o.mp4", device="cpu")
+    two = request_for("v2v", tmp_path, steps=2, guidance=1.0)
+    job, plan = prepare(folders("v2v"), two, tmp_path / "o.mp4", device="cpu")
+    assert make_videos(job, plan).clips[0].steps_computed == 1

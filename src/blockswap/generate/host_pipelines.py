@@ -89,6 +89,21 @@ def refuse_last_image(parts: Components, request: VideoRequest) -> None:
         )
 
 
+def refuse_no_step(name: str, request: VideoRequest) -> None:
+    """Raises ArgsError where a video that is followed leaves the pipeline without a step.
+
+    It begins with noise of its `strength` on the video, and takes that share of the steps.
+    """
+    import inspect
+
+    asked = inspect.signature(class_named(name).__call__).parameters.get("strength")
+    if request.video is not None and asked is not None and int(request.steps * asked.default) < 1:
+        raise ArgsError(
+            f"steps={request.steps} was asked, and a clip that follows a video takes "
+            f"{asked.default:g} of them, which is none: ask for 2 or more"
+        )
+
+
 def steered(pipe: Any, steering: Steering) -> Any:
     """The same pipeline object, asking `steering` from now on."""
     kind = type(pipe)

@@ -16,7 +16,7 @@ from ..stream.peaks import PeakWatch
 from .costs import latent_shape
 from .decode import OnFrames, decode_all
 from .encode import encode
-from .host_pipelines import pipeline_name, refuse_last_image
+from .host_pipelines import pipeline_name, refuse_last_image, refuse_no_step
 from .inputs import check_inputs
 from .job import Job, Progress, silent
 from .parts.find import ModelFiles, find_components
@@ -73,6 +73,7 @@ def prepare(
     parts = tiny_components() if tiny else find_components(model, pixels=pixels)
     job = Job(parts, request, where, outputs, pipeline_name(parts, request), machine=machine)
     refuse_last_image(parts, request)
+    refuse_no_step(job.pipeline, request)
     latents = torch.Size(latent_shape(job)).numel()
     # The state holds the latents and the scheduler's history; twice while it is replaced.
     check_room(outputs[0].parent, len(outputs) * (2 * 8 * 4 * latents + request.raw_frame_bytes))

@@ -10,7 +10,9 @@ from ..report.output import write_whole
 
 # Best first: a build of FFmpeg may come without an H.264 encoder, but always has MPEG-4.
 ENCODERS: tuple[str, ...] = ("libx264", "libopenh264", "mpeg4")
-_QUALITY = {"libx264": {"crf": "16"}}
+# Without macroblock trees: with them x264 looks at memory that nobody wrote, and the same frames
+# become another file each time.
+_QUALITY = {"libx264": {"crf": "16", "mbtree": "0"}}
 
 
 def require_writer() -> str:
