@@ -41,7 +41,7 @@ EVERY = [
     and not (tier != "accelerator" and when in ("meeting", "met"))
     and not (everybody and when in ("waiting", "meeting", "met"))
 ]
-RANDOM = 6 if EVERY_POINT else 2  # of each kind
+RANDOM = 6 if EVERY_POINT else 1  # of each kind
 CASES = EVERY if EVERY_POINT else SOME
 
 

@@ -73,8 +73,8 @@ def _met(ranks: tuple[int, ...], seconds: float) -> Iterator[None]:
     counts = {rank: int(word.split()[1]) for rank, word in told.items()}
     for _ in range(max(counts.values()) - counts[here]):
         dist.new_group([here], backend="gloo", use_local_synchronization=True)
-    names = "/".join(word.split()[0] for word in told.values())
-    fresh = dist.PrefixStore(f"blockswap/{names}", store)  # type: ignore[attr-defined]
+    name = told[ranks[0]].split()[0]
+    fresh = dist.PrefixStore(f"blockswap/{name}", store)  # type: ignore[attr-defined]
     c10d._world.pg_map[default] = backend, fresh
     try:
         yield
