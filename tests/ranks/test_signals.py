@@ -121,7 +121,7 @@ def test_a_rank_that_is_stopped_lets_the_other_go_on_or_say_why(
     path = str(tmp_path / "m.safetensors")
     other, stopped = values(run_ranks(2, "stopped", path=path, locked=locked))
     assert all(other["equal"] + stopped["equal"])
-    assert len(stopped["equal"]) == 3
+    assert len(stopped["equal"]) == 3 or "was to gather" in stopped["said"]
     if locked:
         assert "locked by one of them that has not gone on for 1 s" in other["said"]
     else:

@@ -128,12 +128,12 @@ def _at(when: str, end: Callable[[], None], end_other: Callable[[], None]) -> No
     if when == "in a forward":
         leave, left = Streamer.leave, 0
 
-        def leaving(self: Streamer, index: int) -> None:
+        def leaving(self: Streamer, *given_to: Any) -> Any:
             nonlocal left
             left += 1
             if left == 9:  # in the second forward
                 end()
-            leave(self, index)
+            return leave(self, *given_to)
 
         Streamer.leave = leaving  # type: ignore[method-assign]
     if when == "in a gather":
