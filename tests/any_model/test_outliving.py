@@ -74,6 +74,7 @@ RETURNED: dict[str, tuple[Any, Any]] = {
     "in a named tuple": (lambda b, x: Pair(x, b.token), first_two),
     "in a frozen value": (lambda b, x: Value(x, b.token), lambda o: (o.state, o.more)),
     "in an output of transformers": (lambda b, x: Answer(x, b.token), lambda o: (o.state, o.more)),
+    "beside one without memory": (lambda b, x: (x, b.token, torch.eye(2).to_sparse()), first_two),
     "alone": (lambda b, x: b.token.expand(3, -1), lambda o: (o, o)),
 }
 
@@ -114,6 +115,9 @@ def test_a_block_returns_the_kind_of_value_that_it_did(sim_device: torch.device)
 
 def keeps(block: Block, x: torch.Tensor, kept: Any) -> torch.Tensor:
     """As modules do that make something of their weight once."""
+    ring: list[Any] = []
+    ring.append(ring)  # what contains itself is looked through, too
+    vars(block).setdefault("a_ring", ring)
     vars(block).setdefault("made_of_it", kept)
     return x
 
@@ -164,3 +168,13 @@ def test_nobody_is_accused_of_garbage(sim_device: torch.device) -> None:
         for _ in range(2):
             run(model, sim_device)
         assert "is kept by other code" not in swap.report().text()
+
+
+def test_a_keeper_is_found_after_a_false_alarm(sim_device: torch.device) -> None:
+    model = made(circle)
+    with swap_blocks(model, BlockSwapArgs(blocks="1-3"), device=sim_device):
+        run(model, sim_device)
+        for block in model.blocks:
+            block.hands_on = KEPT["a view"]
+        with pytest.raises(StateError, match=r"blocks\.1 keeps a weight.* in its made_of_it"):
+            run(model, sim_device)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from blockswap.cli.app import app
 from blockswap.cli.inspection import equal_runs, inspect_checkpoint
+from blockswap.errors import BlockSwapError
 from blockswap.layout.checkpoint import open_checkpoint
 from blockswap.layout.geometry import WanGeometry
 from blockswap.synth import synth
@@ -143,7 +144,7 @@ def test_only_equal_neighbours_share_a_row(tiny: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "too few"), (b"PK\x03\x04" + b"x" * 60, "no safetensors file")],
+    [(b"", "is empty"), (b"PK\x03\x04" + b"x" * 60, "no safetensors file")],
 )
 def test_a_file_that_is_no_checkpoint_is_refused_in_a_line(
     tmp_path: Path, content: bytes, words: str
@@ -173,3 +174,32 @@ def test_another_model_is_named_and_refused(tmp_path: Path) -> None:
     result = runner.invoke(app, ["inspect", str(tmp_path / "f.safetensors")])
     assert result.exit_code == 2
     assert "Flux" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "int32",
+     "int16", "int8", "uint8", "bool", "complex64"],
+)  # fmt: skip
+def test_what_is_told_of_a_dtype_is_what_opening_does(
+    dtype: str, tiny: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from blockswap import open_transformer
+
+    path, tensors = tmp_path / "other.safetensors", load_file(tiny)
+    for name in tensors:
+        if name.endswith("ffn.0.weight"):
+            tensors[name] = torch.zeros(tensors[name].shape).to(getattr(torch, dtype))
+    save_file(tensors, path)
+    result = runner.invoke(app, ["inspect", str(path)])
+    try:
+        open_transformer(path, device="cpu").blockswap.close()
+    except BlockSwapError as error:
+        assert result.exit_code in (1, 2), result.stdout
+        assert str(error) in " ".join((result.stdout + result.stderr).split())
+    else:
+        assert result.exit_code == 0
+        assert "does not open" not in result.stdout

@@ -13,7 +13,8 @@ SUITES = (
     "test_dynamic.py test_future_core.py test_loader.py test_plan.py test_formats.py "
     "test_unusual_files.py test_gguf.py",
     "test_equal.py test_nodes.py test_other_models.py test_pieces.py test_piece_size.py "
-    "test_core_nodes.py test_made_once.py test_weights_anew.py",
+    "test_core_nodes.py test_made_once.py test_weights_anew.py test_relatives.py "
+    "test_replaced.py",
     "test_out_of_memory.py test_simulated.py test_thirds.py test_together.py",
     "test_wrapper.py test_wrapper_memory.py",
     "test_real_wrapper.py",

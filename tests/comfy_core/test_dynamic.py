@@ -56,6 +56,8 @@ KINDS: dict[str, Any] = {
     "fp8_scaled": quantised.fp8_scaled,
     "fp8_scaled full": lambda w: quantised.fp8_scaled(w, full=True),
     "mixed": lambda w: quantised.comfy_quant(w, MAPPED_FORMATS),
+    # The core's feed-forward reads the weight of its last layer past that layer's call.
+    "int8": lambda w: quantised.comfy_quant(w, ("int8_tensorwise",)),
 }
 
 

@@ -39,14 +39,14 @@ class Rows:
         self.seen: dict[str, list[int]] = {}
         names = {id(m): n for n, m in root.blocks[1].named_modules()}
         linear = type(root.blocks[1].ffn[2])
-        forward = linear.forward
+        call = linear.__call__
 
         def count(layer: Any, x: torch.Tensor) -> torch.Tensor:
-            if id(layer) in names and x.stride(1):  # without numbers: only asked how it ends
+            if id(layer) in names:
                 self.seen.setdefault(names[id(layer)], []).append(x.shape[0] * x.shape[1])
-            return forward(layer, x)
+            return call(layer, x)
 
-        patch.setattr(linear, "forward", count)
+        patch.setattr(linear, "__call__", count, raising=False)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -319,7 +319,8 @@ def reworded(kind: Any) -> Any:
     text = inspect.getsource(kind.forward)
     assert "self.o(x)" in text
     names = dict(vars(inspect.getmodule(kind)))
-    exec(textwrap.dedent(text.replace("self.o(x)", "self.o(x + x)")), names)
+    text = textwrap.dedent(text.replace("self.o(x)", "self.o(x + x)"))
+    exec(compile(text, inspect.getfile(kind), "exec"), names)
     return names["forward"]
 
 

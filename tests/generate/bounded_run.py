@@ -16,7 +16,7 @@ SHARE = 90  # percent of the transformers' bytes that there is room for
 
 def main(folder: Path, place: Path, group: Path, kind: str) -> None:
     """Beyond what the process has when nothing is read yet, most of the transformers' bytes."""
-    output, kind = place / "clip.mp4", "t2v" if kind == "files" else kind
+    output, kind = place / "clip.mp4", kind.partition(".")[0]
     first, free = prepare(folder, request_for(kind, place), output, device="cpu")
     transformers = sum(part.weight_bytes for part in first.parts.transformers)
     budget = min(phase.host_bytes for phase in free.phases) + transformers * SHARE // 100

@@ -18,7 +18,10 @@ __all__ = ["limit"]
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a pipeline of that kind, written on first use."""
+    """The folder of a pipeline of that kind, written on first use.
+
+    "files": two experts in single files; "MODEL.FORMAT": single files of heavy transformers.
+    """
     root = tmp_path_factory.mktemp("pipelines")
 
     def folder(kind: str) -> Path:
@@ -26,6 +29,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         path = root / kind
         if not path.exists() and kind == "files":
             write(path, "experts")
+        if not path.exists() and "." in kind:
+            model, _, form = kind.partition(".")
+            write(path, form, model, heavy=True)
         return path if path.exists() else save(kind, path)
 
     return folder

@@ -186,11 +186,14 @@ def spiece() -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).clone()
 
 
-def write(folder: Path, kind: str, model: str = "t2v") -> tuple[dict[str, Path], Any]:
+def write(
+    folder: Path, kind: str, model: str = "t2v", *, heavy: bool = False
+) -> tuple[dict[str, Path], Any]:
     """Files of a model, and diffusers' pipeline of what they hold.
 
     `kind`: "bf16", "fp8_scaled" or "gguf" of transformer and encoder, "experts" for two in bf16.
-    `model`: one of `MODELS`; those on "-experts" have two transformers in any kind.
+    `model`: one of `MODELS`; those on "-experts" have two transformers in any kind. `heavy`: with
+    twelve blocks of 8 MB each in bf16, which counts beside what a process takes.
     """
     torch.manual_seed(7)
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +203,7 @@ def write(folder: Path, kind: str, model: str = "t2v") -> tuple[dict[str, Path],
     files = {
         name: folder / f"{name}.{'gguf' if kind == 'gguf' else 'safetensors'}" for name in names
     }
-    made = [_write_transformer(file, kind, model, text) for file in files.values()]
+    made = [_write_transformer(file, kind, model, text, heavy) for file in files.values()]
     encoder = text_encoder(ROWS, text).bfloat16()
     pixels = vae(**(WAN_22 if model.startswith("ti2v") else {}))
     randomise(encoder)
@@ -255,9 +258,10 @@ def clip() -> Any:
     return CLIPVisionModel(config).eval()
 
 
-def _write_transformer(file: Path, kind: str, model: str, text: int) -> Any:
+def _write_transformer(file: Path, kind: str, model: str, text: int, heavy: bool) -> Any:
     """What diffusers loads of the file that is written."""
-    made = transformer(**_CHANGES.get(model.removesuffix("-experts"), {}), text_dim=text)
+    changes = {**_CHANGES.get(model.removesuffix("-experts"), {}), "text_dim": text}
+    made = transformer(**changes | ({"num_layers": 12, "ffn_dim": 16384} if heavy else {}))
     for parameter in made.parameters():  # buffers stay in fp32, as a loader leaves them
         parameter.data = parameter.data.bfloat16()
     named = {PREFIX + to_original_key(n): t for n, t in made.state_dict().items()}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from whole import by_us, request_for
 from blockswap.errors import OutputError, StateError
 from blockswap.generate.run import make_videos, prepare
 from blockswap.generate.state import RunState, claimed, read_state, write_state
+from blockswap.plan.inputs.machine import Machine
 from mounts import mounted
 
 CPU = torch.device("cpu")
@@ -47,6 +49,39 @@ def test_several_prompts_of_which_one_fails(folders: Callable[[str], Path], tmp_
     assert first.stat().st_mtime_ns == before, "what is written is not decoded again"
     assert all(np.array_equal(found[clip], expected[clip]) for clip in (0, 1))
     assert list(tmp_path.glob("*.resume*")) == []
+
+
+@pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
+def test_many_prompts_take_no_more_of_the_device_than_one(
+    folders: Callable[[str], Path], tmp_path: Path, sim_device: torch.device, machine: Machine
+) -> None:
+    """What is sampled waits on the disk; when the run goes on, too."""
+    folder, output, one = folders("t2v"), tmp_path / "clip.mp4", tmp_path / "one.mp4"
+    request = request_for("t2v", tmp_path, steps=2)
+    _, alone, _ = by_us(folder, request, one, sim_device, machine=machine)
+    asked = replace(request, prompts=("a red ball", "a blue cat", "a ball", "a cat"))
+    job, plan = prepare(folder, asked, output, device=sim_device, machine=machine)
+    with pytest.raises(Stopped):
+        make_videos(job, plan, progress=stop_at("decode", 2))
+    made = make_videos(job, plan, resume=True)
+    assert made.device_peaks["decode"] == alone.device_peaks["decode"]
+    for path in job.outputs:
+        path.unlink()
+    made = make_videos(job, plan)
+    for phase in ("sample", "decode"):
+        assert made.device_peaks[phase] == alone.device_peaks[phase]
+
+
+def test_a_state_that_somebody_removes(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    request = request_for("t2v", tmp_path, steps=2, guidance=1.0)
+    job, plan = prepare(folders("t2v"), request, tmp_path / "o.mp4", device="cpu")
+
+    def remove(name: str, done: int, _total: int) -> None:
+        if (name, done) == ("sample", 2):
+            (tmp_path / "o.mp4.resume").unlink()
+
+    with pytest.raises(StateError, match="was removed while the run"):
+        make_videos(job, plan, progress=remove)
 
 
 def test_prompts_that_changed_before_it_goes_on(

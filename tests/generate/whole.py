@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from tiny_pipelines import FROM_IMAGES, FROM_VIDEOS, WITH_CLIP
@@ -114,15 +113,9 @@ def by_us(
     return [found[clip] for clip in sorted(found)], made, plan
 
 
-def as_planned(made: Made, plan: Any, *, sample_takes_less: bool = False) -> None:
-    """The device's peak of every phase is within 3 % of what was said of it.
-
-    `sample_takes_less`: of the steps it is known that the plan says too much.
-    """
+def as_planned(made: Made, plan: Any) -> None:
+    """The device's peak of every phase is what was said of it or at most 3 % less."""
     told = {phase.name: phase.device_bytes for phase in plan.phases}
     told["sample"] = max(told["sample"], told.get("condition", 0))
     for phase, peak in made.device_peaks.items():
-        if phase == "sample" and sample_takes_less:
-            assert peak <= told[phase] * 1.03
-            continue
-        assert peak == pytest.approx(told[phase], rel=0.03), f"{phase}: {peak:,} of {told}"
+        assert peak <= told[phase] <= peak * 1.03, f"{phase}: {peak:,} of {told}"

@@ -26,11 +26,11 @@ def without(field: str) -> bytes:
 
 def corpus() -> Iterator[tuple[str, bytes, str]]:
     """(what is wrong, the file, part of the message)."""
-    yield "empty file", b"", "0 bytes, too few"
+    yield "empty file", b"", "is empty"
     yield "seven bytes", b"\1\0\0\0\0\0\0", "7 bytes, too few"
     yield "length beyond the file", struct.pack("<Q", 100) + b"{}", "ends after 10"
     yield "length above the cap", struct.pack("<Q", 100_000_001) + b"{}", "100,000,001 bytes, more"
-    yield "length of 2^64 - 1", b"\xff" * 8 + b"{}", "more than safetensors allows"
+    yield "length of 2^64 - 1", b"\xff" * 8 + b"{}", "does not begin as a safetensors file"
     yield "header not UTF-8", packed(b'{"\xff":1}'), "is not UTF-8"
     yield "header not JSON", packed(b'{"a":'), "is not JSON"
     yield "header empty", packed(b""), "is not JSON"
@@ -94,6 +94,16 @@ def corpus() -> Iterator[tuple[str, bytes, str]]:
     yield "web page after a blank", b"\n\n  <html><body>login</body></html>", "a web page"
     yield "JSON text", b'{"error": "access to this model is restricted"}', "a JSON text"
     yield "NumPy array", b"\x93NUMPY\1\0v\0{'descr': '<f4'}", "a NumPy array"
+    yield "PNG", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "but a picture"
+    yield "WebP", b"RIFF\x24\0\0\0WEBPVP8 " + b"\0" * 40, "but a picture"
+    yield "AVIF", b"\0\0\0\x1cftypavif" + b"\0" * 40, "but a picture"
+    yield "MP4", b"\0\0\0\x20ftypisom" + b"\0" * 40, "but a video or a sound"
+    yield "WAV", b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 40, "but a video or a sound"
+    yield "PDF", b"%PDF-1.7\n%\xe2\xe3", "but a PDF document"
+    yield "prompts", "a red ball\nein rüstiger Hund\n".encode(), "but a text"
+    yield "random bytes", bytes(range(255, 200, -1)), "does not begin as a safetensors file"
+    spelt = int.from_bytes(b"BM\1\0\0\0\0\0", "little")
+    yield "cut short, spelling a magic", struct.pack("<Q", spelt) + b'{"a":', "is cut short"
     yield "unfinished download", b"\0" * 4096, "download did not finish"
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from tiny_families import FAMILIES, built, made
@@ -127,6 +128,9 @@ def test_what_a_swapped_pipeline_refuses(sim_device: torch.device) -> None:
             pipe.transformer.enable_group_offload(onload_device=sim_device)
         with pytest.raises(StateError, match="was to be moved or cast"):
             pipe.to(torch.device(sim_device.type, 1))
+        for maker in (type(pipe), diffusers.LTXImageToVideoPipeline):
+            with pytest.raises(StateError, match=r"to be made of .*this LTXPipeline \(from_pipe\)"):
+                maker.from_pipe(pipe)
         mine, pipe.transformer = pipe.transformer, other.transformer
         with pytest.raises(StateError, match="transformer of this LTXPipeline is another model"):
             latents(pipe)

@@ -30,6 +30,8 @@ WRITING_CALLS = (
 )  # fmt: skip
 # The method that loads a LoRA beside the weights.
 LOADING_CALL = "load_lora_adapter"
+# The method that makes a pipeline of another one's parts, and casts them (to fp32, unless told).
+TAKING_CALL = "from_pipe"
 # PEFT begins the second factor at zero, bias and all, and the first one at random.
 FIRST_FACTOR, SECOND_FACTOR = ".lora_A.", ".lora_B."
 # Hooks of diffusers that keep, cast or move weights; caches and layer skips are not among them.

@@ -43,7 +43,8 @@ def inspect(
 ) -> None:
     """Show which model a checkpoint is, its dtypes, bytes per block and, of Wan's, geometry.
 
-    Only headers are read, so it takes no time however large the file is.
+    Only headers are read, so it takes no time however large the file is. The exit code is 1 where
+    the checkpoint would not open because of its dtypes.
     """
     folder = library_folder(path, config, module or ())
     if folder is not None:
@@ -54,11 +55,14 @@ def inspect(
         found = inspect_checkpoint(joined([unpacked(file) for file in files]))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
-        return
-    console = new_console()
-    print_facts(console, str(path), _facts(found))
-    print_parts(console, found.units, (found.rest,))
-    console.print(_gain(found.summary), soft_wrap=True)
+    else:
+        console = new_console()
+        print_facts(console, str(path), _facts(found))
+        print_parts(console, found.units, (found.rest,))
+        last = found.refused and f"does not open: {found.refused}"
+        console.print(last or _gain(found.summary), soft_wrap=True, markup=False)
+    if found.refused:
+        raise typer.Exit(1)
 
 
 def _facts(found: Inspection) -> tuple[tuple[str, str], ...]:

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..errors import GeometryError
 from ..layout.checkpoint import Checkpoint, StoredTensor
 from ..layout.formats import unpacked
-from ..layout.formats.main_dtype import is_quantised, main_dtype
+from ..layout.formats.main_dtype import is_quantised, main_dtype, refuse_whole_numbers
 from ..layout.geometry import unit_of, units_in_order
 from ..layout.summary import CheckpointSummary, describe
 
@@ -44,6 +45,7 @@ class Inspection:
     metadata: dict[str, str]
     computes_in: str | None
     notes: tuple[str, ...]
+    refused: str | None  # why it does not open, where that is seen in its dtypes
 
     def to_dict(self) -> dict[str, Any]:
         """A value of dictionaries, lists, numbers and texts, ready for `json.dumps`."""
@@ -64,6 +66,7 @@ class Inspection:
             "left_out": list(self.left_out),
             "computes_in": self.computes_in,
             "notes": list(self.notes),
+            "does_not_open": self.refused,
             "metadata": self.metadata,
         }
 
@@ -90,7 +93,17 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         metadata=dict(checkpoint.metadata),
         computes_in=main_dtype(tensors) if any(map(is_quantised, tensors)) else None,
         notes=checkpoint.notes,
+        refused=_refused(summary.label, tensors),
     )
+
+
+def _refused(label: str, tensors: Iterable[StoredTensor]) -> str | None:
+    try:
+        for tensor in tensors:
+            refuse_whole_numbers(label, tensor)
+    except GeometryError as error:
+        return str(error)
+    return None
 
 
 def equal_runs(units: Sequence[Part]) -> tuple[tuple[Part, ...], ...]:

@@ -19,7 +19,8 @@ from .parts.components import Part
 from .parts.load import build_empty
 from .request import TEXT_TOKENS
 
-_ALLOCATION = 512  # what the device's allocator rounds a tensor up to
+ALLOCATION = 512  # what the device's allocator rounds a tensor up to
+_WAY = 2  # how costs are followed; counted up when that changes what is alive
 
 
 def text_cost(job: Job) -> PhaseCost:
@@ -33,6 +34,7 @@ def _kept(job: Job, part: Part, task: str, follow: Callable[[], PhaseCost]) -> P
     """What was found before for the same part, clip and libraries; else followed now."""
     question = {
         "kind": "generate",
+        "way": _WAY,
         "task": task,
         "config": {name: repr(value) for name, value in sorted(part.config.items())},
         "latents": list(latent_shape(job)),
@@ -50,12 +52,12 @@ def _kept(job: Job, part: Part, task: str, follow: Callable[[], PhaseCost]) -> P
 def _weight_bytes(model: torch.nn.Module) -> int:
     """Of a model on the device, as its allocator counts."""
     tensors = [*model.parameters(), *model.buffers()]
-    return sum(-(-tensor.nbytes // _ALLOCATION) * _ALLOCATION for tensor in tensors)
+    return sum(-(-tensor.nbytes // ALLOCATION) * ALLOCATION for tensor in tensors)
 
 
 def _follow_text(job: Job) -> PhaseCost:
     part = job.parts.text_encoder
-    dtype = _stated_dtype(part)
+    dtype = stated_dtype(part)
     encoder = build_empty(part).to(dtype)
     ids = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device="meta")
     # The square one that the encoder makes of a row of padding, which it would have to look at.
@@ -82,7 +84,7 @@ def sight_cost(job: Job, part: Part) -> PhaseCost:
 
 
 def _follow_sight(job: Job, part: Part, images: int) -> PhaseCost:
-    encoder: Any = build_empty(part).to(_stated_dtype(part))
+    encoder: Any = build_empty(part).to(stated_dtype(part))
     side = int(encoder.config.image_size)
     cost = record_call(
         Recorder([*encoder.parameters(), *encoder.buffers()]),
@@ -109,7 +111,7 @@ def _by_formula(part: Part, dtype: torch.dtype) -> PhaseCost:
     return predict_text_encoder(tokens=TEXT_TOKENS, dtype=name, geometry=geometry)
 
 
-def _stated_dtype(part: Part) -> torch.dtype:
+def stated_dtype(part: Part) -> torch.dtype:
     stated = str(part.config.get("dtype") or part.config.get("torch_dtype") or "float32")
     found = getattr(torch, stated, torch.float32)
     return found if isinstance(found, torch.dtype) else torch.float32
@@ -143,16 +145,18 @@ def _follow_decoding(job: Job, *, tiled: bool) -> PhaseCost:
     processor = VideoProcessor(vae_scale_factor=job.parts.pixels_per_latent)
     shape = latent_shape(job)
 
-    def work(mask: torch.Tensor) -> torch.Tensor:
+    def work(noise: torch.Tensor, _timesteps: torch.Tensor) -> torch.Tensor:
         latents = torch.empty(shape, dtype=torch.float32, device="meta")
         mean = torch.empty(1, shape[1], 1, 1, 1, dtype=vae.dtype, device="meta")
-        latents = latents / mean + mean
+        spread = torch.empty_like(mean)
+        latents = latents / spread + mean
         video = vae.decode(latents, return_dict=False)[0]
         frames: torch.Tensor = processor.postprocess(video[0].permute(1, 0, 2, 3), "pt")
         return frames
 
-    mask = torch.empty(shape, dtype=torch.float32, device="meta")
-    cost = record_call(recorder, work, ((mask,), {}), label="the VAE")
+    # The noise, or a mask, as large as the latents; and the timesteps.
+    held = torch.empty(shape, device="meta"), torch.empty(job.request.steps, device="meta")
+    cost = record_call(recorder, work, (held, {}), label="the VAE")
     return PhaseCost(weights, cost.activation_bytes, cost.output_bytes, cost.flops)
 
 
@@ -165,37 +169,18 @@ def condition_cost(job: Job, *, tiled: bool) -> PhaseCost:
     # VACE holds the control video, its mask (as given, and rounded), the other half of the video
     # that the mask parts, and the reference, all in fp32.
     clips = 4 * 4 * job.request.raw_frame_bytes if job.parts.is_vace else 0
-    held = clips + clips // (4 * job.request.frames) + job.image_bytes
+    few = 4 * ALLOCATION  # factors of latents, timesteps, the scale of conditions
+    held = clips + clips // (4 * job.request.frames) + job.image_bytes + few
+    if job.pipeline == "WanImageToVideoPipeline":
+        held += 4 * prod(latent_shape(job))  # the noise
 
     def follow() -> PhaseCost:
         vae = build_empty(job.parts.vae)
-        cost = record_vae(vae, "encode", size, tiled=tiled)
-        return replace(cost, weight_bytes=_weight_bytes(vae))
+        cost, activations = record_vae(vae, "encode", size, tiled=tiled), 0
+        if job.timestep_per_token and vae.dtype == torch.float32:
+            activations = -job.image_bytes  # it is what is encoded
+        activations += cost.activation_bytes
+        return replace(cost, activation_bytes=activations, weight_bytes=_weight_bytes(vae))
 
     cost = _kept(job, job.parts.vae, f"encode {frames}, tiled {tiled}", follow)
     return replace(cost, activation_bytes=cost.activation_bytes + held)
-
-
-def _followed_bytes(job: Job) -> int:
-    """The video that a clip follows, in fp32, which the pipelines keep: VACE with its mask."""
-    copies = {"WanVideoToVideoPipeline": 1, "WanVACEPipeline": 2}.get(job.pipeline, 0)
-    reference = 1 if job.pipeline == "WanVACEPipeline" and job.request.image is not None else 0
-    frames = copies * job.request.frames + reference
-    return 4 * frames * job.request.raw_frame_bytes // job.request.frames
-
-
-def carried_bytes(job: Job, item_bytes: int, text_dim: int) -> int:
-    """What a pipeline and its scheduler hold on the device beside a forward's own tensors.
-
-    Latents in fp32: the sample, a mask of ones, the scheduler's history; the first prediction of
-    guidance, and the prompt's other embedding, in the transformer's dtype (`item_bytes` each).
-    """
-    latent = 4 * prod(latent_shape(job, job.sampled_frames))
-    config = job.parts.scheduler.config
-    history = int(config.get("solver_order", 0)) + 1 if "solver_order" in config else 0
-    masks = 1 if job.pipeline == "WanPipeline" else 0
-    sample = 0 if item_bytes == 4 and not job.conditioned else 1  # else it is the forward's input
-    held = (sample + masks + history) * latent + _followed_bytes(job)
-    if job.request.guided:
-        held += latent * item_bytes // 4 + TEXT_TOKENS * text_dim * item_bytes
-    return held

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ModelError
+from ..errors import ModelError, StateError
 from ..swap.entry.checkpoint_file import empty_transformer
 from ..turns.turn import turn_of
 from .encode import Encoded
@@ -16,7 +16,7 @@ from .host_pipelines import Steering, build_pipeline, steered
 from .job import Job, Progress
 from .parts.load import load_part
 from .preview import preview_path
-from .sample import call_arguments, sampling_models
+from .sample import call_arguments, sampling_models, state_of
 from .state import RunState, state_path, write_state
 from .video import write_video
 
@@ -24,15 +24,13 @@ from .video import write_video
 OnFrames = Callable[[int, Any], None]
 
 
-def decode_all(
-    job: Job, encoded: Encoded, states: list[RunState], progress: Progress, on_frames: OnFrames
-) -> None:
-    """Decodes and writes every clip, and then removes their states. Raises OutputError.
+def decode_all(job: Job, encoded: Encoded, progress: Progress, on_frames: OnFrames) -> None:
+    """Decodes and writes every clip from its state, and then removes the states.
 
     Of several clips the states stay until all are written, and say which are: a run that ends in
     between goes on without sampling or decoding one again. The whole pipeline is called with all of
     its steps skipped: what comes before and after the decoder is then diffusers' own code for each
-    kind.
+    kind. Raises OutputError, and StateError where a state is gone.
     """
     folders = [part.weights for part in job.parts.transformers]
     empty = [empty_transformer(folder, device=job.device) for folder in folders]
@@ -40,7 +38,8 @@ def decode_all(
     if job.tiled:
         vae.enable_tiling()
     with torch.no_grad(), turn_of(vae, job.device, budget=None, activation_bytes=0):
-        for clip, state in enumerate(states):
+        for clip in range(len(job.outputs)):
+            state = _sampled(job, clip)
             if _is_written(state, job.outputs[clip]):
                 continue
             models = sampling_models(job, empty, vae)
@@ -48,14 +47,24 @@ def decode_all(
             frames = _frames(job, pipe, encoded, clip, state)
             del pipe, models
             on_frames(clip, frames)
-            progress("decode", clip + 1, len(states))
+            progress("decode", clip + 1, len(job.outputs))
             _write(job, clip, frames, progress)
-            if len(states) > 1:
+            if len(job.outputs) > 1:
                 kept = {"latents": state.kept["latents"], "written": _stamp(job.outputs[clip])}
                 written = RunState(state.done, state.total, kept)
                 write_state(state_path(job.outputs[clip]), job.asked(clip), written)
     for path in job.outputs:
         state_path(path).unlink(missing_ok=True)
+
+
+def _sampled(job: Job, clip: int) -> RunState:
+    state = state_of(job, clip, torch.device("cpu"))
+    if state is None:
+        raise StateError(
+            f"{state_path(job.outputs[clip])} was removed while the run that it is of went on: "
+            "make the clip again"
+        )
+    return state
 
 
 def _is_written(state: RunState, output: Path) -> bool:
@@ -75,7 +84,7 @@ def _frames(job: Job, pipe: Any, encoded: Encoded, clip: int, state: RunState) -
     given = call_arguments(job, encoded, clip, host)
     if job.pipeline == "WanVideoToVideoPipeline":
         del given["video"]  # it takes that or latents
-    (video,) = pipe(**given, latents=state.kept["latents"].to(host), output_type="np")
+    (video,) = pipe(**given, latents=state.kept["latents"], output_type="np")
     if not np.isfinite(video[0]).all():
         raise ModelError(
             f"{job.parts.vae.path} decoded finite latents to numbers that are none (NaN): give "

@@ -108,11 +108,11 @@ def _make(
 ) -> Made:
     peaks = _Peaks(job)
     encoded = peaks.of("encode", lambda: encode(job, plan.encoder_args, progress))
-    states, computed = peaks.of(
+    computed = peaks.of(
         "sample",
         lambda: sample_all(job, encoded, plan.args, resume=resume, progress=progress),
     )
-    peaks.of("decode", lambda: decode_all(job, encoded, states, progress, on_frames))
+    peaks.of("decode", lambda: decode_all(job, encoded, progress, on_frames))
     clips = tuple(Clip(path, steps) for path, steps in zip(job.outputs, computed, strict=True))
     return Made(clips, encoded.encoded, peaks.device, peak_host_bytes())
 

@@ -15,29 +15,17 @@ from ..swap.entry.checkpoint_file import empty_transformer, plan_transformer
 from ..swap.entry.experts import plan_experts
 from ..swap.entry.text_encoder import plan_text_encoder
 from ..units import format_bytes
-from .costs import carried_bytes, condition_cost, decode_cost, sight_cost, text_cost
+from .costs import condition_cost, decode_cost, sight_cost, text_cost
 from .encode import to_encode
 from .first_use import FIRST_USE_BYTES, take_first_use
+from .held import carried_bytes, decode_inputs_bytes, embeddings_bytes, state_bytes
 from .idle import idle_sentences
 from .job import Job
-from .parts.load import class_named
-from .sample import loras_of, workload_of
+from .parts.load import class_named, load_part
+from .phase import Phase, with_seconds
+from .sample import boundary_of, first_experts_steps, loras_of, workload_of
 
 PLANNING_BYTES = 4 * 2**20  # what the process may still grow by until its plan is made
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """The peak of one phase, and what it reads. `seconds` is None where speeds are not known.
-
-    `device_bytes` is 0 on the CPU, where everything counts as `host_bytes`.
-    """
-
-    name: str
-    device_bytes: int
-    host_bytes: int
-    read_bytes: int
-    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +59,20 @@ def plan_run(job: Job) -> RunPlan:
     limit = _device_limit(job)
     tiled = _tiles(job, limit)
     job = replace(job, tiled=tiled)
-    args, blocks, carried = _blocks(job, base)
+    args, blocks, carried, texts = _blocks(job, base)
     encoder_args = _encoder_args(job, base, limit)
     phases = (
         _seeing(job, base, limit, _encoding(job, base, encoder_args)),
-        *_conditioning(job, base),
+        *_conditioning(job, base, texts),
         _sampling(job, base, blocks, carried),
         _decoding(job, base, tiled),
         _writing(job, base),
     )
     grown = max(0, (resident_host_bytes() or 0) + FIRST_USE_BYTES - base)  # by planning itself
     phases = tuple(replace(phase, host_bytes=phase.host_bytes + grown) for phase in phases)
+    phases = with_seconds(job, phases)
     fits, verdict = _verdict(job, phases, limit)
-    notes = (*parts.notes, *idle_sentences(job))
+    notes = (*parts.notes, *_switch(job), *idle_sentences(job))
     return RunPlan(phases, fits, verdict, tiled, blocks, args, encoder_args, notes)
 
 
@@ -118,12 +107,13 @@ def _tiles(job: Job, limit: int | None) -> bool:
     return decode_cost(job, tiled=False).peak_bytes > limit
 
 
-def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, SwapPlan, int]:
+def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, SwapPlan, int, int]:
+    """How the blocks are swapped; what lies beside them, and what of that are embeddings."""
     request = job.request
     folders = [part.weights for part in job.parts.transformers]
     model: Any = empty_transformer(folders[0], device=job.device)
     item = torch.empty((), dtype=model.dtype).element_size()
-    carried = carried_bytes(job, item, int(model.config.text_dim))
+    carried = carried_bytes(job, item, model.config)
     given = _ram(job, base)
     if request.chunk_tokens is not None:
         given["chunk_tokens"] = request.chunk_tokens
@@ -140,7 +130,7 @@ def _blocks(job: Job, base: int) -> tuple[BlockSwapArgs, SwapPlan, int]:
             return plan_transformer(folders[0], args, **how)
         return plan_experts(folders, args, **how)
 
-    return *_planned(job, args, plan), carried
+    return *_planned(job, args, plan), carried, embeddings_bytes(job, item, model.config)
 
 
 def _planned(
@@ -215,13 +205,15 @@ def _seeing(job: Job, base: int, limit: int | None, phase: Phase) -> Phase:
     return replace(phase, device_bytes=device, host_bytes=host, read_bytes=read)
 
 
-def _conditioning(job: Job, base: int) -> list[Phase]:
+def _conditioning(job: Job, base: int, texts: int) -> list[Phase]:
+    """`texts`: bytes of their embeddings, which lie beside."""
     if not job.conditioned:
         return []
     cost, files = condition_cost(job, tiled=job.tiled), job.parts.vae.weight_bytes
+    peak = cost.peak_bytes + texts
     if job.on_host:
-        return [Phase("condition", 0, base + cost.peak_bytes, files)]
-    return [Phase("condition", cost.peak_bytes, base + cost.weight_bytes, files)]
+        return [Phase("condition", 0, base + peak, files)]
+    return [Phase("condition", peak, base + cost.weight_bytes, files)]
 
 
 def _sampling(job: Job, base: int, blocks: SwapPlan, carried: int) -> Phase:
@@ -231,7 +223,9 @@ def _sampling(job: Job, base: int, blocks: SwapPlan, carried: int) -> Phase:
     files = sum(part.weight_bytes for part in job.parts.transformers)
     streamed = blocks.read_bytes_per_forward
     seconds = None if blocks.timing is None else blocks.timing.step_seconds * forwards
-    host = base + blocks.pinned_bytes + staging + (peak if job.on_host else 0)
+    # The state is written between two forwards.
+    most = max(peak, blocks.device_bytes + carried + state_bytes(job)) if job.on_host else 0
+    host = base + blocks.pinned_bytes + staging + (most or state_bytes(job))
     read = files - min(files, streamed) + streamed * forwards
     if job.request.preview_every:
         host += _preview_bytes(job)
@@ -250,9 +244,8 @@ def _decoding(job: Job, base: int, tiled: bool) -> Phase:
     cost, files = decode_cost(job, tiled=tiled), job.parts.vae.weight_bytes
     if job.conditioned:  # what was conditioned on is prepared once more
         again = condition_cost(job, tiled=tiled)
-        held = 4 * job.request.raw_frame_bytes if job.parts.is_vace else job.image_bytes
-        most = max(cost.activation_bytes + held, again.activation_bytes)
-        cost = replace(cost, activation_bytes=most)
+        held = cost.activation_bytes + decode_inputs_bytes(job)
+        cost = replace(cost, activation_bytes=max(held, again.activation_bytes))
     frames = 4 * job.request.raw_frame_bytes  # in fp32, as the pipeline returns them
     if job.on_host:
         return Phase("decode", 0, base + cost.peak_bytes + frames, files)
@@ -261,6 +254,23 @@ def _decoding(job: Job, base: int, tiled: bool) -> Phase:
 
 def _writing(job: Job, base: int) -> Phase:
     return Phase("write", 0, base + 4 * job.request.raw_frame_bytes, 0)
+
+
+def _switch(job: Job) -> tuple[str, ...]:
+    """When the experts change; what it takes is part of the steps."""
+    if len(job.parts.transformers) == 1:
+        return ()
+    scheduler, steps = load_part(job.parts.scheduler), job.request.steps
+    boundary = boundary_of(job, scheduler)
+    scheduler.set_timesteps(steps)
+    high = steps if boundary is None else first_experts_steps(scheduler.timesteps, boundary)
+    if 0 < high < steps:
+        return (
+            f"the experts change after step {high} of {steps}: both run through the same slots, so "
+            "the switch takes no more than a step",
+        )
+    name = "high" if high else "low"
+    return (f"all {steps} steps are those of the expert of {name} noise: the other one has none",)
 
 
 def _verdict(job: Job, phases: tuple[Phase, ...], limit: int | None) -> tuple[bool, str]:

@@ -68,11 +68,22 @@ class Stage:
         swaps, each = [model.blockswap for model in self.models], 1 + self._job.request.guided
         steps, high = len(timesteps) - skip, 0
         if len(swaps) > 1 and boundary is not None:
-            high = max(0, int((timesteps.cpu() >= boundary).sum()) - skip)
+            high = max(0, first_experts_steps(timesteps, boundary) - skip)
         if high and len(swaps) > 1:
             swaps[0].followed_by(swaps[1], after=high * each)
         if ends and steps > high:
             swaps[-1].ends_after((steps - high) * each)
+
+
+def first_experts_steps(timesteps: torch.Tensor, boundary: float) -> int:
+    """How many of the steps the expert of high noise has, as diffusers' pipelines decide it."""
+    return int((timesteps.cpu() >= boundary).sum())
+
+
+def boundary_of(job: Job, scheduler: Any) -> float | None:
+    """The timestep below which the expert of low noise has its turn; None without one."""
+    ratio = job.parts.boundary_ratio
+    return None if ratio is None else ratio * scheduler.config.num_train_timesteps
 
 
 def workload_of(job: Job, dtype: torch.dtype) -> Any:
@@ -123,35 +134,36 @@ def call_arguments(job: Job, encoded: Encoded, clip: int, where: torch.device) -
 
 def sample_all(
     job: Job, encoded: Encoded, args: BlockSwapArgs, *, resume: bool, progress: Progress
-) -> tuple[list[RunState], list[int]]:
-    """Samples every clip; the state of each after its last step, and how many steps were computed.
+) -> list[int]:
+    """Samples every clip into its state on the disk; how many steps of each were computed.
 
     Raises StateError for a state of another run; what was sampled before stays on the disk.
     """
-    found = [
-        read_state(state_path(path), job.asked(clip), job.device) if resume else None
-        for clip, path in enumerate(job.outputs)
-    ]
+    # All states are looked at first; of each no more is kept than that it is done.
+    todo = [clip for clip in range(len(job.outputs)) if not (resume and _is_sampled(job, clip))]
     stage, previews = Stage(job, args), Previews(job)
-    last = max(
-        (n for n, state in enumerate(found) if state is None or not state.sampled), default=-1
-    )
-    states, computed = [], []
+    computed = [0] * len(job.outputs)
     try:
-        for clip, before in enumerate(found):
-            if before is not None and before.sampled:
-                states.append(before)
-                computed.append(0)
-                continue
-            ends_turn = job.conditioned or clip == last  # a conditioned clip's VAE comes next
+        for clip in todo:
+            ends_turn = job.conditioned or clip == todo[-1]  # a conditioned clip's VAE comes next
             sampler = _Sampler(job, stage, clip, progress, previews, ends_turn=ends_turn)
-            states.append(sampler.run(encoded, before))
-            computed.append(sampler.computed)
+            sampler.run(encoded, state_of(job, clip, job.device) if resume else None)
+            computed[clip] = sampler.computed
             if job.conditioned:
                 stage.close()
     finally:
         stage.close()
-    return states, computed
+    return computed
+
+
+def state_of(job: Job, clip: int, where: torch.device) -> RunState | None:
+    """What is done of a clip, its tensors on `where`; None where nothing is. Raises StateError."""
+    return read_state(state_path(job.outputs[clip]), job.asked(clip), where)
+
+
+def _is_sampled(job: Job, clip: int) -> bool:
+    state = state_of(job, clip, torch.device("cpu"))
+    return state is not None and state.sampled
 
 
 class _Sampler:
@@ -171,10 +183,9 @@ class _Sampler:
         self._previews, self._ends_turn = previews, ends_turn
         self._asked, self._path = job.asked(clip), state_path(job.outputs[clip])
         self._generator = torch.Generator().manual_seed(job.request.seed)
-        self._last: RunState | None = None
         self.computed = 0
 
-    def run(self, encoded: Encoded, before: RunState | None) -> RunState:
+    def run(self, encoded: Encoded, before: RunState | None) -> None:
         """Goes on after `before`, or from the noise."""
         job, device = self._job, self._job.device
         models = sampling_models(job, self._stage.models, conditioning_vae(job))
@@ -193,15 +204,16 @@ class _Sampler:
             given["latents"] = kept["latents"]
             if job.pipeline == "WanVideoToVideoPipeline":
                 del given["video"]  # it takes one of both
-        with torch.no_grad():
-            steered(pipe, steering)(
-                **given,
-                generator=self._generator,
-                output_type="latent",
-                callback_on_step_end=self._step_done,
-            )
-        assert self._last is not None
-        return self._last
+        try:
+            with torch.no_grad():
+                steered(pipe, steering)(
+                    **given,
+                    generator=self._generator,
+                    output_type="latent",
+                    callback_on_step_end=self._step_done,
+                )
+        finally:  # else pipeline and steering hold each other, and the scheduler's latents
+            steering.before_steps = lambda: None
 
     def _before_steps(
         self, pipe: Any, steering: Steering, kept: Mapping[str, Any] | None
@@ -210,8 +222,7 @@ class _Sampler:
             if self._job.conditioned:
                 leave(pipe.vae, self._job.device)
             self._stage.open()
-            timesteps, ratio = pipe.scheduler.timesteps, self._job.parts.boundary_ratio
-            boundary = ratio and ratio * pipe.scheduler.config.num_train_timesteps
+            timesteps, boundary = pipe.scheduler.timesteps, boundary_of(self._job, pipe.scheduler)
             self._stage.expect_turns(timesteps, steering.skip, boundary, ends=self._ends_turn)
             if kept is not None:
                 restore_scheduler(pipe.scheduler, kept["scheduler"])
@@ -230,9 +241,8 @@ class _Sampler:
             "scheduler": scheduler_state(pipe.scheduler),
             "generator": self._generator.get_state(),
         }
-        self._last = RunState(step + 1, int(pipe.num_timesteps), kept)
-        write_state(self._path, self._asked, self._last)
-        self._last = RunState(step + 1, int(pipe.num_timesteps), {"latents": given["latents"]})
+        done = RunState(step + 1, int(pipe.num_timesteps), kept)
+        write_state(self._path, self._asked, done)
         self.computed += 1
         if self._previews.is_due(step + 1):
             self._previews.draw(self._clip, pipe.scheduler, given["latents"])

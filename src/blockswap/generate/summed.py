@@ -41,7 +41,8 @@ def read_summed(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             told = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # In memory of their own: a mapped file lies anywhere, and kernels round by alignment.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     if _WORDS not in told or told.get(_SUM) != _sum(told[_WORDS], tensors):

@@ -26,6 +26,7 @@ from .strictjson import JsonRefused, parse_object
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own cap
+_STATED_LIMIT = 2**32  # a larger number was never meant as a header's length
 METADATA_KEY = "__metadata__"
 _ADDRESS_LIMIT = 2**64
 _AGAIN = "download or copy the file again"
@@ -130,16 +131,25 @@ def read_exactly(fd: int, nbytes: int) -> bytes:
 
 
 def _length(path: Path, prefix: bytes, file_bytes: int) -> int:
+    if not prefix:
+        raise HeaderError(f"{path} is empty: {_AGAIN}")
     if len(prefix) < LENGTH_BYTES:
         raise HeaderError(
-            f"{path} has {file_bytes:,} bytes, too few even for a header's length "
-            f"({LENGTH_BYTES}): {_AGAIN}"
+            f"{path} has {file_bytes:,} bytes, too few for a safetensors file: {_AGAIN}"
         )
     length = int.from_bytes(prefix, "little")
     if LENGTH_BYTES + length <= file_bytes and length <= MAX_HEADER_BYTES:
         return length
-    if what := foreign_format(_head(path)):
+    head = _head(path)
+    # Where a header's text follows, a length that spells some magic number is a length.
+    what = None if head[LENGTH_BYTES:].startswith(b"{") else foreign_format(head)
+    if what is not None:
         raise HeaderError(f"{path} is no safetensors file but {what}")
+    if length > _STATED_LIMIT:
+        raise HeaderError(
+            f"{path} does not begin as a safetensors file does: it is another kind of file or "
+            f"damaged, give a model's file or {_AGAIN}"
+        )
     if length > MAX_HEADER_BYTES:
         raise HeaderError(
             f"{path} says its header has {length:,} bytes, more than safetensors allows "

@@ -178,11 +178,15 @@ def _load_rest(
     keys: dict[str, tuple[str, ...]],
     units: tuple[str, ...],
 ) -> None:
-    """Loads what lies outside the units, cast to the model's dtypes, as ComfyUI's loader would."""
+    """Loads what is never streamed: what lies outside the units, and buffers in them.
+
+    Cast to the model's dtypes, as ComfyUI's loader would.
+    """
     with contents.reading() as read:
         for place in list(places_of(root)):
             tensor = place.table[place.name]
-            if tensor.device.type != "meta" or place.label.startswith(units):
+            streamed = place.is_parameter and place.label.startswith(units)
+            if tensor.device.type != "meta" or streamed:
                 continue
             spec = spec_of(place.name, tensor, label=place.label)
             real = as_the_model_has_it(read, spec, keys[place.label])

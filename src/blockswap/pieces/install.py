@@ -18,8 +18,9 @@ from ..plan.inputs.pieces import sizes_below
 from .compiled import compiled_call, compiler_of
 from .cutting import cut, cut_alike, two_of_each_size
 from .diffusers_family import DIFFUSERS
-from .family import LAYERS, Family, Loan
+from .family import Family, Loan
 from .onlookers import mark, onlookers, why_before, why_parts, why_whole
+from .replaced import Works, why_replaced
 from .visit import Piece
 
 Tell = Callable[[str], None]
@@ -81,7 +82,7 @@ class Pieces:
         if self._why_hosts_own is not None:
             self.say(self._why_hosts_own)
         for name, block in self._blocks.items():
-            if self._may_be_cut(name, block, why_before(block)):
+            if self._may_be_cut(name, block, why_before(block) or why_replaced(block)):
                 forward = _BlockForward(self, name, block)
                 self._install(block, forward)
                 self._cuttable[name] = forward
@@ -255,19 +256,17 @@ class _BlockForward(_Forward):
     def __init__(self, owner: Pieces, name: str, block: Any) -> None:
         super().__init__(owner, block)
         self._name, self._block = name, block
-        kinds = {kind for module in block.modules() for kind in type(module).__mro__}
-        self._found = {k: vars(k).get("forward") for k in kinds if k.__name__ not in LAYERS}
+        self._works = Works(block)
 
     def is_as_found(self) -> bool:
         self._owner.reached()
-        for kind, forward in self._found.items():
-            if vars(kind).get("forward") is not forward:
-                self._owner.say(
-                    f"{self._name} runs whole and not in pieces: the forward of {kind.__name__} "
-                    "was replaced by other code meanwhile"
-                )
-                return False
-        return True
+        changed = self._works.changed()
+        if changed is not None:
+            self._owner.say(
+                f"{self._name} runs whole and not in pieces: {changed} was replaced by other code "
+                "meanwhile"
+            )
+        return changed is None
 
     def serves(self, given: dict[str, Any]) -> bool:
         family, owner = self._owner.family, self._owner

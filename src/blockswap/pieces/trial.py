@@ -15,6 +15,7 @@ from .diffusers_family import DIFFUSERS
 from .family import Family, Small
 from .install import Pieces
 from .onlookers import why_before, why_whole
+from .replaced import why_replaced
 
 _TOLERANCE = 1e-4  # of the largest value, in fp32: far above another order of adding, far below 1
 _LEAST = 64
@@ -30,7 +31,7 @@ def why_never(model: torch.nn.Module, family: Family = DIFFUSERS) -> str | None:
     if small is None:
         return f"{type(root).__name__} is no model that is known in pieces"
     for name, block in family.blocks(root).items():
-        if why := why_before(block) or why_whole(block, family):
+        if why := why_before(block) or why_replaced(block) or why_whole(block, family):
             return f"{name}: {why}"
     if small.key not in _found:
         _found[small.key] = _try(type(root).__name__, small, family)

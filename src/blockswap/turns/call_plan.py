@@ -117,4 +117,4 @@ def _verdict(
         what = ", ".join(turn.name for turn in turns if turn.device_bytes is None)
         before = f", and before it {most}" if most else ""
         return None, f"not known of {what or 'what follows'}: {stopped}{before}"
-    return True, f"fits: {most}"
+    return True, f"fits: {most or 'no model has a turn'}"

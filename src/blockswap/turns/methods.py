@@ -4,13 +4,14 @@ A call takes the stage first, a write to weights finds them in host memory, and 
 copy or offload behind the stage is refused.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
 import torch
 
-from ..adapters.diffusers_seam import WRITING_CALLS
+from ..adapters.diffusers_seam import TAKING_CALL, WRITING_CALLS
 from ..errors import StateError
 from .stage import Member, Stage
 
@@ -39,6 +40,7 @@ def methods_of_pipeline(
         "__call__": _one_at_a_time(kind, stage, frozenset(map(id, models.values()))),
         "_execution_device": property(lambda pipe: _execution_device(stage)),
         "to": _moving(stage),
+        **_refusing_other_pipelines(kind),
         "enable_model_cpu_offload": _turns_already,
         "enable_sequential_cpu_offload": _refuse_offload,
         "enable_group_offload": _refuse_offload,
@@ -100,6 +102,25 @@ def _one_at_a_time(kind: type, stage: Stage, known: frozenset[int]) -> Callable[
             return own(pipe, *args, **kwargs)
 
     return call
+
+
+def _refusing_other_pipelines(kind: type) -> dict[str, property]:
+    """The parts, for everyone but who makes another pipeline of them: it would cast them, and
+    take no model whose class is not exactly the one that it knows."""
+    own = getattr(kind, "components", None)
+    if not isinstance(own, property) or own.fget is None:
+        return {}
+    given = own.fget
+
+    def components(pipe: Any) -> Any:
+        if sys._getframe(1).f_code.co_name == TAKING_CALL:
+            raise StateError(
+                f"another pipeline was to be made of the parts of this {kind.__name__} (from_pipe) "
+                "while they take turns on the device: close the swap, make it, then swap that one"
+            )
+        return given(pipe)
+
+    return {"components": property(components)}
 
 
 def _execution_device(stage: Stage) -> torch.device:

@@ -1,7 +1,7 @@
 """Who is on the device: the model that is called comes, the one before it leaves."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,16 +101,19 @@ class Stage:
         that lies there whole and leaves too little for it is streamed then.
         """
         args, kwargs = self._there(given)
-        signature = (call.__name__, shapes_of(args), shapes_of(kwargs))
+        signature = call_like(call, args, kwargs)
         if self.device.type == "cpu" or (self._now is member and member.signature == signature):
             return args, kwargs
         if self._now is not member:
             self.clear()
         if self._now is not member or not member.streamed:
-            found = self.follow(member, model, call, (args, kwargs), self._room())
+            room = self._room()
+            there = sum(map(device_bytes, member.models)) if self._now is member else 0
+            whole = None if room is None else room + there  # its own weights are no one else's
+            found = self.follow(member, model, call, (args, kwargs), whole)
             needs = None if found is None else found.nbytes
             member.activation_bytes = needs
-            if self._now is not member or (needs or 0) > (self._room() or needs or 0):
+            if self._now is not member or (room is not None and (needs or 0) > room):
                 self._open(member, needs or 0)
         member.signature = signature
         return args, kwargs
@@ -194,7 +197,7 @@ class Stage:
     ) -> Followed | None:
         args, kwargs = given
         tiles = bool(getattr(model, "use_tiling", False))
-        key = (id(model), call.__name__, tiles, shapes_of(args), shapes_of(kwargs))
+        key = (id(model), tiles, call_like(call, args, kwargs))
         if key not in self._followed:
             self._followed[key] = follow_call(model, call, args, kwargs, self.device.type)
         return self._followed[key]
@@ -251,8 +254,16 @@ def is_denoiser(member: Member) -> bool:
     return any(name.startswith("transformer") for name in member.names)
 
 
-def shapes_of(given: Sequence[Any] | Mapping[str, Any]) -> Any:
-    def shape(leaf: Any) -> Any:
-        return (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else None
+def call_like(call: Callable[..., Any], args: Any, kwargs: Any) -> str:
+    """What a call takes and gives depends on: its method, shapes and dtypes, and words.
 
-    return repr(tree_map(shape, given))
+    Numbers only where they are no step of a denoiser: each step would be another call.
+    """
+    telling = (bool, str) if call.__name__ == "forward" else (bool, str, int)
+
+    def told(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return tuple(leaf.shape), leaf.dtype
+        return leaf if isinstance(leaf, telling) else None
+
+    return repr((call.__name__, tree_map(told, (args, kwargs))))

@@ -12,6 +12,7 @@ import torch
 from ...plan import SwapPlan
 from ...swap import FileUnits, Hosted, Mapped, Swap, stream_units
 from ..from_file.arrival import forget_patches
+from ..host_code.block_methods import methods_of
 from ..in_pieces.wan_pieces import WAN
 from ..seams import host_dynamic
 from .dynamic_patches import attach_patches
@@ -51,7 +52,7 @@ class DynamicHolding(Holding):
             self.plan,
             self.claim.args,
             device=self.claim.device,
-            hosted=Hosted(told, WAN),
+            hosted=Hosted(told, WAN, methods_of),
             mapped=Mapped(self._dtypes, pin_bytes, self._count_pinned),
         )
 

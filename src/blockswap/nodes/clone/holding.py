@@ -23,6 +23,7 @@ from ...plan import SwapPlan
 from ...selection import BlockSwapArgs
 from ...swap import FileUnits, Hosted, Swap, stream_file_units, stream_units
 from ..from_file.arrival import forget_patches
+from ..host_code.block_methods import methods_of
 from ..in_pieces.wan_pieces import WAN
 from ..runs.status import StatusLine
 from ..seams import host
@@ -102,7 +103,7 @@ class Holding:
     def _start(self, root: torch.nn.Module, told: Callable[[], None]) -> Swap:
         """Opens the engine; `told` is to be called after each forward."""
         args, device = self.claim.args, self.claim.device
-        hosted = Hosted(told, WAN)
+        hosted = Hosted(told, WAN, methods_of)
         with patches_aside(root):
             if self.files is None:
                 return stream_units(root, self.plan, args, device=device, hosted=hosted)

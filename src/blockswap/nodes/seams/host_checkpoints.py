@@ -85,11 +85,24 @@ def build(
     with plain_layers():
         model = config.get_model(weights, "", device=torch.device("meta"))
         offered = config.process_unet_state_dict(dict(weights))
+        _as_the_file_has_them(model.diffusion_model, offered)
         missing, unexpected = model.diffusion_model.load_state_dict(offered, strict=False)
     for path, module in model.diffusion_model.named_modules():
         if vars(module).get("weight", module) is None:  # a quantised layer that found no weight
             missing.append(f"{path}.weight")
     return model, list(missing), list(unexpected)
+
+
+def _as_the_file_has_them(root: torch.nn.Module, offered: Mapping[str, Any]) -> None:
+    """Weights that a class has made with values, wherever it was built, give way to the file's."""
+    for path, module in root.named_modules():
+        for name, weight in module.named_parameters(path, recurse=False):
+            if name in offered and not weight.is_meta:
+                given = torch.nn.Parameter(weight.to("meta"), requires_grad=False)
+                setattr(module, name.rpartition(".")[2], given)
+        for name, buffer in module.named_buffers(path, recurse=False):
+            if name in offered:
+                setattr(module, name.rpartition(".")[2], buffer.to("meta"))
 
 
 @contextmanager

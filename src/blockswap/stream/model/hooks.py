@@ -4,7 +4,7 @@ All of them are instance attributes or torch hooks: `remove()` leaves the module
 They are invisible to the compiler: a compiled model breaks its graph around a block, never in it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from ...ambient import without_function_modes
 from ...errors import StateError
+from ..engine.run_by_method import by_method, end_idle
 from ..engine.streamer import Streamer
 
 
@@ -24,10 +25,19 @@ class Hooks:
         self._handles: list[Any] = []
         self._guarded: list[tuple[torch.nn.Module, Callable[..., torch.nn.Module]]] = []
         self._names_only = False
-        self._forward: tuple[Any, Any] | None = None  # ours, and an instance's own before it
+        # Ours in place of a method, and an instance's own before it.
+        self._stood_in: list[tuple[torch.nn.Module, str, Any, Any]] = []
 
-    def connect(self, streamer: Streamer, modules: Sequence[torch.nn.Module]) -> None:
-        """`modules[i]` is the module of unit i; `root` is the model whose forward runs them."""
+    def connect(
+        self,
+        streamer: Streamer,
+        modules: Sequence[torch.nn.Module],
+        methods_of: Callable[[torch.nn.Module], Iterable[str]],
+    ) -> None:
+        """`modules[i]` is the module of unit i; `root` is the model whose forward runs them.
+
+        `methods_of` a module: methods by which it may be run beside its call, by name.
+        """
         begin = _Invisible(_Begin(streamer).pre)
         self._handles.append(self._root.register_forward_pre_hook(begin, prepend=True))
         end = _Invisible(_Begin(streamer).post)
@@ -45,6 +55,8 @@ class Hooks:
             )
             register: Any = module.register_state_dict_pre_hook
             self._handles.append(register(unit.before_state_dict))
+            for name in methods_of(module):
+                self._stand_in(module, name, _Method(streamer, index, getattr(module, name)))
 
     def guard(self, modules: Sequence[torch.nn.Module], moves: "Moves") -> None:
         """Makes `.to()`, `.half()` and their like harmless or refused on root and `modules`."""
@@ -104,21 +116,21 @@ class Hooks:
 
     def stand_in(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Puts `wrap(forward)` in place of the forward of the whole model."""
-        before = vars(self._root).get("forward")
-        ours = wrap(self._root.forward)
-        self._forward = (ours, before)
-        self._root.forward = ours
+        self._stand_in(self._root, "forward", wrap(self._root.forward))
+
+    def _stand_in(self, module: torch.nn.Module, name: str, ours: Any) -> None:
+        self._stood_in.append((module, name, ours, vars(module).get(name)))
+        setattr(module, name, ours)
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-        if self._forward is not None:
-            ours, before = self._forward
-            if vars(self._root).get("forward") is ours:  # else someone has wrapped it meanwhile
-                del self._root.forward
+        for module, name, ours, before in self._stood_in:
+            if vars(module).get(name) is ours:  # else someone has wrapped it meanwhile
+                delattr(module, name)
                 if before is not None:
-                    self._root.forward = before
-            self._forward = None
+                    setattr(module, name, before)
+        self._stood_in.clear()
         for module, ours in self._guarded:
             if vars(module).get("_apply") is ours:  # else someone has wrapped it meanwhile
                 del module._apply
@@ -156,9 +168,11 @@ class _Begin(Uncopyable):
         self._streamer = streamer
 
     def pre(self, module: torch.nn.Module, args: Any) -> None:
+        end_idle(self._streamer)  # an interrupt may have kept the last forward from doing it
         self._streamer.begin_forward()
 
     def post(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        end_idle(self._streamer)
         self._streamer.end_forward()
 
 
@@ -168,6 +182,7 @@ class _UnitHooks(Uncopyable):
         self._index = index
 
     def pre(self, module: torch.nn.Module, args: Any) -> None:
+        end_idle(self._streamer)
         self._streamer.enter(self._index)
 
     def post(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
@@ -182,6 +197,19 @@ class _UnitHooks(Uncopyable):
     def before_state_dict(self, module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
         self._streamer.refuse_saving(self._index)
         self._streamer.repair()
+
+
+class _Method(Uncopyable):
+    """Stands in for a method by which a unit runs beside its call."""
+
+    def __init__(self, streamer: Streamer, index: int, method: Callable[..., Any]) -> None:
+        self._streamer, self._index, self._method = streamer, index, method
+        self.__name__ = getattr(method, "__name__", type(method).__name__)
+
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with by_method(self._streamer, self._index):
+            return self._method(*args, **kwargs)
 
 
 def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:

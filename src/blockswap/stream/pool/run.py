@@ -25,6 +25,8 @@ class Run:
     refused: int = 0  # entries of the same unit inside its run: each leaves once, and is not it
     bound: bool = False  # the unit's weights (may) hang in the model
     users: int = 0  # who refers to these weights, before its forward
+    by_method: bool = False  # begun by a method beside the call: it lasts until another one begins
+    methods: int = 0  # calls of such methods that are under way
 
     @property
     def is_here(self) -> bool:
@@ -37,8 +39,12 @@ class Run:
         return mark
 
     def calls_here(self) -> int:
-        """How many calls of the unit's module this thread is in."""
-        return calls_here(self.module)
+        """How many calls of the unit's module, or of methods that run it, this thread is in."""
+        return calls_here(self.module) + self.methods
+
+    def goes_on(self) -> bool:
+        """Whether what this thread does to the unit now belongs to the run."""
+        return self.is_here and (self.by_method or self.calls_here() > 0)
 
     def is_under_way(self) -> bool:
         """Whether its thread is really still in it: an interrupt leaves runs that nobody ends."""

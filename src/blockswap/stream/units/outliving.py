@@ -18,17 +18,22 @@ from ..pool.run import Run
 
 # Private, and the only way to see a view that somebody holds; without it a weight itself is seen.
 _uses: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda _: 0)
+_DEEPEST = 8  # containers in each other: some contain themselves
+
+
+# Each takes a while, and may find that nobody keeps one after all.
+_LOOKS = 8
 
 
 class Users:
     """Who refers to some tensors, as a number that only a new reference raises."""
 
-    __slots__ = ("_asked", "_storages", "_tensors")
+    __slots__ = ("_looks", "_storages", "_tensors")
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         leaves = [leaf for tensor in tensors for _, leaf in leaf_tensors(tensor)]
         self._tensors = tuple({id(one): one for one in (*tensors, *leaves)}.values())
-        self._asked = False  # whether a keeper was looked for, which takes a while
+        self._looks = _LOOKS  # how often a keeper is still looked for
         self._storages = tuple({leaf.untyped_storage()._cdata for leaf in leaves})
 
     def count(self) -> int:
@@ -45,12 +50,13 @@ class Users:
         if output is None or self.count() <= run.users:
             return output, spoiled  # of a failed forward the frames hold what they had
         instead = self.apart(output)
-        if instead is not output or self._asked:
+        if instead is not output or not self._looks:
             return instead, spoiled
-        self._asked = True
+        self._looks -= 1
         gc.collect()  # of what is not needed any more some waits in circles for this
         if self.count() <= run.users:
             return output, spoiled
+        self._looks = 0
         attribute = self.kept_by(run.module)
         if attribute is None and not any(sentence.endswith(_KEPT) for sentence in sentences):
             sentences.append(f"a weight of {run.name}, or a view of one, {_KEPT}")
@@ -63,27 +69,28 @@ class Users:
 
     def has(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is one of them, or a view of their memory."""
-        return any(
-            leaf.untyped_storage()._cdata in self._storages for _, leaf in leaf_tensors(tensor)
-        )
+        return any(_storage(leaf) in self._storages for _, leaf in leaf_tensors(tensor))
 
-    def apart(self, output: Any) -> Any:
+    def apart(self, output: Any, depth: int = _DEEPEST) -> Any:
         """What a block returned, with copies in the place of the tensors; itself without any."""
         if isinstance(output, torch.Tensor):
             return _copied(output) if self.has(output) else output
-        if isinstance(output, dict):
-            return self._dictionary_apart(output)
-        if isinstance(output, (tuple, list)):
-            parts = [self.apart(part) for part in output]
-            if _same(parts, output):
-                return output
-            return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-        if dataclasses.is_dataclass(output) and not isinstance(output, type):
-            return self._value_apart(output)
+        if depth and isinstance(output, dict):
+            return self._dictionary_apart(output, depth - 1)
+        if depth and isinstance(output, (tuple, list)):
+            return self._sequence_apart(output, depth - 1)
+        if depth and dataclasses.is_dataclass(output) and not isinstance(output, type):
+            return self._value_apart(output, depth - 1)
         return output
 
-    def _dictionary_apart(self, output: dict[Any, Any]) -> Any:
-        parts = {key: self.apart(part) for key, part in output.items()}
+    def _sequence_apart(self, output: Sequence[Any], depth: int) -> Any:
+        parts, kind = [self.apart(part, depth) for part in output], type(output)
+        if _same(parts, output):
+            return output
+        return kind(*parts) if hasattr(output, "_fields") else kind(parts)  # type: ignore[call-arg]
+
+    def _dictionary_apart(self, output: dict[Any, Any], depth: int) -> Any:
+        parts = {key: self.apart(part, depth) for key, part in output.items()}
         if _same(parts.values(), output.values()):
             return output
         made = copy.copy(output)
@@ -91,9 +98,9 @@ class Users:
             made[key] = part
         return made
 
-    def _value_apart(self, output: Any) -> Any:
+    def _value_apart(self, output: Any, depth: int) -> Any:
         names = [field.name for field in dataclasses.fields(output) if hasattr(output, field.name)]
-        parts = {name: self.apart(getattr(output, name)) for name in names}
+        parts = {name: self.apart(getattr(output, name), depth) for name in names}
         if _same(parts.values(), (getattr(output, name) for name in names)):
             return output
         made = copy.copy(output)
@@ -115,6 +122,14 @@ _KEPT = (
     "blocks use next"
 )
 _OF_TORCH = frozenset(vars(torch.nn.Module()))
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    """What identifies a tensor's memory; None for one that has none of the usual kind."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse, or a transform's own
+        return None
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Which hooks, guards and corrections a model gets when the engine starts, and in what order."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,14 @@ from ..running.residency import Residency
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """The application around a model: what it does after each forward, its classes in pieces."""
+    """The application around a model: what it does after each forward, its classes in pieces.
+
+    `methods_of` a block: by which methods the application may run it beside its call.
+    """
 
     after_forward: Callable[[], None] | None = None
     family: Family = DIFFUSERS
+    methods_of: Callable[[torch.nn.Module], Iterable[str]] = lambda _: ()
 
 
 def start_engine(  # noqa: PLR0913 - all but four by name
@@ -61,17 +65,9 @@ def start_engine(  # noqa: PLR0913 - all but four by name
     hooks = Hooks(live.root)
     undo.callback(hooks.remove)
     modules = [unit.module for unit in live.units]
-    hooks.connect(streamer, modules)
+    hooks.connect(streamer, modules, (hosted or Hosted()).methods_of)
     if hosted is None:
-        moves = _moves(parts)
-        guarded = modules + [place.module for table in live.tables for place in table.places]
-        hooks.guard(guarded, moves)
-        hooks.refuse_loading(guarded, moves)
-        if streamed or not parts.device.on_host:
-            LoraLoading(live, swap, hooks, parts.device.torch_device).install(undo)
-            doors = Doors(parts, swap, debug=debug)
-            doors.look()
-            doors.close(undo)
+        _guard(parts, swap, hooks, streams=bool(streamed), debug=debug)
     if pieces is not None:
         hooks.after_forward(_Compiled(pieces, swap).look)
     if debug:
@@ -79,13 +75,7 @@ def start_engine(  # noqa: PLR0913 - all but four by name
         hooks.after_forward(swap.flush_visits)
     if hosted is not None and hosted.after_forward is not None:
         hooks.after_forward(hosted.after_forward)
-    live.root.blockswap = swap  # type: ignore[assignment]
-    open_swaps.opened(live.root, modules)
-    undo.callback(_forget_swap, live.root)
-    # For a model that is dropped without having been closed.
-    dropped = weakref.finalize(live.root, parts.pool.abandon)
-    dropped.atexit = False  # the pool sees to that: a thread may be in the middle of a forward
-    undo.callback(dropped.detach)
+    _make_known(parts, swap, modules)
     parts.device.synchronize()
     swap.watch_peak()
     parts.recorder.restart()
@@ -98,6 +88,33 @@ def start_engine(  # noqa: PLR0913 - all but four by name
         retry = Retry(swap, parts.device, streamer, residency, corrector, pieces)
         hooks.stand_in(retry.wrap)
     return swap, hooks
+
+
+def _guard(parts: Parts, swap: Swap, hooks: Hooks, *, streams: bool, debug: bool) -> None:
+    """Moves, loading and writes by other code are refused. `streams`: blocks come and leave."""
+    live = parts.live
+    units = [unit.module for unit in live.units]
+    guarded = units + [place.module for table in live.tables for place in table.places]
+    allowed = _moves(parts)
+    hooks.guard(guarded, allowed)
+    hooks.refuse_loading(guarded, allowed)
+    if streams or not parts.device.on_host:
+        LoraLoading(live, swap, hooks, parts.device.torch_device).install(parts.undo)
+        doors = Doors(parts, swap, debug=debug)
+        doors.look()
+        doors.close(parts.undo)
+
+
+def _make_known(parts: Parts, swap: Swap, modules: Sequence[torch.nn.Module]) -> None:
+    """The model names its swap, no other takes its blocks, and dropping it lets the pool go."""
+    root, undo = parts.live.root, parts.undo
+    root.blockswap = swap  # type: ignore[assignment]
+    open_swaps.opened(root, modules)
+    undo.callback(_forget_swap, root)
+    # For a model that is dropped without having been closed.
+    dropped = weakref.finalize(root, parts.pool.abandon)
+    dropped.atexit = False  # the pool sees to that: a thread may be in the middle of a forward
+    undo.callback(dropped.detach)
 
 
 def _pieces(parts: Parts, swap: Swap, family: Family) -> Pieces | None:
