@@ -27,7 +27,8 @@ def group_of(ranks: tuple[int, ...], backend: str, seconds: float, number: int =
 
     `number`: which one of several for the same ranks. One that is destroyed gives its name to the
     next, so they are kept, and forgotten when they have failed or torch.distributed was started
-    anew. Raises RuntimeError where a rank does not come within `seconds`.
+    anew. Raises RuntimeError where a rank does not come within `seconds`; gloo takes twice as long
+    to miss one that ends while it connects.
     """
     if number in groups_of(ranks, backend, seconds):
         return _groups[ranks, backend, seconds, number][1]
