@@ -178,3 +178,30 @@ def test_a_keeper_is_found_after_a_false_alarm(sim_device: torch.device) -> None
             block.hands_on = KEPT["a view"]
         with pytest.raises(StateError, match=r"blocks\.1 keeps a weight.* in its made_of_it"):
             run(model, sim_device)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(DIM, DIM, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.rnn(x)[0]
+        return output
+
+
+def test_torchs_recurrent_layers_keep_theirs_until_others_hang(sim_device: torch.device) -> None:
+    """They hold a list of them beside their parameters, and make it anew for those of a slot."""
+
+    def made_of() -> nn.Module:
+        torch.manual_seed(0)
+        layers = nn.Sequential(*(Recurrent() for _ in range(5)))
+        return nn.Sequential(nn.Identity(), layers).eval().requires_grad_(False)
+
+    expected = run(made_of().to(sim_device), sim_device)
+    model = made_of()
+    args = BlockSwapArgs(blocks_to_swap=3, prefetch_blocks=0, block_lists=("1",))
+    with swap_blocks(model, args, device=sim_device) as swap:
+        for _ in range(3):
+            assert torch.equal(run(model, sim_device), expected)
+        assert "is kept by other code" not in swap.report().text()

@@ -29,7 +29,7 @@ from blockswap.plan.inputs.margin import NO_MARGIN
 # Weights of some weight beside the activations. Of wider ones a CPU with AMX rounds products in
 # bf16 by how many rows they have.
 WIDE = 384
-CLIP = (1, 9, 26, 26)  # 1,521 tokens
+CLIP = (1, 9, 20, 20)  # 900 tokens
 SMALL = (1, 1, 8, 8)  # too few tokens to be cut
 BESIDE = 10 << 20  # what the sampler holds, and what the allocator loses between
 ANEW = "weights are unpacked, cast and patched for each piece anew, for they do not fit beside it"

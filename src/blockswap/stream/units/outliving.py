@@ -54,7 +54,7 @@ class Users:
             return instead, spoiled
         self._looks -= 1
         gc.collect()  # of what is not needed any more some waits in circles for this
-        if self.count() <= run.users:
+        if self.count() <= run.users or any(map(_looks_anew, run.module.modules())):
             return output, spoiled
         self._looks = 0
         attribute = self.kept_by(run.module)
@@ -122,6 +122,11 @@ _KEPT = (
     "blocks use next"
 )
 _OF_TORCH = frozenset(vars(torch.nn.Module()))
+
+
+def _looks_anew(module: torch.nn.Module) -> bool:
+    """Whether a module keeps its weights in a list, which it makes anew where others hang."""
+    return isinstance(module, torch.nn.RNNBase)
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
