@@ -12,6 +12,11 @@ def parser_of(package: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m {package}", description=first)
 
 
+def takes_no_options(package: str) -> None:
+    """`--help` says what it is, and anything else is refused, before something is measured."""
+    parser_of(package).parse_args()
+
+
 def folder_of(package: str, arguments: Sequence[str]) -> Path | None:
     """The FOLDER for large files that a benchmark takes; None for a temporary one."""
     parser = parser_of(package)
