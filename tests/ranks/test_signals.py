@@ -15,13 +15,14 @@ from fleet import HERE, environment, run_ranks, values
 
 EVERY_POINT = bool(os.environ.get("BLOCKSWAP_EVERY_POINT"))
 TIERS = ("file", "memory", "accelerator")
-OPENING = ("opening", "waiting", "meeting", "met")
+OPENING = ("opening", "waiting", "unseen", "meeting", "met")
 MOMENTS = (*OPENING, "between", "in a forward", "in a gather", "closing")
 NUMBERS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "handled")
 # How such a rank ends: by the signal, or by what Python raises for it.
 CODES = {"SIGKILL": -9, "SIGTERM": -15, "SIGHUP": -1, "SIGINT": 1, "handled": 1}
 SOME = [
     ("file", "waiting", "SIGTERM", False),
+    ("file", "unseen", "SIGKILL", False),
     ("file", "in a forward", "SIGTERM", True),
     ("file", "in a gather", "SIGINT", False),
     ("file", "closing", "handled", False),
@@ -39,9 +40,9 @@ EVERY = [
     for tier, when, number, everybody in itertools.product(TIERS, MOMENTS, NUMBERS, (False, True))
     if not (tier == "memory" and when == "in a gather")
     and not (tier != "accelerator" and when in ("meeting", "met"))
-    and not (everybody and when in ("waiting", "meeting", "met"))
+    and not (everybody and when in ("waiting", "unseen", "meeting", "met"))
 ]
-RANDOM = 6 if EVERY_POINT else 2  # of each kind
+RANDOM = 6 if EVERY_POINT else 1  # of each kind
 CASES = EVERY if EVERY_POINT else SOME
 
 
@@ -121,7 +122,7 @@ def test_a_rank_that_is_stopped_lets_the_other_go_on_or_say_why(
     path = str(tmp_path / "m.safetensors")
     other, stopped = values(run_ranks(2, "stopped", path=path, locked=locked))
     assert all(other["equal"] + stopped["equal"])
-    assert len(stopped["equal"]) == 3
+    assert len(stopped["equal"]) == 3 or "was to gather" in stopped["said"]
     if locked:
         assert "locked by one of them that has not gone on for 1 s" in other["said"]
     else:

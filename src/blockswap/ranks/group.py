@@ -7,8 +7,10 @@ not make the same calls find that out at the first step that differs. The group 
 """
 
 import contextlib
+import os
 import pickle
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from .torch_groups import forget_group, group_of, wait_until
 
 # A rank may still be loading a large model from a slow disk when the others are ready.
 WAIT_SECONDS = 600.0
+LOOK_SECONDS = 0.5  # how often a rank that waits looks whether the others are there
 
 _TOLD = "blockswap_told"  # an attribute of errors: the other ranks know
 _Error = TypeVar("_Error", bound=Exception)
@@ -35,7 +38,8 @@ class Ranks:
     A mesh may have them in another order; torch's groups have not, and what ranks say to each
     other, and the parts that they gather, come in the order of a group.
 
-    `hosts[i]` says where rank i runs: ranks with the same value can map each other's memory.
+    `hosts[i]` says where rank i runs: ranks with the same value can map each other's memory, and
+    see each other's processes, `processes[i]`.
     """
 
     group: Any
@@ -43,6 +47,7 @@ class Ranks:
     rank: int
     hosts: tuple[str, ...]
     wait_seconds: float
+    processes: tuple[int, ...] = ()
 
     @property
     def neighbours(self) -> tuple[int, ...]:
@@ -50,13 +55,23 @@ class Ranks:
         here = self.hosts[self.ranks.index(self.rank)]
         return tuple(r for r, host in zip(self.ranks, self.hosts, strict=True) if host == here)
 
+    def ended(self) -> list[int]:
+        """The ranks of this host whose processes are no more."""
+        if not self.processes:
+            return []
+        here = self.neighbours
+        numbers = zip(self.ranks, self.processes, strict=True)
+        return [rank for rank, number in numbers if rank in here and not process_runs(number)]
+
     def of_this_host(self) -> "Ranks":
         """The same without those of other hosts. Every rank of this host must call it."""
         here = self.neighbours
         if here == self.ranks:
             return self
         hosts = (self.hosts[self.ranks.index(self.rank)],) * len(here)
-        return replace(self, group=_own_group(here, self.rank), ranks=here, hosts=hosts)
+        own = tuple(self.processes[self.ranks.index(rank)] for rank in here)
+        group = _own_group(here, self.rank)
+        return replace(self, group=group, ranks=here, hosts=hosts, processes=own)
 
     def agree(self, what: str, said: object) -> dict[int, Any]:
         """What every rank said, by rank, once all have said it.
@@ -118,8 +133,9 @@ def ranks_of(mesh: Any) -> Ranks:
         )
     group = _own_group(ranks, rank)
     alone = Ranks(group, ranks, rank, (), WAIT_SECONDS)
-    hosts = alone.agree("find which ranks share a host", _place())
-    return Ranks(group, ranks, rank, tuple(hosts[r] for r in ranks), WAIT_SECONDS)
+    told = alone.agree("find which ranks share a host", (_place(), os.getpid()))
+    hosts, processes = zip(*(told[r] for r in ranks), strict=True)
+    return Ranks(group, ranks, rank, hosts, WAIT_SECONDS, processes)
 
 
 def _own_group(ranks: tuple[int, ...], rank: int) -> Any:
@@ -142,14 +158,29 @@ def _exchange(ranks: Ranks, what: str, said: object) -> dict[int, Any]:
 
 
 def _gathered(ranks: Ranks, mine: bytearray) -> list[bytearray]:
-    """What all say, as many bytes each.
+    """What all say, as many bytes each. Raises RuntimeError where one does not.
 
-    torch's own gather of objects cannot be interrupted (Ctrl-C) while a rank is missing.
+    torch's own gather of objects cannot be interrupted (Ctrl-C) while a rank is missing, and gloo
+    does not always see that a rank has ended: once in some hundred times it waits for all of its
+    timeout. So this looks after the processes of this host itself.
     """
     told = [bytearray(len(mine)) for _ in ranks.ranks]
     own, others = _as_tensor(mine), [_as_tensor(one) for one in told]
     work: Any = dist.all_gather(others, own, group=ranks.group, async_op=True)
-    wait_until(work.is_completed)
+    look = time.monotonic() + LOOK_SECONDS
+
+    def done() -> bool:
+        nonlocal look
+        if work.is_completed():
+            return True
+        if time.monotonic() > look:
+            look = time.monotonic() + LOOK_SECONDS
+            ended = ranks.ended()
+            if ended and not work.is_completed():
+                raise RuntimeError(f"rank {ended[0]} has ended")
+        return False
+
+    wait_until(done)
     work.wait()
     return told
 
@@ -177,6 +208,15 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, BlockSwapError):
         return str(error)
     return f"{type(error).__name__} ({str(error).partition(chr(10))[0]})"
+
+
+def process_runs(number: int) -> bool:
+    """Whether the process is there and no mere entry that its parent has not taken back."""
+    try:
+        stat = Path(f"/proc/{number}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def _place() -> str:

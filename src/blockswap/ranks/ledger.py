@@ -14,8 +14,8 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from .group import process_runs
 from .segment import Segment
 
 # More than twice the slots of a pool: nobody is further ahead of another rank.
@@ -95,7 +95,7 @@ class Ledger:
     def has_ended(self, position: int) -> bool:
         """Whether the rank has closed, or its process is no more."""
         process = self._cells[self._row(position)]
-        return process == _GONE or (process > 0 and not _runs(process))
+        return process == _GONE or (process > 0 and not process_runs(process))
 
     def close(self) -> None:
         """Says that this rank is gone, and lets go of the memory."""
@@ -141,12 +141,3 @@ def wait_for(ledger: Ledger, entry: int, seconds: float) -> Sequence[int]:
         time.sleep(pause)
         pause = min(2 * pause, 1e-3)
     return ()
-
-
-def _runs(process: int) -> bool:
-    """Whether the process is there and no mere entry that its parent has not taken back."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")

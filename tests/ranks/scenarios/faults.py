@@ -39,7 +39,7 @@ def refused(rank: int, mesh: DeviceMesh, fault: str) -> str:
         elif fault == "dies in opening":
             segment.map_segment = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         elif fault == "never comes":
-            time.sleep(6)
+            time.sleep(4)
             return "late"
     if fault == "nobody has weights":
         for parameter in model.parameters():
