@@ -15,7 +15,7 @@ SIZE = 4096
 
 def exchanges(count: int, seconds: float = 5.0, ended: Sequence[int] = ()) -> list[SharedExchange]:
     """Those of all ranks, which are threads here, each with a mapping of its own."""
-    made = make_segment(exchange_bytes(count, count * SIZE), "parts")
+    made = make_segment(exchange_bytes(count * SIZE), "parts")
     return [
         SharedExchange(
             made if rank == 0 else map_segment(made.address, keep=True),

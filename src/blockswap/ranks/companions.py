@@ -114,7 +114,7 @@ def make_companions(ranks: Ranks, device: torch.device, most_bytes: int) -> Comp
     position, count = ranks.ranks.index(ranks.rank), len(ranks.ranks)
     ledger = Ledger(_common(ranks, ledger_bytes(count), "gathers"), position, count)
     if backend is None:
-        segment = _common(ranks, exchange_bytes(count, most_bytes), "parts")
+        segment = _common(ranks, exchange_bytes(most_bytes), "parts")
 
         def ended() -> list[int]:
             return [p for p in range(count) if p != position and ledger.has_ended(p)]

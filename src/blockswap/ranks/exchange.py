@@ -64,7 +64,7 @@ class GroupExchange:
         self._group.close()
 
 
-def exchange_bytes(ranks: int, most_bytes: int) -> int:
+def exchange_bytes(most_bytes: int) -> int:
     """The size of the shared memory for slabs of at most `most_bytes`."""
     return PAGE + EXCHANGED_SLABS * most_bytes
 

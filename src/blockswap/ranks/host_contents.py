@@ -4,7 +4,6 @@ Ranks of one host share memory or open one file. Those of two have files, or wei
 and where these differ every rank would compute on without a word.
 """
 
-import contextlib
 import json
 import os
 import uuid
@@ -78,13 +77,16 @@ class HostsWatch:
         self._name = ranks.agree("watch contents", uuid.uuid4().hex)[ranks.ranks[0]]
         self._told: Mapping[str, int] = {}
         self._refusal: str | None = None
+        self._ended = False
         self._heard = {rank: dict[str, int]() for rank in ranks.ranks if rank not in here}
 
     def look(self) -> None:
         """After each forward. Raises ModelError where another host has read other bytes."""
-        if self._refusal is None:
-            with contextlib.suppress(RuntimeError):  # the store ends with the process that keeps it
+        if self._refusal is None and not self._ended:
+            try:
                 self._compare(self._sums())
+            except RuntimeError:  # the store ends with the process that keeps it
+                self._ended = True
         if self._refusal is not None:
             self._spoil(self._refusal)
             raise ModelError(self._refusal)
@@ -110,11 +112,13 @@ class HostsWatch:
         """How far the files are compared by now."""
         if self._refusal is not None:
             return self._refusal
-        compared = self._told.keys() & set[str]().union(*self._heard.values())
+        mine = self._sums().keys()
+        compared = mine & set[str]().union(*self._heard.values())
+        ended = "; the store of the first rank has ended, and no more is compared"
         return (
-            f"the files of other hosts hold the same in {len(compared)} of {len(self._told)} parts "
-            "of blocks that were read, and in every tensor where it was looked at"
-        )
+            f"the files of other hosts hold the same in {len(compared)} of {len(mine)} parts of "
+            "blocks that were read, and in every tensor where it was looked at"
+        ) + (ended if self._ended else "")
 
     def _key(self, of: int | str) -> str:
         return f"blockswap/contents/{self._name}/{of}"

@@ -90,7 +90,8 @@ class Ledger:
         """Why each rank is alone by now."""
         if self._cells[0] == _NEVER:
             return None
-        return Parting(self._cells[1], self._cells[2])
+        with self._segment.locked():
+            return Parting(self._cells[1], self._cells[2])
 
     def has_ended(self, position: int) -> bool:
         """Whether the rank has closed, or its process is no more."""

@@ -42,7 +42,7 @@ def measure(
     """
     nbytes = min(target.numel() if source is None else source.numel(), target.numel())
     nbytes = min(nbytes, MEASURED_BYTES)
-    part = nbytes // companions.parts // 256 * 256
+    part = nbytes // companions.parts // 256 * 256 or nbytes // companions.parts
     whole = target.narrow(0, 0, part * companions.parts)
     own = whole.narrow(0, companions.part * part, part)
 

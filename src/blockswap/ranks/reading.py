@@ -12,7 +12,6 @@ from typing import Protocol
 
 import torch
 
-from ..errors import PlanError
 from ..store.arena import Lender, pageable
 from ..stream.device import Device, host_buffer
 from .group import Ranks
@@ -104,10 +103,8 @@ class ReadByOne:
 
     def pageable(self, nbytes: int) -> torch.Tensor:
         memory, self._refused = self._refused, None
-        if memory is None or memory.numel() != nbytes:
-            raise PlanError(
-                f"{nbytes} bytes of host memory were to be shared by ranks and never asked for"
-            )
+        assert memory is not None, "it was to be pinned first"
+        assert memory.numel() == nbytes, "by the same plan"
         return memory
 
     def let_go(self) -> None:

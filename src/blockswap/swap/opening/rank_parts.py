@@ -80,7 +80,7 @@ def in_parts(parts: Parts, ranks: Ranks, memory: torch.Tensor | None, basis: Bas
     speeds = None if basis.foresight is None else basis.foresight.speeds
     told = ranks.agree("compare plans", _moving(parts.plan, speeds))
     here = list(told.values())
-    if any(slots == 0 for _, slots, *_ in here):
+    if parts.plan.slots == 0:
         return parts  # nothing moves, on the CPU or because all of it stays
     if here[1:] != here[:-1]:
         return _alone(parts, NOT_EQUAL)
