@@ -20,7 +20,7 @@ from .parts.load import build_empty
 from .request import TEXT_TOKENS
 
 ALLOCATION = 512  # what the device's allocator rounds a tensor up to
-_WAY = 2  # how costs are followed; counted up when that changes what is alive
+_WAY = 3  # how costs are followed; counted up when that changes what is alive
 
 
 def text_cost(job: Job) -> PhaseCost:
@@ -39,6 +39,7 @@ def _kept(job: Job, part: Part, task: str, follow: Callable[[], PhaseCost]) -> P
         "config": {name: repr(value) for name, value in sorted(part.config.items())},
         "latents": list(latent_shape(job)),
         "portable": job.portable,
+        "on_host": job.on_host,
         "libraries": library_versions("torch", "diffusers", "transformers"),
     }
     cost: PhaseCost = remembered(
@@ -66,7 +67,7 @@ def _follow_text(job: Job) -> PhaseCost:
     weights = _weight_bytes(encoder)
     try:
         cost = record_call(
-            Recorder([*encoder.parameters(), *encoder.buffers()]),
+            Recorder([*encoder.parameters(), *encoder.buffers()], on_host=job.on_host),
             lambda ids, _, mask: encoder(ids, mask).last_hidden_state,
             ((ids, torch.ones_like(ids), mask), {}),
             label=part.class_name,
@@ -87,7 +88,7 @@ def _follow_sight(job: Job, part: Part, images: int) -> PhaseCost:
     encoder: Any = build_empty(part).to(stated_dtype(part))
     side = int(encoder.config.image_size)
     cost = record_call(
-        Recorder([*encoder.parameters(), *encoder.buffers()]),
+        Recorder([*encoder.parameters(), *encoder.buffers()], on_host=job.on_host),
         lambda pixels: encoder(pixels, output_hidden_states=True).hidden_states[-2],
         ((torch.empty(images, 3, side, side, device="meta"),), {}),
         label=part.class_name,
@@ -134,7 +135,7 @@ def decode_cost(job: Job, *, tiled: bool) -> PhaseCost:
 
 def _follow_decoding(job: Job, *, tiled: bool) -> PhaseCost:
     vae: Any = build_empty(job.parts.vae)
-    recorder, weights = Recorder(vae.parameters()), _weight_bytes(vae)
+    recorder, weights = Recorder(vae.parameters(), on_host=job.on_host), _weight_bytes(vae)
     if isinstance(getattr(vae, "decoder", None), torch.nn.Module):
         vae.decoder = LikeChunks(vae.decoder, recorder)
     vae.blend_v = vae.blend_h = lambda _, tile, __: tile
@@ -176,7 +177,7 @@ def condition_cost(job: Job, *, tiled: bool) -> PhaseCost:
 
     def follow() -> PhaseCost:
         vae = build_empty(job.parts.vae)
-        cost, activations = record_vae(vae, "encode", size, tiled=tiled), 0
+        cost, activations = record_vae(vae, "encode", size, tiled=tiled, on_host=job.on_host), 0
         if job.timestep_per_token and vae.dtype == torch.float32:
             activations = -job.image_bytes  # it is what is encoded
         activations += cost.activation_bytes

@@ -96,16 +96,18 @@ def _is_of(function: Any, package: str) -> bool:
     if _is_ours(function):
         return True
     code = getattr(function, "__code__", None)
-    homes = _home(package), _home("torch")
-    return code is not None and any(code.co_filename.startswith(home) for home in homes)
+    homes = (*_homes(package), *_homes("torch"))
+    return code is not None and code.co_filename.startswith(homes)
 
 
-@functools.lru_cache(maxsize=256)
-def _home(package: str) -> str:
-    """The folder of a package, or the file of a module; all there is where that is not known."""
-    file: str | None = getattr(sys.modules.get(package), "__file__", None)
+def _homes(package: str) -> tuple[str, ...]:
+    """The folders of a package, or the file of a module; all there is where that is not known.
+
+    ComfyUI's has no file of its own, and is made of every folder of its name that Python finds.
+    """
+    module = sys.modules.get(package)
+    file: str | None = getattr(module, "__file__", None)
     if file is None:
-        paths = [str(path) for path in getattr(sys.modules.get(package), "__path__", ())]
-        return paths[0] + os.sep if paths else ""
+        return tuple(f"{path}{os.sep}" for path in getattr(module, "__path__", ())) or ("",)
     folder, name = os.path.split(file)
-    return folder + os.sep if name.startswith("__init__.") else file
+    return (folder + os.sep if name.startswith("__init__.") else file,)

@@ -25,10 +25,16 @@ def follow_vae(
 
 
 def record_vae(
-    vae: Any, task: str, size: tuple[int, int, int], *, tiled: bool, repeat: bool = True
+    vae: Any,
+    task: str,
+    size: tuple[int, int, int],
+    *,
+    tiled: bool,
+    on_host: bool = False,
+    repeat: bool = True,
 ) -> PhaseCost:
     """The same for a given VAE on meta; `repeat=False` follows every chunk (for tests)."""
-    recorder = Recorder(vae.parameters())
+    recorder = Recorder(vae.parameters(), on_host=on_host)
     weight_bytes = sum(parameter.nbytes for parameter in vae.parameters())
     if repeat:
         vae.decoder = LikeChunks(vae.decoder, recorder)

@@ -63,7 +63,7 @@ def _followed(
     calling = _Calling(model, method)
     tensors = [*calling.named_parameters(), *calling.named_buffers()]
     state = {name: to_meta(tensor) for name, tensor in tensors}
-    recorder = Recorder(state.values())
+    recorder = Recorder(state.values(), on_host=where == "cpu")
     kernels: KernelSet = "cuda" if where == "cuda" else "portable"
 
     outputs: list[Any] = []

@@ -40,6 +40,7 @@ def signalled(rank: int, mesh: DeviceMesh, path: str, **asked: Any) -> dict[str,
     where = linked("sim-eager") if tier == "accelerator" else device_of("cpu")
     RankRates.pay = lambda *_: True  # type: ignore[method-assign]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup has it
     if number == "handled":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if rank == 0:
