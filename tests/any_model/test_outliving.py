@@ -205,3 +205,13 @@ def test_torchs_recurrent_layers_keep_theirs_until_others_hang(sim_device: torch
         for _ in range(3):
             assert torch.equal(run(model, sim_device), expected)
         assert "is kept by other code" not in swap.report().text()
+
+
+def test_a_block_that_returns_one_and_keeps_it_is_refused(sim_device: torch.device) -> None:
+    def both(block: Block, x: torch.Tensor) -> Any:
+        return keeps(block, x, block.token), block.token
+
+    model = made(both, first_two)
+    with swap_blocks(model, BlockSwapArgs(blocks="1-3"), device=sim_device):
+        with pytest.raises(StateError, match=r"blocks\.1 keeps a weight.* in its made_of_it"):
+            run(model, sim_device)

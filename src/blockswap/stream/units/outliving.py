@@ -21,19 +21,15 @@ _uses: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda _: 
 _DEEPEST = 8  # containers in each other: some contain themselves
 
 
-# Each takes a while, and may find that nobody keeps one after all.
-_LOOKS = 8
-
-
 class Users:
     """Who refers to some tensors, as a number that only a new reference raises."""
 
-    __slots__ = ("_looks", "_storages", "_tensors")
+    __slots__ = ("_asked", "_storages", "_tensors")
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         leaves = [leaf for tensor in tensors for _, leaf in leaf_tensors(tensor)]
         self._tensors = tuple({id(one): one for one in (*tensors, *leaves)}.values())
-        self._looks = _LOOKS  # how often a keeper is still looked for
+        self._asked = False  # whether other keepers were looked for, which takes a while
         self._storages = tuple({leaf.untyped_storage()._cdata for leaf in leaves})
 
     def count(self) -> int:
@@ -50,22 +46,21 @@ class Users:
         if output is None or self.count() <= run.users:
             return output, spoiled  # of a failed forward the frames hold what they had
         instead = self.apart(output)
-        if instead is not output or not self._looks:
+        if any(map(_looks_anew, run.module.modules())):
             return instead, spoiled
-        self._looks -= 1
-        gc.collect()  # of what is not needed any more some waits in circles for this
-        if self.count() <= run.users or any(map(_looks_anew, run.module.modules())):
-            return output, spoiled
-        self._looks = 0
         attribute = self.kept_by(run.module)
-        if attribute is None and not any(sentence.endswith(_KEPT) for sentence in sentences):
-            sentences.append(f"a weight of {run.name}, or a view of one, {_KEPT}")
-        if attribute is None:
-            return output, spoiled
-        return output, (
-            f"{run.name} keeps a weight, or a view of one, in its {attribute}, and its weights "
-            "leave when its forward ends: leave that block out of `blocks`, so that it stays"
-        )
+        if attribute is not None:
+            return instead, (
+                f"{run.name} keeps a weight, or a view of one, in its {attribute}, and its weights "
+                "leave when its forward ends: leave that block out of `blocks`, so that it stays"
+            )
+        if instead is output and not self._asked:
+            self._asked = True
+            gc.collect()  # of what is not needed any more some waits in circles for this
+            kept = self.count() > run.users
+            if kept and not any(sentence.endswith(_KEPT) for sentence in sentences):
+                sentences.append(f"a weight of {run.name}, or a view of one, {_KEPT}")
+        return instead, spoiled
 
     def has(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is one of them, or a view of their memory."""
