@@ -345,3 +345,28 @@ def test_a_video_that_leaves_no_step(folders: Callable[[str], Path], tmp_path: P
     two = request_for("v2v", tmp_path, steps=2, guidance=1.0)
     job, plan = prepare(folders("v2v"), two, tmp_path / "o.mp4", device="cpu")
     assert make_videos(job, plan).clips[0].steps_computed == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("prompts", wrong) for wrong in ("a cat", "cat", (b"a cat",), (1,), ("a", None))),
+        *((name, True) for name in ("steps", "seed", "preview_every", "guidance")),
+        *((name, "5") for name in ("steps", "seed", "preview_every", "guidance")),
+        *((name, None) for name in ("steps", "seed", "guidance")),
+        *((name, 1.5) for name in ("steps", "seed", "preview_every")),
+        *(("tiled", wrong) for wrong in ("no", 0, 1)),
+        *((name, -1) for name in ("vram_budget", "ram_budget")),
+        *((name, "8 apples") for name in ("vram_budget", "ram_budget")),
+        *((name, float("nan")) for name in ("vram_budget", "ram_budget")),
+    ],
+)
+def test_what_a_request_in_python_is_not_made_of(name: str, value: Any) -> None:
+    with pytest.raises(ArgsError, match=name if name != "prompts" else "prompts="):
+        VideoRequest(**{"prompts": ("a",), name: value})
+
+
+def test_budgets_of_a_request_may_be_written() -> None:
+    request = VideoRequest(("a",), vram_budget="8GiB", ram_budget="1.5 GB")  # type: ignore[arg-type]
+    assert (request.vram_budget, request.ram_budget) == (8 * 2**30, 1_500_000_000)
+    assert replace(request, steps=2).vram_budget == 8 * 2**30

@@ -13,7 +13,7 @@ from ..lora.request import AnyLora, Lora, as_loras
 from ..paths import is_there, output_path
 from ..plan.inputs.workload import Workload
 from ..report.output import MP4, refuse_other
-from ..units import format_bytes
+from ..units import format_bytes, parse_bytes
 
 MOST_STEPS = 1000
 TEXT_TOKENS = 512  # what Wan's pipelines pad a prompt to
@@ -23,9 +23,9 @@ TEXT_TOKENS = 512  # what Wan's pipelines pad a prompt to
 class VideoRequest:
     """One run: a clip for each prompt, all of one size.
 
-    `vram_budget` and `ram_budget` are bytes, None for what is there. `image` starts the clip (or
-    is a reference for VACE), `last_image` ends it, `video` is what it follows. `tiled` asks for the
-    VAE's tiles; None leaves that to the budget. `loras` are those of every
+    `vram_budget` and `ram_budget` are bytes (or a text, "8GiB"), None for what is there. `image`
+    starts the clip (or is a reference for VACE), `last_image` ends it, `video` is what it follows.
+    `tiled` asks for the VAE's tiles; None leaves that to the budget. `loras` are those of every
     transformer, `loras_high` and `loras_low` those of one expert alone. `chunk_tokens` is that of
     `BlockSwapArgs`; every `preview_every` steps the first frame is drawn (0: never). Raises
     ArgsError.
@@ -53,6 +53,7 @@ class VideoRequest:
 
     def __post_init__(self) -> None:
         Workload(self.width, self.height, self.frames)  # says which sizes and counts there are
+        self._refuse_other_types()
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
             raise ArgsError("a prompt without a word was given: say what the clip shows")
         if type(self.steps) is not int or not 1 <= self.steps <= MOST_STEPS:
@@ -69,6 +70,23 @@ class VideoRequest:
         for given in (self.image, self.last_image, self.video, *(lora.path for lora in loras)):
             if given is not None and not is_there(given):
                 raise ArgsError(f"{given} was given, and it is not there: check the path")
+
+    def _refuse_other_types(self) -> None:
+        """Raises ArgsError for what Python callers may give; budgets become bytes."""
+        if isinstance(self.prompts, str) or not all(isinstance(one, str) for one in self.prompts):
+            raise ArgsError(
+                f"prompts={self.prompts!r} was given: give a tuple of texts, one for each clip"
+            )
+        numbers = {"steps": int, "seed": int, "preview_every": int, "guidance": (int, float)}
+        for name, kind in numbers.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind):  # type: ignore[arg-type]
+                raise ArgsError(f"{name}={value!r} was asked: give a number")
+        if self.tiled is not None and not isinstance(self.tiled, bool):
+            raise ArgsError(f"tiled={self.tiled!r} was given: give True, False, or leave it out")
+        for name in ("vram_budget", "ram_budget"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, parse_bytes(getattr(self, name), name=name))
 
     @property
     def guided(self) -> bool:
