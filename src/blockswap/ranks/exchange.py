@@ -21,6 +21,7 @@ import torch
 from ..plan.inputs.unit_sizes import EXCHANGED_SLABS
 from .gather_groups import GatherGroup
 from .segment import Segment
+from .waiting import wait_until
 
 PAGE = 4096
 
@@ -104,21 +105,20 @@ class SharedExchange:
 
     def _wait(self, number: int) -> None:
         end = time.monotonic() + self._seconds
-        pause, look = 20e-6, time.monotonic() + 0.2
-        while True:
+        missing: list[int] = []
+
+        def all_laid() -> bool:
             with self._segment.locked():
-                missing = [p for p in range(self._ranks) if self._laid[p] < number]
-            now = time.monotonic()
-            if not missing:
-                return
-            if now > look:
-                look = now + 0.2
-                if set(missing) & set(self._ended()):
-                    raise RuntimeError("it ended before its part was there")
-            if now > end:
+                missing[:] = [p for p in range(self._ranks) if self._laid[p] < number]
+            if missing and time.monotonic() > end:
                 raise RuntimeError(f"its part was not there within {self._seconds:g} s")
-            time.sleep(pause)
-            pause = min(2 * pause, 1e-3)
+            return not missing
+
+        def look() -> None:
+            if set(missing) & set(self._ended()):
+                raise RuntimeError("it ended before its part was there")
+
+        wait_until(all_laid, look=look)
 
     def failed(self) -> None:
         """Others that wait for this rank's next part wait in vain, and not for ever."""

@@ -10,7 +10,6 @@ import contextlib
 import os
 import pickle
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -21,7 +20,8 @@ import torch
 import torch.distributed as dist
 
 from ..errors import ArgsError, BlockSwapError, StateError
-from .torch_groups import forget_group, group_of, wait_until
+from .torch_groups import forget_group, group_of
+from .waiting import wait_until
 
 # A rank may still be loading a large model from a slow disk when the others are ready.
 WAIT_SECONDS = 600.0
@@ -167,20 +167,13 @@ def _gathered(ranks: Ranks, mine: bytearray) -> list[bytearray]:
     told = [bytearray(len(mine)) for _ in ranks.ranks]
     own, others = _as_tensor(mine), [_as_tensor(one) for one in told]
     work: Any = dist.all_gather(others, own, group=ranks.group, async_op=True)
-    look = time.monotonic() + LOOK_SECONDS
 
-    def done() -> bool:
-        nonlocal look
-        if work.is_completed():
-            return True
-        if time.monotonic() > look:
-            look = time.monotonic() + LOOK_SECONDS
-            ended = ranks.ended()
-            if ended and not work.is_completed():
-                raise RuntimeError(f"rank {ended[0]} has ended")
-        return False
+    def look() -> None:
+        ended = ranks.ended()
+        if ended and not work.is_completed():
+            raise RuntimeError(f"rank {ended[0]} has ended")
 
-    wait_until(done)
+    wait_until(work.is_completed, look=look, each=LOOK_SECONDS)
     work.wait()
     return told
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from .group import process_runs
 from .segment import Segment
+from .waiting import wait_until
 
 # More than twice the slots of a pool: nobody is further ahead of another rank.
 _RING = 1024
@@ -128,17 +129,17 @@ class Ledger:
 def wait_for(ledger: Ledger, entry: int, seconds: float) -> Sequence[int]:
     """Waits until `entry` is decided; the ranks that ended or did not come within `seconds`."""
     end = time.monotonic() + seconds
-    pause, look = 20e-6, time.monotonic() + 0.2
-    while ledger.together(entry) is None:
-        now = time.monotonic()
-        missing = ledger.missing(entry)
-        if now > end:
-            return missing
-        if now > look:
-            ended = [position for position in missing if ledger.has_ended(position)]
-            if ended:
-                return ended
-            look = now + 0.2
-        time.sleep(pause)
-        pause = min(2 * pause, 1e-3)
-    return ()
+    lost: list[int] = []
+
+    def decided() -> bool:
+        if lost or ledger.together(entry) is not None:
+            return True
+        if time.monotonic() > end:
+            lost[:] = ledger.missing(entry)
+        return bool(lost)
+
+    def look() -> None:
+        lost[:] = [position for position in ledger.missing(entry) if ledger.has_ended(position)]
+
+    wait_until(decided, look=look)
+    return lost

@@ -18,6 +18,7 @@ import torch
 from ..errors import PlanError, StateError
 from ..units import format_bytes
 from .group import Ranks
+from .waiting import wait_until
 
 LOCK_SECONDS = 60.0  # a lock is held for microseconds
 
@@ -71,20 +72,30 @@ class Segment:
 
 
 def _lock(descriptor: int) -> None:
-    pause, end = 20e-6, time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise StateError(
-                    "what ranks of this host agree on in shared memory is locked by one of them "
-                    f"that has not gone on for {LOCK_SECONDS:g} s (stopped, or in a debugger): let "
-                    "it go on, or end it and start all of them again"
-                ) from None
-        time.sleep(pause)
-        pause = min(2 * pause, 1e-3)
+    if _locks(descriptor):  # nearly always
+        return
+    end = time.monotonic() + LOCK_SECONDS
+
+    def locked() -> bool:
+        if _locks(descriptor):
+            return True
+        if time.monotonic() > end:
+            raise StateError(
+                "what ranks of this host agree on in shared memory is locked by one of them "
+                f"that has not gone on for {LOCK_SECONDS:g} s (stopped, or in a debugger): let "
+                "it go on, or end it and start all of them again"
+            )
+        return False
+
+    wait_until(locked)
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def make_segment(nbytes: int, name: str = "weights") -> Segment:

@@ -10,12 +10,14 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
+
+from .waiting import wait_until
 
 # (ranks, backend, seconds of its timeout, number) -> what torch.distributed was then, the group.
 _Key = tuple[tuple[int, ...], str, float, int]
@@ -61,14 +63,6 @@ def forget_group(group: Any) -> None:
     """A group on which a rank was missing is of no more use."""
     for key in [key for key, kept in _groups.items() if kept[1] is group]:
         del _groups[key]
-
-
-def wait_until(done: Callable[[], bool], most: float = 1e-3) -> None:
-    """A wait that can be interrupted (Ctrl-C), as torch's own cannot; looks each `most` seconds."""
-    pause = 20e-6
-    while not done():
-        time.sleep(pause)
-        pause = min(2 * pause, most)
 
 
 @contextlib.contextmanager
