@@ -10,6 +10,9 @@ import comfy.model_management as management
 import pytest
 import torch
 
+from blockswap.nodes.in_pieces import piece_size
+from blockswap.plan.inputs.margin import NO_MARGIN
+
 
 def point_at(device: torch.device, patch: pytest.MonkeyPatch) -> None:
     """Makes `device` the one ComfyUI computes on, with the memory that it says is free."""
@@ -53,6 +56,20 @@ def computing_on(device: torch.device, patch: pytest.MonkeyPatch) -> Iterator[No
     patch.setattr(comfy.model_base.BaseModel, "memory_required", lambda *_, **__: 1 << 18)
     yield
     management.unload_all_models()
+
+
+def cutting_small(device: torch.device, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same, and clips of a tiny model are cut in pieces, beside no margin."""
+    for place in ("blockswap.nodes.in_pieces.piece_size", "blockswap.pieces.install"):
+        patch.setattr(f"{place}.sizes_below", _small_sizes)
+    patch.setattr(piece_size, "MARGIN", NO_MARGIN)
+    patch.setattr(piece_size, "KERNELS", "portable")
+    yield from computing_on(device, patch)
+
+
+def _small_sizes(tokens: int) -> tuple[int, ...]:
+    """In the place of the sizes for real models."""
+    return tuple(size for size in (256, 128) if size < tokens)
 
 
 def on_simulated(

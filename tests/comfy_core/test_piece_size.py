@@ -26,7 +26,6 @@ from blockswap.nodes.in_pieces.wan_pieces import WAN
 from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.runs.wish import Wish
 from blockswap.pieces import Pieces
-from blockswap.plan.inputs.margin import NO_MARGIN
 
 CLIP = (1, 9, 20, 20)  # 900 tokens
 pytestmark = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
@@ -34,16 +33,7 @@ pytestmark = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
 
 @pytest.fixture(autouse=True)
 def _on_sim(sim_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for place in ("blockswap.nodes.in_pieces.piece_size", "blockswap.pieces.install"):
-        monkeypatch.setattr(f"{place}.sizes_below", small_sizes)
-    monkeypatch.setattr(piece_size, "MARGIN", NO_MARGIN)
-    monkeypatch.setattr(piece_size, "KERNELS", "portable")
-    yield from simulated.computing_on(sim_device, monkeypatch)
-
-
-def small_sizes(tokens: int) -> tuple[int, ...]:
-    """In the place of the sizes for real models."""
-    return tuple(size for size in (256, 128) if size < tokens)
+    yield from simulated.cutting_small(sim_device, monkeypatch)
 
 
 class Forward:

@@ -16,7 +16,7 @@ import torch
 from simulated import limit
 from test_loader import saved
 from test_made_once import Made, counting
-from test_piece_size import Forward, small_sizes
+from test_piece_size import Forward
 
 from blockswap import BlockSwapArgs
 from blockswap.nodes.clone.holding import holding_of
@@ -24,7 +24,6 @@ from blockswap.nodes.in_pieces import piece_size
 from blockswap.nodes.loading import load_streamed
 from blockswap.nodes.runs.wish import Wish
 from blockswap.nodes.seams import host_wan
-from blockswap.plan.inputs.margin import NO_MARGIN
 
 # Weights of some weight beside the activations. Of wider ones a CPU with AMX rounds products in
 # bf16 by how many rows they have.
@@ -38,14 +37,10 @@ pytestmark = pytest.mark.parametrize("sim_device", ["sim-eager"], indirect=True)
 
 @pytest.fixture(autouse=True)
 def _on_sim(sim_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for place in ("blockswap.nodes.in_pieces.piece_size", "blockswap.pieces.install"):
-        monkeypatch.setattr(f"{place}.sizes_below", small_sizes)
-    monkeypatch.setattr(piece_size, "MARGIN", NO_MARGIN)
-    monkeypatch.setattr(piece_size, "KERNELS", "portable")
     monkeypatch.setitem(tiny._COMMON, "dim", WIDE)
     monkeypatch.setitem(tiny._COMMON, "ffn_dim", WIDE)
     monkeypatch.setitem(tiny._COMMON, "num_heads", 3)
-    yield from simulated.computing_on(sim_device, monkeypatch)
+    yield from simulated.cutting_small(sim_device, monkeypatch)
 
 
 class Clip:
