@@ -11,15 +11,15 @@ from ..errors import ModelError
 from ..predict.cache import counts, library_versions, remembered
 from ..predict.module import record_call
 from ..predict.phase import PhaseCost
-from ..predict.recorder import Recorder
+from ..predict.recorder import GRANULARITY_BYTES, Recorder
 from ..predict.text_encoder import TextEncoderGeometry, predict_text_encoder
 from ..predict.vae_chunks import LikeChunks, record_vae
+from ..turns.turn import device_bytes
 from .job import Job
 from .parts.components import Part
 from .parts.load import build_empty
 from .request import TEXT_TOKENS
 
-ALLOCATION = 512  # what the device's allocator rounds a tensor up to
 _WAY = 3  # how costs are followed; counted up when that changes what is alive
 
 
@@ -50,12 +50,6 @@ def _kept(job: Job, part: Part, task: str, follow: Callable[[], PhaseCost]) -> P
     return cost
 
 
-def _weight_bytes(model: torch.nn.Module) -> int:
-    """Of a model on the device, as its allocator counts."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(-(-tensor.nbytes // ALLOCATION) * ALLOCATION for tensor in tensors)
-
-
 def _follow_text(job: Job) -> PhaseCost:
     part = job.parts.text_encoder
     dtype = stated_dtype(part)
@@ -64,7 +58,7 @@ def _follow_text(job: Job) -> PhaseCost:
     # The square one that the encoder makes of a row of padding, which it would have to look at.
     mask = torch.ones(1, 1, TEXT_TOKENS, TEXT_TOKENS, dtype=torch.bool, device="meta")
     kernels = "portable" if job.portable else "cuda"
-    weights = _weight_bytes(encoder)
+    weights = device_bytes(encoder)
     try:
         cost = record_call(
             Recorder([*encoder.parameters(), *encoder.buffers()], on_host=job.on_host),
@@ -94,7 +88,7 @@ def _follow_sight(job: Job, part: Part, images: int) -> PhaseCost:
         label=part.class_name,
         kernels="portable" if job.portable else "cuda",
     )
-    return PhaseCost(_weight_bytes(encoder), cost.activation_bytes, cost.output_bytes, cost.flops)
+    return PhaseCost(device_bytes(encoder), cost.activation_bytes, cost.output_bytes, cost.flops)
 
 
 def _by_formula(part: Part, dtype: torch.dtype) -> PhaseCost:
@@ -135,7 +129,7 @@ def decode_cost(job: Job, *, tiled: bool) -> PhaseCost:
 
 def _follow_decoding(job: Job, *, tiled: bool) -> PhaseCost:
     vae: Any = build_empty(job.parts.vae)
-    recorder, weights = Recorder(vae.parameters(), on_host=job.on_host), _weight_bytes(vae)
+    recorder, weights = Recorder(vae.parameters(), on_host=job.on_host), device_bytes(vae)
     if isinstance(getattr(vae, "decoder", None), torch.nn.Module):
         vae.decoder = LikeChunks(vae.decoder, recorder)
     vae.blend_v = vae.blend_h = lambda _, tile, __: tile
@@ -170,7 +164,7 @@ def condition_cost(job: Job, *, tiled: bool) -> PhaseCost:
     # VACE holds the control video, its mask (as given, and rounded), the other half of the video
     # that the mask parts, and the reference, all in fp32.
     clips = 4 * 4 * job.request.raw_frame_bytes if job.parts.is_vace else 0
-    few = 4 * ALLOCATION  # factors of latents, timesteps, the scale of conditions
+    few = 4 * GRANULARITY_BYTES  # factors of latents, timesteps, the scale of conditions
     held = clips + clips // (4 * job.request.frames) + job.image_bytes + few
     if job.pipeline == "WanImageToVideoPipeline":
         held += 4 * prod(latent_shape(job))  # the noise
@@ -181,7 +175,7 @@ def condition_cost(job: Job, *, tiled: bool) -> PhaseCost:
         if job.timestep_per_token and vae.dtype == torch.float32:
             activations = -job.image_bytes  # it is what is encoded
         activations += cost.activation_bytes
-        return replace(cost, activation_bytes=activations, weight_bytes=_weight_bytes(vae))
+        return replace(cost, activation_bytes=activations, weight_bytes=device_bytes(vae))
 
     cost = _kept(job, job.parts.vae, f"encode {frames}, tiled {tiled}", follow)
     return replace(cost, activation_bytes=cost.activation_bytes + held)

@@ -4,13 +4,14 @@ import sys
 from math import prod
 from typing import Any
 
-from ..layout.slab import align_up
-from .costs import ALLOCATION, latent_shape
+from ..predict.recorder import GRANULARITY_BYTES
+from ..turns.turn import rounded
+from .costs import latent_shape
 from .job import Job
 from .request import TEXT_TOKENS
 
 # Timesteps, a timestep, factors of latents: tensors of a few numbers, as the allocator rounds them.
-_FEW_NUMBERS = 2 * ALLOCATION
+_FEW_NUMBERS = 2 * GRANULARITY_BYTES
 
 
 def inputs_bytes(job: Job) -> int:
@@ -33,7 +34,7 @@ def inputs_bytes(job: Job) -> int:
     kept = [(in_channels - channels) * frames]
     if job.timestep_per_token:
         kept = [channels, frames]  # latents of the image, and which of a frame are those
-    return job.image_bytes + sum(align_up(4 * n * height * width, ALLOCATION) for n in kept)
+    return job.image_bytes + sum(rounded(4 * n * height * width) for n in kept)
 
 
 def decode_inputs_bytes(job: Job) -> int:
@@ -71,7 +72,7 @@ def carried_bytes(job: Job, item_bytes: int, config: Any) -> int:
     if job.request.guided:
         held += item_bytes * latent + embeddings_bytes(job, item_bytes, config) // 2
     # An image embedder's norms compute in fp32, and may lie there in fewer bits.
-    norms = 2 * align_up(4 * int(config.get("image_dim") or 0), ALLOCATION)
+    norms = 2 * rounded(4 * int(config.get("image_dim") or 0))
     return held + norms + _FEW_NUMBERS
 
 

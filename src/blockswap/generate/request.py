@@ -77,10 +77,9 @@ class VideoRequest:
             raise ArgsError(
                 f"prompts={self.prompts!r} was given: give a tuple of texts, one for each clip"
             )
-        numbers = {"steps": int, "seed": int, "preview_every": int, "guidance": (int, float)}
-        for name, kind in numbers.items():
+        for name, kinds in (("seed", (int,)), ("guidance", (int, float))):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind):  # type: ignore[arg-type]
+            if isinstance(value, bool) or not isinstance(value, kinds):
                 raise ArgsError(f"{name}={value!r} was asked: give a number")
         if self.tiled is not None and not isinstance(self.tiled, bool):
             raise ArgsError(f"tiled={self.tiled!r} was given: give True, False, or leave it out")

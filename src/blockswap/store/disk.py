@@ -7,6 +7,7 @@ pieces so that several can be under way at once; what comes back is the unit's s
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from zlib import crc32
 
 from ..errors import ReadError
@@ -93,11 +94,11 @@ class DiskStore:
 
     def sums(self) -> dict[str, int]:
         """Checksums of what has been read: by unit, and behind a | by which bytes these are."""
-        found = {}
-        for index, total in self._contents.sums().items():
-            unit = self._units[index]
-            found[f"{unit.name}|{crc32(repr(unit.extents).encode()):08x}"] = total
-        return found
+        return {self._sum_names[index]: n for index, n in self._contents.sums().items()}
+
+    @cached_property
+    def _sum_names(self) -> list[str]:
+        return [f"{one.name}|{crc32(repr(one.extents).encode()):08x}" for one in self._units]
 
     def slab_offsets(self, index: int) -> tuple[int, ...]:
         """Byte offset of each leaf in the unit's slab."""

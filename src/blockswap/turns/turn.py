@@ -9,14 +9,14 @@ import torch
 
 from ..adapters.live import places_of
 from ..ambient import undisturbed
+from ..layout.slab import align_up
 from ..plan import SwapPlan
+from ..predict.recorder import GRANULARITY_BYTES
 from ..selection import BlockSwapArgs
 from ..store.places import Place
 from ..stream.device import open_device
 from ..swap import open_text_encoder, swap_blocks, swap_experts
 from ..swap.entry.arguments import refuse_swapped
-
-_GRANULARITY = 512
 
 
 class Turn:
@@ -156,7 +156,7 @@ def device_bytes(model: torch.nn.Module) -> int:
 
 def rounded(nbytes: int) -> int:
     """As a device's allocator counts a tensor."""
-    return -(-nbytes // _GRANULARITY) * _GRANULARITY
+    return align_up(nbytes, GRANULARITY_BYTES)
 
 
 @contextmanager
